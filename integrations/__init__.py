@@ -1,0 +1,4 @@
+"""Integrations with other libraries, imported as ``saliency_reg.integrations``.
+
+Each is a module of its own and imports its library only when it is used.
+"""

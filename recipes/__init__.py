@@ -1,0 +1,1 @@
+"""Runnable trainings: ``python -m recipes.NAME``."""

@@ -1,0 +1,24 @@
+"""Saliency-regularized multi-task learning (Bai and Zhao, KDD 2022) as a plug-in for any PyTorch model."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .distances import task_distances
+from .errors import SaliencyRegError
+from .regularizer import SaliencyRegularizer
+from .relations import RelationWeights
+from .report import SaliencyReport
+from .saliency import task_saliencies
+
+__all__ = [
+    "RelationWeights",
+    "SaliencyRegError",
+    "SaliencyRegularizer",
+    "SaliencyReport",
+    "task_distances",
+    "task_saliencies",
+]
+
+try:
+    __version__ = version("saliency-reg")
+except PackageNotFoundError:  # a checkout that was not installed
+    __version__ = "0.0.0"

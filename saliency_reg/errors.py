@@ -1,0 +1,79 @@
+"""Typed errors. Each is a :class:`SaliencyRegError` and the builtin that fits, so both can be caught.
+
+Every message says what was found, what was expected, and what to type instead.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AlreadyAttachedError",
+    "AmbiguousHeadsError",
+    "CaptureError",
+    "ConfigurationError",
+    "HeadNotFoundError",
+    "MissingArgumentError",
+    "ModuleNotFoundInModelError",
+    "NonFiniteError",
+    "NotConnectedError",
+    "SaliencyRegError",
+    "ShapeError",
+    "StateMismatchError",
+    "TaskError",
+    "WrongTypeError",
+]
+
+
+class SaliencyRegError(Exception):
+    """Base class of every error that this package raises."""
+
+
+class ConfigurationError(SaliencyRegError, ValueError):
+    """An option has a value that is not allowed (an unknown name, a number out of range)."""
+
+
+class WrongTypeError(SaliencyRegError, TypeError):
+    """An argument has a type that cannot be used."""
+
+
+class MissingArgumentError(SaliencyRegError, TypeError):
+    """An argument that the chosen options need was not given."""
+
+
+class ShapeError(SaliencyRegError, ValueError):
+    """A tensor has the wrong rank, batch size or number of columns."""
+
+
+class TaskError(SaliencyRegError, ValueError):
+    """Task names are too few, duplicated, or do not match what they should name."""
+
+
+class NonFiniteError(SaliencyRegError, ArithmeticError):
+    """NaN or infinity where values are checked."""
+
+
+class ModuleNotFoundInModelError(SaliencyRegError, LookupError):
+    """A name or module does not exist in the model."""
+
+
+class HeadNotFoundError(ModuleNotFoundInModelError):
+    """No head matches, or none could be found without help."""
+
+
+class AmbiguousHeadsError(SaliencyRegError, ValueError):
+    """Several choices of heads are equally plausible."""
+
+
+class AlreadyAttachedError(SaliencyRegError, RuntimeError):
+    """A regularizer is attached to these heads already."""
+
+
+class CaptureError(SaliencyRegError, RuntimeError):
+    """The forward pass that the regularizer needs did not happen, or happened in an unusable way."""
+
+
+class NotConnectedError(SaliencyRegError, RuntimeError):
+    """A task output does not depend on the feature map, or carries no graph."""
+
+
+class StateMismatchError(SaliencyRegError, RuntimeError):
+    """A ``state_dict`` belongs to other tasks or to another relation rule."""

@@ -1,0 +1,229 @@
+"""From a captured forward to the saliencies of its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Captured
+from .errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
+from .saliency import (
+    Feature,
+    aligned,
+    check_mask,
+    check_pool,
+    each_reads_its_own,
+    gradient_scale,
+    input_gradients,
+    pool_positions,
+    resolve_channel_axis,
+)
+from .scalarization import ScalarizeChoice, check_scalarize, class_axis, scalar_of, scalarize_per_task
+from .structure import is_plain_linear
+
+__all__ = ["Evaluated", "Losses", "SaliencyEvaluator", "losses_per_task", "sum_of_losses"]
+
+TARGETS = ("output", "loss")
+LOSS_REDUCTIONS = ("mean", "sum")
+Losses = Union[Mapping[str, Tensor], Sequence[Tensor]]
+
+
+@dataclass
+class Evaluated:
+    """Saliencies of the tasks that ran."""
+
+    present: list[int]  # task indices
+    saliencies: Tensor  # [T present, B, ...], or [T present, 1, C] where all samples have the same
+    batch_size: int
+    closed_form: bool
+    edges: list[Feature]
+
+
+class SaliencyEvaluator:
+    """How saliencies are taken: the options of the regularizer that concern a single forward.
+
+    Args:
+        tasks: T names.
+        target: ``"output"`` or ``"loss"``.
+        scalarize, pool, channel_axis: as in :func:`task_saliencies`.
+        loss_reduction: what 0-dim losses are: the ``"mean"`` over the batch, or its ``"sum"``.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        target: str,
+        scalarize: ScalarizeChoice,
+        pool: str | None,
+        channel_axis: int | None,
+        loss_reduction: str,
+    ) -> None:
+        if target not in TARGETS:
+            raise ConfigurationError(f"unknown target {target!r}. Choose 'output' (the logits) or 'loss'.")
+        if loss_reduction not in LOSS_REDUCTIONS:
+            raise ConfigurationError(f"unknown loss_reduction {loss_reduction!r}. Choose 'mean' or 'sum'.")
+        check_pool(pool)
+        check_scalarize(scalarize)
+        self.tasks = tuple(tasks)
+        self.target = target
+        self.scalarize = scalarize
+        self.choices = scalarize_per_task(scalarize, self.tasks)
+        self.pool = pool
+        self.channel_axis = channel_axis
+        self.loss_reduction = loss_reduction
+        self._known_separate: set[int] = set()
+        self._heads_mix = False
+
+    def evaluate(
+        self,
+        captured: Captured,
+        heads: Sequence[nn.Module],
+        columns: bool,
+        *,
+        losses: Losses | None,
+        targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
+        mask: Tensor | None,
+        create_graph: bool,
+    ) -> Evaluated:
+        """Differentiate. ``heads`` are the modules behind the outputs, empty where outputs were given by hand."""
+        feature = captured.feature
+        axis = resolve_channel_axis(feature.shape, self.channel_axis)
+        check_mask(mask, feature.shape, axis)
+        labels = aligned(targets, self.tasks, "targets")
+        if self.target == "output" and self._has_closed_form(captured, heads, columns, axis):
+            return self._closed_form(captured, heads, columns, mask, axis)
+        if self.target == "loss":
+            present, scalars = self._loss_scalars(losses, captured, columns, feature.shape[0])
+        else:
+            outputs = self._columns(captured.outputs[0], feature, axis) if columns else captured.outputs
+            present = list(range(len(self.tasks))) if columns else captured.present
+            scalars = [
+                scalar_of(
+                    output,
+                    self.choices[task],
+                    labels[task],
+                    task=self.tasks[task],
+                    feature_shape=feature.shape,
+                    channel_axis=axis,
+                )
+                for task, output in zip(present, outputs)
+            ]
+        edges = captured.edges
+        if captured.separate and not columns:
+            edges = [edge for task, edge in zip(captured.present, edges) if task in present]
+        names = [self.tasks[task] for task in present]
+        scale = gradient_scale(feature.shape, axis)
+        separate = captured.separate and not columns and self._is_separate(present, scalars, edges)
+        gradients = input_gradients(
+            scalars,
+            edges if separate else captured.edges,
+            names,
+            independent=separate,
+            scale=scale,
+            create_graph=create_graph,
+        )
+        pooled = [pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients]
+        return Evaluated(present, torch.stack(pooled), feature.shape[0], False, captured.edges)
+
+    def _is_separate(self, present: Sequence[int], scalars: Sequence[Tensor], edges: Sequence[Feature]) -> bool:
+        """Checked once: heads that read each other's outputs need one call per task."""
+        if not self._heads_mix and not self._known_separate.issuperset(present):
+            self._heads_mix = not each_reads_its_own(scalars, edges)
+            self._known_separate.update(present)
+        return not self._heads_mix
+
+    def _columns(self, output: Tensor, feature: Tensor, axis: int) -> list[Tensor]:
+        if output.ndim < 2:
+            raise ShapeError(f"the head's output must be [B, {len(self.tasks)}], found {list(output.shape)}.")
+        column_axis = class_axis(output, "all tasks", feature.shape, axis)
+        if output.shape[column_axis] != len(self.tasks):
+            raise TaskError(
+                f"the head's output, shape {list(output.shape)}, has {output.shape[column_axis]} columns for "
+                f"{len(self.tasks)} tasks. Name each column once in tasks=."
+            )
+        return [output.narrow(column_axis, task, 1) for task in range(len(self.tasks))]
+
+    def _loss_scalars(
+        self, losses: Losses | None, captured: Captured, columns: bool, batch_size: int
+    ) -> tuple[list[int], list[Tensor]]:
+        if losses is None:
+            raise MissingArgumentError(
+                "target='loss' takes the saliency of the task losses. Type regularizer(losses={task: loss, ...}) with the "
+                "losses before weighting."
+            )
+        found = losses_per_task(losses, self.tasks)
+        present, scalars = [], []
+        for task, loss in found.items():
+            if not columns and task not in captured.present:
+                raise TaskError(
+                    f"losses= has an entry for {self.tasks[task]!r}, whose head did not run in this forward."
+                )
+            if not isinstance(loss, Tensor):
+                raise WrongTypeError(
+                    f"the loss of task {self.tasks[task]!r} must be a tensor, found {type(loss).__name__}."
+                )
+            # Back to the gradient of each sample's own loss.
+            factor = batch_size if loss.ndim == 0 and self.loss_reduction == "mean" else 1
+            if loss.ndim > 1 or (loss.ndim == 1 and loss.shape[0] != batch_size):
+                raise ShapeError(
+                    f"the loss of task {self.tasks[task]!r} has shape {list(loss.shape)}, expected a 0-dim mean over the "
+                    f"batch, or one value per sample, [{batch_size}]."
+                )
+            present.append(task)
+            scalars.append(loss.float().sum() * factor if loss.dtype == torch.float16 else loss.sum() * factor)
+        return present, scalars
+
+    def _has_closed_form(self, captured: Captured, heads: Sequence[nn.Module], columns: bool, axis: int) -> bool:
+        """A ``Linear`` fed by the feature map itself: its weight rows are the saliencies, whatever the sample."""
+        if not heads or not captured.direct or axis != captured.feature.ndim - 1:
+            return False
+        if any(callable(choice) for choice in self.choices):
+            return False
+        ran = [heads[index] for index in captured.present]
+        width = len(self.tasks) if columns else 1
+        return all(is_plain_linear(head) and head.out_features == width for head in ran)
+
+    def _closed_form(
+        self, captured: Captured, heads: Sequence[nn.Module], columns: bool, mask: Tensor | None, axis: int
+    ) -> Evaluated:
+        feature = captured.feature
+        rows = torch.cat([heads[index].get_parameter("weight") for index in captured.present])  # [T, C]
+        present = list(range(len(self.tasks))) if columns else captured.present
+        if feature.ndim == 2:
+            saliencies = pool_positions(rows, self.pool, None, 1, 1.0).unsqueeze(1)
+        else:
+            spread = [row.expand(feature.shape) for row in rows]
+            saliencies = torch.stack([pool_positions(each, self.pool, mask, axis, 1.0) for each in spread])
+        return Evaluated(present, saliencies, feature.shape[0], True, captured.edges)
+
+
+def losses_per_task(losses: Losses, tasks: Sequence[str]) -> dict[int, Tensor]:
+    """Task index to loss, in the order of the tasks. A mapping may leave tasks out; a sequence may not."""
+    if isinstance(losses, Mapping):
+        if unknown := [task for task in losses if task not in tasks]:
+            raise TaskError(f"losses= names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
+        return {index: losses[task] for index, task in enumerate(tasks) if task in losses}
+    if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
+        raise WrongTypeError(
+            f"losses must be a mapping {{task: loss}} or a sequence of T losses, found {type(losses).__name__}."
+        )
+    if len(losses) != len(tasks):
+        raise TaskError(
+            f"losses= has {len(losses)} entries for {len(tasks)} tasks. Pass one for each task, or a mapping."
+        )
+    return dict(enumerate(losses))
+
+
+def sum_of_losses(losses: Losses | None, tasks: Sequence[str], device: torch.device) -> Tensor | None:
+    """The sum of the task losses, detached; per-sample losses count with their mean."""
+    if losses is None:
+        return None
+    found = [
+        torch.as_tensor(loss).detach().float().mean().to(device) for loss in losses_per_task(losses, tasks).values()
+    ]
+    return torch.stack(found).sum() if found else None

@@ -1,0 +1,50 @@
+"""Distances of the micro-batches since the last optimizer step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .state import StateModule
+
+__all__ = ["PendingDistances"]
+
+
+class PendingDistances(StateModule):
+    """Combines the distances of micro-batches as if they had been one batch.
+
+    Args:
+        num_tasks: T.
+        reduction: ``"mean"``: distances are weighted by their number of samples. ``"sum"``: they add up.
+    """
+
+    distances: Tensor
+    samples: Tensor
+
+    def __init__(self, num_tasks: int, reduction: str) -> None:
+        super().__init__()
+        self.reduction = reduction
+        self.register_buffer("distances", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        self.register_buffer("samples", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+
+    @torch.no_grad()
+    def add(self, distances: Tensor, present: list[int], batch_size: int) -> None:
+        """Add ``[t, t]`` distances of the tasks ``present``; a batch with values that are not finite is left out."""
+        index = torch.tensor(present, device=self.distances.device)
+        place = (index.unsqueeze(1), index)
+        distances = distances.to(self.distances)
+        finite = torch.isfinite(distances).all()
+        weight = batch_size if self.reduction == "mean" else 1
+        self.distances[place] += torch.where(finite, distances * weight, torch.zeros_like(distances))
+        self.samples[place] += finite * batch_size
+
+    @torch.no_grad()
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return ``[T, T]`` distances and which of them were seen, and start anew."""
+        seen = self.samples > 0
+        distances = self.distances.clone()
+        if self.reduction == "mean":
+            distances /= self.samples.clamp(min=1)
+        self.distances.zero_()
+        self.samples.zero_()
+        return distances, seen

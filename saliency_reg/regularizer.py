@@ -1,0 +1,519 @@
+"""The penalty as a module that is attached to a model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .capture import Captured, FeatureCapture
+from .distances import BOUNDED_METRICS, check_metric, check_reduction, pairwise_distances
+from .errors import (
+    CaptureError,
+    ConfigurationError,
+    MissingArgumentError,
+    NonFiniteError,
+    StateMismatchError,
+    TaskError,
+    WrongTypeError,
+)
+from .evaluation import Evaluated, Losses, SaliencyEvaluator, sum_of_losses
+from .heads import HeadsChoice, check_task_names, resolve_heads
+from .hooks import StepHook, unwrap_optimizer
+from .pending import PendingDistances
+from .relations import RelationWeights, non_negative_number
+from .report import SaliencyReport
+from .saliency import check_features, named
+from .scalarization import ScalarizeChoice
+from .state import StateModule
+from .structure import HeadForm, form_of_heads, measure_reach, reaches_backbone
+
+__all__ = ["SaliencyRegularizer"]
+
+logger = logging.getLogger("saliency_reg")
+
+#: Training calls without a step of the relations after which the user is told.
+_CALLS_BEFORE_WARNING = 100
+
+
+class SaliencyRegularizer(StateModule):
+    r"""Penalty on the distance between the saliencies of related tasks, for any multi-head model.
+
+    ``regularizer()`` after a forward returns ``strength * sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), where
+    ``D_ij`` is the distance between the input gradients of tasks ``i`` and ``j`` with respect to the feature map that
+    their heads share, and ``w`` are relation weights that are learned by :class:`RelationWeights`.
+
+    Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
+    graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It runs no module a second time, draws
+    no random number and has no parameters. Hooks on tensors between the feature map and the outputs (full backward
+    hooks of heads included) do see the gradient that is taken here.
+
+    Where the authors' code differs from the defaults: it sums over the batch, so that its 0.1 is a ``strength`` of 0.1
+    times the batch size here, and learns the relations by another rule. :meth:`authors` follows it exactly.
+
+    With piecewise-linear heads (``Linear``, ReLU) the saliency is locally constant, and the penalty trains the heads
+    only; heads with GELU or tanh, or ``target="loss"``, let it reach the backbone.
+
+    Args:
+        model: the model, or a wrapper around it; ``None`` if only ``regularizer(outputs=..., features=...)`` is used.
+        heads: names (exact, dotted suffix, or pattern such as ``"heads.*"``), modules, a list of them, or a mapping
+            ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children. A single module has
+            one output column per task. Left out: found, if the choice is unambiguous.
+        feature: the module whose output (``"layer4"``) or input (``"pool:input"``) is the feature map. Left out: the
+            tensor that the heads are called with.
+        tasks: T task names; by default taken from the heads.
+        target: ``"output"``: saliency of the scalarised output (the paper). ``"loss"``: saliency of the task's loss, per
+            sample; then pass ``losses=`` in each call.
+        strength: factor of the penalty (the paper's lambda), finite, ``>= 0``.
+        metric, reduction: of the distance, as in :func:`task_distances`.
+        pool, scalarize, channel_axis: of the saliency, as in :func:`task_saliencies`.
+        relations: name of a rule, or a :class:`RelationWeights`.
+        optimizer: the optimizer whose steps the relations follow, see :meth:`attach_optimizer`.
+        warmup_steps: the strength rises linearly over this many optimizer steps.
+        start_step: the strength is 0 for this many optimizer steps before that.
+        loss_reduction: what 0-dim task losses are for ``target="loss"``: the ``"mean"`` over the samples of the batch, or
+            the ``"sum"``. For anything else, such as a mean over the labelled samples, pass per-sample losses ``[B]``.
+        check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
+            into the loss, so that GradScaler skips the step; the relations do not move then.
+
+    Raises:
+        SaliencyRegError: one of its kinds, for arguments that cannot work; the model is then left as it was.
+
+    Example:
+        >>> model = nn.ModuleDict({"backbone": nn.Linear(8, 4), "heads": nn.ModuleDict()})
+        >>> for task in ("smiling", "young"):
+        ...     model["heads"][task] = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 1))
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> regularizer = SaliencyRegularizer(model, heads=["smiling", "young"], strength=0.1, optimizer=optimizer)
+        >>> feature = model["backbone"](torch.randn(16, 8))
+        >>> outputs = {task: head(feature) for task, head in model["heads"].items()}
+        >>> loss = sum(output.square().mean() for output in outputs.values()) + regularizer()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> regularizer.relations.matrix()
+        tensor([[0., 1.],
+                [1., 0.]], dtype=torch.float64)
+    """
+
+    steps: Tensor
+    task_names: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        heads: HeadsChoice = None,
+        *,
+        feature: str | nn.Module | None = None,
+        tasks: Sequence[str] | None = None,
+        target: str = "output",
+        strength: float = 0.1,
+        metric: str = "l1",
+        pool: str | None = "sum",
+        reduction: str = "mean",
+        scalarize: ScalarizeChoice = "auto",
+        channel_axis: int | None = None,
+        relations: str | RelationWeights = "entropic",
+        optimizer: Any = None,
+        warmup_steps: int = 0,
+        start_step: int = 0,
+        loss_reduction: str = "mean",
+        check_finite: bool = False,
+    ) -> None:
+        super().__init__()
+        check_metric(metric)
+        check_reduction(reduction)
+        self.metric = metric
+        self.reduction = reduction
+        self.check_finite = check_finite
+        self._strength = non_negative_number("strength", strength)
+        self.warmup_steps = _step_count("warmup_steps", warmup_steps)
+        self.start_step = _step_count("start_step", start_step)
+        found = None
+        if model is None:
+            if heads is not None or feature is not None:
+                raise ConfigurationError("heads= and feature= need a model. Pass it as first argument.")
+            if tasks is None:
+                raise MissingArgumentError("without a model the tasks need names. Type tasks=['a', 'b', ...].")
+            self.tasks: tuple[str, ...] = tuple(check_task_names(tasks))
+        elif not isinstance(model, nn.Module):
+            raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+        else:
+            found = resolve_heads(model, heads, tasks)
+            self.tasks = found.tasks
+        self._evaluator = SaliencyEvaluator(
+            self.tasks,
+            target=target,
+            scalarize=scalarize,
+            pool=pool,
+            channel_axis=channel_axis,
+            loss_reduction=loss_reduction,
+        )
+        self.relations = self._build_relations(relations)
+        self.pending = PendingDistances(len(self.tasks), reduction)
+        self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        # Mirrors of buffers, so that a device is never waited for.
+        self._steps = 0
+        self._has_pending = False
+        self._calls_since_step = 0
+        self._enabled = True
+        self._report: SaliencyReport | None = None
+        self._feature_shape: list[int] | None = None
+        self._closed_form = False
+        # Behind a named feature there may be more than the heads.
+        self._form = HeadForm.UNKNOWN if found is None or feature is not None else form_of_heads(found.modules)
+        self._reaches_backbone = reaches_backbone(self._form, target, scalarize)
+        self._step_hook: StepHook | None = None
+        self._capture: FeatureCapture | None = None
+        inner_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
+        # All arguments have been checked: nothing was set on the model or the optimizer before this line.
+        if model is not None and found is not None:
+            self._capture = FeatureCapture(model, found, feature)
+        if inner_optimizer is not None:
+            self._step_hook = StepHook(inner_optimizer, self.step)
+        self._update_fork()
+        if self._reaches_backbone is False:
+            self._tell_no_reach()
+
+    @classmethod
+    def authors(
+        cls, model: nn.Module | None, heads: HeadsChoice = None, *, strength: float = 0.1, **options: Any
+    ) -> SaliencyRegularizer:
+        """The conventions of the published code: sums over positions and over the batch, l1, and its relation rule.
+
+        ``strength`` is their ``mu``, 0.1 by default. Their synthetic script keeps it at 0 for the first 11 steps
+        (``start_step=11``). Other options are those of the class.
+
+        Raises:
+            ConfigurationError: an option that the conventions fix.
+
+        Example:
+            >>> heads = nn.ModuleDict({"a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
+            >>> SaliencyRegularizer.authors(nn.ModuleDict({"heads": heads})).relations.rule
+            'authors'
+        """
+        fixed = {"pool": "sum", "reduction": "sum", "metric": "l1", "relations": "authors", "target": "output"}
+        if clash := sorted(set(fixed) & set(options)):
+            raise ConfigurationError(
+                f"{clash} are fixed by the authors' conventions. Use SaliencyRegularizer(...) instead."
+            )
+        return cls(model, heads, strength=strength, **fixed, **options)
+
+    # What a training loop calls.
+
+    def forward(
+        self,
+        *,
+        losses: Losses | None = None,
+        targets: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
+        mask: Tensor | None = None,
+        outputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
+        features: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Return the penalty of the latest forward, and release that forward.
+
+        Args:
+            losses: task losses, before any weighting, as a mapping or a sequence of T: 0-dim, or ``[B]`` per sample.
+                Needed for ``target="loss"``; otherwise only for ``report.share``.
+            targets: class labels per task, for the ``"label"`` scalarisations.
+            mask: ``[B, positions...]``, true at real positions.
+            outputs, features: instead of a captured forward: task outputs, and the feature map ``A`` they were computed
+                from (or one alias ``A.view_as(A)`` per output), as in :func:`task_saliencies`.
+
+        Returns:
+            0-dim, ``>= 0``, float32 or float64, on the feature map's device. Zero under ``no_grad``, for outputs without a
+            graph, for fewer than two tasks in this step, and while ``enabled`` is false.
+
+        Raises:
+            CaptureError: no unread forward, or one that cannot be used.
+            SaliencyRegError: one of its kinds, for arguments that do not fit.
+        """
+        if not self._enabled or not torch.is_grad_enabled():
+            if self._capture is not None:
+                self._capture.drop()
+            return self._zero()
+        if outputs is not None or features is not None:
+            captured = self._given(outputs, features)
+        elif self._capture is None:
+            raise CaptureError(
+                "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
+                "model, or pass regularizer(outputs=..., features=...)."
+            )
+        else:
+            captured = self._capture.take()
+        if captured is None:
+            return self._zero()
+        heads, columns = self._heads_behind(outputs)
+        strength = self.current_strength
+        evaluated = self._evaluator.evaluate(
+            captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0
+        )
+        if len(evaluated.present) < 2 or evaluated.batch_size == 0:
+            return self._zero(captured.feature)
+        return self._penalty(evaluated, captured.feature, strength, losses)
+
+    def step(self) -> None:
+        """Move the relations once, by the distances since the last step, and count one optimizer step.
+
+        An attached optimizer calls this; call it yourself, after each update, in a loop without one.
+        """
+        if self._has_pending:
+            distances, seen = self.pending.take()
+            self.relations.update(distances, self.current_strength, observed=seen)
+            self._has_pending = False
+        self._calls_since_step = 0
+        self._steps += 1
+        self.steps.fill_(self._steps)
+        self._update_fork()
+
+    def attach_optimizer(self, optimizer: Any) -> None:
+        """Let the relations follow this optimizer's steps (and no longer those of an earlier one).
+
+        Wrappers that carry the optimizer as ``.optimizer`` are unwrapped. A step that GradScaler skips does not count.
+
+        Raises:
+            WrongTypeError: no optimizer.
+        """
+        inner = unwrap_optimizer(optimizer)
+        if self._step_hook is not None:
+            self._step_hook.remove()
+        self._step_hook = StepHook(inner, self.step)
+
+    def remove(self) -> None:
+        """Take everything off the model and the optimizer. The relations stay readable."""
+        if self._capture is not None:
+            self._capture.remove()
+        if self._step_hook is not None:
+            self._step_hook.remove()
+            self._step_hook = None
+
+    def __enter__(self) -> SaliencyRegularizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    # What can be read and set.
+
+    @property
+    def strength(self) -> float:
+        """Factor of the penalty after warm-up; can be set at any time."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._strength = non_negative_number("strength", value)
+        self._update_fork()
+
+    @property
+    def current_strength(self) -> float:
+        """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
+        since_start = self._steps - self.start_step
+        if since_start < 0:
+            return 0.0
+        return self._strength * min(1.0, (since_start + 1) / max(self.warmup_steps, 1))
+
+    @property
+    def enabled(self) -> bool:
+        """While false, calls return zero and the hooks do nothing."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        self._enabled = bool(value)
+        if self._capture is not None:
+            self._capture.enabled = self._enabled
+
+    @property
+    def report(self) -> SaliencyReport | None:
+        """Figures of the latest call that acted; ``None`` before it."""
+        return self._report
+
+    def describe(self) -> str:
+        """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
+        capture = self._capture
+        heads = "given in each call"
+        if capture is not None:
+            names = capture.heads.names
+            heads = f"{names[0]!r}, one column per task" if capture.heads.columns else _some(names)
+        source = "given in each call" if capture is None else capture.feature_name or "what the heads are called with"
+        shape = "not seen yet" if self._feature_shape is None else f"{self._feature_shape}"
+        form = "closed form: the heads' weight rows" if self._closed_form else self._form.value
+        reach = {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self._reaches_backbone]
+        evaluator = self._evaluator
+        lines = {
+            "tasks": f"{len(self.tasks)}: {_some(self.tasks)}",
+            "heads": heads,
+            "feature": f"{source}, shape {shape}",
+            "saliency": f"gradient of the {evaluator.target} (scalarize={_name(evaluator.scalarize)}), pool={evaluator.pool}",
+            "form": form,
+            "distance": f"{self.metric}, {self.reduction} over the batch",
+            "reaches the backbone": reach,
+            "strength": f"{self.current_strength:g} now, {self._strength:g} after warm-up, step {self._steps}",
+            "relations": f"{self.relations}",
+            "relations follow": "an optimizer" if self._step_hook is not None else ".step() calls",
+        }
+        width = max(map(len, lines))
+        return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+    # How it is done.
+
+    def _penalty(self, evaluated: Evaluated, feature: Tensor, strength: float, losses: Losses | None) -> Tensor:
+        present = evaluated.present
+        distances = pairwise_distances(evaluated.saliencies, self.metric, self.reduction)
+        if self.reduction == "sum" and evaluated.saliencies.shape[1] != evaluated.batch_size:
+            distances = distances * evaluated.batch_size  # one row stands for all samples
+        if self.check_finite and not torch.isfinite(distances).all():
+            raise NonFiniteError(
+                f"the distances between {[self.tasks[task] for task in present]} hold NaN or infinite values. Look at the "
+                "outputs and the feature map of this batch, or leave check_finite=False and let GradScaler skip the step."
+            )
+        if self.steps.device != distances.device:
+            self.to(distances.device)
+        relations = self.relations.matrix()
+        among_present = relations if len(present) == len(self.tasks) else relations[present][:, present]
+        penalty = strength * (among_present.to(distances.dtype) * distances).triu(1).sum()
+        self.pending.add(distances.detach(), present, evaluated.batch_size)
+        self._has_pending = True
+        self._note_call(evaluated, feature)
+        if strength > 0 and self._reaches_backbone is None:
+            self._reaches_backbone = measure_reach(penalty, evaluated.edges)
+            if self._reaches_backbone is False:
+                self._tell_no_reach()
+        self._report = SaliencyReport(
+            tasks=self.tasks,
+            present=tuple(self.tasks[task] for task in present),
+            strength=strength,
+            penalty=penalty.detach(),
+            losses=sum_of_losses(losses, self.tasks, distances.device),
+            distances=_spread(distances.detach(), present, len(self.tasks)),
+            relations=relations,
+        )
+        return penalty
+
+    def _given(
+        self, outputs: Mapping[str, Tensor] | Sequence[Tensor] | None, features: Tensor | Sequence[Tensor] | None
+    ) -> Captured | None:
+        if outputs is None or features is None:
+            missing = "features" if features is None else "outputs"
+            raise MissingArgumentError(f"outputs= and features= go together; {missing}= is missing.")
+        names, tensors = named(outputs, "outputs")
+        if isinstance(outputs, Mapping):
+            if unknown := [name for name in names if name not in self.tasks]:
+                raise TaskError(f"outputs= names {unknown}, which are not tasks. The tasks are {list(self.tasks)}.")
+            present = [self.tasks.index(name) for name in names]
+        elif len(tensors) != len(self.tasks):
+            raise TaskError(f"outputs= has {len(tensors)} entries for {len(self.tasks)} tasks. Pass one for each task.")
+        else:
+            present = list(range(len(tensors)))
+        if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
+            return None
+        aliases = check_features(features, len(tensors))
+        return Captured(aliases[0], present, tensors, list(aliases), separate=len(aliases) > 1, direct=False)
+
+    def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
+        if self._capture is None or outputs is not None:
+            return (), False
+        return self._capture.heads.modules, self._capture.heads.columns
+
+    def _build_relations(self, relations: str | RelationWeights) -> RelationWeights:
+        if isinstance(relations, str):
+            relations = RelationWeights(len(self.tasks), relations)
+        if not isinstance(relations, RelationWeights):
+            raise WrongTypeError(
+                f"relations must be the name of a rule or a RelationWeights, found {type(relations).__name__}."
+            )
+        if relations.num_tasks != len(self.tasks):
+            raise TaskError(
+                f"relations has num_tasks={relations.num_tasks}, but there are {len(self.tasks)} tasks. Type "
+                f"RelationWeights({len(self.tasks)}, ...)."
+            )
+        if relations.scale == "auto":
+            relations.scale = 1.0 if self.metric in BOUNDED_METRICS else "mean"
+        return relations
+
+    def _zero(self, like: Tensor | None = None) -> Tensor:
+        device = self.steps.device if like is None else like.device
+        if like is None and self._capture is not None:
+            device = self._capture.device() or device
+        return torch.zeros((), device=device)
+
+    def _note_call(self, evaluated: Evaluated, feature: Tensor) -> None:
+        self._feature_shape = list(feature.shape)
+        self._closed_form = evaluated.closed_form
+        self._calls_since_step += 1
+        if self._steps == 0 and self._calls_since_step == _CALLS_BEFORE_WARNING:
+            warnings.warn(
+                f"the relations have not moved in {_CALLS_BEFORE_WARNING} training calls: no optimizer was attached. Pass "
+                "optimizer=..., type regularizer.attach_optimizer(optimizer), or call regularizer.step() after each "
+                "update.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _tell_no_reach(self) -> None:
+        logger.warning(
+            "The penalty does not reach the backbone: the heads are piecewise linear (Linear, ReLU), so their saliency is "
+            "locally constant in the feature map, and the penalty trains the heads only. For it to shape the backbone "
+            "too, use a smooth activation such as GELU in the heads, or target='loss'."
+        )
+
+    def _update_fork(self) -> None:
+        # A penalty that is off leaves the model's graph as it is, to the bit.
+        if self._capture is not None:
+            self._capture.fork = self.current_strength > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not attached: the hooks belong to the original and its model.
+        state = vars(self).copy()
+        state.update(_capture=None, _step_hook=None, _report=None)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(prefix + "task_names")
+        if saved is not None and not torch.equal(saved.cpu(), self.task_names.cpu()):
+            names = bytes(saved.tolist()).decode(errors="replace").split("\n")
+            raise StateMismatchError(
+                f"the state dict was saved for the tasks {names}, but this regularizer has {list(self.tasks)}. Build it "
+                "with the same tasks in the same order."
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._steps = int(self.steps)
+        pending = state_dict.get(prefix + "pending.samples")
+        self._has_pending = pending is not None and bool((pending > 0).any())
+        self._update_fork()
+
+
+def _step_count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongTypeError(f"{name} must be an int, found {type(value).__name__}.")
+    if value < 0:
+        raise ConfigurationError(f"{name} must be >= 0, found {value}.")
+    return value
+
+
+def _spread(distances: Tensor, present: Sequence[int], num_tasks: int) -> Tensor:
+    if len(present) == num_tasks:
+        return distances
+    full = torch.full((num_tasks, num_tasks), torch.nan, dtype=distances.dtype, device=distances.device)
+    index = torch.tensor(list(present), device=distances.device)
+    full[index.unsqueeze(1), index] = distances
+    return full
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")
+
+
+def _name(scalarize: object) -> str:
+    return repr(scalarize) if isinstance(scalarize, str) else "a callable or one per task"

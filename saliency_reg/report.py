@@ -1,0 +1,67 @@
+"""What the regularizer saw in its latest call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["SaliencyReport"]
+
+
+@dataclass(frozen=True)
+class SaliencyReport:
+    """Figures of one training step. Tensors stay on their device until they are read, so keeping it costs nothing.
+
+    Attributes:
+        tasks: the T task names, in the order of the matrices.
+        present: the tasks whose heads ran in this step.
+        strength: the factor of the penalty in this step, after warm-up.
+        penalty: 0-dim, ``strength * sum_{i<j} w_ij D_ij``: what was returned, detached.
+        losses: 0-dim, the sum of the task losses, if they were given.
+        distances: ``[T, T]``, ``D``; NaN for pairs of which a head did not run.
+        relations: ``[T, T]``, the weights ``w`` that multiplied them.
+
+    Example:
+        >>> import torch
+        >>> from saliency_reg import SaliencyRegularizer
+        >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5)
+        >>> feature = torch.ones(4, 2, requires_grad=True)
+        >>> outputs = {"a": feature.sum(1), "b": 3 * feature.sum(1)}
+        >>> penalty = regularizer(outputs=outputs, features=feature, losses={"a": 3.0, "b": 5.0})
+        >>> regularizer.report.distances
+        tensor([[0., 4.],
+                [4., 0.]])
+        >>> regularizer.report.share
+        0.25
+    """
+
+    tasks: tuple[str, ...]
+    present: tuple[str, ...]
+    strength: float
+    penalty: Tensor
+    losses: Tensor | None
+    distances: Tensor
+    relations: Tensor
+
+    @property
+    def share(self) -> float | None:
+        """The penalty divided by the sum of the task losses; ``None`` where the losses were not given."""
+        if self.losses is None:
+            return None
+        losses = abs(float(self.losses))
+        return float(self.penalty) / losses if losses > 0 else float("inf")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON or a tracker."""
+        return {
+            "tasks": list(self.tasks),
+            "present": list(self.present),
+            "strength": self.strength,
+            "penalty": float(self.penalty),
+            "losses": None if self.losses is None else float(self.losses),
+            "share": self.share,
+            "distances": self.distances.tolist(),
+            "relations": self.relations.tolist(),
+        }

@@ -1,0 +1,113 @@
+"""What can be said of a saliency from the layers of a head alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import only_ours
+from .saliency import Feature
+from .scalarization import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice
+
+__all__ = ["HeadForm", "form_of_heads", "is_plain_linear", "measure_reach", "reaches_backbone"]
+
+# Layers whose derivative is locally constant, and containers that only call their children.
+_PIECEWISE_LINEAR = (
+    nn.Linear,
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.Hardtanh,
+    nn.Threshold,
+    nn.modules.conv._ConvNd,
+    nn.modules.dropout._DropoutNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Upsample,
+)
+_SMOOTH = (
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.LogSigmoid,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Softmax,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.GLU,
+)
+
+
+class HeadForm(Enum):
+    """How a head's saliency depends on its input."""
+
+    PIECEWISE_LINEAR = "piecewise linear: the saliency is locally constant in the feature map"
+    SMOOTH = "smooth: the saliency changes with the feature map"
+    UNKNOWN = "not known from the layers: measured in the first training call"
+
+
+def form_of_heads(heads: Sequence[nn.Module]) -> HeadForm:
+    """The form that all heads share; smooth as soon as one is."""
+    forms = [_form(head) for head in heads]
+    for form in (HeadForm.SMOOTH, HeadForm.UNKNOWN):
+        if form in forms:
+            return form
+    return HeadForm.PIECEWISE_LINEAR
+
+
+def _form(module: nn.Module) -> HeadForm:
+    if isinstance(module, _SMOOTH):
+        return HeadForm.SMOOTH
+    if isinstance(module, _PIECEWISE_LINEAR):
+        return HeadForm.PIECEWISE_LINEAR
+    if type(module) is nn.Sequential:
+        return form_of_heads(list(module.children()))
+    return HeadForm.UNKNOWN  # a forward of its own may do anything
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """A ``Linear`` whose output is nothing but ``x @ weight.T + bias``: no subclass, parametrisation or foreign hook."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and only_ours(module)
+
+
+def reaches_backbone(form: HeadForm, target: str, scalarize: ScalarizeChoice) -> bool | None:
+    """Whether the penalty's gradient reaches the feature map, or ``None`` where only a measurement can tell."""
+    if form is HeadForm.SMOOTH or target == "loss":
+        return True
+    if form is HeadForm.UNKNOWN or scalarize not in PIECEWISE_LINEAR_SCALARIZATIONS:
+        return None
+    return False
+
+
+def measure_reach(penalty: Tensor, edges: Sequence[Feature]) -> bool | None:
+    """The same, from the graph of a penalty; ``None`` if it is zero, which says nothing."""
+    if not bool(penalty.detach() > 0):
+        return None
+    if not penalty.requires_grad:
+        return False
+    gradients = torch.autograd.grad(
+        penalty,
+        list(edges),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
+        retain_graph=True,
+        allow_unused=True,
+    )
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
