@@ -360,9 +360,10 @@ def _same_tensor(a: Tensor, b: Tensor) -> bool:
 
 def _first_tensor(args: Sequence[Any], kwargs: dict[str, Any]) -> int | str | None:
     """Position or name of the first floating-point tensor argument."""
-    for place, value in [*enumerate(args), *kwargs.items()]:
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for place, value in places:
         if isinstance(value, Tensor) and value.is_floating_point():
-            return place  # type: ignore[no-any-return]
+            return place
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = [
     "AlreadyAttachedError",
     "AmbiguousHeadsError",
+    "AmbiguousModuleError",
     "CaptureError",
     "ConfigurationError",
     "HeadNotFoundError",
@@ -59,7 +60,11 @@ class HeadNotFoundError(ModuleNotFoundInModelError):
     """No head matches, or none could be found without help."""
 
 
-class AmbiguousHeadsError(SaliencyRegError, ValueError):
+class AmbiguousModuleError(SaliencyRegError, ValueError):
+    """A name means several modules."""
+
+
+class AmbiguousHeadsError(AmbiguousModuleError):
     """Several choices of heads are equally plausible."""
 
 

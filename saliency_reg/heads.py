@@ -150,7 +150,7 @@ def _find_heads(model: nn.Module, tasks: list[str] | None) -> HeadsChoice:
         )
     if tasks is not None:
         fitting = [
-            name
+            str(name)
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module.out_features == len(tasks)
         ]

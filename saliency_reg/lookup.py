@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .errors import AmbiguousHeadsError, HeadNotFoundError, ModuleNotFoundInModelError, WrongTypeError
+from .errors import AmbiguousModuleError, HeadNotFoundError, ModuleNotFoundInModelError, WrongTypeError
 
 __all__ = ["find_module", "match_names", "name_of"]
 
@@ -44,7 +44,7 @@ def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[s
         raise WrongTypeError(f"a {what} is given by its name or as a module, found {type(wanted).__name__}.")
     names = match_names(model, wanted)
     if len(names) > 1:
-        raise AmbiguousHeadsError(
+        raise AmbiguousModuleError(
             f"{what} {wanted!r} means several modules: {_listed(names)}. Type the full name of one"
             + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
         )
@@ -55,10 +55,10 @@ def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[s
 
 def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModelError:
     names = [name for name, _ in model.named_modules() if name]
-    by_last = {name.rpartition(".")[2]: name for name in names}
+    by_last: dict[str, str] = {name.rpartition(".")[2]: name for name in names}
     near = difflib.get_close_matches(wanted, [*names, *by_last], n=3, cutoff=0.5)
     hint = (
-        f"Did you mean {_listed(dict.fromkeys(by_last.get(name, name) for name in near))}?"
+        f"Did you mean {_listed(dict.fromkeys(by_last.get(str(name), str(name)) for name in near))}?"
         if near
         else (f"It has {_listed(name for name, _ in model.named_children()) or 'no sub-modules'}.")
     )
@@ -73,7 +73,7 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
     """The module's name in the model, or its class name where it is not part of it."""
     for name, candidate in model.named_modules():
         if candidate is module:
-            return name
+            return str(name)
     return type(module).__name__
 
 

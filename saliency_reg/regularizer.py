@@ -197,7 +197,13 @@ class SaliencyRegularizer(StateModule):
             >>> SaliencyRegularizer.authors(nn.ModuleDict({"heads": heads})).relations.rule
             'authors'
         """
-        fixed = {"pool": "sum", "reduction": "sum", "metric": "l1", "relations": "authors", "target": "output"}
+        fixed: dict[str, Any] = {
+            "pool": "sum",
+            "reduction": "sum",
+            "metric": "l1",
+            "relations": "authors",
+            "target": "output",
+        }
         if clash := sorted(set(fixed) & set(options)):
             raise ConfigurationError(
                 f"{clash} are fixed by the authors' conventions. Use SaliencyRegularizer(...) instead."
@@ -352,7 +358,7 @@ class SaliencyRegularizer(StateModule):
             "tasks": f"{len(self.tasks)}: {_some(self.tasks)}",
             "heads": heads,
             "feature": f"{source}, shape {shape}",
-            "saliency": f"gradient of the {evaluator.target} (scalarize={_name(evaluator.scalarize)}), pool={evaluator.pool}",
+            "saliency": f"{evaluator.target} gradient, scalarize={_name(evaluator.scalarize)}, pool={evaluator.pool!r}",
             "form": form,
             "distance": f"{self.metric}, {self.reduction} over the batch",
             "reaches the backbone": reach,

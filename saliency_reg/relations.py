@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import ConfigurationError, MissingArgumentError, ShapeError, StateMismatchError, TaskError, WrongTypeError
+from .errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
 from .simplex import project_to_simplex
 from .state import StateModule
 
@@ -232,7 +232,7 @@ class RelationWeights(StateModule):
         return matrix
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        own = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        own = dict(self.named_buffers(recurse=False))
         found = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         if found and found != set(own):
             raise StateMismatchError(

@@ -32,4 +32,4 @@ class StateModule(nn.Module):
             dtype = state_dtype(moved.device) if tensor.is_floating_point() else tensor.dtype
             return tensor.to(device=moved.device, dtype=dtype)
 
-        return super()._apply(keep_dtype, recurse)
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]

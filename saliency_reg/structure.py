@@ -85,7 +85,7 @@ def _form(module: nn.Module) -> HeadForm:
 
 
 def is_plain_linear(module: nn.Module) -> bool:
-    """A ``Linear`` whose output is nothing but ``x @ weight.T + bias``: no subclass, parametrisation or foreign hook."""
+    """A ``Linear`` whose output is nothing but ``x @ weight.T + bias``: no subclass, parametrisation, foreign hook."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter and only_ours(module)
 
 
