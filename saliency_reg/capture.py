@@ -134,8 +134,8 @@ class FeatureCapture:
         self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
 
     def drop(self) -> None:
-        """Forget the latest forward."""
-        if self._latest is not None:
+        """Forget the latest forward. One without gradients stays: it holds nothing."""
+        if self._latest is not None and self._latest.active:
             self._latest, self._complete = None, False
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
 

@@ -213,7 +213,7 @@ ZOO = {
     "token heads": lambda: Entry(TokenHeads(1), torch.randn(3, 4, 3), channel_axis=1, positions=(4,)),
     "token heads, 3 classes": lambda: Entry(TokenHeads(3), torch.randn(3, 4, 3), 3, channel_axis=1, positions=(4,)),
     "trunk": lambda: Entry(
-        Trunk(), torch.randn(MAPS), options={"heads": ["head_first", "head_second", "head_third"], "feature": "stem"}
+        Trunk(), torch.randn(MAPS), options={"heads": [f"head_{t}" for t in TASKS], "tasks": TASKS, "feature": "stem"}
     ),
     "cascade": lambda: Entry(Cascade(), torch.randn(VECTORS)),
     "in-place heads": lambda: Entry(InPlace(), torch.randn(VECTORS)),

@@ -1,0 +1,176 @@
+"""What the penalty must leave alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from saliency_reg import RelationWeights, SaliencyRegularizer
+
+from .training import TASKS, Net, assert_same_state, batch, make_model, train
+
+
+@pytest.mark.parametrize("rule", ["entropic", "projected", "authors", "fixed"])
+def test_with_strength_zero_training_is_bit_identical(rule: str) -> None:
+    plain, plain_optimizer = make_model()
+    expected = train(plain, plain_optimizer, range(20))
+    expected_random = torch.rand(5)
+
+    model, optimizer = make_model()
+    regularizer = SaliencyRegularizer(model, strength=0.0, relations=rule, optimizer=optimizer)
+    found = train(model, optimizer, range(20), regularizer)
+    assert torch.equal(torch.rand(5), expected_random)
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    assert_same_state(model, plain)
+
+
+def test_with_strength_zero_the_relations_still_learn() -> None:
+    model, optimizer = make_model()
+    regularizer = SaliencyRegularizer(model, strength=0.0, optimizer=optimizer)
+    before = regularizer.relations.matrix()
+    train(model, optimizer, range(3), regularizer)
+    assert not torch.equal(regularizer.relations.matrix(), before)
+
+
+def test_disabled_training_is_bit_identical() -> None:
+    plain, plain_optimizer = make_model()
+    train(plain, plain_optimizer, range(5))
+    model, optimizer = make_model()
+    regularizer = SaliencyRegularizer(model, strength=3.0, optimizer=optimizer)
+    regularizer.enabled = False
+    train(model, optimizer, range(5), regularizer)
+    assert_same_state(model, plain)
+
+
+def test_the_penalty_changes_training_and_so_these_tests_can_fail() -> None:
+    plain, plain_optimizer = make_model()
+    train(plain, plain_optimizer, range(2))
+    model, optimizer = make_model()
+    train(model, optimizer, range(2), SaliencyRegularizer(model, strength=0.1, optimizer=optimizer))
+    with pytest.raises(AssertionError):
+        assert_same_state(model, plain)
+
+
+def test_one_call_runs_nothing_again_and_draws_nothing() -> None:
+    """Forwards are counted by the user's own hooks; random state, statistics and gradients are compared."""
+    model, _ = make_model()
+    calls: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.update([name]))
+    gradients: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda _, name=name: gradients.update([name]))
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    outputs = model(batch(0)[0])
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state, once = torch.get_rng_state(), dict(calls)
+    penalty = regularizer()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert dict(calls) == once
+    assert set(once.values()) == {1}
+    assert not gradients
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+    (sum(output.mean() for output in outputs.values()) + penalty).backward()
+    assert set(gradients.values()) == {1}
+
+
+def test_forward_values_are_untouched() -> None:
+    model, _ = make_model()
+    plain, _ = make_model()
+    SaliencyRegularizer(model, strength=1.0)
+    torch.manual_seed(5)
+    found = model(batch(0)[0])
+    torch.manual_seed(5)
+    expected = plain(batch(0)[0])
+    for task in TASKS:
+        assert torch.equal(found[task], expected[task])
+
+
+def test_dropped_units_are_those_of_the_forward() -> None:
+    """The saliency goes through the masks that were drawn: where dropout zeroed a unit, it is zero."""
+    torch.manual_seed(0)
+    drop = nn.Dropout(0.5)
+
+    class DropFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = nn.ModuleList([nn.Sequential(drop, nn.Linear(10, 1)) for _ in range(2)])
+            self.masks: list[torch.Tensor] = []
+
+        def forward(self, x):
+            drop.register_forward_hook(lambda m, a, out: self.masks.append(out.detach() != 0))
+            return [head(x) for head in self.heads]
+
+    model = DropFirst()
+    x = torch.ones(3, 10, requires_grad=True)
+    regularizer = SaliencyRegularizer(model, "heads", pool=None, relations=RelationWeights(2, "fixed"), strength=1.0)
+    model(x)
+    penalty = regularizer()
+    rows = [head[1].weight / 0.5 for head in model.heads]  # type: ignore[index]
+    expected = (rows[0] * model.masks[0] - rows[1] * model.masks[1]).abs().sum(1).mean()
+    torch.testing.assert_close(penalty, expected)
+
+
+def test_gradients_that_the_loss_did_not_produce_stay_none() -> None:
+    """A head that does not run, and parameters that no loss uses."""
+    model, _ = make_model()
+    unused = nn.Linear(2, 2)
+    model.unused = unused
+    del model.heads["up"]
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
+    model(batch(0)[0])
+    regularizer().backward()
+    assert unused.weight.grad is None
+    assert model.heads["left"].out.bias.grad is None  # type: ignore[union-attr]
+
+
+def test_inactive_under_no_grad_and_in_inference_mode() -> None:
+    model, _ = make_model()
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert regularizer() == 0  # before any forward
+            model(batch(0)[0])
+            penalty = regularizer()
+        assert penalty == 0
+        assert not penalty.requires_grad
+        assert penalty.device == batch(0)[0].device
+    assert regularizer() == 0  # outside, but the latest forward ran without gradients
+    assert regularizer.report is None
+
+
+def test_eval_mode_is_not_consulted() -> None:
+    model, _ = make_model()
+    model.eval()
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    model(batch(0)[0])
+    assert regularizer() > 0
+
+
+def test_outputs_without_a_graph_give_zero() -> None:
+    model, _ = make_model()
+    model.requires_grad_(False)
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    outputs = model(batch(0)[0])
+    assert not any(output.requires_grad for output in outputs.values())
+    assert regularizer() == 0
+
+
+def test_user_hooks_stay_in_place() -> None:
+    model = Net()
+    head = model.heads["left"]
+    seen: list[str] = []
+    head.register_forward_pre_hook(lambda m, a: seen.append("before"))
+    head.register_forward_hook(lambda m, a, o: seen.append("after"))
+    before = {name: dict(vars(head)[name]) for name in ("_forward_hooks", "_forward_pre_hooks")}
+    regularizer = SaliencyRegularizer(model)
+    model(batch(0)[0])
+    regularizer()
+    assert seen == ["before", "after"]
+    regularizer.remove()
+    assert {name: dict(vars(head)[name]) for name in before} == before
