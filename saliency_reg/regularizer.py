@@ -464,7 +464,7 @@ class SaliencyRegularizer(StateModule):
                 "optimizer=..., type regularizer.attach_optimizer(optimizer), or call regularizer.step() after each "
                 "update.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,  # past torch.nn.Module, at the caller
             )
 
     def _tell_no_reach(self) -> None:
