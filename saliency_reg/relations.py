@@ -44,7 +44,7 @@ class RelationWeights(StateModule):
         temperature: ``entropic`` only, ``> 0``: small values approach all weight on the closest pair, large ones
             uniform weights.
         momentum: ``entropic`` only, in ``[0, 1)``: the decay of the bias-corrected running mean of ``D``.
-        learning_rate: ``projected`` (default 0.01) and ``authors`` (default 1e-3, theirs).
+        learning_rate: ``projected`` and ``authors`` (1e-3 is theirs), ``> 0``.
         scale: ``entropic`` and ``projected``: what ``D`` is divided by. ``"mean"``: the mean of ``D`` over the pairs,
             so that weights do not change with the size of the saliencies; or a number. ``"auto"``: ``"mean"``, but 1
             in a regularizer whose metric is bounded (there, a relative scale chases noise once all tasks agree).
@@ -77,7 +77,7 @@ class RelationWeights(StateModule):
         mass: float = 1.0,
         temperature: float = 0.1,
         momentum: float = 0.9,
-        learning_rate: float | None = None,
+        learning_rate: float = 1e-3,
         scale: str | float = "auto",
         matrix: Tensor | None = None,
     ) -> None:
@@ -97,8 +97,7 @@ class RelationWeights(StateModule):
         if not 0 <= momentum < 1:
             raise ConfigurationError(f"momentum must be in [0, 1), found {momentum}.")
         self.momentum = float(momentum)
-        default_rate = 1e-3 if rule == "authors" else 0.01
-        self.learning_rate = positive_number("learning_rate", default_rate if learning_rate is None else learning_rate)
+        self.learning_rate = positive_number("learning_rate", learning_rate)
         if isinstance(scale, str) and scale not in ("auto", "mean"):
             raise ConfigurationError(f"unknown scale {scale!r}. Choose 'auto', 'mean' or a positive number.")
         self.scale: str | float = scale if isinstance(scale, str) else positive_number("scale", scale)

@@ -90,6 +90,7 @@ def test_wrapped_and_late_optimizers() -> None:
     assert moved(regularizer) == 2
 
 
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="GradScaler for CPU came with torch 2.3")
 @pytest.mark.parametrize("fused", [False, True])
 def test_steps_that_grad_scaler_skips_do_not_count(fused: bool) -> None:
     model, _ = make_model()

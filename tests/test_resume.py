@@ -15,7 +15,7 @@ from .training import assert_same_state, batch, make_model, train
 
 def build(rule: str, seed: int = 0):
     model, optimizer = make_model(seed)
-    relations = RelationWeights(3, rule, learning_rate=0.5 if rule == "projected" else None)
+    relations = RelationWeights(3, rule, learning_rate=0.5 if rule == "projected" else 1e-3)
     regularizer = SaliencyRegularizer(
         model, strength=0.2, relations=relations, optimizer=optimizer, start_step=2, warmup_steps=10
     )

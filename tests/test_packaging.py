@@ -1,0 +1,82 @@
+"""What is installed, and what importing it costs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import saliency_reg
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_integrations_from_the_checkout(tmp_path: Path) -> None:
+    code = "import saliency_reg.integrations as i; print(i.__file__)"
+    for folder in (ROOT, tmp_path):
+        assert Path(run_python(code, folder)).parent == ROOT / "integrations"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # A copy: building in place would leave a build folder in the checkout.
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "saliency_reg", "integrations"):
+        (source / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"saliency_reg", f"saliency_reg-{saliency_reg.__version__}.dist-info"}
+    assert "saliency_reg/py.typed" in names
+    assert "saliency_reg/integrations/__init__.py" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import saliency_reg, saliency_reg.integrations as i; print(saliency_reg.__file__, i.__file__); "
+        "assert saliency_reg.SaliencyRegularizer"
+    )
+    printed = run_python(code, tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
+    assert [Path(path).is_relative_to(tmp_path / "site") for path in printed] == [True, True]
+
+
+def test_the_core_imports_torch_alone() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import saliency_reg; "
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    standard = {*sys.stdlib_module_names, "torch", "saliency_reg"}
+    assert [name for name in run_python(code, ROOT).split() if name not in standard] == []
+
+
+def test_importing_leaves_the_user_alone() -> None:
+    """No logging set-up, no random numbers, no threads changed."""
+    code = (
+        "import logging, torch; torch.manual_seed(0); state = torch.get_rng_state(); threads = torch.get_num_threads(); "
+        "import saliency_reg; assert torch.equal(state, torch.get_rng_state()); "
+        "assert threads == torch.get_num_threads(); assert not logging.getLogger().handlers"
+    )
+    run_python(code, ROOT)

@@ -1,0 +1,37 @@
+"""Every Python block of README.md and docs/ runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks() -> list[tuple[str, str]]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [
+        (f"{page.name}-{number}", code)
+        for page in pages
+        for number, code in enumerate(BLOCK.findall(page.read_text()), start=1)
+    ]
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in blocks()])
+def test_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README", "exec"), {"__name__": "__main__"})
+
+
+def test_the_readme_has_blocks_and_its_two_commands() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(BLOCK.findall(readme)) >= 3
+    commands = re.findall(r"^```bash\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    lines = [line for block in commands for line in block.splitlines() if line.strip()]
+    assert sum("python -m recipes.digits" in line for line in lines) == 1
+    assert sum("python -m pytest" in line for line in lines) == 1
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in ci, "CI must run the README's own test command"
