@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from .errors import AlreadyAttachedError, CaptureError, ConfigurationError
 from .heads import Heads
 from .hooks import ModuleHooks, is_hooked
-from .lookup import find_module
+from .lookup import find_module, first_few
 from .saliency import Feature
 
 __all__ = ["Captured", "FeatureCapture"]
@@ -138,6 +138,12 @@ class FeatureCapture:
         if self._latest is not None and self._latest.active:
             self._latest, self._complete = None, False
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
+
+    def describe(self) -> tuple[str, str]:
+        """Heads and feature, for a person."""
+        names = self.heads.names
+        heads = f"{names[0]!r}, one column per task" if self.heads.columns else first_few(names)
+        return heads, self.feature_name or "what the heads are called with"
 
     def device(self) -> torch.device | None:
         """The device of the heads, if they have parameters."""

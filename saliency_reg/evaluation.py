@@ -14,18 +14,20 @@ from .errors import ConfigurationError, MissingArgumentError, ShapeError, TaskEr
 from .saliency import (
     Feature,
     aligned,
+    check_features,
     check_mask,
     check_pool,
     each_reads_its_own,
     gradient_scale,
     input_gradients,
+    named,
     pool_positions,
     resolve_channel_axis,
 )
 from .scalarization import ScalarizeChoice, check_scalarize, class_axis, scalar_of, scalarize_per_task
 from .structure import is_plain_linear
 
-__all__ = ["Evaluated", "Losses", "SaliencyEvaluator", "losses_per_task", "sum_of_losses"]
+__all__ = ["Evaluated", "Losses", "SaliencyEvaluator", "captured_by_hand", "losses_per_task", "sum_of_losses"]
 
 TARGETS = ("output", "loss")
 LOSS_REDUCTIONS = ("mean", "sum")
@@ -78,6 +80,11 @@ class SaliencyEvaluator:
         self.loss_reduction = loss_reduction
         self._known_separate: set[int] = set()
         self._heads_mix = False
+
+    def describe(self) -> str:
+        """The options, for a person."""
+        scalarize = repr(self.scalarize) if isinstance(self.scalarize, str) else "a callable or one per task"
+        return f"{self.target} gradient, scalarize={scalarize}, pool={self.pool!r}"
 
     def evaluate(
         self,
@@ -200,6 +207,29 @@ class SaliencyEvaluator:
             spread = [row.expand(feature.shape) for row in rows]
             saliencies = torch.stack([pool_positions(each, self.pool, mask, axis, 1.0) for each in spread])
         return Evaluated(present, saliencies, feature.shape[0], True, captured.edges)
+
+
+def captured_by_hand(
+    outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
+    features: Tensor | Sequence[Tensor] | None,
+    tasks: Sequence[str],
+) -> Captured | None:
+    """Outputs and feature that the user passed, as if they had been captured; ``None`` if they carry no graph."""
+    if outputs is None or features is None:
+        missing = "features" if features is None else "outputs"
+        raise MissingArgumentError(f"outputs= and features= go together; {missing}= is missing.")
+    names, tensors = named(outputs, "outputs")
+    if not isinstance(outputs, Mapping):
+        if len(tensors) != len(tasks):
+            raise TaskError(f"outputs= has {len(tensors)} entries for {len(tasks)} tasks. Pass one for each task.")
+        names = list(tasks)
+    if unknown := [name for name in names if name not in tasks]:
+        raise TaskError(f"outputs= names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
+    if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
+        return None
+    aliases = check_features(features, len(tensors))
+    present = [tasks.index(name) for name in names]
+    return Captured(aliases[0], present, tensors, list(aliases), separate=len(aliases) > 1, direct=False)
 
 
 def losses_per_task(losses: Losses, tasks: Sequence[str]) -> dict[int, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from .errors import AmbiguousModuleError, HeadNotFoundError, ModuleNotFoundInModelError, WrongTypeError
 
-__all__ = ["find_module", "match_names", "name_of"]
+__all__ = ["find_module", "first_few", "match_names", "name_of"]
 
 
 def match_names(model: nn.Module, wanted: str) -> list[str]:
@@ -75,6 +75,11 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
         if candidate is module:
             return str(name)
     return type(module).__name__
+
+
+def first_few(names: Sequence[str], most: int = 6) -> str:
+    """The names for a line of text: the first ones, and the last."""
+    return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")
 
 
 def _listed(names: Iterable[str], most: int = 8) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import Captured, FeatureCapture
+from .capture import FeatureCapture
 from .distances import BOUNDED_METRICS, check_metric, check_reduction, pairwise_distances
 from .errors import (
     CaptureError,
@@ -22,16 +22,17 @@ from .errors import (
     TaskError,
     WrongTypeError,
 )
-from .evaluation import Evaluated, Losses, SaliencyEvaluator, sum_of_losses
+from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, unwrap_optimizer
+from .lookup import first_few
 from .pending import PendingDistances
-from .relations import RelationWeights, non_negative_number
-from .report import SaliencyReport
-from .saliency import check_features, named
+from .relations import RelationWeights, non_negative_number, relations_for
+from .report import SaliencyReport, spread_over_all
 from .scalarization import ScalarizeChoice
+from .schedule import StrengthSchedule
 from .state import StateModule
-from .structure import HeadForm, form_of_heads, measure_reach, reaches_backbone
+from .structure import NO_REACH, REACH, HeadForm, form_of_heads, measure_reach, reaches_backbone
 
 __all__ = ["SaliencyRegularizer"]
 
@@ -130,9 +131,7 @@ class SaliencyRegularizer(StateModule):
         self.metric = metric
         self.reduction = reduction
         self.check_finite = check_finite
-        self._strength = non_negative_number("strength", strength)
-        self.warmup_steps = _step_count("warmup_steps", warmup_steps)
-        self.start_step = _step_count("start_step", start_step)
+        self._schedule = StrengthSchedule(strength, warmup_steps, start_step)
         found = None
         if model is None:
             if heads is not None or feature is not None:
@@ -153,7 +152,7 @@ class SaliencyRegularizer(StateModule):
             channel_axis=channel_axis,
             loss_reduction=loss_reduction,
         )
-        self.relations = self._build_relations(relations)
+        self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
         self.pending = PendingDistances(len(self.tasks), reduction)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -178,7 +177,7 @@ class SaliencyRegularizer(StateModule):
             self._step_hook = StepHook(inner_optimizer, self.step)
         self._update_fork()
         if self._reaches_backbone is False:
-            self._tell_no_reach()
+            logger.warning(NO_REACH)
 
     @classmethod
     def authors(
@@ -244,7 +243,7 @@ class SaliencyRegularizer(StateModule):
                 self._capture.drop()
             return self._zero()
         if outputs is not None or features is not None:
-            captured = self._given(outputs, features)
+            captured = captured_by_hand(outputs, features, self.tasks)
         elif self._capture is None:
             raise CaptureError(
                 "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
@@ -311,20 +310,17 @@ class SaliencyRegularizer(StateModule):
     @property
     def strength(self) -> float:
         """Factor of the penalty after warm-up; can be set at any time."""
-        return self._strength
+        return self._schedule.strength
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = non_negative_number("strength", value)
+        self._schedule.strength = non_negative_number("strength", value)
         self._update_fork()
 
     @property
     def current_strength(self) -> float:
         """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
-        since_start = self._steps - self.start_step
-        if since_start < 0:
-            return 0.0
-        return self._strength * min(1.0, (since_start + 1) / max(self.warmup_steps, 1))
+        return self._schedule.at(self._steps)
 
     @property
     def enabled(self) -> bool:
@@ -344,27 +340,19 @@ class SaliencyRegularizer(StateModule):
 
     def describe(self) -> str:
         """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
-        capture = self._capture
-        heads = "given in each call"
-        if capture is not None:
-            names = capture.heads.names
-            heads = f"{names[0]!r}, one column per task" if capture.heads.columns else _some(names)
-        source = "given in each call" if capture is None else capture.feature_name or "what the heads are called with"
+        heads, feature = ("given in each call",) * 2 if self._capture is None else self._capture.describe()
         shape = "not seen yet" if self._feature_shape is None else f"{self._feature_shape}"
-        form = "closed form: the heads' weight rows" if self._closed_form else self._form.value
-        reach = {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self._reaches_backbone]
-        evaluator = self._evaluator
+        relations = f"{self.relations}, " + ("following an optimizer" if self._step_hook else "moved by .step()")
         lines = {
-            "tasks": f"{len(self.tasks)}: {_some(self.tasks)}",
+            "tasks": f"{len(self.tasks)}: {first_few(self.tasks)}",
             "heads": heads,
-            "feature": f"{source}, shape {shape}",
-            "saliency": f"{evaluator.target} gradient, scalarize={_name(evaluator.scalarize)}, pool={evaluator.pool!r}",
-            "form": form,
+            "feature": f"{feature}, shape {shape}",
+            "saliency": self._evaluator.describe(),
+            "form": "closed form: the heads' weight rows" if self._closed_form else self._form.value,
             "distance": f"{self.metric}, {self.reduction} over the batch",
-            "reaches the backbone": reach,
-            "strength": f"{self.current_strength:g} now, {self._strength:g} after warm-up, step {self._steps}",
-            "relations": f"{self.relations}",
-            "relations follow": "an optimizer" if self._step_hook is not None else ".step() calls",
+            "reaches the backbone": REACH[self._reaches_backbone],
+            "strength": f"{self.current_strength:g} in optimizer step {self._steps}, {self.strength:g} after warm-up",
+            "relations": relations,
         }
         width = max(map(len, lines))
         return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
@@ -395,58 +383,22 @@ class SaliencyRegularizer(StateModule):
         if strength > 0 and self._reaches_backbone is None:
             self._reaches_backbone = measure_reach(penalty, evaluated.edges)
             if self._reaches_backbone is False:
-                self._tell_no_reach()
+                logger.warning(NO_REACH)
         self._report = SaliencyReport(
             tasks=self.tasks,
             present=tuple(self.tasks[task] for task in present),
             strength=strength,
             penalty=penalty.detach(),
             losses=sum_of_losses(losses, self.tasks, distances.device),
-            distances=_spread(distances.detach(), present, len(self.tasks)),
+            distances=spread_over_all(distances.detach(), present, len(self.tasks)),
             relations=relations,
         )
         return penalty
-
-    def _given(
-        self, outputs: Mapping[str, Tensor] | Sequence[Tensor] | None, features: Tensor | Sequence[Tensor] | None
-    ) -> Captured | None:
-        if outputs is None or features is None:
-            missing = "features" if features is None else "outputs"
-            raise MissingArgumentError(f"outputs= and features= go together; {missing}= is missing.")
-        names, tensors = named(outputs, "outputs")
-        if isinstance(outputs, Mapping):
-            if unknown := [name for name in names if name not in self.tasks]:
-                raise TaskError(f"outputs= names {unknown}, which are not tasks. The tasks are {list(self.tasks)}.")
-            present = [self.tasks.index(name) for name in names]
-        elif len(tensors) != len(self.tasks):
-            raise TaskError(f"outputs= has {len(tensors)} entries for {len(self.tasks)} tasks. Pass one for each task.")
-        else:
-            present = list(range(len(tensors)))
-        if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
-            return None
-        aliases = check_features(features, len(tensors))
-        return Captured(aliases[0], present, tensors, list(aliases), separate=len(aliases) > 1, direct=False)
 
     def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
         if self._capture is None or outputs is not None:
             return (), False
         return self._capture.heads.modules, self._capture.heads.columns
-
-    def _build_relations(self, relations: str | RelationWeights) -> RelationWeights:
-        if isinstance(relations, str):
-            relations = RelationWeights(len(self.tasks), relations)
-        if not isinstance(relations, RelationWeights):
-            raise WrongTypeError(
-                f"relations must be the name of a rule or a RelationWeights, found {type(relations).__name__}."
-            )
-        if relations.num_tasks != len(self.tasks):
-            raise TaskError(
-                f"relations has num_tasks={relations.num_tasks}, but there are {len(self.tasks)} tasks. Type "
-                f"RelationWeights({len(self.tasks)}, ...)."
-            )
-        if relations.scale == "auto":
-            relations.scale = 1.0 if self.metric in BOUNDED_METRICS else "mean"
-        return relations
 
     def _zero(self, like: Tensor | None = None) -> Tensor:
         device = self.steps.device if like is None else like.device
@@ -466,13 +418,6 @@ class SaliencyRegularizer(StateModule):
                 UserWarning,
                 stacklevel=6,  # past torch.nn.Module, at the caller
             )
-
-    def _tell_no_reach(self) -> None:
-        logger.warning(
-            "The penalty does not reach the backbone: the heads are piecewise linear (Linear, ReLU), so their saliency is "
-            "locally constant in the feature map, and the penalty trains the heads only. For it to shape the backbone "
-            "too, use a smooth activation such as GELU in the heads, or target='loss'."
-        )
 
     def _update_fork(self) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.
@@ -498,28 +443,3 @@ class SaliencyRegularizer(StateModule):
         pending = state_dict.get(prefix + "pending.samples")
         self._has_pending = pending is not None and bool((pending > 0).any())
         self._update_fork()
-
-
-def _step_count(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise WrongTypeError(f"{name} must be an int, found {type(value).__name__}.")
-    if value < 0:
-        raise ConfigurationError(f"{name} must be >= 0, found {value}.")
-    return value
-
-
-def _spread(distances: Tensor, present: Sequence[int], num_tasks: int) -> Tensor:
-    if len(present) == num_tasks:
-        return distances
-    full = torch.full((num_tasks, num_tasks), torch.nan, dtype=distances.dtype, device=distances.device)
-    index = torch.tensor(list(present), device=distances.device)
-    full[index.unsqueeze(1), index] = distances
-    return full
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")
-
-
-def _name(scalarize: object) -> str:
-    return repr(scalarize) if isinstance(scalarize, str) else "a callable or one per task"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -256,6 +256,24 @@ class RelationWeights(StateModule):
         elif self.rule == "authors":
             parts += [f"learning_rate={self.learning_rate}"]
         return ", ".join(parts)
+
+
+def relations_for(relations: str | RelationWeights, tasks: Sequence[str], *, bounded: bool) -> RelationWeights:
+    """The relations of a regularizer, from what its user passed; ``bounded`` is its metric."""
+    if isinstance(relations, str):
+        relations = RelationWeights(len(tasks), relations)
+    if not isinstance(relations, RelationWeights):
+        raise WrongTypeError(
+            f"relations must be the name of a rule or a RelationWeights, found {type(relations).__name__}."
+        )
+    if relations.num_tasks != len(tasks):
+        raise TaskError(
+            f"relations has num_tasks={relations.num_tasks}, but there are {len(tasks)} tasks. Type "
+            f"RelationWeights({len(tasks)}, ...)."
+        )
+    if relations.scale == "auto":
+        relations.scale = 1.0 if bounded else "mean"
+    return relations
 
 
 def positive_number(name: str, value: float) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["SaliencyReport"]
+__all__ = ["SaliencyReport", "spread_over_all"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,6 @@ class SaliencyReport:
         relations: ``[T, T]``, the weights ``w`` that multiplied them.
 
     Example:
-        >>> import torch
         >>> from saliency_reg import SaliencyRegularizer
         >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5)
         >>> feature = torch.ones(4, 2, requires_grad=True)
@@ -65,3 +66,13 @@ class SaliencyReport:
             "distances": self.distances.tolist(),
             "relations": self.relations.tolist(),
         }
+
+
+def spread_over_all(distances: Tensor, present: Sequence[int], num_tasks: int) -> Tensor:
+    """``[t, t]`` of the tasks that ran to ``[T, T]``, with NaN elsewhere."""
+    if len(present) == num_tasks:
+        return distances
+    full = torch.full((num_tasks, num_tasks), torch.nan, dtype=distances.dtype, device=distances.device)
+    index = torch.tensor(list(present), device=distances.device)
+    full[index.unsqueeze(1), index] = distances
+    return full

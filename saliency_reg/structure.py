@@ -57,6 +57,14 @@ _SMOOTH = (
 )
 
 
+NO_REACH = (
+    "The penalty does not reach the backbone: the heads are piecewise linear (Linear, ReLU), so their saliency is locally "
+    "constant in the feature map, and the penalty trains the heads only. For it to shape the backbone too, use a smooth "
+    "activation such as GELU in the heads, or target='loss'."
+)
+REACH = {True: "yes", False: "no, it trains the heads only", None: "not known yet"}
+
+
 class HeadForm(Enum):
     """How a head's saliency depends on its input."""
 

@@ -110,7 +110,9 @@ def test_close_tasks_with_a_large_common_part_keep_their_digits(metric: str) -> 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_angles_of_tiny_and_huge_saliencies(metric: str, size: float) -> None:
     saliencies = random_saliencies().float()
-    torch.testing.assert_close(task_distances(saliencies * size, metric=metric), task_distances(saliencies, metric=metric))
+    torch.testing.assert_close(
+        task_distances(saliencies * size, metric=metric), task_distances(saliencies, metric=metric)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -52,7 +52,7 @@ class PerTask(nn.Module):
 
 def works(model: nn.Module, *args: object, **options: object) -> tuple[str, ...]:
     x = torch.randn(3, 4)
-    with SaliencyRegularizer(model, *args, strength=1.0, **options) as regularizer:  # type: ignore[arg-type]
+    with SaliencyRegularizer(model, *args, strength=1.0, **options) as regularizer:
         model(x)
         assert regularizer() > 0
         return regularizer.tasks
@@ -83,8 +83,8 @@ def test_heads_are_found(model: nn.Module, heads: object, options: dict, tasks: 
 
 def test_modules() -> None:
     model = Dictionary()
-    assert works(model, model.decoders) == ("depth", "normal", "edge")  # type: ignore[arg-type]
-    chosen = [model.decoders["edge"], model.decoders["depth"]]  # type: ignore[index]
+    assert works(model, model.decoders) == ("depth", "normal", "edge")
+    chosen = [model.decoders["edge"], model.decoders["depth"]]
     assert works(model, chosen) == ("edge", "depth")
 
 
@@ -102,7 +102,7 @@ def test_heads_that_flatten_on_their_own_share_the_feature() -> None:
     model = Dictionary()
     regularizer = SaliencyRegularizer(model, "decoders", strength=1.0)
     feature = model.encoder(torch.randn(3, 2, 4)[:, :1])
-    for head in model.decoders.values():  # type: ignore[operator, union-attr]
+    for head in model.decoders.values():
         head(feature.flatten(1))
     assert regularizer() > 0
 
@@ -136,7 +136,7 @@ def test_two_regularizers_on_different_heads() -> None:
     model.more = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
     second = SaliencyRegularizer(model, "more", strength=1.0)
     feature = model.encoder(torch.randn(3, 4))
-    for head in [*model.decoders.values(), *model.more]:  # type: ignore[operator, union-attr]
+    for head in [*model.decoders.values(), *model.more]:
         head(feature)
     assert first() > 0
     assert second() > 0

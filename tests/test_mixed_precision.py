@@ -18,13 +18,13 @@ def test_autocast_is_close_to_float32_and_distances_are_float32(dtype: torch.dty
     regularizer = SaliencyRegularizer(model, strength=1.0)
     model(batch(0)[0])
     exact = regularizer()
-    exact_gradient = torch.autograd.grad(exact, model.heads["left"].out.weight)[0]  # type: ignore[union-attr, arg-type]
+    exact_gradient = torch.autograd.grad(exact, model.heads["left"].out.weight)[0]
     with torch.autocast("cpu", dtype=dtype):
         model(batch(0)[0])
         inside = regularizer()
         model(batch(0)[0])
     outside = regularizer()
-    gradient = torch.autograd.grad(inside, model.heads["left"].out.weight)[0]  # type: ignore[union-attr, arg-type]
+    gradient = torch.autograd.grad(inside, model.heads["left"].out.weight)[0]
     assert inside.dtype == outside.dtype == torch.float32
     torch.testing.assert_close(inside, outside)
     precision = 0.05 if dtype is torch.bfloat16 else 5e-3
@@ -42,7 +42,7 @@ def test_bfloat16_model() -> None:
     penalty = regularizer()
     assert penalty.dtype == torch.float32
     penalty.backward()
-    assert torch.isfinite(model.heads["left"].out.weight.grad).all()  # type: ignore[union-attr, arg-type]
+    assert torch.isfinite(model.heads["left"].out.weight.grad).all()
 
 
 def test_float16_gradients_behind_a_large_average_do_not_underflow() -> None:

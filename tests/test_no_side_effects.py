@@ -111,7 +111,7 @@ def test_dropped_units_are_those_of_the_forward() -> None:
     regularizer = SaliencyRegularizer(model, "heads", pool=None, relations=RelationWeights(2, "fixed"), strength=1.0)
     model(x)
     penalty = regularizer()
-    rows = [head[1].weight / 0.5 for head in model.heads]  # type: ignore[index]
+    rows = [head[1].weight / 0.5 for head in model.heads]
     expected = (rows[0] * model.masks[0] - rows[1] * model.masks[1]).abs().sum(1).mean()
     torch.testing.assert_close(penalty, expected)
 
@@ -126,7 +126,7 @@ def test_gradients_that_the_loss_did_not_produce_stay_none() -> None:
     model(batch(0)[0])
     regularizer().backward()
     assert unused.weight.grad is None
-    assert model.heads["left"].out.bias.grad is None  # type: ignore[union-attr]
+    assert model.heads["left"].out.bias.grad is None
 
 
 def test_inactive_under_no_grad_and_in_inference_mode() -> None:

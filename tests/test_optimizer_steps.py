@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,7 +74,7 @@ class Wrapper:
 def test_wrapped_and_late_optimizers() -> None:
     model, optimizer = make_model()
     regularizer = SaliencyRegularizer(model)
-    wrapped = Wrapper(Wrapper(optimizer))  # type: ignore[arg-type]
+    wrapped = Wrapper(Wrapper(optimizer))
     regularizer.attach_optimizer(wrapped)
     forward_and_penalty(model, regularizer).backward()
     wrapped.step()
@@ -163,15 +161,15 @@ def test_strength_can_be_set_while_training() -> None:
 def test_one_warning_if_the_relations_never_move() -> None:
     model, _ = make_model()
     regularizer = SaliencyRegularizer(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(99):
+
+    def calls(number: int) -> None:
+        for _ in range(number):
             model(batch(0)[0])
             regularizer()
+
+    calls(99)  # warnings are errors here
     with pytest.warns(UserWarning, match=r"have not moved in 100 training calls.*regularizer.step\(\)") as caught:
-        for _ in range(150):
-            model(batch(0)[0])
-            regularizer()
+        calls(150)
     assert len(caught) == 1
     assert caught[0].filename == __file__
 
@@ -208,7 +206,7 @@ def test_report_and_share() -> None:
     report = regularizer.report
     assert report is not None
     assert report.tasks == TASKS
-    total = float(sum(losses.values()).detach())  # type: ignore[union-attr]
+    total = float(sum(losses.values()).detach())
     assert report.share == pytest.approx(float(penalty.detach()) / total)
     by_hand = 0.3 * float((report.distances * report.relations).triu(1).sum())
     assert by_hand == pytest.approx(float(penalty.detach()))

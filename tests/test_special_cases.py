@@ -28,9 +28,9 @@ def test_linear_heads_give_graph_regularised_and_mean_regularised_learning() -> 
         model, "heads", metric="sqeuclidean", strength=pairs / 5, relations=RelationWeights(5, "fixed")
     )
     x = torch.randn(4, 7, dtype=torch.float64)
-    for head in model["heads"]:  # type: ignore[union-attr]
+    for head in model["heads"]:
         head(x)
-    theta = torch.cat([head.weight for head in model["heads"]])  # type: ignore[union-attr]
+    theta = torch.cat([head.weight for head in model["heads"]])
     expected = ((theta - theta.mean(0)) ** 2).sum()
     penalty = regularizer()
     torch.testing.assert_close(penalty, expected, rtol=1e-12, atol=0)
@@ -60,15 +60,15 @@ def test_closed_form_equals_autograd(columns: bool, tokens: bool, pool: str | No
     mask = torch.rand(4, 5) > 0.4 if tokens else None
     for reduction in ("mean", "sum"):
         options = {"pool": pool, "reduction": reduction, "strength": 1.0, "relations": uniform(3)}
-        regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, **options)  # type: ignore[arg-type]
+        regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, **options)
         with regularizer:
             if columns:
                 outputs = list(head(feature).split(1, dim=-1))
             else:
-                outputs = [one(feature) for one in head.values()]  # type: ignore[operator]
+                outputs = [one(feature) for one in head.values()]
             ours = regularizer(mask=mask)
             assert "closed form" in regularizer.describe()
-        theirs = SaliencyRegularizer(None, tasks=TASKS, **options)(outputs=outputs, features=feature, mask=mask)  # type: ignore[arg-type]
+        theirs = SaliencyRegularizer(None, tasks=TASKS, **options)(outputs=outputs, features=feature, mask=mask)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
         for a, b in zip(torch.autograd.grad(ours, head.parameters(), allow_unused=True),
                         torch.autograd.grad(theirs, head.parameters(), allow_unused=True)):  # fmt: skip
@@ -101,9 +101,9 @@ def test_heads_equal_up_to_a_constant_have_no_penalty(metric: str, pool: str | N
     model = VectorHeads(lambda: mlp(nn.Tanh())).double()
     first = model.heads["first"]
     for task in TASKS[1:]:
-        model.heads[task].load_state_dict(first.state_dict())  # type: ignore[union-attr, index]
+        model.heads[task].load_state_dict(first.state_dict())
         with torch.no_grad():
-            model.heads[task][2].bias += 5.0  # type: ignore[index]
+            model.heads[task][2].bias += 5.0
     regularizer = SaliencyRegularizer(model, "heads", metric=metric, pool=pool, strength=1.0)
     model(torch.randn(4, 5, dtype=torch.float64))
     assert float(regularizer().detach()) < 1e-14
@@ -153,7 +153,7 @@ def test_piecewise_linear_heads_do_not_pass_the_penalty_to_the_backbone(
     for _ in range(3):
         entry.model(entry.inputs)
         regularizer().backward()
-    for parameter in entry.model.backbone.parameters():  # type: ignore[union-attr]
+    for parameter in entry.model.backbone.parameters():
         assert parameter.grad is None or not parameter.grad.any()
     assert "reaches the backbone  no" in regularizer.describe()
     assert len([record for record in caplog.records if "does not reach the backbone" in record.message]) == 1
@@ -176,7 +176,7 @@ def test_loss_target_reaches_the_backbone_behind_linear_heads() -> None:
     regularizer = SaliencyRegularizer(entry.model, "heads", target="loss", strength=1.0)
     outputs = entry.model(entry.inputs)
     regularizer(losses={task: output.square().mean() for task, output in outputs.items()}).backward()
-    assert entry.model.backbone[0].weight.grad.any()  # type: ignore[union-attr, index]
+    assert entry.model.backbone[0].weight.grad.any()
 
 
 def test_accumulated_batches_equal_one_batch() -> None:

@@ -332,7 +332,9 @@ def test_calling_with_wrong_arguments(options: dict, arguments: dict, error: typ
 
 def test_state_of_other_tasks_or_rules() -> None:
     state = SaliencyRegularizer(Net(), "heads").state_dict()
-    with pytest.raises(errors.StateMismatchError, match=r"saved for the tasks \['left', 'right', 'up'\].*\['a', 'b', 'c'\]"):
+    with pytest.raises(
+        errors.StateMismatchError, match=r"saved for the tasks \['left', 'right', 'up'\].*\['a', 'b', 'c'\]"
+    ):
         SaliencyRegularizer(Net(), "heads", tasks=list("abc")).load_state_dict(state)
     with pytest.raises(errors.StateMismatchError, match="saved with another rule"):
         SaliencyRegularizer(Net(), "heads", relations="projected").load_state_dict(state)
@@ -346,7 +348,11 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
-        (lambda: task_saliencies(FEATURE @ torch.ones(5, 3), FEATURE), errors.WrongTypeError, r"outputs=outputs.unbind\(1\)"),
+        (
+            lambda: task_saliencies(FEATURE @ torch.ones(5, 3), FEATURE),
+            errors.WrongTypeError,
+            r"outputs=outputs.unbind\(1\)",
+        ),
         (lambda: task_saliencies([FEATURE.sum(1)], FEATURE), errors.TaskError, "at least 2"),
         (lambda: task_saliencies([FEATURE.sum(1)] * 2, FEATURE[0]), errors.ShapeError, r"\[B, C\]"),
         (lambda: task_saliencies([FEATURE.sum(1)] * 2, FEATURE.detach()), errors.NotConnectedError, "requires_grad_"),
@@ -370,8 +376,12 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
             "integer class indices",
         ),
         (lambda: task_saliencies([FEATURE.log() * torch.nan] * 2, FEATURE), errors.NonFiniteError, "NaN or infinite"),
-        (lambda: task_saliencies([FEATURE[:, None] * FEATURE[:, :, None]] * 2, FEATURE), errors.ShapeError, "which axis"),
-        (lambda: task_distances([torch.ones(2, 3)]), errors.WrongTypeError, "torch.stack"),  # type: ignore[arg-type]
+        (
+            lambda: task_saliencies([FEATURE[:, None] * FEATURE[:, :, None]] * 2, FEATURE),
+            errors.ShapeError,
+            "which axis",
+        ),
+        (lambda: task_distances([torch.ones(2, 3)]), errors.WrongTypeError, "torch.stack"),
         (lambda: task_distances(torch.ones(2, 3)), errors.ShapeError, r"\[T, B, C\]"),
         (lambda: task_distances(torch.ones(1, 3, 4)), errors.ShapeError, "T >= 2"),
         (lambda: task_distances(torch.ones(2, 0, 4)), errors.ShapeError, "B >= 1"),

@@ -61,9 +61,9 @@ def train(
         loss = sum(((output - y) ** 2).mean() for output in outputs.values())
         if regularizer is not None:
             loss = loss + regularizer()
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimizer.step()
-        losses.append(loss.detach())  # type: ignore[union-attr]
+        losses.append(loss.detach())
         after(step)
     return losses
 

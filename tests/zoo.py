@@ -22,7 +22,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def from_feature(self, feature: Tensor) -> dict[str, Tensor]:
-        return {task: head(feature) for task, head in self.heads.items()}  # type: ignore[union-attr, operator]
+        return {task: head(feature) for task, head in self.heads.items()}
 
 
 class VectorHeads(Model):
@@ -75,7 +75,7 @@ class PooledClassifier(Model):
     def feature_map(self, x: Tensor) -> Tensor:
         return self.backbone(x)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.feature_map(x)).flatten(1))
 
     def from_feature(self, feature: Tensor) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class VectorClassifier(Model):
     def feature_map(self, x: Tensor) -> Tensor:
         return self.backbone(x)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.feature_map(x))
 
     def from_feature(self, feature: Tensor) -> dict[str, Tensor]:

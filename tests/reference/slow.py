@@ -88,7 +88,7 @@ def slow_authors_coefficients(steps: Sequence[list[list[float]]], strength: floa
     """The published update of ``c`` in Python floats; ``steps[k][i][j]`` is the distance at step ``k + 1``."""
     tasks = len(steps[0])
     pairs = [(i, j) for i in range(tasks) for j in range(i + 1, tasks)]
-    c = {pair: 1.0 for pair in pairs}
+    c = dict.fromkeys(pairs, 1.0)
     for k, distances in enumerate(steps, start=1):
         t = 3 * k
         total = sum(c.values())
