@@ -70,7 +70,7 @@ class FeatureCapture:
     """Hooks on a model that record the latest forward.
 
     A forward begins when the model is called, or, for models whose parts are called one by one, when a head runs
-    that has run already. It is kept until it is read or until the next one begins.
+    that has run already. It is kept until it is read or until the next one with gradients begins.
 
     Args:
         model: the module whose call brackets a forward; may be a wrapper such as DistributedDataParallel.
@@ -222,7 +222,8 @@ class FeatureCapture:
         if not self.enabled or _in_backward():
             return
         self._depth += 1
-        if self._depth == 1:
+        # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
+        if self._depth == 1 and (torch.is_grad_enabled() or self._latest is None or not self._latest.active):
             self._begin()
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -265,7 +266,7 @@ class FeatureCapture:
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._live():
-            if self.enabled and not _in_backward() and self._depth == 0 and not self._complete:
+            if self.enabled and not _in_backward() and self._depth == 0 and self._latest is None:
                 self._latest = Forward(active=False)
             return None
         place = _first_tensor(args, kwargs)

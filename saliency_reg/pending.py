@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,8 +32,10 @@ class PendingDistances(StateModule):
     @torch.no_grad()
     def add(self, distances: Tensor, present: list[int], batch_size: int) -> None:
         """Add ``[t, t]`` distances of the tasks ``present``; a batch with values that are not finite is left out."""
-        index = torch.tensor(present, device=self.distances.device)
-        place = (index.unsqueeze(1), index)
+        place: Any = ...
+        if len(present) < len(self.distances):
+            index = torch.tensor(present, device=self.distances.device)
+            place = (index.unsqueeze(1), index)
         distances = distances.to(self.distances)
         finite = torch.isfinite(distances).all()
         weight = batch_size if self.reduction == "mean" else 1

@@ -19,7 +19,6 @@ from .errors import (
     MissingArgumentError,
     NonFiniteError,
     StateMismatchError,
-    TaskError,
     WrongTypeError,
 )
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses

@@ -144,6 +144,30 @@ def test_inactive_under_no_grad_and_in_inference_mode() -> None:
     assert regularizer.report is None
 
 
+def test_a_forward_without_gradients_does_not_displace_one_that_waits() -> None:
+    """As with a teacher, or an evaluation between forward and loss."""
+    model, _ = make_model()
+    model.eval()
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    model(batch(0)[0])
+    expected = regularizer()
+    model(batch(0)[0])
+    with torch.no_grad():
+        model(batch(1)[0])
+    assert torch.equal(regularizer(), expected)
+
+
+def test_the_latest_forward_counts() -> None:
+    model, _ = make_model()
+    model.eval()
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    model(batch(1)[0])
+    expected = regularizer()
+    model(batch(0)[0])
+    model(batch(1)[0])
+    assert torch.equal(regularizer(), expected)
+
+
 def test_eval_mode_is_not_consulted() -> None:
     model, _ = make_model()
     model.eval()
