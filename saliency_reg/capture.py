@@ -29,11 +29,11 @@ class HeadRun:
     """One head's part in a forward."""
 
     source: Tensor  # the tensor that the head was called with
-    edge: Feature | None  # the alias that it read instead, as a place in the graph
-    version: int  # of the source, before the head ran
+    source_edge: Feature | None  # its place in the graph before any head ran on it
+    edge: Feature | None  # the place of the alias that the head read
+    version: int  # of the source, before this head ran
     output: Any = None
     output_version: int = -1
-    finished: bool = False
     changed_source: bool = False
 
 
@@ -45,13 +45,11 @@ class Forward:
     runs: dict[int, HeadRun] = field(default_factory=dict)
     feature: Tensor | None = None  # of the named module, if one was named
     feature_edge: Feature | None = None
+    feature_version: int = -1
     forked: bool = False
+    complete: bool = False  # the model's own forward has ended with heads in it
+    displaced: int = 0  # number of heads in the unread forward that heads called one by one put an end to
     problem: str | None = None
-
-    @property
-    def source(self) -> Tensor:
-        """The feature map: the named module's, or what the heads read."""
-        return self.feature if self.feature is not None else next(iter(self.runs.values())).source
 
 
 @dataclass
@@ -61,8 +59,8 @@ class Captured:
     feature: Tensor
     present: list[int]  # indices of the heads that ran
     outputs: list[Tensor]  # one per head that ran
-    edges: list[Feature]  # one per head that ran if separate, else the edges whose gradients add up
-    separate: bool
+    edges: list[list[Feature]]  # one list per head that ran: the places whose gradients add up to its saliency
+    separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
 
 
@@ -109,8 +107,8 @@ class FeatureCapture:
         self.heads = heads
         self._latest: Forward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
-        self._depth = 0
-        self._complete = False  # the model's own forward has ended with heads in it: later runs are no part of it
+        self._running = False  # the model's own forward
+        self._exception_before: object = None
         self._hooks = ModuleHooks(self)
         feature_module: nn.Module | None = None
         if feature is not None:
@@ -136,7 +134,7 @@ class FeatureCapture:
     def drop(self) -> None:
         """Forget the latest forward. One without gradients stays: it holds nothing."""
         if self._latest is not None and self._latest.active:
-            self._latest, self._complete = None, False
+            self._latest = None
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
 
     def describe(self) -> tuple[str, str]:
@@ -161,7 +159,7 @@ class FeatureCapture:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
-        self._latest, self._complete = None, False
+        self._latest, self._running = None, False
         self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
         return self._checked(forward)
 
@@ -173,7 +171,13 @@ class FeatureCapture:
         if not present:
             raise CaptureError(
                 f"no head ran in the latest forward; the heads are {list(names)}. Choose heads that the model's forward "
-                "calls as modules, head(feature), or pass regularizer(outputs=..., features=...)."
+                "calls as modules, head(feature), not inside a reentrant checkpoint (type use_reentrant=False), or pass "
+                "regularizer(outputs=..., features=...)."
+            )
+        if len(present) < forward.displaced:
+            raise CaptureError(
+                f"heads {[names[index] for index in present]} ran again on their own after the model's forward, which had "
+                "not been read. Call regularizer() right after the model, before heads are called on their own."
             )
         runs = [forward.runs[index] for index in present]
         for index, run in zip(present, runs):
@@ -196,46 +200,58 @@ class FeatureCapture:
                 )
             return None
         outputs = [run.output for run in runs]
+        if self.feature_name is not None and forward.feature is None:
+            raise CaptureError(
+                f"the feature {self.feature_name!r} did not run with gradients in the latest forward. Choose a module that "
+                "the forward calls as a module; inside a checkpoint, use_reentrant=False is needed."
+            )
         one_source = all(_same_tensor(run.source, runs[0].source) for run in runs)
-        if forward.feature is not None and not (one_source and _same_tensor(forward.feature, runs[0].source)):
+        # The same memory in another version is another tensor: an in-place ReLU came in between.
+        if forward.feature is not None and not (
+            one_source
+            and _same_tensor(forward.feature, runs[0].source)
+            and forward.feature_version == min(run.version for run in runs)
+        ):
             if forward.feature_edge is None:
                 raise CaptureError(
                     f"the feature {self.feature_name!r} does not require grad, and no head can be trained."
                 )
-            return Captured(forward.feature, present, outputs, [forward.feature_edge], False, False)
+            edges = [[forward.feature_edge] for _ in runs]
+            return Captured(forward.feature, present, outputs, edges, separate=False, direct=False)
         if not one_source:
             shapes = {names[index]: list(run.source.shape) for index, run in zip(present, runs)}
             raise CaptureError(
                 f"the heads do not read the same tensor: {_shortened(shapes)}. Name the module whose output they share, "
                 "e.g. feature='backbone', or 'pool:input' for the input of a module."
             )
-        edges = [run.edge for run in runs if run.edge is not None]
+        # Heads that work in place write into the shared tensor: their aliases are not where they started.
         changed = any(run.changed_source for run in runs)
-        if forward.feature_edge is not None and (changed or not forward.forked):
-            # In-place heads write into the shared tensor itself: what they read is only known before the first one.
-            return Captured(forward.source, present, outputs, [forward.feature_edge], False, not changed)
-        return Captured(forward.source, present, outputs, edges, True, not changed)
+        separate = forward.forked and not (changed and runs[0].source_edge is not None)
+        places = [run.edge if separate else run.source_edge for run in runs]
+        edges = [[place] for place in places if place is not None]
+        return Captured(runs[0].source, present, outputs, edges, separate=separate, direct=not changed)
 
     # What the hooks call, in the order in which a forward runs.
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.enabled or _in_backward():
             return
-        self._depth += 1
+        self._running = True
+        self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
-        if self._depth == 1 and (torch.is_grad_enabled() or self._latest is None or not self._latest.active):
+        if torch.is_grad_enabled() or self._latest is None or not self._latest.active:
             self._begin()
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._depth == 0 or _in_backward():
+        if not self._running or _in_backward():
             return
-        self._depth -= 1
-        if self._depth == 0:
-            if output is None and sys.exc_info()[0] is not None:
-                self._latest = None
-                self._why_none = "the latest forward raised an exception. Call the model again"
-            elif self._latest is not None:
-                self._complete = bool(self._latest.runs)
+        self._running = False
+        exception = sys.exc_info()[1]
+        if exception is not None and exception is not self._exception_before:
+            self._latest = None
+            self._why_none = "the latest forward raised an exception. Call the model again"
+        elif self._latest is not None:
+            self._latest.complete = bool(self._latest.runs)
 
     def _after_feature(self, module: nn.Module, args: Any, output: Any) -> Any:
         return self._on_feature(output)
@@ -253,6 +269,8 @@ class FeatureCapture:
             # A recomputation has to take the same way as the forward did.
             return self._require_grad(feature) if self._live() and isinstance(feature, Tensor) else None
         forward = self._current()
+        if not self._running and forward.runs:
+            forward = self._begin()
         if not isinstance(feature, Tensor) or not feature.is_floating_point():
             forward.problem = (
                 f"the feature {self.feature_name!r} is a {type(feature).__name__}, expected a floating-point tensor. Name a "
@@ -262,11 +280,12 @@ class FeatureCapture:
         replaced = self._require_grad(feature)
         forward.feature = feature if replaced is None else replaced
         forward.feature_edge = _edge(forward.feature)
+        forward.feature_version = _version(forward.feature)
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._live():
-            if self.enabled and not _in_backward() and self._depth == 0 and self._latest is None:
+            if self.enabled and not _in_backward() and not self._running and self._latest is None:
                 self._latest = Forward(active=False)
             return None
         place = _first_tensor(args, kwargs)
@@ -279,29 +298,37 @@ class FeatureCapture:
                 )
             return None
         source = _at(place, args, kwargs)
-        if records and index in self._current().runs:
-            if self._depth > 0:
-                self._current().problem = (
-                    f"head {self.heads.names[index]!r} ran twice in one forward, so its output is not one per sample. Call "
-                    "the model once per view, or pass regularizer(outputs=..., features=...)."
-                )
-            else:
-                self._begin()
+        if records:
+            self._before_recorded_head(index)
+        source_edge = _edge(source)
         alias = self._require_grad(source)
         if alias is None:
             alias = source.view_as(source) if self.fork and source.requires_grad else source
         if records:
             forward = self._current()
-            if not forward.runs and forward.feature is None and source.requires_grad:
-                forward.feature_edge = _edge(source)
+            for run in forward.runs.values():
+                if run.source is source:
+                    source_edge = run.source_edge
             forward.forked = forward.forked or alias is not source
-            forward.runs[index] = HeadRun(source, _edge(alias), _version(source))
+            forward.runs[index] = HeadRun(source, source_edge, _edge(alias), _version(source))
         return None if alias is source else _replace(place, args, kwargs, alias)
 
+    def _before_recorded_head(self, index: int) -> None:
+        """Begin a forward where the model is not called as a whole; note what cannot be used."""
+        forward = self._current()
+        if not self._running and forward.complete:
+            self._begin().displaced = len(forward.runs)
+        elif not self._running and index in forward.runs:
+            self._begin()
+        elif index in forward.runs:
+            forward.problem = (
+                f"head {self.heads.names[index]!r} ran twice in one forward, so its output is not one per sample. Call "
+                "the model once per view, or pass regularizer(outputs=..., features=...)."
+            )
+
     def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
-        run = self._latest.runs.get(index) if self._latest is not None and self._live() and self._records() else None
-        if run is not None and not run.finished:
-            run.finished = True
+        run = self._latest.runs.get(index) if self._latest is not None and self._records() else None
+        if run is not None:
             run.output = output
             run.output_version = _version(output) if isinstance(output, Tensor) else -1
             run.changed_source = _version(run.source) != run.version
@@ -311,7 +338,7 @@ class FeatureCapture:
 
     def _records(self) -> bool:
         """Checkpointing runs modules again during the backward pass: that is no new forward."""
-        return self._live() and not _in_backward() and not (self._complete and self._depth == 0)
+        return self._live() and not _in_backward()
 
     def _current(self) -> Forward:
         latest = self._latest
@@ -319,7 +346,6 @@ class FeatureCapture:
 
     def _begin(self) -> Forward:
         self._latest = forward = Forward(active=torch.is_grad_enabled())
-        self._complete = False
         return forward
 
     def _require_grad(self, tensor: Tensor) -> Tensor | None:

@@ -15,6 +15,7 @@ from .saliency import (
     Feature,
     aligned,
     check_features,
+    check_graph,
     check_mask,
     check_pool,
     each_reads_its_own,
@@ -42,7 +43,7 @@ class Evaluated:
     saliencies: Tensor  # [T present, B, ...], or [T present, 1, C] where all samples have the same
     batch_size: int
     closed_form: bool
-    edges: list[Feature]
+    edges: list[list[Feature]]
 
 
 class SaliencyEvaluator:
@@ -92,7 +93,7 @@ class SaliencyEvaluator:
         heads: Sequence[nn.Module],
         columns: bool,
         *,
-        losses: Losses | None,
+        losses: Losses | Tensor | None,
         targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
         mask: Tensor | None,
         create_graph: bool,
@@ -120,34 +121,31 @@ class SaliencyEvaluator:
                 )
                 for task, output in zip(present, outputs)
             ]
-        edges = captured.edges
-        if captured.separate and not columns:
-            edges = [edge for task, edge in zip(captured.present, edges) if task in present]
         names = [self.tasks[task] for task in present]
+        check_graph(scalars, names, self.target)
+        edges = captured.edges * len(present) if columns else captured.edges
+        if not columns:
+            edges = [own for task, own in zip(captured.present, edges) if task in present]
+        at_once = captured.separate and not columns
+        if at_once and self._mix(present, scalars, [own[0] for own in edges]):
+            at_once = False
+            edges = [[own[0] for own in captured.edges]] * len(present)
         scale = gradient_scale(feature.shape, axis)
-        separate = captured.separate and not columns and self._is_separate(present, scalars, edges)
-        gradients = input_gradients(
-            scalars,
-            edges if separate else captured.edges,
-            names,
-            independent=separate,
-            scale=scale,
-            create_graph=create_graph,
-        )
+        gradients = input_gradients(scalars, edges, names, at_once=at_once, scale=scale, create_graph=create_graph)
         pooled = [pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients]
         return Evaluated(present, torch.stack(pooled), feature.shape[0], False, captured.edges)
 
-    def _is_separate(self, present: Sequence[int], scalars: Sequence[Tensor], edges: Sequence[Feature]) -> bool:
-        """Checked once: heads that read each other's outputs need one call per task."""
+    def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], edges: Sequence[Feature]) -> bool:
+        """Whether heads read each other's outputs, which needs a call per task. Checked once for each head."""
         if not self._heads_mix and not self._known_separate.issuperset(present):
             self._heads_mix = not each_reads_its_own(scalars, edges)
             self._known_separate.update(present)
-        return not self._heads_mix
+        return self._heads_mix
 
     def _columns(self, output: Tensor, feature: Tensor, axis: int) -> list[Tensor]:
         if output.ndim < 2:
             raise ShapeError(f"the head's output must be [B, {len(self.tasks)}], found {list(output.shape)}.")
-        column_axis = class_axis(output, "all tasks", feature.shape, axis)
+        column_axis = 1 if output.ndim == 2 else class_axis(output, "all tasks", feature.shape, axis)
         if output.shape[column_axis] != len(self.tasks):
             raise TaskError(
                 f"the head's output, shape {list(output.shape)}, has {output.shape[column_axis]} columns for "
@@ -156,7 +154,7 @@ class SaliencyEvaluator:
         return [output.narrow(column_axis, task, 1) for task in range(len(self.tasks))]
 
     def _loss_scalars(
-        self, losses: Losses | None, captured: Captured, columns: bool, batch_size: int
+        self, losses: Losses | Tensor | None, captured: Captured, columns: bool, batch_size: int
     ) -> tuple[list[int], list[Tensor]]:
         if losses is None:
             raise MissingArgumentError(
@@ -229,10 +227,11 @@ def captured_by_hand(
         return None
     aliases = check_features(features, len(tensors))
     present = [tasks.index(name) for name in names]
-    return Captured(aliases[0], present, tensors, list(aliases), separate=len(aliases) > 1, direct=False)
+    edges: list[list[Feature]] = [[aliases[index if len(aliases) > 1 else 0]] for index in range(len(tensors))]
+    return Captured(aliases[0], present, tensors, edges, separate=len(aliases) > 1, direct=False)
 
 
-def losses_per_task(losses: Losses, tasks: Sequence[str]) -> dict[int, Tensor]:
+def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:
     """Task index to loss, in the order of the tasks. A mapping may leave tasks out; a sequence may not."""
     if isinstance(losses, Mapping):
         if unknown := [task for task in losses if task not in tasks]:
@@ -249,10 +248,12 @@ def losses_per_task(losses: Losses, tasks: Sequence[str]) -> dict[int, Tensor]:
     return dict(enumerate(losses))
 
 
-def sum_of_losses(losses: Losses | None, tasks: Sequence[str], device: torch.device) -> Tensor | None:
-    """The sum of the task losses, detached; per-sample losses count with their mean."""
+def sum_of_losses(losses: Losses | Tensor | None, tasks: Sequence[str], device: torch.device) -> Tensor | None:
+    """The sum of the task losses, detached; per-sample losses count with their mean. One 0-dim tensor is that sum."""
     if losses is None:
         return None
+    if isinstance(losses, Tensor) and losses.ndim == 0:
+        return losses.detach().float().to(device)
     found = [
         torch.as_tensor(loss).detach().float().mean().to(device) for loss in losses_per_task(losses, tasks).values()
     ]

@@ -17,6 +17,7 @@ from .scalarization import ScalarizeChoice, scalar_of, scalarize_per_task
 __all__ = [
     "POOLS",
     "Feature",
+    "check_graph",
     "check_pool",
     "each_reads_its_own",
     "gradient_scale",
@@ -55,7 +56,8 @@ def task_saliencies(
     Args:
         outputs: T task outputs, as a mapping ``{task: output}`` or a sequence. Each is ``[B]``, ``[B, K]``, dense
             ``[B, K, H, W]`` / ``[B, L, K]``, or 0-dim (a loss, differentiated as it is). For dense outputs, the
-            classes are on the axis where the feature has its channels, else on axis 1.
+            classes are on the axis where the feature has its channels, else on axis 1. ``[B, K]`` always has K
+            classes: give one value per token as ``[B, L, 1]``.
         features: the feature map ``A``: ``[B, C]``, ``[B, L, C]`` (tokens) or ``[B, C, H, W]``; or a sequence of T
             aliases of it (``A.view_as(A)``), alias ``t`` read by head ``t`` alone, which makes one autograd call do.
         scalarize: the scalar of an output with K classes. ``"auto"`` (largest minus mean logit), ``"max"``,
@@ -101,8 +103,14 @@ def task_saliencies(
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
         scalars.append(scalar_of(output, choice, target, task=task, feature_shape=shape, channel_axis=axis))
+    check_graph(scalars, tasks, "output")
     gradients = input_gradients(
-        scalars, feature_list, tasks, independent=len(feature_list) > 1, scale=scale, create_graph=create_graph
+        scalars,
+        [[feature_list[0 if len(feature_list) == 1 else index]] for index in range(len(tasks))],
+        tasks,
+        at_once=len(feature_list) > 1,
+        scale=scale,
+        create_graph=create_graph,
     )
     saliencies = torch.stack([pool_positions(gradient, pool, mask, axis, scale) for gradient in gradients])
     if not torch.isfinite(saliencies).all():
@@ -116,33 +124,27 @@ def task_saliencies(
 
 def input_gradients(
     scalars: Sequence[Tensor],
-    features: Sequence[Feature],
+    features: Sequence[Sequence[Feature]],
     tasks: Sequence[str],
     *,
-    independent: bool,
+    at_once: bool,
     scale: float = 1.0,
     create_graph: bool = True,
 ) -> list[Tensor]:
-    """Gradient of each scalar with respect to the feature, times ``scale``.
+    """Gradient of each scalar with respect to its features, added up, times ``scale``.
 
-    With ``independent`` scalars, scalar ``t`` depends on feature ``t`` alone, and one autograd call returns them
-    all. Otherwise there is one call per task, and the gradient is the sum over all aliases (or the one feature).
+    ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
+    returns all gradients. Otherwise there is one call per scalar.
     """
-    for task, scalar in zip(tasks, scalars):
-        if not scalar.requires_grad:
-            raise NotConnectedError(
-                f"the output of task {task!r} carries no graph. Compute it with gradients enabled, from a feature map "
-                "that requires grad (feature.requires_grad_() behind a frozen backbone), and do not detach it."
-            )
     with without_autocast(scalars[0]):
         seeds = [torch.full_like(scalar, scale) for scalar in scalars]
         found: list[Tensor | None]
-        if independent:
-            found = list(_grad(scalars, features, seeds, create_graph))
+        if at_once:
+            found = list(_grad(scalars, [own[0] for own in features], seeds, create_graph))
         else:
             found = []
-            for scalar, seed in zip(scalars, seeds):
-                parts = [part for part in _grad([scalar], features, [seed], create_graph) if part is not None]
+            for scalar, own, seed in zip(scalars, features, seeds):
+                parts = [part for part in _grad([scalar], own, [seed], create_graph) if part is not None]
                 found.append(sum(parts[1:], start=parts[0]) if parts else None)
     if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
         raise NotConnectedError(
@@ -150,6 +152,19 @@ def input_gradients(
             "pass the tensor itself, not a copy or a detached one."
         )
     return [gradient for gradient in found if gradient is not None]
+
+
+def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:
+    """Each scalar must carry a graph."""
+    for task, scalar in zip(tasks, scalars):
+        if not scalar.requires_grad:
+            advice = (
+                "Leave the task out of losses= in a step without labels for it"
+                if what == "loss"
+                else "Compute it with gradients enabled, from a feature map that requires grad (feature.requires_grad_() "
+                "behind a frozen backbone)"
+            )
+            raise NotConnectedError(f"the {what} of task {task!r} carries no graph. {advice}, and do not detach it.")
 
 
 def each_reads_its_own(scalars: Sequence[Tensor], features: Sequence[Feature]) -> bool:
@@ -164,14 +179,22 @@ def each_reads_its_own(scalars: Sequence[Tensor], features: Sequence[Feature]) -
 def _grad(
     scalars: Sequence[Tensor], features: Sequence[Feature], seeds: Sequence[Tensor], create_graph: bool
 ) -> tuple[Tensor | None, ...]:
-    return torch.autograd.grad(
-        list(scalars),
-        list(features),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
-        grad_outputs=list(seeds),
-        create_graph=create_graph,
-        retain_graph=True,
-        allow_unused=True,
-    )
+    try:
+        return torch.autograd.grad(
+            list(scalars),
+            list(features),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
+            grad_outputs=list(seeds),
+            create_graph=create_graph,
+            retain_graph=True,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise NotConnectedError(
+            "the graph of the outputs was freed by a backward pass. Compute the penalty first, add it to the loss, and "
+            "call backward once: (loss + regularizer()).backward()."
+        ) from error
 
 
 def pool_positions(gradient: Tensor, pool: str | None, mask: Tensor | None, channel_axis: int, scale: float) -> Tensor:

@@ -150,12 +150,8 @@ def _of_label(scores: Tensor, target: Tensor | None, task: str, scalarize: str) 
 def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axis: int) -> int:
     """The axis of ``output`` that holds classes: where the feature has its channels, else axis 1."""
     if output.ndim == 2:
-        is_per_token = (
-            len(feature_shape) == 3 and output.shape[1] > 1 and output.shape[1] == feature_shape[3 - channel_axis]
-        )
-        if not is_per_token:
-            return 1
-    elif output.ndim == len(feature_shape):
+        return 1
+    if output.ndim == len(feature_shape):
         if channel_axis == 1 or _positions(output.shape, channel_axis) == _positions(feature_shape, channel_axis):
             return channel_axis
         if output.ndim >= 4:

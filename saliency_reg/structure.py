@@ -29,7 +29,6 @@ _PIECEWISE_LINEAR = (
     nn.Threshold,
     nn.modules.conv._ConvNd,
     nn.modules.dropout._DropoutNd,
-    nn.modules.batchnorm._BatchNorm,
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
     nn.modules.pooling._AdaptiveAvgPoolNd,
@@ -87,6 +86,9 @@ def _form(module: nn.Module) -> HeadForm:
         return HeadForm.SMOOTH
     if isinstance(module, _PIECEWISE_LINEAR):
         return HeadForm.PIECEWISE_LINEAR
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        # With batch statistics it is no longer linear, and a user may switch that at any time.
+        return HeadForm.UNKNOWN
     if type(module) is nn.Sequential:
         return form_of_heads(list(module.children()))
     return HeadForm.UNKNOWN  # a forward of its own may do anything
@@ -106,7 +108,7 @@ def reaches_backbone(form: HeadForm, target: str, scalarize: ScalarizeChoice) ->
     return False
 
 
-def measure_reach(penalty: Tensor, edges: Sequence[Feature]) -> bool | None:
+def measure_reach(penalty: Tensor, edges: Sequence[Sequence[Feature]]) -> bool | None:
     """The same, from the graph of a penalty; ``None`` if it is zero, which says nothing."""
     if not bool(penalty.detach() > 0):
         return None
@@ -114,7 +116,7 @@ def measure_reach(penalty: Tensor, edges: Sequence[Feature]) -> bool | None:
         return False
     gradients = torch.autograd.grad(
         penalty,
-        list(edges),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
+        [edge for own in edges for edge in own],  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
         retain_graph=True,
         allow_unused=True,
     )

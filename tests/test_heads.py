@@ -130,6 +130,29 @@ def test_the_input_of_a_module_as_feature() -> None:
     assert found[1] != found[0]  # before the ReLU
 
 
+def test_an_in_place_operation_between_the_feature_and_the_heads() -> None:
+    class InPlaceTrunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Linear(4, 4)
+            self.heads = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            feature = torch.relu_(self.backbone(x))
+            return [head(feature) for head in self.heads]
+
+    torch.manual_seed(0)
+    model, x = InPlaceTrunk(), torch.randn(5, 4)
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=1.0)
+    model(x)
+    before_relu = model.backbone(x)
+    read = before_relu.relu()
+    expected = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0)(
+        outputs=[head(read) for head in model.heads], features=before_relu
+    )
+    torch.testing.assert_close(regularizer(), expected)
+
+
 def test_two_regularizers_on_different_heads() -> None:
     model = Dictionary()
     first = SaliencyRegularizer(model, ["depth", "normal"], strength=1.0)
