@@ -33,7 +33,8 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
     ========================  =======================================================================
 
     Two zero saliencies are at distance 0 in every metric; with ``cosine`` and ``sqchordal`` a zero saliency is
-    at distance 1 from any other. Gradients are finite everywhere, also where two saliencies are equal or zero.
+    at distance 1 from any other. Gradients are finite where two saliencies are equal or zero; those of the angles
+    grow like one over the size of the saliencies, and entries below the smallest normal number count as zero there.
     16-bit input is computed in float32. Memory grows with ``T*B*C + T*T*B``, never with ``T*T*B*C``.
 
     Bai and Zhao (KDD 2022), eq. 5: the distance of the regularizer. The authors' code sums over the batch
@@ -115,17 +116,28 @@ def _l2(x: Tensor) -> Tensor:
 
 def _sqeuclidean(x: Tensor) -> Tensor:
     # Centring over the tasks keeps the Gram form from cancelling when all tasks share a large common part.
+    dtype = x.dtype
+    if _matmul_is_reduced():
+        x = x.double()
     x = x - x.mean(1, keepdim=True)
     gram = x @ x.transpose(1, 2)
     norms = gram.diagonal(dim1=1, dim2=2)
-    return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * gram).clamp(min=0)
+    return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * gram).clamp(min=0).to(dtype)
+
+
+def _matmul_is_reduced() -> bool:
+    """Whether float32 products may be rounded to TF32 or bfloat16, in which small distances would drown."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set in two ways that contradict each other
+        return True
 
 
 def _cosine(x: Tensor) -> Tensor:
     # Dividing by the largest entry first keeps the squares from under- or overflowing. The result does not
     # depend on that factor, so it needs no gradient.
     largest = x.detach().abs().amax(2, keepdim=True)
-    zero = largest == 0
+    zero = largest < torch.finfo(x.dtype).tiny  # NaN is not, and propagates
     x = x / torch.where(zero, torch.ones_like(largest), largest)
     square = (x * x).sum(2, keepdim=True)
     unit = torch.where(zero, torch.zeros_like(x), x * torch.where(zero, torch.ones_like(square), square).rsqrt())

@@ -18,9 +18,11 @@ _OneHead = Union[str, nn.Module]
 #: What the public ``heads=`` accepts.
 HeadsChoice = Union[_OneHead, Sequence[_OneHead], Mapping[str, _OneHead], None]
 
-_HEAD_WORD = re.compile(
-    r"(?:^|_)(head|classifier|decoder|tower|predictor|readout|branch|task)(?:e?s)?\d*(?:_|$)", re.IGNORECASE
+# Names of a container of heads, and of heads that are siblings (decoder_embed and decoder_norm are parts of one decoder).
+_CONTAINER_WORD = re.compile(
+    r"(?:^|_)(head|classifier|decoder|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE
 )
+_SIBLING_WORD = re.compile(r"(?:^|_)(head|classifier|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -173,15 +175,14 @@ def _candidate_groups(model: nn.Module) -> dict[str, list[str]]:
         if not name or any(name.startswith(prefix + ".") for prefix in taken):
             continue
         parent, _, last = name.rpartition(".")
-        word = _HEAD_WORD.search(last)
         if isinstance(module, (nn.ModuleDict, nn.ModuleList)) and len(module) >= 2:
             children = [f"{name}.{child}" for child, _ in module.named_children()]
-            if word:
+            if _CONTAINER_WORD.search(last):
                 groups[repr(name)] = children
                 taken.append(name)
             elif isinstance(module, nn.ModuleDict):
                 dictionaries[repr(name)] = children
-        elif word:
+        elif word := _SIBLING_WORD.search(last):
             siblings.setdefault((parent, word.group(1).lower()), []).append(name)
     for (parent, word_found), names in siblings.items():
         if len(names) >= 2:

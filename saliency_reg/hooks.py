@@ -140,7 +140,7 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
     Raises:
         WrongTypeError: no ``torch.optim.Optimizer`` inside.
     """
-    inner = optimizer
+    inner: Any = None if hasattr(optimizer, "get_last_lr") else optimizer  # a scheduler carries .optimizer, too
     for _ in range(8):  # wrappers of wrappers, but no endless chain
         if getattr(inner, "optimizer", None) is None:
             break

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -27,6 +26,7 @@ from .hooks import StepHook, unwrap_optimizer
 from .lookup import first_few
 from .pending import PendingDistances
 from .relations import RelationWeights, non_negative_number, relations_for
+from .reminders import Reminders
 from .report import SaliencyReport, spread_over_all
 from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
@@ -36,9 +36,6 @@ from .structure import NO_REACH, REACH, HeadForm, form_of_heads, measure_reach, 
 __all__ = ["SaliencyRegularizer"]
 
 logger = logging.getLogger("saliency_reg")
-
-#: Training calls without a step of the relations after which the user is told.
-_CALLS_BEFORE_WARNING = 100
 
 
 class SaliencyRegularizer(StateModule):
@@ -158,7 +155,7 @@ class SaliencyRegularizer(StateModule):
         # Mirrors of buffers, so that a device is never waited for.
         self._steps = 0
         self._has_pending = False
-        self._calls_since_step = 0
+        self._reminders = Reminders(self.tasks)
         self._enabled = True
         self._report: SaliencyReport | None = None
         self._feature_shape: list[int] | None = None
@@ -213,7 +210,7 @@ class SaliencyRegularizer(StateModule):
     def forward(
         self,
         *,
-        losses: Losses | None = None,
+        losses: Losses | Tensor | None = None,
         targets: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
         mask: Tensor | None = None,
         outputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
@@ -223,9 +220,10 @@ class SaliencyRegularizer(StateModule):
 
         Args:
             losses: task losses, before any weighting, as a mapping or a sequence of T: 0-dim, or ``[B]`` per sample.
-                Needed for ``target="loss"``; otherwise only for ``report.share``.
+                Needed for ``target="loss"``; otherwise only for ``report.share``, and then their sum is enough.
             targets: class labels per task, for the ``"label"`` scalarisations.
-            mask: ``[B, positions...]``, true at real positions.
+            mask: ``[B, positions...]``, true at real positions (an ``attention_mask``; not a ``key_padding_mask``, which
+                is its opposite).
             outputs, features: instead of a captured forward: task outputs, and the feature map ``A`` they were computed
                 from (or one alias ``A.view_as(A)`` per output), as in :func:`task_saliencies`.
 
@@ -252,6 +250,7 @@ class SaliencyRegularizer(StateModule):
             captured = self._capture.take()
         if captured is None:
             return self._zero()
+        total_loss = sum_of_losses(losses, self.tasks, captured.feature.device)
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
         evaluated = self._evaluator.evaluate(
@@ -259,7 +258,7 @@ class SaliencyRegularizer(StateModule):
         )
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             return self._zero(captured.feature)
-        return self._penalty(evaluated, captured.feature, strength, losses)
+        return self._penalty(evaluated, captured.feature, strength, total_loss)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.
@@ -270,7 +269,7 @@ class SaliencyRegularizer(StateModule):
             distances, seen = self.pending.take()
             self.relations.update(distances, self.current_strength, observed=seen)
             self._has_pending = False
-        self._calls_since_step = 0
+        self._reminders.stepped()
         self._steps += 1
         self.steps.fill_(self._steps)
         self._update_fork()
@@ -361,7 +360,7 @@ class SaliencyRegularizer(StateModule):
 
     # How it is done.
 
-    def _penalty(self, evaluated: Evaluated, feature: Tensor, strength: float, losses: Losses | None) -> Tensor:
+    def _penalty(self, evaluated: Evaluated, feature: Tensor, strength: float, losses: Tensor | None) -> Tensor:
         present = evaluated.present
         distances = pairwise_distances(evaluated.saliencies, self.metric, self.reduction)
         if self.reduction == "sum" and evaluated.saliencies.shape[1] != evaluated.batch_size:
@@ -375,10 +374,15 @@ class SaliencyRegularizer(StateModule):
             self.to(distances.device)
         relations = self.relations.matrix()
         among_present = relations if len(present) == len(self.tasks) else relations[present][:, present]
-        penalty = strength * (among_present.to(distances.dtype) * distances).triu(1).sum()
+        if strength > 0:
+            penalty = strength * (among_present.to(distances.dtype) * distances).triu(1).sum()
+        else:
+            penalty = distances.new_zeros(())  # also where distances are not finite
         self.pending.add(distances.detach(), present, evaluated.batch_size)
         self._has_pending = True
-        self._note_call(evaluated, feature)
+        self._feature_shape = list(feature.shape)
+        self._closed_form = evaluated.closed_form
+        self._reminders.called(present, self._step_hook is not None, stacklevel=5)  # past torch.nn.Module
         if strength > 0 and self._reaches_backbone is None:
             self._reaches_backbone = measure_reach(penalty, evaluated.edges)
             if self._reaches_backbone is False:
@@ -388,7 +392,7 @@ class SaliencyRegularizer(StateModule):
             present=tuple(self.tasks[task] for task in present),
             strength=strength,
             penalty=penalty.detach(),
-            losses=sum_of_losses(losses, self.tasks, distances.device),
+            losses=losses,
             distances=spread_over_all(distances.detach(), present, len(self.tasks)),
             relations=relations,
         )
@@ -404,19 +408,6 @@ class SaliencyRegularizer(StateModule):
         if like is None and self._capture is not None:
             device = self._capture.device() or device
         return torch.zeros((), device=device)
-
-    def _note_call(self, evaluated: Evaluated, feature: Tensor) -> None:
-        self._feature_shape = list(feature.shape)
-        self._closed_form = evaluated.closed_form
-        self._calls_since_step += 1
-        if self._steps == 0 and self._calls_since_step == _CALLS_BEFORE_WARNING:
-            warnings.warn(
-                f"the relations have not moved in {_CALLS_BEFORE_WARNING} training calls: no optimizer was attached. Pass "
-                "optimizer=..., type regularizer.attach_optimizer(optimizer), or call regularizer.step() after each "
-                "update.",
-                UserWarning,
-                stacklevel=6,  # past torch.nn.Module, at the caller
-            )
 
     def _update_fork(self) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,13 +95,14 @@ class RelationWeights(StateModule):
         self.rule = rule
         self.mass = positive_number("mass", mass)
         self.temperature = positive_number("temperature", temperature)
-        if not 0 <= momentum < 1:
+        self.momentum = non_negative_number("momentum", momentum)
+        if self.momentum >= 1:
             raise ConfigurationError(f"momentum must be in [0, 1), found {momentum}.")
-        self.momentum = float(momentum)
         self.learning_rate = positive_number("learning_rate", learning_rate)
         if isinstance(scale, str) and scale not in ("auto", "mean"):
             raise ConfigurationError(f"unknown scale {scale!r}. Choose 'auto', 'mean' or a positive number.")
         self.scale: str | float = scale if isinstance(scale, str) else positive_number("scale", scale)
+        self._auto_scale: str | float = "mean"  # what "auto" means; a regularizer sets it by its metric
 
         pairs = num_tasks * (num_tasks - 1) // 2
         uniform = torch.full((pairs,), self.mass / pairs, dtype=torch.float64)
@@ -158,6 +160,8 @@ class RelationWeights(StateModule):
         # where, not a branch: no waiting for the device.
         pairs = torch.where(seen_pairs, pairs, torch.zeros_like(pairs))
         moves = torch.isfinite(pairs).all() & seen_pairs.any()
+        if self.rule == "authors":  # pairs that have all died have no gradient: 0 / 0
+            moves &= torch.where(seen_pairs, self.pair_coefficients, torch.zeros_like(pairs)).sum() > 0
         pairs = torch.where(moves, pairs, torch.zeros_like(pairs))
         self.updates += moves
         if self.rule == "entropic":
@@ -207,8 +211,9 @@ class RelationWeights(StateModule):
         return self.mass * torch.softmax(-mean / (self.temperature * self._scale_of(mean, seen)), 0)
 
     def _scale_of(self, pairs: Tensor, seen: Tensor) -> Tensor:
-        if not isinstance(self.scale, str):
-            return torch.full((), self.scale, dtype=pairs.dtype, device=pairs.device)
+        scale = self._auto_scale if self.scale == "auto" else self.scale
+        if not isinstance(scale, str):
+            return torch.full((), scale, dtype=pairs.dtype, device=pairs.device)
         mean = torch.where(seen, pairs, torch.zeros_like(pairs)).sum() / seen.sum().clamp(min=1)
         return torch.where(mean > 0, mean, torch.ones_like(mean))  # all distances zero: any scale gives uniform
 
@@ -271,21 +276,19 @@ def relations_for(relations: str | RelationWeights, tasks: Sequence[str], *, bou
             f"relations has num_tasks={relations.num_tasks}, but there are {len(tasks)} tasks. Type "
             f"RelationWeights({len(tasks)}, ...)."
         )
-    if relations.scale == "auto":
-        relations.scale = 1.0 if bounded else "mean"
+    relations._auto_scale = 1.0 if bounded else "mean"
     return relations
 
 
 def positive_number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise WrongTypeError(f"{name} must be a number, found {type(value).__name__}.")
-    if not (math.isfinite(value) and value > 0):
+    number = non_negative_number(name, value)
+    if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
-    return float(value)
+    return number
 
 
 def non_negative_number(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise WrongTypeError(f"{name} must be a number, found {type(value).__name__}.")
     if not (math.isfinite(value) and value >= 0):
         raise ConfigurationError(f"{name} must be a finite number >= 0, found {value}.")
@@ -317,5 +320,5 @@ def _pairs_of_fixed(matrix: Tensor, num_tasks: int) -> Tensor:
         raise ConfigurationError(
             "matrix has a non-zero diagonal. A task has no relation with itself: fill_diagonal_(0)."
         )
-    row, column = torch.triu_indices(num_tasks, num_tasks, 1)
-    return matrix.cpu()[row, column]
+    row, column = torch.triu_indices(num_tasks, num_tasks, 1, device=matrix.device)
+    return matrix[row, column]

@@ -93,16 +93,18 @@ def assert_close(found: Tensor, expected: Tensor, what: str) -> None:
     assert error <= TOLERANCE, f"{what}: relative error {error:.2e}"
 
 
-def compare(name: str, scalarize: str, target: str, *, masked: bool = False) -> None:
+def compare(name: str, scalarize: str, target: str, *, masked: bool = False, losses_are: str = "mean") -> None:
     entry = build(name)
     targets = make_targets(entry)
     mask = None
     if masked:
-        mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
+        mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
+        if entry.inputs.ndim == 4:
+            mask = mask.reshape(3, 2, 2)
     reference_model, gradients = reference(entry, scalarize, target, targets, mask)
-    for metric in METRICS:
-        for pool in POOLS:
-            reduction = "sum" if pool == "mean" else "mean"
+    for first, metric in enumerate(METRICS):
+        for second, pool in enumerate(POOLS):
+            reduction = ("mean", "sum")[(first + second) % 2]
             expected, expected_distances = reference_penalty(entry, gradients, pool, metric, reduction, mask)
             expected_gradients = torch.autograd.grad(
                 expected, list(reference_model.parameters()), retain_graph=True, allow_unused=True
@@ -117,6 +119,7 @@ def compare(name: str, scalarize: str, target: str, *, masked: bool = False) -> 
                 metric=metric,
                 pool=pool,
                 reduction=reduction,
+                loss_reduction="sum" if losses_are == "sum" else "mean",
                 strength=0.7,
                 relations=RelationWeights(3, "fixed", matrix=weights_of()),
             )
@@ -124,10 +127,12 @@ def compare(name: str, scalarize: str, target: str, *, masked: bool = False) -> 
             losses = None
             if target == "loss":
                 by_task = outputs if isinstance(outputs, dict) else dict(zip(TASKS, outputs.unbind(1)))
-                losses = {
-                    task: task_loss(classes_second(output, entry), targets[task], entry.classes).mean()
+                per_sample = {
+                    task: task_loss(classes_second(output, entry), targets[task], entry.classes)
                     for task, output in by_task.items()
                 }
+                reduce = {"mean": torch.mean, "sum": torch.sum, "per sample": lambda loss: loss}[losses_are]
+                losses = {task: reduce(loss) for task, loss in per_sample.items()}
             labels = targets if scalarize.startswith("label") else None
             penalty = regularizer(losses=losses, targets=labels, mask=mask)
             case = f"{name}, {scalarize}, {target}, {metric}, pool={pool}"
@@ -162,8 +167,33 @@ def test_losses(name: str) -> None:
     compare(name, "auto", "loss")
 
 
+@pytest.mark.parametrize("losses_are", ["sum", "per sample"])
+@pytest.mark.parametrize("name", ["relu heads", "mlp columns", "dense heads, 3 classes"])
+def test_kinds_of_losses(name: str, losses_are: str) -> None:
+    compare(name, "auto", "loss", losses_are=losses_are)
+
+
+@pytest.mark.parametrize("order", [("third", "first", "second"), ("second", "third")])
+def test_outputs_given_by_hand_in_any_order(order: tuple[str, ...]) -> None:
+    entry = build("tanh heads")
+    feature = entry.model.feature_map(entry.inputs)
+    outputs = entry.model.from_feature(feature)
+    regularizer = SaliencyRegularizer(
+        None, tasks=TASKS, strength=1.0, relations=RelationWeights(3, "fixed", matrix=weights_of())
+    )
+    penalty = regularizer(outputs={task: outputs[task] for task in order}, features=feature)
+    rows = [TASKS.index(task) for task in order]
+    distances = task_distances(task_saliencies([outputs[task] for task in order], feature))
+    expected = (distances * weights_of()[rows][:, rows]).triu(1).sum()
+    torch.testing.assert_close(penalty, expected)
+    assert regularizer.report is not None
+    for i, first in zip(rows, range(len(rows))):
+        for j, second in zip(rows, range(len(rows))):
+            torch.testing.assert_close(regularizer.report.distances[i, j], distances[first, second].detach())
+
+
 @pytest.mark.parametrize("target", ["output", "loss"])
-@pytest.mark.parametrize("name", ["token heads", "token heads, 3 classes"])
+@pytest.mark.parametrize("name", ["token heads", "token heads, 3 classes", "pooling heads", "dense heads"])
 def test_mask(name: str, target: str) -> None:
     compare(name, "auto", target, masked=True)
 

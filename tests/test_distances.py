@@ -99,7 +99,9 @@ def test_sqchordal_relates_opposites_and_multiples() -> None:
 def test_close_tasks_with_a_large_common_part_keep_their_digits(metric: str) -> None:
     """In float32, against float64 on the same numbers."""
     torch.manual_seed(0)
-    saliencies = (torch.randn(1, 3, 50) + 1e-2 * torch.randn(5, 3, 50)).float()
+    # Without centring, squared distances of 1e-8 of the squared norms would be rounding error.
+    common = 1.0 if metric in ("cosine", "sqchordal") else 1e4
+    saliencies = (common * torch.randn(1, 3, 50) + torch.randn(5, 3, 50) * (1e-2 if common == 1 else 1)).float()
     exact = task_distances(saliencies.double(), metric=metric)
     found = task_distances(saliencies, metric=metric).double()
     off_diagonal = ~torch.eye(5, dtype=torch.bool)
@@ -123,6 +125,19 @@ def test_sixteen_bits_are_computed_in_float32(metric: str, dtype: torch.dtype) -
         found = task_distances(saliencies, metric=metric)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, task_distances(saliencies.float(), metric=metric), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+def test_reduced_matmul_precision_does_not_reach_the_distances(metric: str) -> None:
+    saliencies = (torch.randn(1, 3, 50) + 1e-2 * torch.randn(5, 3, 50)).float()
+    exact = task_distances(saliencies.double(), metric=metric)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = task_distances(saliencies, metric=metric)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-9)
 
 
 def test_more_than_one_axis_after_the_batch_is_flattened() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
+from saliency_reg.errors import HeadNotFoundError
 
 
 class Attributes(nn.Module):
@@ -79,6 +80,20 @@ def works(model: nn.Module, *args: object, **options: object) -> tuple[str, ...]
 )
 def test_heads_are_found(model: nn.Module, heads: object, options: dict, tasks: tuple[str, ...]) -> None:
     assert works(model, heads, **options) == tasks
+
+
+class MaskedAutoencoder(nn.Module):
+    """Parts of one decoder are no heads, and neither are the branches of a block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch1, self.branch2 = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.decoder_embed, self.decoder_norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+
+def test_parts_of_a_backbone_are_not_taken_for_heads() -> None:
+    with pytest.raises(HeadNotFoundError):
+        SaliencyRegularizer(MaskedAutoencoder())
 
 
 def test_modules() -> None:

@@ -77,11 +77,13 @@ def test_garbage_collection() -> None:
 
 def test_the_model_is_not_kept_alive_by_hooks() -> None:
     model, _ = make_model()
-    SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model)
+    model(batch(0)[0])
     alive = weakref.ref(model)
     del model
     gc.collect()
     assert alive() is None
+    regularizer.remove()
 
 
 class Fragile(Net):
@@ -124,6 +126,51 @@ def test_an_exception_in_a_forward_leaves_no_capture_and_the_next_forward_works(
         torch.manual_seed(1)
         model(batch(0)[0])
         assert torch.equal(found, fresh())
+
+
+def test_an_interrupted_forward_does_not_break_the_next_ones() -> None:
+    """A keyboard interrupt passes torch's own hooks for failed forwards."""
+
+    class Interrupted(Net):
+        interrupt = False
+
+        def forward(self, x):
+            outputs = {}
+            feature = self.backbone(x)
+            for task, head in self.heads.items():
+                outputs[task] = head(feature)
+                if self.interrupt:
+                    raise KeyboardInterrupt
+            return outputs
+
+    torch.manual_seed(0)
+    model = Interrupted().eval()
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    model(batch(0)[0])
+    expected = regularizer()
+    model.interrupt = True
+    with pytest.raises(KeyboardInterrupt):
+        model(batch(1)[0])
+    model.interrupt = False
+    for _ in range(3):
+        model(batch(1)[0])  # not read
+        model(batch(0)[0])
+        assert torch.equal(regularizer(), expected)
+
+
+def test_a_model_that_returns_nothing_inside_an_except_block() -> None:
+    class Silent(Net):
+        def forward(self, x):
+            super().forward(x)
+
+    torch.manual_seed(0)
+    model = Silent()
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    try:
+        raise ValueError
+    except ValueError:
+        model(batch(0)[0])
+    assert regularizer() > 0
 
 
 def tensors_alive() -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
+from saliency_reg.errors import CaptureError
 
 from .training import TASKS, Net, assert_same_state, batch, make_model, train
 
@@ -33,6 +34,37 @@ def test_with_strength_zero_the_relations_still_learn() -> None:
     before = regularizer.relations.matrix()
     train(model, optimizer, range(3), regularizer)
     assert not torch.equal(regularizer.relations.matrix(), before)
+
+
+@pytest.mark.parametrize("view", [lambda f: f.flatten(1), lambda f: f[:, 0], lambda f: f * 1])
+def test_strength_zero_where_each_head_is_given_its_own_view(view) -> None:
+    """Without aliases the heads' own views are the places to differentiate at."""
+    torch.manual_seed(0)
+    backbone, heads = nn.Linear(4, 4), [nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(3)]
+    x = torch.randn(5, 1, 4)
+    found = []
+    for strength in (0.0, 1.0):
+        with SaliencyRegularizer(backbone, heads, tasks=TASKS, strength=strength) as regularizer:
+            feature = backbone(x)
+            views = [view(feature) for _ in heads]
+            for head, own in zip(heads, views):
+                head(own)
+            if views[0].data_ptr() != views[1].data_ptr():
+                with pytest.raises(CaptureError, match="do not read the same tensor"):
+                    regularizer()
+                continue
+            regularizer()
+            assert regularizer.report is not None
+            found.append(regularizer.report.distances)
+    if found:
+        torch.testing.assert_close(found[0], found[1])
+
+
+def test_strength_zero_prints_no_nan() -> None:
+    model, _ = make_model()
+    regularizer = SaliencyRegularizer(model, strength=0.0)
+    model(batch(0)[0] * float("inf"))
+    assert regularizer() == 0
 
 
 def test_disabled_training_is_bit_identical() -> None:
@@ -117,16 +149,19 @@ def test_dropped_units_are_those_of_the_forward() -> None:
 
 
 def test_gradients_that_the_loss_did_not_produce_stay_none() -> None:
-    """A head that does not run, and parameters that no loss uses."""
+    """A head that does not run, and parameters that the penalty does not depend on."""
     model, _ = make_model()
     unused = nn.Linear(2, 2)
     model.unused = unused
-    del model.heads["up"]
     regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
-    model(batch(0)[0])
+    feature = model.backbone(batch(0)[0])
+    model.heads["left"](feature)
+    model.heads["right"](feature)
     regularizer().backward()
     assert unused.weight.grad is None
+    assert all(parameter.grad is None for parameter in model.heads["up"].parameters())
     assert model.heads["left"].out.bias.grad is None
+    assert model.heads["left"].out.weight.grad is not None
 
 
 def test_inactive_under_no_grad_and_in_inference_mode() -> None:
@@ -155,6 +190,35 @@ def test_a_forward_without_gradients_does_not_displace_one_that_waits() -> None:
     with torch.no_grad():
         model(batch(1)[0])
     assert torch.equal(regularizer(), expected)
+
+
+def test_a_call_without_gradients_drops_the_forward() -> None:
+    model, _ = make_model()
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    model(batch(0)[0])
+    with torch.no_grad():
+        assert regularizer() == 0
+    with pytest.raises(CaptureError, match="dropped by a call without gradients"):
+        regularizer()
+
+
+def test_heads_called_one_by_one_after_an_unread_forward() -> None:
+    """They are a forward of their own; a single head of it is not."""
+    model, _ = make_model()
+    model.eval()
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", feature="backbone")
+    model(batch(1)[0])
+    expected = regularizer()
+    model(batch(0)[0])
+    for _ in range(2):
+        feature = model.backbone(batch(1)[0])
+        for head in model.heads.values():
+            head(feature)
+    assert torch.equal(regularizer(), expected)
+    model(batch(0)[0])
+    model.heads["left"](feature)
+    with pytest.raises(CaptureError, match=r"heads \['heads.left'\] ran again on their own"):
+        regularizer()
 
 
 def test_the_latest_forward_counts() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances, task_saliencies
+from saliency_reg.errors import TaskError
 
 from .training import TASKS, Net, batch, make_model, train
 
@@ -168,10 +169,60 @@ def test_one_warning_if_the_relations_never_move() -> None:
             regularizer()
 
     calls(99)  # warnings are errors here
-    with pytest.warns(UserWarning, match=r"have not moved in 100 training calls.*regularizer.step\(\)") as caught:
+    with pytest.warns(
+        UserWarning, match=r"in 100 training calls: no optimizer is attached.*regularizer.step\(\)"
+    ) as caught:
         calls(150)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+def test_the_warning_comes_after_a_resume_too_and_knows_of_long_accumulation() -> None:
+    model, optimizer = make_model()
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    train(model, optimizer, range(2), regularizer)
+    resumed_model, resumed_optimizer = make_model()
+    resumed = SaliencyRegularizer(resumed_model)
+    resumed.load_state_dict(regularizer.state_dict())
+    with pytest.warns(UserWarning, match="no optimizer is attached"):
+        train(resumed_model, resumed_optimizer, range(100), resumed)
+
+    def accumulate() -> None:
+        for step in range(128):
+            forward_and_penalty(model, regularizer, step)
+
+    with pytest.warns(UserWarning, match="the attached optimizer took no step.*if you accumulate"):
+        accumulate()
+
+
+def test_a_head_that_was_replaced_is_missed() -> None:
+    model, optimizer = make_model()
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    model.heads["right"] = type(model.heads["right"])()
+    with pytest.warns(UserWarning, match=r"heads of \['right'\] have not run in 100 training calls"):
+        train(model, optimizer, range(100), regularizer)
+
+
+def test_bounded_metrics_have_an_absolute_scale() -> None:
+    relations = RelationWeights(3, temperature=1.0)
+    distances = torch.tensor([[0.0, 0.1, 0.2], [0.1, 0.0, 0.3], [0.2, 0.3, 0.0]])
+    relations.update(distances)
+    relative = relations.matrix()
+    for metric, absolute in (("sqchordal", True), ("cosine", True), ("l1", False)):
+        SaliencyRegularizer(None, tasks=TASKS, metric=metric, relations=relations)
+        assert torch.equal(relations.matrix(), relative) != absolute, metric
+    weights = torch.exp(-torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
+    SaliencyRegularizer(None, tasks=TASKS, metric="cosine", relations=relations)
+    torch.testing.assert_close(relations.matrix()[0, 1], weights[0] / weights.sum(), rtol=1e-6, atol=0)
+
+
+def test_wrong_arguments_leave_the_relations_alone() -> None:
+    model, _ = make_model()
+    regularizer = SaliencyRegularizer(model)
+    model(batch(0)[0])
+    with pytest.raises(TaskError):
+        regularizer(losses={"typo": torch.ones(())})
+    assert not regularizer.pending.samples.any()
 
 
 def test_tasks_that_do_not_run() -> None:

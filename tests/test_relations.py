@@ -189,6 +189,28 @@ def test_pairs_that_were_not_observed_keep_their_weight(rule: str) -> None:
         assert torch.equal(relations.coefficients[3, :3], torch.ones(3, dtype=torch.float64))
 
 
+def test_authors_survives_pairs_that_have_all_died() -> None:
+    relations = RelationWeights(3, "authors")
+    relations.pair_coefficients.copy_(torch.tensor([0.0, 1.0, 1.0]))
+    only_first = torch.zeros(3, 3, dtype=torch.bool)
+    only_first[0, 1] = only_first[1, 0] = True
+    relations.update(distances_at(0, 3), observed=only_first)
+    assert torch.equal(upper(relations.coefficients), torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64))
+
+
+def test_a_pair_that_was_never_seen_counts_as_the_mean_of_the_others() -> None:
+    relations = RelationWeights(4, "entropic", temperature=1.0)
+    observed = ~torch.eye(4, dtype=torch.bool)
+    observed[0, 3] = observed[3, 0] = False
+    distances = distances_at(0, 4)
+    relations.update(distances, observed=observed)
+    filled = distances.clone()
+    filled[0, 3] = filled[3, 0] = upper(distances)[[0, 1, 3, 4, 5]].mean()
+    expected = RelationWeights(4, "entropic", temperature=1.0)
+    expected.update(filled)
+    torch.testing.assert_close(relations.matrix(), expected.matrix())
+
+
 def test_fixed_never_moves() -> None:
     matrix = distances_at(0)
     relations = RelationWeights(5, "fixed", matrix=matrix)

@@ -170,6 +170,12 @@ ATTACHING = {
         lambda m: SaliencyRegularizer(m, optimizer=m.parameters()),
         errors.WrongTypeError, TypeError, r"optimizer must be .*call regularizer.step\(\)",
     ),
+    "a scheduler as optimizer": Case(
+        lambda m: SaliencyRegularizer(
+            m, optimizer=torch.optim.lr_scheduler.StepLR(torch.optim.SGD(m.parameters(), lr=0.1), 1)
+        ),
+        errors.WrongTypeError, TypeError, "optimizer must be .*found StepLR",
+    ),
     "half a warm-up step": Case(
         lambda m: SaliencyRegularizer(m, warmup_steps=0.5), errors.WrongTypeError, TypeError, "warmup_steps must be an int",
     ),
@@ -330,6 +336,35 @@ def test_calling_with_wrong_arguments(options: dict, arguments: dict, error: typ
     assert type(caught.value) is error
 
 
+def test_losses_without_a_graph() -> None:
+    model = Net()
+    regularizer = SaliencyRegularizer(model, "heads", target="loss")
+    for _ in range(2):
+        outputs = model(batch(0)[0])
+        losses = {task: output.square().mean() for task, output in outputs.items()}
+        losses["up"] = torch.zeros(())
+        with pytest.raises(errors.NotConnectedError, match="loss of task 'up' carries no graph. Leave the task out"):
+            regularizer(losses=losses)
+
+
+def test_backward_before_the_penalty() -> None:
+    model = Net()
+    regularizer = SaliencyRegularizer(model, "heads")
+    outputs = model(batch(0)[0])
+    sum(output.square().mean() for output in outputs.values()).backward()
+    with pytest.raises(errors.NotConnectedError, match=r"\(loss \+ regularizer\(\)\).backward\(\)"):
+        regularizer()
+
+
+def test_a_named_feature_that_did_not_run() -> None:
+    model = Odd()
+    model.unused = nn.Linear(6, 8)
+    regularizer = SaliencyRegularizer(model, "heads", feature="unused")
+    model(batch(0)[0])
+    with pytest.raises(errors.CaptureError, match="'unused:output' did not run with gradients"):
+        regularizer()
+
+
 def test_state_of_other_tasks_or_rules() -> None:
     state = SaliencyRegularizer(Net(), "heads").state_dict()
     with pytest.raises(
@@ -390,6 +425,7 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
         (lambda: RelationWeights(1), errors.TaskError, "at least 2"),
         (lambda: RelationWeights(3, mass=0), errors.ConfigurationError, "mass must be"),
         (lambda: RelationWeights(3, temperature=-1.0), errors.ConfigurationError, "temperature must be"),
+        (lambda: RelationWeights(3, momentum="0.9"), errors.WrongTypeError, "momentum must be a number"),
         (lambda: RelationWeights(3, momentum=1.0), errors.ConfigurationError, "momentum must be"),
         (lambda: RelationWeights(3, scale="max"), errors.ConfigurationError, "unknown scale"),
         (lambda: RelationWeights(3, matrix=torch.ones(3, 3)), errors.ConfigurationError, "Type rule='fixed'"),
