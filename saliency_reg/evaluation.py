@@ -226,9 +226,11 @@ def captured_by_hand(
     if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
         return None
     aliases = check_features(features, len(tensors))
-    present = [tasks.index(name) for name in names]
-    edges: list[list[Feature]] = [[aliases[index if len(aliases) > 1 else 0]] for index in range(len(tensors))]
-    return Captured(aliases[0], present, tensors, edges, separate=len(aliases) > 1, direct=False)
+    # In the order of the tasks, as everywhere.
+    present, order = zip(*sorted((tasks.index(name), given) for given, name in enumerate(names)))
+    edges: list[list[Feature]] = [[aliases[given if len(aliases) > 1 else 0]] for given in order]
+    in_order = [tensors[given] for given in order]
+    return Captured(aliases[0], list(present), in_order, edges, separate=len(aliases) > 1, direct=False)
 
 
 def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:
