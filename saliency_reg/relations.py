@@ -76,7 +76,7 @@ class RelationWeights(StateModule):
         rule: str = "entropic",
         *,
         mass: float = 1.0,
-        temperature: float = 0.1,
+        temperature: float = 0.3,
         momentum: float = 0.9,
         learning_rate: float = 1e-3,
         scale: str | float = "auto",

@@ -1,0 +1,289 @@
+"""Ten one-vs-rest tasks on real handwritten digits: single-task, hard sharing and SRDML, compared fairly.
+
+The 1,797 images (8x8) ship inside scikit-learn: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import pictures, tables
+from .comparison import METHODS, Comparison
+from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
+from .extras import need
+from .models import ACTIVATIONS
+from .runs import machine, new_run_folder, now, versions, write_json
+from .training import Schedule, train
+from .workers import Workers
+
+__all__ = ["main"]
+
+SCHEMA_VERSION = 1
+FIRST_TUNING_SEED = 1000
+#: Exit code of a program that Ctrl-C ended.
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and return the exit code."""
+    for module in ("sklearn", "tqdm", "matplotlib"):  # what is missing should be said before the work, not after
+        need(module)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_together(parser, options)
+    try:
+        folder = new_run_folder(options.out, options.name)
+    except FileExistsError:
+        taken = options.name or "a folder of this second"
+        parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
+    except OSError as error:
+        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+    print(_introduction(options), flush=True)
+    comparison = Comparison(
+        [METHODS[key] for key in options.methods],
+        {"weight decay": options.weight_decays, "strength": options.strengths},
+        range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds),
+        range(options.seeds),
+        DIGIT_TASKS,
+    )
+    run = _Run(folder, options, comparison)
+    try:
+        run.train()
+        run.status = "complete"
+    except KeyboardInterrupt:
+        print("\nInterrupted. What follows is from the trainings that were finished.")
+        run.status = "interrupted"
+    try:
+        run.finish()
+    except KeyboardInterrupt:  # again: results.json is there, the pictures may not be
+        return INTERRUPTED
+    return 0 if run.status == "complete" else INTERRUPTED
+
+
+class _Run:
+    """One comparison and the folder it goes to."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, comparison: Comparison) -> None:
+        self.folder = folder
+        self.options = options
+        self.comparison = comparison
+        self.status = "running"
+        self._date = now()
+        self._started = time.monotonic()
+        self._house = {"versions": versions(), "machine": machine()}
+
+    def train(self) -> None:
+        """All trainings; results.json is brought up to date after each."""
+        options = self.options
+        schedule = Schedule(
+            options.epochs, options.batch_size, options.learning_rate, options.activation, options.temperature
+        )
+        split = functools.partial(
+            digit_splits,
+            train_per_class=options.train_per_class,
+            validation_per_class=options.validation_per_class,
+        )
+        work = functools.partial(train, split=split, schedule=schedule)
+        self.save()
+        bar = need("tqdm").tqdm(total=self.comparison.trainings, desc="tuning", unit="training", disable=None)
+        with bar, Workers(options.workers) as workers:
+            for trained in self.comparison.run(lambda jobs: workers.run_all(work, jobs)):
+                self.save()
+                bar.set_description("reported" if trained.job.reported else "tuning")
+                bar.set_postfix_str(f"last: {trained.job.method.label}, seed {trained.job.seed}")
+                bar.update()
+
+    def save(self) -> dict[str, Any]:
+        """Write results.json and return its content."""
+        options = {name: value for name, value in vars(self.options).items() if name not in ("out", "name")}
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": "digits",
+            "status": self.status,
+            "date": self._date,
+            "wall_seconds": round(time.monotonic() - self._started, 2),
+            "options": options,
+            **self._house,
+            "tasks": list(DIGIT_TASKS),
+            "test_images": TEST_IMAGES,
+            "tuning_seeds": self.comparison.tuning_seeds,
+            "seeds": self.comparison.seeds,
+            **self.comparison.to_dict(),
+        }
+        write_json(self.folder / "results.json", content)
+        return content
+
+    def finish(self) -> None:
+        """Print the tables and draw the pictures of what there is."""
+        content = self.save()
+        methods = content["methods"]
+        print("\nTuning, on validation only:")
+        print(tables.tuning_table(methods))
+        print(
+            "\nTest, mean +- standard deviation over seeds (mean over the tasks; a task without positive predictions has "
+            "precision 0):"
+        )
+        print(tables.result_table(methods))
+        if content["difference_to_hard_sharing"]:
+            print("\nDifference to hard sharing with the same seed, in percentage points:")
+            print(tables.difference_table(methods, content["difference_to_hard_sharing"]))
+        for rule, relations in content["relations"].items():
+            seeds = len(relations["seeds"])
+            pictures.draw_relations(
+                self.folder / f"relations_{rule}.png",
+                relations["mean"],
+                relations["tasks"],
+                f"Learned relations, rule '{rule}', mean of {seeds} seed{'s' if seeds > 1 else ''}",
+            )
+        if content["learning_curves"]:
+            labels = {key: method["label"] for key, method in methods.items()}
+            pictures.draw_learning_curves(self.folder / "learning_curves.png", content["learning_curves"], labels)
+        print(f"\n{time.monotonic() - self._started:.0f} s. Written to {self.folder}: ", end="")
+        print(", ".join(sorted(path.name for path in self.folder.iterdir())))
+
+
+def _introduction(options: argparse.Namespace) -> str:
+    trials = len(options.strengths)
+    lines = [
+        f"Digits: ten one-vs-rest tasks (10 % positive) with {options.train_per_class} training and "
+        f"{options.validation_per_class} validation images per class,",
+        f"drawn anew for each seed; the same {TEST_IMAGES} test images for all. With more training images all methods "
+        "approach the ceiling.",
+        f"All methods: AdamW, learning rate {options.learning_rate:g}, batch {options.batch_size}, {options.epochs} "
+        f"epochs, the best one by validation AUC, {options.activation} heads.",
+        f"Hyper-parameters: {trials} trial{'s' if trials > 1 else ''} per method, chosen by validation AUC on "
+        f"{options.tuning_seeds} seed{'s' if options.tuning_seeds > 1 else ''} that "
+        f"{'are' if options.tuning_seeds > 1 else 'is'} not among the {options.seeds} reported.",
+        "Single-task is ten separate networks, ten times the parameters, with a best epoch each. SRDML has no weight "
+        "decay.",
+    ]
+    if options.activation == "relu":
+        lines.append("With ReLU heads the penalty does not reach the backbone: it trains the heads only.")
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recipes.digits", description=__doc__)
+    count, positive, non_negative = _whole_number(1), _number(above_zero=True), _number(above_zero=False)
+
+    def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:
+        metavar = "N" if kind is count else "X"
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default:g})")
+
+    def several(group: Any, name: str, default: list[float], text: str) -> None:
+        shown = " ".join(f"{value:g}" for value in default)
+        text = f"{text} (default: {shown})"
+        group.add_argument(name, type=non_negative, nargs="+", default=default, metavar="X", help=text)
+
+    data = parser.add_argument_group("data")
+    number(data, "--train-per-class", 5, "training images of each digit")
+    number(data, "--validation-per-class", 20, "validation images of each digit")
+    same = parser.add_argument_group("the same for all methods")
+    number(same, "--epochs", 40, "epochs of each training; the best one by validation AUC is reported")
+    number(same, "--batch-size", 10, "images per step")
+    number(same, "--learning-rate", 5e-3, "of AdamW", positive)
+    same.add_argument(
+        "--activation",
+        choices=list(ACTIVATIONS),
+        default="gelu",
+        help="in the heads; with relu, as in the paper, the penalty is blind to the backbone (default: gelu)",
+    )
+    fair = parser.add_argument_group("comparison")
+    fair.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"some of {', '.join(METHODS)} (default: all)",
+    )
+    number(fair, "--seeds", 5, "how many seeds are reported: 0, 1, ...")
+    number(fair, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
+    several(fair, "--weight-decays", [0.0, 0.1, 1.0], "values tried for single-task and for hard sharing")
+    several(
+        fair,
+        "--strengths",
+        [0.03, 0.1, 0.3],
+        "values tried for each SRDML rule, as many as weight decays; divided by the batch size for the authors' rule, "
+        "whose penalty is a sum over the batch",
+    )
+    fair.add_argument(
+        "--temperature", type=positive, metavar="X", help="of the entropic rule (default: that of saliency_reg)"
+    )
+    run = parser.add_argument_group("run")
+    number(
+        run, "--workers", min(4, os.cpu_count() or 1), "processes of one thread each; the numbers do not depend on it"
+    )
+    run.add_argument(
+        "--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="of all runs (default: runs/digits)"
+    )
+    run.add_argument("--name", type=_folder_name, help="of this run's folder in it (default: date and time)")
+    return parser
+
+
+def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    most = most_per_class()
+    wanted = options.train_per_class + options.validation_per_class
+    if wanted > most:
+        parser.error(
+            f"--train-per-class and --validation-per-class ask for {wanted} images of each digit, but there are only "
+            f"{most} outside the test set. Type --train-per-class {max(1, most - options.validation_per_class)} or less."
+            if options.validation_per_class < most
+            else f"argument --validation-per-class: there are only {most} images of each digit outside the test set. "
+            "Type --validation-per-class 20."
+        )
+    if options.seeds > FIRST_TUNING_SEED:
+        parser.error(
+            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Type --seeds {FIRST_TUNING_SEED} or less."
+        )
+    for name in ("methods", "weight_decays", "strengths"):
+        values = getattr(options, name)
+        if len(set(values)) < len(values):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"argument {option}: the same value twice. Type each value once.")
+    if len(options.strengths) != len(options.weight_decays):
+        parser.error(
+            f"every method gets the same number of trials, but there are {len(options.weight_decays)} --weight-decays "
+            f"and {len(options.strengths)} --strengths. Type as many of the one as of the other."
+        )
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if text.isdecimal() and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"found {text!r}. Type a whole number from {least} on, such as {least + 2}.")
+
+    return parse
+
+
+def _number(above_zero: bool) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and (value > 0 or (value == 0 and not above_zero)):
+            return value
+        least = "above 0" if above_zero else "from 0 on"
+        raise argparse.ArgumentTypeError(f"found {text!r}. Type a finite number {least}, such as 0.1.")
+
+    return parse
+
+
+def _folder_name(text: str) -> str:
+    if text in ("", ".", "..") or Path(text).name != text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"found {text!r}. Type a plain folder name, such as first-run.")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

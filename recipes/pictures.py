@@ -1,0 +1,116 @@
+"""Pictures of results, good enough for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .extras import need
+
+__all__ = ["draw_learning_curves", "draw_relations"]
+
+DOTS_PER_INCH = 200
+#: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
+_STYLES = (("#000000", ":"), ("#E69F00", "--"), ("#0072B2", "-"), ("#CC79A7", "-."), ("#009E73", (0, (5, 1))))
+#: More tasks than this make the numbers in the cells unreadable.
+_MOST_NUMBERED = 16
+
+
+def draw_relations(path: Path, matrix: Sequence[Sequence[float]], tasks: Sequence[str], title: str) -> None:
+    """Heat map of relation weights, relative to uniform weights: a cell at 1 is a pair without preference."""
+    numpy = need("numpy")
+    relative = numpy.array(matrix, dtype=float)
+    relative *= len(tasks) * (len(tasks) - 1) / relative.sum()
+    figure, axes = _figure(5.2, 4.5)
+    # Zero and twice the uniform weight are always on the scale, and its neutral middle is the uniform weight: weights
+    # that are nearly uniform look uniform.
+    top = max(2.0, float(relative.max()))
+    scale = need("matplotlib.colors").TwoSlopeNorm(1.0, vmin=0.0, vmax=top)
+    colours = need("matplotlib").colormaps["PuOr_r"].with_extremes(bad="#bdbdbd")
+    diagonal = numpy.eye(len(tasks), dtype=bool)
+    image = axes.imshow(numpy.ma.masked_where(diagonal, relative), cmap=colours, norm=scale)
+    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), tasks)
+    for set_ticks in (axes.set_xticks, axes.set_yticks):
+        set_ticks([edge - 0.5 for edge in range(1, len(tasks))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("task")
+    axes.set_ylabel("task")
+    axes.set_title(title, fontsize=10)
+    if len(tasks) <= _MOST_NUMBERED:
+        for row, column in numpy.argwhere(~diagonal).tolist():
+            value = float(relative[row, column])
+            text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+            red, green, blue, _ = colours(float(scale(value)))
+            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
+    ticks = [0.0, 0.5, 1.0, (1 + top) / 2, top]
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=ticks, format="{x:.2g}")
+    bar.set_label("relation weight / uniform weight")
+    bar.outline.set_visible(False)
+    _save(figure, path)
+
+
+def draw_learning_curves(path: Path, curves: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    """Validation loss and AUC by epoch: mean over seeds, with a band of one standard deviation."""
+    figure, (left, right) = _figure(9.0, 3.9, columns=2)
+    numpy = need("numpy")
+    styles = dict(zip(labels, _STYLES))
+    for axes, name, factor in ((left, "validation_loss", 1.0), (right, "validation_auc", 100.0)):
+        for key, curve in curves.items():
+            colour, style = styles[key]
+            mean = factor * numpy.array(curve[name]["mean"], dtype=float)
+            deviation = factor * numpy.array(curve[name]["std"], dtype=float)
+            epochs = numpy.arange(1, len(mean) + 1)
+            axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.6, label=labels[key])
+            if len(curve["seeds"]) > 1:
+                axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(need("matplotlib.ticker").MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        axes.margins(x=0.01)
+        axes.grid(color="#e5e5e5", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylabel("validation loss (cross-entropy, nats)")
+    right.set_ylabel("validation AUC (%)")
+    left.set_ylim(bottom=0)
+    _stretch_towards_100(right)
+    seeds = max(len(curve["seeds"]) for curve in curves.values())
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    band = f"; lines and bands: mean and standard deviation of {seeds} seeds" if seeds > 1 else ", one seed"
+    figure.suptitle(f"Mean over tasks{band}", fontsize=10)
+    _save(figure, path)
+
+
+def _stretch_towards_100(axes: Any) -> None:
+    """A logarithmic scale of what is missing to 100 %, where good methods differ."""
+    numpy = need("numpy")
+    least_missing = 0.1
+    low, high = axes.dataLim.intervaly
+    axes.set_yscale(
+        "function",
+        functions=(
+            lambda percent: -numpy.log10(numpy.maximum(100 - percent, least_missing)),
+            lambda stretched: 100 - 10**-stretched,
+        ),
+    )
+    low, top = max(low - 1, 0.0), min(100 - 0.8 * (100 - high), 100 - least_missing)
+    axes.set_ylim(low, top)
+    ticks = [tick for tick in (0, 50, 70, 80, 90, 95, 98, 99, 99.5, 99.8, 99.9) if low <= tick <= top]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
+def _save(figure: Any, path: Path) -> None:
+    # Labels count towards the size, so that none is cut off.
+    figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.06)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    # Figures made this way belong to no window system and need no closing; Agg draws them.
+    figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns)

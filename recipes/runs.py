@@ -1,0 +1,88 @@
+"""The folder of a run, and what belongs into every results.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["machine", "new_run_folder", "versions", "write_json"]
+
+
+def new_run_folder(parent: Path, name: str | None) -> Path:
+    """Create ``parent/name``; without a name, one after the present time.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    if name is not None:
+        folder = parent / name
+        folder.mkdir(parents=True)
+        return folder
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in range(1, 100):  # two runs within a second
+        folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise FileExistsError(f"{parent / stamp} exists. Give the run a name of its own with --name.")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write at once or not at all, so that a run that is stopped leaves the previous version whole."""
+    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come right after the replacement
+        raise
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def now() -> str:
+    """Date and time in UTC, as in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, such as +cpu
+    for package in ("saliency-reg", "scikit-learn", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def machine() -> dict[str, str | int | None]:
+    """The kind of machine, without its name."""
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {"processor": model, "cores": os.cpu_count(), "system": platform.system()}

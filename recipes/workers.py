@@ -1,0 +1,107 @@
+"""Trainings in several processes, one thread each, that end with Ctrl-C and with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import TypeVar
+
+import torch
+
+__all__ = ["Workers"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """A context in which trainings run, in this process or in several others.
+
+    Small convolutions gain nothing from a second thread (measured on two cores: 6.7 against 8.7 ms a step on a quiet
+    machine, 22 against 7 ms on a busy one), but much from a second process.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._executor: ProcessPoolExecutor | None = None
+        self._stack = contextlib.ExitStack()
+        self._others: set[BaseProcess] = set()
+
+    def __enter__(self) -> Workers:
+        if self._count == 1:
+            self._stack.enter_context(_one_quiet_thread())
+        else:
+            self._others = set(multiprocessing.active_children())
+            context = multiprocessing.get_context("spawn")  # torch has threads, which a fork does not survive
+            executor = ProcessPoolExecutor(self._count, context, initializer=_start_worker)
+            self._executor = self._stack.enter_context(executor)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # such as Ctrl-C: what runs is not waited for
+            for child in set(multiprocessing.active_children()) - self._others:
+                child.terminate()
+        self._stack.close()
+
+    def run_all(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Results in the order of the items; the same ones for any number of processes."""
+        if self._executor is None:
+            yield from map(function, items)
+            return
+        with _interrupt_blocked():
+            # Not executor.map: it cancels what is left, on which the executor stumbles when its processes end.
+            futures = [self._executor.submit(function, item) for item in items]
+        for future in futures:
+            yield future.result()
+
+
+@contextlib.contextmanager
+def _one_quiet_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    logger = logging.getLogger("saliency_reg")
+    level = logger.level
+    torch.set_num_threads(1)
+    logger.setLevel(logging.ERROR)  # the recipe says once what each training would say
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interrupt_blocked() -> Iterator[None]:
+    """A process started inside never sees the Ctrl-C that a terminal sends to all of them: its parent ends it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    logging.getLogger("saliency_reg").setLevel(logging.ERROR)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A worker whose parent was killed would wait for its next job for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

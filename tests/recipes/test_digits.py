@@ -1,0 +1,380 @@
+"""The digits recipe, run for real on a few images and epochs."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.comparison import METHODS, Comparison
+from recipes.data import TEST_IMAGES, digit_splits, most_per_class
+from recipes.digits import main
+from recipes.extras import need
+from recipes.metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
+from recipes.pictures import draw_learning_curves, draw_relations
+from recipes.runs import new_run_folder, write_json
+from recipes.training import Job, Schedule, train
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--train-per-class", "3", "--validation-per-class", "3", "--epochs", "2", "--seeds", "2", "--tuning-seeds", "1"),
+    *("--weight-decays", "0", "1", "--strengths", "0.1", "1"),
+]
+RULES = ("projected", "entropic", "authors")
+SCHEDULE = Schedule(epochs=3, batch_size=10, learning_rate=5e-3, activation="gelu")
+split = partial(digit_splits, train_per_class=3, validation_per_class=3)
+
+
+def job(key, value=0.0, seed=0, reported=True):
+    return Job(METHODS[key], value, seed, reported)
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def size_of_png(path):
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", content[16:24])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the recipe: a second thread only waits for a busy core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder and printed text of one tiny run of everything."""
+    out = tmp_path_factory.mktemp("runs")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        code = main([*TINY, "--out", str(out), "--name", "all", "--workers", "1"])
+    assert code == 0
+    return out / "all", printed.getvalue()
+
+
+class TestRun:
+    def test_results_json_has_everything(self, finished):
+        folder, _ = finished
+        content = read(folder)
+        assert content["schema_version"] == 1
+        assert content["status"] == "complete"
+        assert content["wall_seconds"] > 0
+        assert content["tasks"] == [str(digit) for digit in range(10)]
+        assert content["options"]["weight_decays"] == [0.0, 1.0]
+        assert content["versions"]["torch"] == torch.__version__
+        assert set(content["machine"]) == {"processor", "cores", "system"}
+        assert not set(content["seeds"]) & set(content["tuning_seeds"])
+        assert set(content["methods"]) == set(METHODS)
+        for key, method in content["methods"].items():
+            assert len(method["tuning"]["trials"]) == 2, "every method has the same number of trials"
+            areas = {trial["value"]: trial["validation_auc"] for trial in method["tuning"]["trials"]}
+            assert method["tuning"]["chosen"] == max(areas, key=areas.get)
+            assert [result["seed"] for result in method["per_seed"]] == [0, 1]
+            for name in METRICS:
+                values = [result[name] for result in method["per_seed"]]
+                assert 0 <= min(values) <= max(values) <= 1
+                assert method["summary"][name]["mean"] == pytest.approx(sum(values) / 2)
+            curves = content["learning_curves"][key]
+            assert len(curves["validation_loss"]["mean"]) == len(curves["validation_auc"]["std"]) == 2
+            assert len(curves["validation_auc"]["per_seed"]) == 2
+
+    def test_differences_are_paired_by_seed(self, finished):
+        content = read(finished[0])
+        ours, theirs = (content["methods"][key]["per_seed"] for key in ("single_task", "hard_sharing"))
+        mean = sum(a["auc"] - b["auc"] for a, b in zip(ours, theirs)) / 2
+        assert content["difference_to_hard_sharing"]["single_task"]["summary"]["auc"]["mean"] == pytest.approx(mean)
+        assert "hard_sharing" not in content["difference_to_hard_sharing"]
+
+    def test_relations_of_every_rule_are_weights(self, finished):
+        relations = read(finished[0])["relations"]
+        assert set(relations) == set(RULES)
+        for rule in RULES:
+            matrix = torch.tensor(relations[rule]["mean"])
+            assert relations[rule]["tasks"] == [str(digit) for digit in range(10)]
+            assert torch.equal(matrix, matrix.T)
+            assert matrix.triu(1).sum() == pytest.approx(1.0)
+            assert matrix.std() > 0
+
+    def test_pictures_are_large_enough_for_print(self, finished):
+        folder, _ = finished
+        for name in ("learning_curves", *(f"relations_{rule}" for rule in RULES)):
+            width, height = size_of_png(folder / f"{name}.png")
+            assert width > 900, name
+            assert height > 600, name
+
+    def test_folder_holds_nothing_else(self, finished):
+        names = {path.name for path in finished[0].iterdir()}
+        assert names == {"results.json", "learning_curves.png", *(f"relations_{rule}.png" for rule in RULES)}
+
+    def test_printed_table_is_what_the_file_says(self, finished):
+        folder, text = finished
+        methods = read(folder)["methods"]
+        for method in methods.values():
+            auc = method["summary"]["auc"]
+            assert f"{100 * auc['mean']:.2f} +- {100 * auc['std']:.2f}" in text
+        assert "accuracy %" in text
+        assert "3 training and 3 validation images per class" in text
+        assert "Difference to hard sharing" in text
+
+    def test_some_methods_with_relu_heads(self, tmp_path, capsys):
+        arguments = ["--methods", "single_task", "srdml_authors", "--activation", "relu", "--seeds", "1"]
+        assert main([*TINY, *arguments, "--epochs", "1", "--out", str(tmp_path), "--workers", "1"]) == 0
+        printed, complaints = capsys.readouterr()
+        assert "trains the heads only" in printed
+        assert "Difference" not in printed
+        assert "+-" not in printed.split("Test, ")[1].split("\n", 1)[1], "one seed has no deviation"
+        assert complaints == ""
+        (folder,) = tmp_path.iterdir()
+        assert read(folder)["difference_to_hard_sharing"] == {}
+
+
+class TestHonesty:
+    def test_strength_zero_is_hard_sharing(self):
+        plain = train(job("hard_sharing"), split, SCHEDULE)
+        for rule in RULES:
+            ours = train(job(f"srdml_{rule}"), split, SCHEDULE)
+            assert ours.test == plain.test
+            assert ours.curves == plain.curves
+        other = train(job("srdml_projected", 1.0), split, SCHEDULE)
+        assert other.curves["validation_loss"] != plain.curves["validation_loss"]
+
+    def test_training_leaves_the_random_state_alone(self):
+        before = torch.get_rng_state()
+        train(job("hard_sharing"), split, SCHEDULE)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_splits_are_disjoint_and_stratified(self):
+        for seed in (0, 7):
+            splits = digit_splits(seed, 10, 20)
+            parts = [splits.train, splits.validation, splits.test]
+            rows = [row for part in parts for row in part.rows]
+            assert len(rows) == len(set(rows)) == 100 + 200 + TEST_IMAGES
+            assert splits.train.labels.sum(0).tolist() == [10] * 10
+            assert splits.validation.labels.sum(0).tolist() == [20] * 10
+            counts = splits.test.labels.sum(0)
+            assert counts.sum() == TEST_IMAGES
+            assert counts.min() >= 76
+            assert counts.max() <= 82
+            assert splits.train.inputs.min() == -1
+            assert splits.train.inputs.max() == 1
+
+    def test_seeds_share_the_test_images_only(self):
+        one, two = digit_splits(0, 10, 20), digit_splits(1, 10, 20)
+        assert one.test.rows == two.test.rows
+        assert one.train.rows != two.train.rows
+
+    def test_trials_never_see_the_test_images(self):
+        trained = train(job("hard_sharing", reported=False), split, SCHEDULE)
+        assert trained.test == {}
+        assert 0 < trained.validation_auc < 1
+
+    def test_single_tasks_share_nothing(self):
+        """Each network is the same as if its task were alone: other labels do not reach it, nor its best epoch."""
+
+        def other_labels(seed):
+            splits = split(seed)
+            for part in (splits.train, splits.validation):
+                part.labels[:, 1:] = part.labels[:, 1:].flip(1)
+            return splits
+
+        ours, theirs = (train(job("single_task"), data, SCHEDULE) for data in (split, other_labels))
+        assert ours.test["auc"][0] == theirs.test["auc"][0]
+        assert ours.best_epochs["0"] == theirs.best_epochs["0"]
+        assert ours.test["auc"][1:] != theirs.test["auc"][1:]
+
+    def test_best_epoch_is_the_one_of_the_highest_validation_auc(self):
+        # A large learning rate makes the scores go up and down.
+        schedule = Schedule(epochs=6, batch_size=10, learning_rate=0.05, activation="gelu")
+        trained = train(job("hard_sharing"), split, schedule)
+        areas = trained.curves["validation_auc"]
+        assert trained.validation_auc == pytest.approx(max(areas))
+        assert set(trained.best_epochs.values()) == {areas.index(max(areas)) + 1}
+        assert trained.validation_loss == pytest.approx(trained.curves["validation_loss"][areas.index(max(areas))])
+
+    def test_training_that_diverges_is_recorded(self):
+        schedule = Schedule(epochs=1, batch_size=10, learning_rate=1e30, activation="gelu")
+        trained = train(job("hard_sharing"), split, schedule)
+        assert trained.best_epochs == {str(digit): 0 for digit in range(10)}
+        assert trained.validation_auc == -float("inf")
+
+    def test_value_is_chosen_by_the_mean_over_the_tuning_seeds(self):
+        comparison = Comparison([METHODS["hard_sharing"]], {"weight decay": [0.0, 1.0]}, [8, 9], [0], ["0"])
+        areas = {(0.0, 8): 0.9, (1.0, 8): 0.8, (0.0, 9): 0.1, (1.0, 9): 0.7}
+
+        def pretend(jobs):
+            for wanted in jobs:
+                trained = train(wanted, split, Schedule(1, 30, 1e-3, "relu"))
+                trained.validation_auc = areas.get((wanted.value, wanted.seed), 0.0)
+                yield trained
+
+        *_, last = comparison.run(pretend)
+        assert last.job == Job(METHODS["hard_sharing"], 1.0, 0, reported=True)
+
+
+class TestMetrics:
+    def test_known_values(self):
+        logits = torch.tensor([[2.0, -1.0], [1.0, -2.0], [-1.0, -3.0], [-2.0, -4.0]])
+        labels = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+        metrics = task_metrics(logits, labels)
+        assert metrics["accuracy"] == [0.5, 0.75]
+        assert metrics["auc"] == [0.5, 1.0]
+        assert metrics["precision"] == [0.5, 0.0]
+        assert metrics["recall"] == [0.5, 0.0]
+
+    def test_auc_is_that_of_scikit_learn(self):
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randint(0, 9, (60, 4), generator=generator).float()  # with ties
+        labels = (torch.rand(60, 4, generator=generator) < 0.3).float()
+        assert task_auc(logits, labels).tolist() == pytest.approx(task_metrics(logits, labels)["auc"])
+        assert task_auc(logits * float("nan"), labels).isnan().all()
+
+    def test_summary(self):
+        ours = {0: dict.fromkeys(METRICS, 0.5), 1: dict.fromkeys(METRICS, 0.7), 2: dict.fromkeys(METRICS, 0.0)}
+        theirs = {0: dict.fromkeys(METRICS, 0.4), 1: dict.fromkeys(METRICS, 0.4)}
+        seeds, difference = paired_difference(ours, theirs)
+        assert seeds == [0, 1]
+        assert difference["auc"]["mean"] == pytest.approx(0.2)
+        assert difference["auc"]["std"] == pytest.approx(0.1 * 2**0.5)
+        assert summarise([ours[0]])["auc"] == {"mean": 0.5, "std": None}
+        assert paired_difference({}, theirs) == ([], {})
+
+
+class TestInterrupt:
+    @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+    def test_leaves_what_was_finished(self, finished, tmp_path):
+        command = [sys.executable, "-m", "recipes.digits", *TINY, "--seeds", "300", "--out", str(tmp_path)]
+        command += ["--methods", "hard_sharing", "srdml_entropic", "--name", "stopped", "--workers", "2"]
+        # A shell that started pytest in the background may have left the signal ignored, which is inherited.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+            )
+        finally:
+            signal.signal(signal.SIGINT, before)
+        try:
+            folder = tmp_path / "stopped"
+            deadline = time.monotonic() + 60
+            while not ((folder / "results.json").exists() and self.seeds_done(folder) >= 2):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+            printed, complaints = process.communicate(timeout=30)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+        assert process.returncode == 130, complaints
+        assert "Traceback" not in complaints
+        assert "Interrupted" in printed
+        assert "AUC %" in printed
+        assert read(folder)["status"] == "interrupted"
+        assert 2 <= self.seeds_done(folder) < 300
+        assert size_of_png(folder / "relations_entropic.png")
+        assert size_of_png(folder / "learning_curves.png")
+        # Another run in other processes, to the last digit.
+        for key, method in read(folder)["methods"].items():
+            uninterrupted = read(finished[0])["methods"][key]
+            assert method["per_seed"][:2] == uninterrupted["per_seed"]
+            assert method["tuning"] == uninterrupted["tuning"]
+
+    @staticmethod
+    def seeds_done(folder):
+        return len(read(folder)["methods"]["srdml_entropic"]["per_seed"])
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("arguments", "hint"),
+        [
+            (["--epochs", "0"], "Type a whole number from 1 on"),
+            (["--seeds", "two"], "Type a whole number from 1 on"),
+            (["--seeds", "1001"], "Type --seeds 1000 or less"),
+            (["--learning-rate", "0"], "Type a finite number above 0"),
+            (["--strengths", "-1"], "Type a finite number from 0 on"),
+            (["--strengths", "nan", "1", "2"], "Type a finite number from 0 on"),
+            (["--strengths", "1"], "Type as many of the one as of the other"),
+            (["--strengths", "1", "1", "2"], "Type each value once"),
+            (["--methods", "srdml"], "choose from"),
+            (["--activation", "tanh"], "choose from"),
+            (["--name", "a/b"], "Type a plain folder name"),
+            (["--train-per-class", "100"], "Type --train-per-class 77 or less"),
+            (["--validation-per-class", "100"], "Type --validation-per-class 20"),
+        ],
+    )
+    def test_bad_ones_say_what_to_type(self, arguments, hint, tmp_path, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, "--out", str(tmp_path)])
+        assert stop.value.code == 2
+        assert hint in " ".join(capsys.readouterr().err.split())
+        assert not list(tmp_path.iterdir())
+
+    def test_name_that_is_taken(self, tmp_path, capsys):
+        (tmp_path / "mine").mkdir()
+        with pytest.raises(SystemExit) as stop:
+            main(["--out", str(tmp_path), "--name", "mine"])
+        assert stop.value.code == 2
+        assert "Type another --name" in capsys.readouterr().err
+
+    def test_help_explains_every_option(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for option in (
+            "train-per-class",
+            "seeds",
+            "strengths",
+            "weight-decays",
+            "activation",
+            "workers",
+            "out",
+            "name",
+        ):
+            assert f"--{option} " in text
+        assert most_per_class() == 97
+
+
+class TestHouse:
+    def test_missing_package_names_the_extra(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "sklearn", None)
+        with pytest.raises(ImportError, match=r'needs scikit-learn.*pip install "saliency-reg\[recipes\]"'):
+            need("sklearn")
+
+    def test_json_is_whole_or_absent(self, tmp_path):
+        path = tmp_path / "results.json"
+        write_json(path, {"loss": float("nan"), "curve": (1.0, float("inf"))})
+        assert json.loads(path.read_text()) == {"loss": None, "curve": [1.0, None]}
+        with pytest.raises(TypeError):
+            write_json(path, {"loss": object()})
+        assert json.loads(path.read_text()) == {"loss": None, "curve": [1.0, None]}
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_two_runs_within_a_second(self, tmp_path):
+        assert new_run_folder(tmp_path, None) != new_run_folder(tmp_path, None)
+
+    def test_collapsed_relations_and_curves_with_gaps_are_drawn(self, tmp_path):
+        matrix = torch.zeros(10, 10)
+        matrix[2, 5] = matrix[5, 2] = 1.0
+        draw_relations(tmp_path / "one.png", matrix.tolist(), [str(digit) for digit in range(10)], "one pair")
+        statistic = {"mean": [0.5, float("nan"), 1.0], "std": [0.0, 0.0, 0.0]}
+        curves = {"a": {"seeds": [0], "validation_loss": statistic, "validation_auc": statistic}}
+        draw_learning_curves(tmp_path / "two.png", curves, {"a": "A"})
+        assert size_of_png(tmp_path / "one.png")
+        assert size_of_png(tmp_path / "two.png")
