@@ -84,11 +84,13 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
 
 
 def check_metric(metric: str) -> None:
+    """Raise :class:`ConfigurationError` for a metric that does not exist."""
     if metric not in METRICS:
         raise ConfigurationError(f"unknown metric {metric!r}. Choose one of {', '.join(map(repr, METRICS))}.")
 
 
 def check_reduction(reduction: str) -> None:
+    """Raise :class:`ConfigurationError` for a reduction that does not exist."""
     if reduction not in REDUCTIONS:
         raise ConfigurationError(f"unknown reduction {reduction!r}. Choose 'mean' or 'sum' over the batch.")
 

@@ -33,6 +33,7 @@ def match_names(model: nn.Module, wanted: str) -> list[str]:
 
 
 def is_pattern(wanted: str) -> bool:
+    """Whether a name is meant as a pattern."""
     return any(character in wanted for character in "*?[")
 
 
@@ -54,6 +55,7 @@ def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[s
 
 
 def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModelError:
+    """The error for a name that matches nothing, with near misses."""
     names = [name for name, _ in model.named_modules() if name]
     by_last: dict[str, str] = {name.rpartition(".")[2]: name for name in names}
     near = difflib.get_close_matches(wanted, [*names, *by_last], n=3, cutoff=0.5)

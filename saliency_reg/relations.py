@@ -281,6 +281,7 @@ def relations_for(relations: str | RelationWeights, tasks: Sequence[str], *, bou
 
 
 def positive_number(name: str, value: float) -> float:
+    """Return ``value`` as a float, finite and ``> 0``."""
     number = non_negative_number(name, value)
     if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
@@ -288,6 +289,7 @@ def positive_number(name: str, value: float) -> float:
 
 
 def non_negative_number(name: str, value: float) -> float:
+    """Return ``value`` as a float, finite and ``>= 0``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise WrongTypeError(f"{name} must be a number, found {type(value).__name__}.")
     if not (math.isfinite(value) and value >= 0):

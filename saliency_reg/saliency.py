@@ -245,6 +245,7 @@ def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
 
 
 def check_pool(pool: str | None) -> None:
+    """Raise :class:`ConfigurationError` for a pool that does not exist."""
     if pool not in POOLS:
         raise ConfigurationError(f"unknown pool {pool!r}. Choose 'sum' or 'mean' over positions, or None to keep them.")
 
@@ -273,6 +274,7 @@ def _position_axes(shape: torch.Size, channel_axis: int) -> list[int]:
 
 
 def named(values: Mapping[str, Tensor] | Sequence[Tensor], what: str) -> tuple[list[str], list[Tensor]]:
+    """Split T tensors into task names (their numbers, for a sequence) and a list."""
     if isinstance(values, Tensor):
         raise WrongTypeError(
             f"{what} must be a mapping or a sequence of T tensors, found one tensor of shape {list(values.shape)}. "
@@ -292,6 +294,7 @@ def named(values: Mapping[str, Tensor] | Sequence[Tensor], what: str) -> tuple[l
 def aligned(
     values: Mapping[str, Tensor] | Sequence[Tensor] | None, tasks: Sequence[str], what: str
 ) -> list[Tensor | None]:
+    """Tensors per task in the order of ``tasks``, ``None`` where a mapping has no entry."""
     if values is None:
         return [None] * len(tasks)
     if isinstance(values, Mapping):
@@ -306,6 +309,7 @@ def aligned(
 
 
 def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[Tensor]:
+    """The feature map, or its T aliases, as a list of 1 or T tensors that require grad."""
     if isinstance(features, Tensor):
         features = [features] * num_tasks
     if not isinstance(features, Sequence) or not all(isinstance(feature, Tensor) for feature in features):
