@@ -167,7 +167,7 @@ class StepHook:
         finalizer.atexit = False
 
     def remove(self) -> None:
-    """Take the hook off."""
+        """Take the hook off."""
         self._handle.remove()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
