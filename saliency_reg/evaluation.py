@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 
-from .capture import Captured
 from .errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
+from .forward import Captured
 from .saliency import (
     Feature,
     aligned,
@@ -63,7 +63,7 @@ class SaliencyEvaluator:
         target: str,
         scalarize: ScalarizeChoice,
         pool: str | None,
-        channel_axis: int | None,
+        channel_axis: int | Sequence[int | None] | None,
         loss_reduction: str,
     ) -> None:
         if target not in TARGETS:
@@ -89,43 +89,84 @@ class SaliencyEvaluator:
 
     def evaluate(
         self,
-        captured: Captured,
+        captured: Sequence[Captured],
         heads: Sequence[nn.Module],
         columns: bool,
         *,
         losses: Losses | Tensor | None,
         targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
+        mask: Tensor | Sequence[Tensor | None] | None,
+        create_graph: bool,
+        only: Sequence[int] | None = None,
+    ) -> Evaluated:
+        """Differentiate, and join the saliencies of several feature maps.
+
+        ``heads`` are the modules behind the outputs, empty where outputs were given by hand; ``only`` are the tasks
+        that take part in this step, all that ran by default.
+        """
+        axes = self._per_feature(self.channel_axis, len(captured), "channel_axis")
+        masks = self._per_feature(mask, len(captured), "mask")
+        chosen = None if only is None else set(only)
+        parts = [
+            self._evaluate_one(one, heads, columns, axis, losses, targets, own_mask, create_graph, chosen)
+            for one, axis, own_mask in zip(captured, axes, masks)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        size = parts[0].batch_size
+        if any(part.batch_size != size for part in parts):
+            raise ShapeError(
+                f"the feature maps have batch sizes {[part.batch_size for part in parts]}; they must have one in common."
+            )
+        flat = [part.saliencies.expand(-1, size, *part.saliencies.shape[2:]).flatten(2) for part in parts]
+        edges = [[edge for part in parts for edge in part.edges[index]] for index in range(len(parts[0].edges))]
+        return Evaluated(parts[0].present, torch.cat(flat, 2), size, all(part.closed_form for part in parts), edges)
+
+    @staticmethod
+    def _per_feature(value: Any, number: int, what: str) -> list[Any]:
+        if isinstance(value, (list, tuple)):
+            if len(value) != number:
+                raise ShapeError(f"{what}= has {len(value)} entries for {number} feature maps. Pass one for each.")
+            return list(value)
+        return [value] * number
+
+    def _evaluate_one(
+        self,
+        captured: Captured,
+        heads: Sequence[nn.Module],
+        columns: bool,
+        channel_axis: int | None,
+        losses: Losses | Tensor | None,
+        targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
         mask: Tensor | None,
         create_graph: bool,
+        chosen: set[int] | None,
     ) -> Evaluated:
-        """Differentiate. ``heads`` are the modules behind the outputs, empty where outputs were given by hand."""
         feature = captured.feature
-        axis = resolve_channel_axis(feature.shape, self.channel_axis)
+        axis = resolve_channel_axis(feature.shape, channel_axis)
         check_mask(mask, feature.shape, axis)
         labels = aligned(targets, self.tasks, "targets")
         if self.target == "output" and self._has_closed_form(captured, heads, columns, axis):
-            return self._closed_form(captured, heads, columns, mask, axis)
+            return self._closed_form(captured, heads, columns, mask, axis, chosen)
         if self.target == "loss":
-            present, scalars = self._loss_scalars(losses, captured, columns, feature.shape[0])
+            by_task = self._loss_scalars(losses, captured, columns, feature.shape[0])
         else:
             outputs = self._columns(captured.outputs[0], feature, axis) if columns else captured.outputs
-            present = list(range(len(self.tasks))) if columns else captured.present
-            scalars = [
-                scalar_of(
-                    output,
-                    self.choices[task],
-                    labels[task],
-                    task=self.tasks[task],
-                    feature_shape=feature.shape,
-                    channel_axis=axis,
-                )
-                for task, output in zip(present, outputs)
-            ]
+            ran = range(len(self.tasks)) if columns else captured.present
+            by_task = {
+                task: self._scalar(task, output, labels[task], feature.shape, axis)
+                for task, output in zip(ran, outputs)
+                if chosen is None or task in chosen
+            }
+        if chosen is not None:
+            by_task = {task: scalar for task, scalar in by_task.items() if task in chosen}
+        present, scalars = list(by_task), list(by_task.values())
+        if not present:
+            return Evaluated([], feature.new_zeros(0, feature.shape[0], 1), feature.shape[0], False, captured.edges)
         names = [self.tasks[task] for task in present]
         check_graph(scalars, names, self.target)
-        edges = captured.edges * len(present) if columns else captured.edges
-        if not columns:
-            edges = [own for task, own in zip(captured.present, edges) if task in present]
+        places = captured.edges * len(self.tasks) if columns else dict(zip(captured.present, captured.edges))
+        edges = [places[task] for task in present]
         at_once = captured.separate and not columns
         if at_once and self._mix(present, scalars, [own[0] for own in edges]):
             at_once = False
@@ -134,6 +175,11 @@ class SaliencyEvaluator:
         gradients = input_gradients(scalars, edges, names, at_once=at_once, scale=scale, create_graph=create_graph)
         pooled = [pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients]
         return Evaluated(present, torch.stack(pooled), feature.shape[0], False, captured.edges)
+
+    def _scalar(self, task: int, output: Tensor, label: Tensor | None, shape: torch.Size, axis: int) -> Tensor:
+        return scalar_of(
+            output, self.choices[task], label, task=self.tasks[task], feature_shape=shape, channel_axis=axis
+        )
 
     def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], edges: Sequence[Feature]) -> bool:
         """Whether heads read each other's outputs, which needs a call per task. Checked once for each head."""
@@ -155,14 +201,14 @@ class SaliencyEvaluator:
 
     def _loss_scalars(
         self, losses: Losses | Tensor | None, captured: Captured, columns: bool, batch_size: int
-    ) -> tuple[list[int], list[Tensor]]:
+    ) -> dict[int, Tensor]:
         if losses is None:
             raise MissingArgumentError(
                 "target='loss' takes the saliency of the task losses. Type regularizer(losses={task: loss, ...}) with the "
                 "losses before weighting."
             )
         found = losses_per_task(losses, self.tasks)
-        present, scalars = [], []
+        scalars: dict[int, Tensor] = {}
         for task, loss in found.items():
             if not columns and task not in captured.present:
                 raise TaskError(
@@ -179,9 +225,8 @@ class SaliencyEvaluator:
                     f"the loss of task {self.tasks[task]!r} has shape {list(loss.shape)}, expected a 0-dim mean over the "
                     f"batch, or one value per sample, [{batch_size}]."
                 )
-            present.append(task)
-            scalars.append(loss.float().sum() * factor if loss.dtype == torch.float16 else loss.sum() * factor)
-        return present, scalars
+            scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
+        return scalars
 
     def _has_closed_form(self, captured: Captured, heads: Sequence[nn.Module], columns: bool, axis: int) -> bool:
         """A ``Linear`` fed by the feature map itself: its weight rows are the saliencies, whatever the sample."""
@@ -194,11 +239,20 @@ class SaliencyEvaluator:
         return all(is_plain_linear(head) and head.out_features == width for head in ran)
 
     def _closed_form(
-        self, captured: Captured, heads: Sequence[nn.Module], columns: bool, mask: Tensor | None, axis: int
+        self,
+        captured: Captured,
+        heads: Sequence[nn.Module],
+        columns: bool,
+        mask: Tensor | None,
+        axis: int,
+        chosen: set[int] | None,
     ) -> Evaluated:
         feature = captured.feature
         rows = torch.cat([heads[index].get_parameter("weight") for index in captured.present])  # [T, C]
         present = list(range(len(self.tasks))) if columns else captured.present
+        if chosen is not None:
+            kept = [row for row, task in enumerate(present) if task in chosen]
+            rows, present = rows[kept], [present[row] for row in kept]
         if feature.ndim == 2:
             saliencies = pool_positions(rows, self.pool, None, 1, 1.0).unsqueeze(1)
         else:
@@ -211,7 +265,7 @@ def captured_by_hand(
     outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
     features: Tensor | Sequence[Tensor] | None,
     tasks: Sequence[str],
-) -> Captured | None:
+) -> list[Captured] | None:
     """Outputs and feature that the user passed, as if they had been captured; ``None`` if they carry no graph."""
     if outputs is None or features is None:
         missing = "features" if features is None else "outputs"
@@ -230,7 +284,7 @@ def captured_by_hand(
     present, order = zip(*sorted((tasks.index(name), given) for given, name in enumerate(names)))
     edges: list[list[Feature]] = [[aliases[given if len(aliases) > 1 else 0]] for given in order]
     in_order = [tensors[given] for given in order]
-    return Captured(aliases[0], list(present), in_order, edges, separate=len(aliases) > 1, direct=False)
+    return [Captured(aliases[0], list(present), in_order, edges, separate=len(aliases) > 1, direct=False)]
 
 
 def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .capture import FeatureCapture
+from .capture import FeatureCapture, FeatureChoice
 from .distances import BOUNDED_METRICS, check_metric, check_reduction, pairwise_distances
 from .errors import (
     CaptureError,
@@ -25,6 +25,7 @@ from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, unwrap_optimizer
 from .lookup import first_few
 from .pending import PendingDistances
+from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
 from .report import SaliencyReport, spread_over_all
@@ -61,8 +62,12 @@ class SaliencyRegularizer(StateModule):
         heads: names (exact, dotted suffix, or pattern such as ``"heads.*"``), modules, a list of them, or a mapping
             ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children. A single module has
             one output column per task. Left out: found, if the choice is unambiguous.
-        feature: the module whose output (``"layer4"``) or input (``"pool:input"``) is the feature map. Left out: the
-            tensor that the heads are called with.
+        feature: the module whose output (``"layer4"``) or input (``"pool:input"``) is the feature map; a part of it as
+            ``"encoder:output.last_hidden_state"`` or ``"rnn:output.0"``. If it runs several times, the last run counts.
+            A list names several maps, whose saliencies are joined. Left out: the first floating-point tensor that the
+            heads are called with.
+        output: which part of what a head returns is the task's output: a key, an attribute, an index, a function, or a
+            mapping ``{task: part}``. Left out: all of it.
         tasks: T task names; by default taken from the heads.
         target: ``"output"``: saliency of the scalarised output (the paper). ``"loss"``: saliency of the task's loss, per
             sample; then pass ``losses=`` in each call.
@@ -105,7 +110,8 @@ class SaliencyRegularizer(StateModule):
         model: nn.Module | None,
         heads: HeadsChoice = None,
         *,
-        feature: str | nn.Module | None = None,
+        feature: FeatureChoice = None,
+        output: Item | Mapping[str, Item] | None = None,
         tasks: Sequence[str] | None = None,
         target: str = "output",
         strength: float = 0.1,
@@ -113,7 +119,7 @@ class SaliencyRegularizer(StateModule):
         pool: str | None = "sum",
         reduction: str = "mean",
         scalarize: ScalarizeChoice = "auto",
-        channel_axis: int | None = None,
+        channel_axis: int | Sequence[int | None] | None = None,
         relations: str | RelationWeights = "entropic",
         optimizer: Any = None,
         warmup_steps: int = 0,
@@ -168,7 +174,7 @@ class SaliencyRegularizer(StateModule):
         inner_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
         if model is not None and found is not None:
-            self._capture = FeatureCapture(model, found, feature)
+            self._capture = FeatureCapture(model, found, feature, output)
         if inner_optimizer is not None:
             self._step_hook = StepHook(inner_optimizer, self.step)
         self._update_fork()
@@ -212,7 +218,7 @@ class SaliencyRegularizer(StateModule):
         *,
         losses: Losses | Tensor | None = None,
         targets: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
-        mask: Tensor | None = None,
+        mask: Tensor | Sequence[Tensor | None] | None = None,
         outputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
         features: Tensor | Sequence[Tensor] | None = None,
     ) -> Tensor:
@@ -250,15 +256,16 @@ class SaliencyRegularizer(StateModule):
             captured = self._capture.take()
         if captured is None:
             return self._zero()
-        total_loss = sum_of_losses(losses, self.tasks, captured.feature.device)
+        feature = captured[0].feature
+        total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
         evaluated = self._evaluator.evaluate(
             captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0
         )
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
-            return self._zero(captured.feature)
-        return self._penalty(evaluated, captured.feature, strength, total_loss)
+            return self._zero(feature)
+        return self._penalty(evaluated, feature, strength, total_loss)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.
