@@ -175,8 +175,8 @@ class FeatureCapture:
             forward = self._begin()
         if not isinstance(feature, Tensor) or not feature.is_floating_point():
             forward.problem = (
-                f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point tensor. "
-                "Name the part that is one, e.g. 'encoder:output.0', 'encoder:output.last_hidden_state', 'pool:input.1'."
+                f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point "
+                "tensor. Name the part that is one, e.g. 'encoder:output.0' or 'encoder:output.last_hidden_state'."
             )
             return None
         replaced = self._require_grad(feature)

@@ -14,9 +14,11 @@ __all__ = [
     "HeadNotFoundError",
     "MissingArgumentError",
     "ModuleNotFoundInModelError",
+    "CrossSampleError",
     "NonFiniteError",
     "NotConnectedError",
     "SaliencyRegError",
+    "SecondDerivativeError",
     "ShapeError",
     "StateMismatchError",
     "TaskError",
@@ -74,6 +76,14 @@ class AlreadyAttachedError(SaliencyRegError, RuntimeError):
 
 class CaptureError(SaliencyRegError, RuntimeError):
     """The forward pass that the regularizer needs did not happen, or happened in an unusable way."""
+
+
+class SecondDerivativeError(SaliencyRegError, NotImplementedError):
+    """A part between the feature map and an output cannot be differentiated twice."""
+
+
+class CrossSampleError(SaliencyRegError, ValueError):
+    """An output of one sample depends on the feature map of another (a BatchNorm in train mode)."""
 
 
 class NotConnectedError(SaliencyRegError, RuntimeError):

@@ -21,6 +21,7 @@ from .errors import (
     WrongTypeError,
 )
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
+from .first_call import FirstCall
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, unwrap_optimizer
 from .lookup import first_few
@@ -29,10 +30,11 @@ from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
 from .report import SaliencyReport, spread_over_all
+from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
 from .state import StateModule
-from .structure import NO_REACH, REACH, HeadForm, form_of_heads, measure_reach, reaches_backbone
+from .structure import NO_REACH, REACH, HeadForm, form_of_heads, reaches_backbone
 
 __all__ = ["SaliencyRegularizer"]
 
@@ -80,6 +82,11 @@ class SaliencyRegularizer(StateModule):
         start_step: the strength is 0 for this many optimizer steps before that.
         loss_reduction: what 0-dim task losses are for ``target="loss"``: the ``"mean"`` over the samples of the batch, or
             the ``"sum"``. For anything else, such as a mean over the labelled samples, pass per-sample losses ``[B]``.
+        max_tasks_per_step: for very many tasks: take this many in each call, drawn anew each time; the penalty is
+            scaled so that its mean is that of all pairs.
+        seed: of that draw, which has a generator of its own.
+        cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
+            one sample depend on the feature map of another. Measured in the first training call.
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
             into the loss, so that GradScaler skips the step; the relations do not move then.
 
@@ -125,6 +132,9 @@ class SaliencyRegularizer(StateModule):
         warmup_steps: int = 0,
         start_step: int = 0,
         loss_reduction: str = "mean",
+        max_tasks_per_step: int | None = None,
+        seed: int = 0,
+        cross_sample: str = "warn",
         check_finite: bool = False,
     ) -> None:
         super().__init__()
@@ -156,6 +166,8 @@ class SaliencyRegularizer(StateModule):
         )
         self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
         self.pending = PendingDistances(len(self.tasks), reduction)
+        self.sampler = TaskSampler(max_tasks_per_step, seed)
+        self._first_call = FirstCall(cross_sample)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         # Mirrors of buffers, so that a device is never waited for.
@@ -260,12 +272,15 @@ class SaliencyRegularizer(StateModule):
         total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
+        only, factor = self.sampler.choose(range(len(self.tasks)) if columns else captured[0].present)
         evaluated = self._evaluator.evaluate(
-            captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0
+            captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0, only=only
         )
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             return self._zero(feature)
-        return self._penalty(evaluated, feature, strength, total_loss)
+        if not evaluated.closed_form:
+            self._first_call.check_samples(captured, stacklevel=4)  # past torch.nn.Module
+        return self._penalty(evaluated, feature, strength * factor, total_loss)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.
@@ -367,7 +382,7 @@ class SaliencyRegularizer(StateModule):
 
     # How it is done.
 
-    def _penalty(self, evaluated: Evaluated, feature: Tensor, strength: float, losses: Tensor | None) -> Tensor:
+    def _penalty(self, evaluated: Evaluated, feature: Tensor, factor: float, losses: Tensor | None) -> Tensor:
         present = evaluated.present
         distances = pairwise_distances(evaluated.saliencies, self.metric, self.reduction)
         if self.reduction == "sum" and evaluated.saliencies.shape[1] != evaluated.batch_size:
@@ -381,29 +396,34 @@ class SaliencyRegularizer(StateModule):
             self.to(distances.device)
         relations = self.relations.matrix()
         among_present = relations if len(present) == len(self.tasks) else relations[present][:, present]
-        if strength > 0:
-            penalty = strength * (among_present.to(distances.dtype) * distances).triu(1).sum()
+        if factor > 0:
+            penalty = factor * (among_present.to(distances.dtype) * distances).triu(1).sum()
         else:
             penalty = distances.new_zeros(())  # also where distances are not finite
+        if factor > 0:
+            self._measure_reach(penalty, evaluated)
         self.pending.add(distances.detach(), present, evaluated.batch_size)
         self._has_pending = True
         self._feature_shape = list(feature.shape)
         self._closed_form = evaluated.closed_form
         self._reminders.called(present, self._step_hook is not None, stacklevel=5)  # past torch.nn.Module
-        if strength > 0 and self._reaches_backbone is None:
-            self._reaches_backbone = measure_reach(penalty, evaluated.edges)
-            if self._reaches_backbone is False:
-                logger.warning(NO_REACH)
         self._report = SaliencyReport(
             tasks=self.tasks,
             present=tuple(self.tasks[task] for task in present),
-            strength=strength,
+            strength=self.current_strength,
             penalty=penalty.detach(),
             losses=losses,
             distances=spread_over_all(distances.detach(), present, len(self.tasks)),
             relations=relations,
         )
         return penalty
+
+    def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
+        known = self._reaches_backbone
+        names = [self.tasks[task] for task in evaluated.present]
+        self._reaches_backbone = self._first_call.reach(penalty, evaluated.saliencies, names, evaluated.edges, known)
+        if known is None and self._reaches_backbone is False:
+            logger.warning(NO_REACH)
 
     def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
         if self._capture is None or outputs is not None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .hooks import only_ours
-from .saliency import Feature
 from .scalarization import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice
 
-__all__ = ["HeadForm", "form_of_heads", "is_plain_linear", "measure_reach", "reaches_backbone"]
+__all__ = ["HeadForm", "form_of_heads", "is_plain_linear", "reaches_backbone"]
 
 # Layers whose derivative is locally constant, and containers that only call their children.
 _PIECEWISE_LINEAR = (
@@ -106,18 +104,3 @@ def reaches_backbone(form: HeadForm, target: str, scalarize: ScalarizeChoice) ->
     if form is HeadForm.UNKNOWN or scalarize not in PIECEWISE_LINEAR_SCALARIZATIONS:
         return None
     return False
-
-
-def measure_reach(penalty: Tensor, edges: Sequence[Sequence[Feature]]) -> bool | None:
-    """The same, from the graph of a penalty; ``None`` if it is zero, which says nothing."""
-    if not bool(penalty.detach() > 0):
-        return None
-    if not penalty.requires_grad:
-        return False
-    gradients = torch.autograd.grad(
-        penalty,
-        [edge for own in edges for edge in own],  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
-        retain_graph=True,
-        allow_unused=True,
-    )
-    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)

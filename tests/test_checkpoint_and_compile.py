@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from saliency_reg import SaliencyRegularizer
-from saliency_reg.errors import CaptureError
+from saliency_reg.errors import CaptureError, ConfigurationError
 
 from .training import TASKS, Net, batch
 
@@ -92,6 +92,23 @@ def test_compiled_backbone(backend: str) -> None:
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("way", ["whole", "in place", "head", "inside a head"])
+def test_compiled_heads_are_refused(way: str) -> None:
+    model: nn.Module = build()
+    if way == "whole":
+        model = torch.compile(model)
+    elif way == "in place":
+        model.compile()
+    elif way == "head":
+        model.heads["left"] = torch.compile(model.heads["left"])
+    else:
+        model.heads["left"].hidden = torch.compile(model.heads["left"].hidden)
+    with pytest.raises(
+        ConfigurationError, match=r"compiled by torch.compile.*model.backbone = torch.compile\(model.backbone\)"
+    ):
+        SaliencyRegularizer(model, "heads")
 
 
 def test_tasks_are_those_of_the_training() -> None:

@@ -70,6 +70,7 @@ def test_state_holds_tensors_only_and_no_parameters() -> None:
     assert set(state) == {
         "task_names",
         "steps",
+        "sampler.calls",
         "relations.running_distances",
         "relations.running_weights",
         "relations.updates",

@@ -176,6 +176,25 @@ ATTACHING = {
         ),
         errors.WrongTypeError, TypeError, "optimizer must be .*found StepLR",
     ),
+    "one task per step": Case(
+        lambda m: SaliencyRegularizer(m, max_tasks_per_step=1), errors.ConfigurationError, ValueError, "at least 2, found 1",
+    ),
+    "half a task per step": Case(
+        lambda m: SaliencyRegularizer(m, max_tasks_per_step=2.5), errors.WrongTypeError, TypeError, "must be an int, found float",
+    ),
+    "unknown cross_sample": Case(
+        lambda m: SaliencyRegularizer(m, cross_sample="raise"), errors.ConfigurationError, ValueError, "unknown cross_sample",
+    ),
+    "a feature twice": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature=["backbone", "backbone:output"]),
+        errors.ConfigurationError, ValueError, "a feature map twice",
+    ),
+    "a feature of a wrong type": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature=[3]), errors.WrongTypeError, TypeError, "found int",
+    ),
+    "output parts of other tasks": Case(
+        lambda m: SaliencyRegularizer(m, "heads", output={"left": 0}), errors.TaskError, ValueError, r"output= names \['left'\]",
+    ),
     "half a warm-up step": Case(
         lambda m: SaliencyRegularizer(m, warmup_steps=0.5), errors.WrongTypeError, TypeError, "warmup_steps must be an int",
     ),

@@ -1,0 +1,146 @@
+"""What is measured once, in the first training call: a plain look at the layers could not tell it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigurationError, CrossSampleError, SecondDerivativeError
+from .forward import Captured
+from .saliency import Feature
+
+__all__ = ["FirstCall", "mixes_samples", "reach_of_penalty"]
+
+CROSS_SAMPLE = ("warn", "error", "ignore")
+_MIXES = (
+    "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own. That is "
+    "what a BatchNorm in train mode does between the feature map and the outputs: choose a feature map behind it, use "
+    "LayerNorm or GroupNorm, put it in eval mode, or type cross_sample='ignore' if it is meant."
+)
+
+# What torch says of an operation, a compiled part or a cuDNN layer without a second derivative.
+_NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "not implemented for", "does not support")
+
+
+class FirstCall:
+    """The measurements of one regularizer, and what its user is told of them.
+
+    Args:
+        cross_sample: ``"warn"``, ``"error"`` or ``"ignore"`` where samples are mixed.
+
+    Raises:
+        ConfigurationError: another choice.
+    """
+
+    def __init__(self, cross_sample: str) -> None:
+        if cross_sample not in CROSS_SAMPLE:
+            raise ConfigurationError(f"unknown cross_sample {cross_sample!r}. Choose 'warn', 'error' or 'ignore'.")
+        self.cross_sample = cross_sample
+        self._mixes: bool | None = None if cross_sample != "ignore" else False
+        self._differentiated = False
+
+    def check_samples(self, captured: Sequence[Captured], stacklevel: int) -> None:
+        """Tell if samples are mixed. ``stacklevel`` is that of the user's line, counted from the caller.
+
+        Raises:
+            CrossSampleError: they are, and ``cross_sample="error"``.
+        """
+        if self._mixes is not None and not (self._mixes and self.cross_sample == "error"):
+            return
+        self._mixes = mixes_samples(captured)
+        if self._mixes and self.cross_sample == "error":
+            raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
+        if self._mixes:
+            warnings.warn(_MIXES, UserWarning, stacklevel=stacklevel + 1)
+
+    def reach(
+        self,
+        penalty: Tensor,
+        saliencies: Tensor,
+        present: Sequence[str],
+        edges: Sequence[Sequence[Feature]],
+        known: bool | None,
+    ) -> bool | None:
+        """:func:`reach_of_penalty`, until it is ``known`` and the second derivative has been seen to exist."""
+        if known is not None and self._differentiated:
+            return known
+        found = reach_of_penalty(penalty, saliencies, present, edges)
+        self._differentiated = True
+        return found if known is None else known
+
+
+def mixes_samples(captured: Sequence[Captured]) -> bool | None:
+    """Whether the outputs of sample 0 depend on the feature map at other samples; ``None`` for a single sample."""
+    for one in captured:
+        outputs = [output for output in one.outputs if output.ndim > 0 and len(output) == len(one.feature)]
+        if len(one.feature) < 2 or not outputs:
+            return None
+        # Unequal factors: the sum of softmax outputs is constant.
+        first = [
+            (
+                output[:1].float() * torch.linspace(1, 2, output[:1].numel(), device=output.device).view_as(output[:1])
+            ).sum()
+            for output in outputs
+        ]
+        edges = list(dict.fromkeys(edge for own in one.edges for edge in own))
+        for gradient in _gradients(first, edges):
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                return None
+            if gradient is not None and bool(gradient[1:].any()):
+                return True
+    return False
+
+
+def reach_of_penalty(
+    penalty: Tensor,
+    saliencies: Tensor,
+    present: Sequence[str],
+    edges: Sequence[Sequence[Feature]],
+) -> bool | None:
+    """Whether the penalty's gradient reaches the feature map; ``None`` if the penalty is zero, which says nothing.
+
+    Raises:
+        SecondDerivativeError: a part between the feature map and an output has no second derivative; the task and what
+            torch said of it are named.
+    """
+    if not penalty.requires_grad:
+        return False
+    places = list(dict.fromkeys(edge for own in edges for edge in own))
+    try:
+        # With respect to the feature map alone: gradients of parameters would call the hooks that users set on them.
+        found = _gradients([penalty], places)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_SECOND_DERIVATIVE):
+            raise
+        task = _culprit(saliencies, present, places)
+        reason = str(error).strip().splitlines()[0]
+        raise SecondDerivativeError(
+            f"what is between the feature map and the output of task {task!r} has no second derivative: {reason} For "
+            "attention, run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH) or choose a feature map behind it; "
+            "for an RNN on CUDA, under torch.backends.cudnn.flags(enabled=False); do not compile heads."
+        ) from error
+    if not bool(penalty.detach() > 0):
+        return None
+    return any(gradient is not None and bool(gradient.any()) for gradient in found)
+
+
+def _culprit(saliencies: Tensor, present: Sequence[str], inputs: Sequence[Feature]) -> str:
+    for task, saliency in zip(present, saliencies):
+        try:
+            if saliency.requires_grad:
+                _gradients([saliency.sum()], inputs)
+        except RuntimeError:
+            return task
+    return present[0]
+
+
+def _gradients(outputs: Sequence[Tensor], inputs: Sequence[Feature]) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        list(outputs),
+        list(inputs),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
+        retain_graph=True,
+        allow_unused=True,
+    )
