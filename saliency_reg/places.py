@@ -70,9 +70,15 @@ def swap(container: Any, old: Tensor, new: Tensor) -> Any:
     """The same structure with ``new`` in the place of ``old``; the original is left alone."""
     if container is old:
         return new
+    if type(container) is tuple:
+        return tuple(swap(part, old, new) for part in container)
+    if type(container) is dict:
+        return {key: swap(part, old, new) for key, part in container.items()}
     if dataclasses.is_dataclass(container) and not isinstance(container, (Mapping, type)):
         changed = {name: new for name, value in vars(container).items() if value is old}
         return dataclasses.replace(container, **changed)
+    if isinstance(container, (Tensor, str, int, float, bool, type(None))):
+        return container
     return pytree.tree_map(lambda leaf: new if leaf is old else leaf, container)
 
 

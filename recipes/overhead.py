@@ -1,0 +1,274 @@
+"""What the regularizer costs: step time and peak memory beside the plain step, its floor, and the published loop.
+
+Times are process CPU times (all threads added up) of interleaved steps, compared step by step, so that a machine whose
+speed drifts does not decide the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .extras import need
+from .overhead_steps import STEPS, make_steps
+from .runs import machine, new_run_folder, now, versions, write_json
+
+__all__ = ["main"]
+
+SCHEMA_VERSION = 1
+#: Up to this many tasks the published loop is timed; beyond, a step takes minutes.
+MOST_TASKS_OF_LOOP = 10
+LABELS = {
+    "regularizer": "with the regularizer",
+    "floor": "heads' double backward alone",
+    "loop": "published loop",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write results.json, and return the exit code."""
+    for module in ("numpy", "tqdm"):
+        need(module)
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    if options.memory_of is not None:
+        return _print_peak_memory(options)
+    folder = new_run_folder(options.out, options.name)
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "date": now(),
+        "options": {key: value for key, value in vars(options).items() if key not in ("out", "memory_of")},
+        "versions": versions(),
+        "machine": machine(),
+        "rows": rows,
+    }
+    try:
+        for tasks in options.tasks:
+            rows += _measure(tasks, options)
+            write_json(folder / "results.json", result)
+    except KeyboardInterrupt:
+        print("\nInterrupted; what follows is what was finished.")
+    print(_table(rows, options))
+    print(f"\nWritten to {folder}: results.json")
+    return 0
+
+
+def _measure(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
+    times = _interleaved(["plain", "regularizer", "floor"], tasks, most, options.steps, options)
+    rows = []
+    memory = {} if _no_memory(options) else {name: _peak_memory(name, tasks, options) for name in times}
+    for name in ("regularizer", "floor"):
+        rows.append(_row(name, tasks, most, times[name], times["plain"], times["floor"], memory))
+    if tasks <= MOST_TASKS_OF_LOOP and options.loop_steps > 0:
+        beside = _interleaved(["plain", "regularizer", "loop"], tasks, most, options.loop_steps, options)
+        if not _no_memory(options):
+            memory["loop"] = _peak_memory("loop", tasks, options)
+        row = _row("loop", tasks, most, beside["loop"], beside["plain"], None, memory)
+        own = [a - b for a, b in zip(beside["regularizer"], beside["plain"])]
+        loop = [a - b for a, b in zip(beside["loop"], beside["plain"])]
+        row["own_cost_over_regularizer"] = _median(loop) / max(_median(own), 1e-9)
+        rows.append(row)
+    return rows
+
+
+def _no_memory(options: argparse.Namespace) -> bool:
+    return bool(options.no_memory) or not Path("/proc/self/clear_refs").exists()
+
+
+def _interleaved(
+    names: Sequence[str], tasks: int, most: int | None, count: int, options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """CPU seconds of ``count`` steps of each kind, one after the other in an order that turns."""
+    from tqdm import tqdm
+
+    steps = make_steps(names, tasks, options.batch_size, options.size, options.width, most)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in tqdm(range(count + options.warmup), desc=f"{tasks} tasks", disable=None):
+        for place in range(len(names)):
+            name = names[(place + round_) % len(names)]
+            before = time.process_time()
+            steps[name]()
+            if round_ >= options.warmup:
+                seconds[name].append(time.process_time() - before)
+    return seconds
+
+
+def _row(
+    name: str,
+    tasks: int,
+    most: int | None,
+    seconds: Sequence[float],
+    plain: Sequence[float],
+    floor: Sequence[float] | None,
+    memory: dict[str, float],
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "tasks": tasks,
+        "max_tasks_per_step": most,
+        "step": name,
+        "steps_counted": len(seconds),
+        "median_seconds": _median(seconds),
+        "ratio_to_plain": _ratio(seconds, plain),
+    }
+    if floor is not None and name == "regularizer":
+        row["ratio_to_floor"] = _ratio(seconds, floor)
+    if memory:
+        row["peak_memory_mib"] = memory[name]
+        row["memory_ratio_to_plain"] = memory[name] / max(memory["plain"], 1.0)
+    return row
+
+
+def _median(values: Sequence[float]) -> float:
+    import numpy
+
+    return float(numpy.median(values))
+
+
+def _ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
+    """Median of the step-by-step ratios, with a 95 % bootstrap interval."""
+    import numpy
+
+    ratios = numpy.asarray(seconds) / numpy.asarray(base)
+    drawn = numpy.random.default_rng(0).choice(ratios, (9999, len(ratios)))
+    low, high = numpy.quantile(numpy.median(drawn, axis=1), [0.025, 0.975])
+    return {"median": float(numpy.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def _peak_memory(name: str, tasks: int, options: argparse.Namespace) -> float:
+    """MiB that a process of its own grew by while it took some steps."""
+    command = [sys.executable, "-m", "recipes.overhead", "--memory-of", name, "--tasks", str(tasks)]
+    for option in ("batch_size", "size", "width", "threads", "max_tasks_per_step"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _print_peak_memory(options: argparse.Namespace) -> int:
+    (tasks,) = options.tasks
+    most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
+    step = make_steps([options.memory_of], tasks, options.batch_size, options.size, options.width, most)[
+        options.memory_of
+    ]
+    step()  # optimizer state and caches: they stay
+    before = _reset_peak()
+    for _ in range(1 if options.memory_of == "loop" else 3):
+        step()
+    print(json.dumps((_status("VmHWM") - before) / 1024))
+    return 0
+
+
+def _reset_peak() -> int:
+    """Set the peak memory of this process to what it uses now, and return that in KiB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    lines = [
+        f"ResNet-18 shape (width {options.width}) at {options.size}x{options.size}, batch {options.batch_size}, two-layer "
+        f"heads, {options.threads} thread(s).",
+        "CPU time of a step over that of the plain step next to it: median [95 % interval]; peak memory likewise.",
+        f"{'tasks':>5}  {'step':<30}{'steps':>6}  {'time / plain':<24}{'time / floor':<24}{'memory / plain':>14}",
+    ]
+    for row in rows:
+        label = LABELS[row["step"]]
+        if row["max_tasks_per_step"] is not None:
+            label += f", {row['max_tasks_per_step']} sampled"
+        floor = _interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
+        memory = f"{row['memory_ratio_to_plain']:.3f}" if "memory_ratio_to_plain" in row else ""
+        ratio = _interval(row["ratio_to_plain"])
+        lines.append(f"{row['tasks']:>5}  {label:<30}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}")
+    for row in rows:
+        if "own_cost_over_regularizer" in row:
+            lines.append(
+                f"With {row['tasks']} tasks the published loop adds {row['own_cost_over_regularizer']:.0f} times what the "
+                "regularizer adds."
+            )
+    return "\n".join(lines)
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recipes.overhead", description=__doc__)
+    add = parser.add_argument
+    add(
+        "--tasks",
+        type=_positive,
+        nargs="+",
+        default=[3, 10, 40, 200],
+        metavar="T",
+        help="numbers of tasks (default: 3 10 40 200)",
+    )
+    add("--steps", type=_positive, default=100, metavar="N", help="counted steps of each kind (default: 100)")
+    add("--warmup", type=_positive, default=3, metavar="N", help="steps before that (default: 3)")
+    add(
+        "--loop-steps",
+        type=int,
+        default=5,
+        metavar="N",
+        help="counted steps of the published loop, 0 for none (default: 5)",
+    )
+    add(
+        "--max-tasks-per-step",
+        type=_positive,
+        default=40,
+        metavar="N",
+        help="beyond so many tasks, a sample (default: 40)",
+    )
+    add("--batch-size", type=_positive, default=32, metavar="N", help="images per step (default: 32)")
+    add("--size", type=_positive, default=64, metavar="N", help="side of the images (default: 64)")
+    add(
+        "--width",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="channels of the first stage; 64 is ResNet-18 (default: 64)",
+    )
+    add("--threads", type=_positive, default=1, metavar="N", help="of torch; one is the least noisy (default: 1)")
+    add(
+        "--no-memory",
+        action="store_true",
+        help="leave out the peak memory, which takes a process for each figure and Linux",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/overhead"),
+        metavar="FOLDER",
+        help="where runs go (default: runs/overhead)",
+    )
+    add("--name", default=None, metavar="NAME", help="of the run's folder (default: the present time)")
+    add("--memory-of", choices=list(STEPS), default=None, help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

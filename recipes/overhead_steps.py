@@ -1,0 +1,167 @@
+"""The training steps that the overhead recipe times, on a model of ResNet-18's shape."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from saliency_reg import SaliencyRegularizer
+
+__all__ = ["STEPS", "ManyHeads", "Step", "make_data", "make_steps"]
+
+
+class Block(nn.Module):
+    """Two convolutions with a shortcut, as in ResNet-18."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+class ManyHeads(nn.Module):
+    """ResNet-18 up to its pooled vector, and T heads of two layers on it.
+
+    Args:
+        tasks: T.
+        width: channels of the first stage; 64 is ResNet-18.
+    """
+
+    def __init__(self, tasks: int, width: int = 64) -> None:
+        super().__init__()
+        stages: list[nn.Module] = [
+            nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, 1),
+        ]
+        channels = width
+        for stage in range(4):
+            outputs = width * 2**stage
+            stages += [Block(channels, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
+            channels = outputs
+        self.backbone = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, 1)) for _ in range(tasks)]
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        feature = self.backbone(images)
+        return [head(feature) for head in self.heads]
+
+
+class Step(Protocol):
+    """One training step, from the forward to the optimizer."""
+
+    def __call__(self) -> None: ...
+
+
+def make_data(tasks: int, batch_size: int, size: int) -> tuple[Tensor, Tensor]:
+    """Images ``[B, 3, size, size]`` and labels ``[B, T]``: the time of a step does not depend on what they show."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, 3, size, size, generator=generator)
+    return images, torch.randint(2, (batch_size, tasks), generator=generator).float()
+
+
+def _task_loss(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
+    losses = [functional.binary_cross_entropy_with_logits(z[:, 0], labels[:, t]) for t, z in enumerate(outputs)]
+    return torch.stack(losses).sum()
+
+
+def _trainer(
+    model: ManyHeads, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]
+) -> tuple[Step, torch.optim.Optimizer]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> None:
+        loss = total_loss(model(images))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step, optimizer
+
+
+def plain_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """Equal weighting."""
+    return _trainer(model, images, lambda outputs: _task_loss(outputs, labels))[0]
+
+
+def regularized_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The same with the two lines of this package, and its defaults."""
+    penalty: list[SaliencyRegularizer] = []
+    step, optimizer = _trainer(model, images, lambda outputs: _task_loss(outputs, labels) + penalty[0]())
+    penalty.append(SaliencyRegularizer(model, heads="heads", optimizer=optimizer, max_tasks_per_step=most))
+    return step
+
+
+def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The double backward through the heads alone: a penalty on the size of the saliencies, without pairs or relations."""
+    aliases: list[Tensor] = []
+
+    def fork(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        aliases.append(args[0].view_as(args[0]))
+        return (aliases[-1],)
+
+    chosen = list(model.heads)[:most]
+    for head in chosen:
+        head.register_forward_pre_hook(fork)
+
+    def total(outputs: Sequence[Tensor]) -> Tensor:
+        scalars = [output.sum() for output in outputs[: len(chosen)]]
+        saliencies = torch.autograd.grad(scalars, aliases, create_graph=True)
+        aliases.clear()
+        return _task_loss(outputs, labels) + 1e-3 * torch.stack(saliencies).square().sum()
+
+    return _trainer(model, images, total)[0]
+
+
+def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The published way: a gradient for each sample and task, and a loop over samples and pairs."""
+    features: list[Tensor] = []
+    model.backbone.register_forward_hook(lambda module, args, output: features.append(output))
+
+    def total(outputs: Sequence[Tensor]) -> Tensor:
+        feature = features.pop()
+        penalty = feature.new_zeros(())
+        weight = 2 / (len(outputs) * (len(outputs) - 1))
+        for sample in feature.split(1):  # type: ignore[no-untyped-call]
+            rows = [torch.autograd.grad(head(sample).sum(), sample, create_graph=True)[0] for head in model.heads]
+            for i, row in enumerate(rows):
+                for other in rows[:i]:
+                    penalty = penalty + weight * (row - other).abs().sum()
+        return _task_loss(outputs, labels) + 0.1 * penalty / len(feature)
+
+    return _trainer(model, images, total)[0]
+
+
+STEPS: dict[str, Callable[[ManyHeads, Tensor, Tensor, int | None], Step]] = {
+    "plain": plain_step,
+    "regularizer": regularized_step,
+    "floor": floor_step,
+    "loop": loop_step,
+}
+
+
+def make_steps(
+    names: Sequence[str], tasks: int, batch_size: int, size: int, width: int, most: int | None
+) -> dict[str, Step]:
+    """Each on a copy of one model."""
+    torch.manual_seed(0)
+    model = ManyHeads(tasks, width)
+    images, labels = make_data(tasks, batch_size, size)
+    return {name: STEPS[name](copy.deepcopy(model), images, labels, most) for name in names}
