@@ -31,6 +31,7 @@ LABELS = {
     "regularizer": "with the regularizer",
     "floor": "heads' double backward alone",
     "loop": "published loop",
+    "heads_alone": "the same, without a backbone",
 }
 
 
@@ -66,10 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measure(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
     times = _interleaved(["plain", "regularizer", "floor"], tasks, most, options.steps, options)
-    rows = []
+    rows: list[dict[str, Any]] = []
     memory = {} if _no_memory(options) else {name: _peak_memory(name, tasks, options) for name in times}
     for name in ("regularizer", "floor"):
         rows.append(_row(name, tasks, most, times[name], times["plain"], times["floor"], memory))
+    if most is not None:
+        alone = _interleaved(["plain", "regularizer"], tasks, most, options.steps, options, heads_alone=True)
+        rows.append(_row("regularizer", tasks, most, alone["regularizer"], alone["plain"], None, {}))
+        rows[-1]["step"] = "heads_alone"
     if tasks <= MOST_TASKS_OF_LOOP and options.loop_steps > 0:
         beside = _interleaved(["plain", "regularizer", "loop"], tasks, most, options.loop_steps, options)
         if not _no_memory(options):
@@ -87,12 +92,17 @@ def _no_memory(options: argparse.Namespace) -> bool:
 
 
 def _interleaved(
-    names: Sequence[str], tasks: int, most: int | None, count: int, options: argparse.Namespace
+    names: Sequence[str],
+    tasks: int,
+    most: int | None,
+    count: int,
+    options: argparse.Namespace,
+    heads_alone: bool = False,
 ) -> dict[str, list[float]]:
     """CPU seconds of ``count`` steps of each kind, one after the other in an order that turns."""
     from tqdm import tqdm
 
-    steps = make_steps(names, tasks, options.batch_size, options.size, options.width, most)
+    steps = make_steps(names, tasks, options.batch_size, options.size, options.width, most, heads_alone)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in tqdm(range(count + options.warmup), desc=f"{tasks} tasks", disable=None):
         for place in range(len(names)):

@@ -158,10 +158,19 @@ STEPS: dict[str, Callable[[ManyHeads, Tensor, Tensor, int | None], Step]] = {
 
 
 def make_steps(
-    names: Sequence[str], tasks: int, batch_size: int, size: int, width: int, most: int | None
+    names: Sequence[str],
+    tasks: int,
+    batch_size: int,
+    size: int,
+    width: int,
+    most: int | None,
+    heads_alone: bool = False,
 ) -> dict[str, Step]:
-    """Each on a copy of one model."""
+    """Each on a copy of one model; with ``heads_alone``, its heads on a fixed vector that requires grad."""
     torch.manual_seed(0)
     model = ManyHeads(tasks, width)
     images, labels = make_data(tasks, batch_size, size)
+    if heads_alone:
+        images = torch.randn(batch_size, 8 * width).requires_grad_()
+        model.backbone = nn.Sequential()
     return {name: STEPS[name](copy.deepcopy(model), images, labels, most) for name in names}

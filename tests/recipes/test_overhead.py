@@ -51,8 +51,9 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (3, "loop"),
         (12, "regularizer"),
         (12, "floor"),
+        (12, "heads_alone"),
     ]
-    assert [row["max_tasks_per_step"] for row in result["rows"]] == [None, None, None, 5, 5]
+    assert [row["max_tasks_per_step"] for row in result["rows"]] == [None, None, None, 5, 5, 5]
     for row in result["rows"]:
         ratio = row["ratio_to_plain"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
