@@ -8,7 +8,7 @@ from typing import Any
 
 from .extras import need
 
-__all__ = ["draw_learning_curves", "draw_relations"]
+__all__ = ["draw_learning_curves", "draw_relations", "new_figure", "save"]
 
 DOTS_PER_INCH = 200
 #: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
@@ -22,7 +22,7 @@ def draw_relations(path: Path, matrix: Sequence[Sequence[float]], tasks: Sequenc
     numpy = need("numpy")
     relative = numpy.array(matrix, dtype=float)
     relative *= len(tasks) * (len(tasks) - 1) / relative.sum()
-    figure, axes = _figure(5.2, 4.5)
+    figure, axes = new_figure(5.2, 4.5)
     # Zero and twice the uniform weight are always on the scale, and its neutral middle is the uniform weight: weights
     # that are nearly uniform look uniform.
     top = max(2.0, float(relative.max()))
@@ -51,12 +51,12 @@ def draw_relations(path: Path, matrix: Sequence[Sequence[float]], tasks: Sequenc
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=ticks, format="{x:.2g}")
     bar.set_label("relation weight / uniform weight")
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_learning_curves(path: Path, curves: Mapping[str, Any], labels: Mapping[str, str]) -> None:
     """Validation loss and AUC by epoch: mean over seeds, with a band of one standard deviation."""
-    figure, (left, right) = _figure(9.0, 3.9, columns=2)
+    figure, (left, right) = new_figure(9.0, 3.9, columns=2)
     numpy = need("numpy")
     styles = dict(zip(labels, _STYLES))
     for axes, name, factor in ((left, "validation_loss", 1.0), (right, "validation_auc", 100.0)):
@@ -83,7 +83,7 @@ def draw_learning_curves(path: Path, curves: Mapping[str, Any], labels: Mapping[
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     band = f"; lines and bands: mean and standard deviation of {seeds} seeds" if seeds > 1 else ", one seed"
     figure.suptitle(f"Mean over tasks{band}", fontsize=10)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _stretch_towards_100(axes: Any) -> None:
@@ -104,12 +104,14 @@ def _stretch_towards_100(axes: Any) -> None:
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Write a figure as PNG."""
     # Labels count towards the size, so that none is cut off.
     figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight", pad_inches=0.06)
 
 
-def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    """A figure of so many inches, and its axes side by side."""
     # Figures made this way belong to no window system and need no closing; Agg draws them.
     figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)

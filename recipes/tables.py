@@ -7,7 +7,7 @@ from typing import Any
 
 from .metrics import METRICS
 
-__all__ = ["difference_table", "result_table", "tuning_table"]
+__all__ = ["aligned", "difference_table", "result_table", "tuning_table"]
 
 _TITLES = {"accuracy": "accuracy %", "auc": "AUC %", "precision": "precision %", "recall": "recall %"}
 
@@ -20,7 +20,7 @@ def tuning_table(methods: Mapping[str, Any]) -> str:
         trials = "   ".join(f"{trial['value']:g}: {100 * trial['validation_auc']:.2f}" for trial in tuning["trials"])
         chosen = "-" if tuning["chosen"] is None else f"{tuning['chosen']:g}"
         rows.append([method["label"], tuning["parameter"], chosen, trials or "-"])
-    return _aligned(rows, left=4)
+    return aligned(rows, left=4)
 
 
 def result_table(methods: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def result_table(methods: Mapping[str, Any]) -> str:
         summary = method["summary"]
         cells = ["-" if summary is None else _percent(summary[name]) for name in METRICS]
         rows.append([method["label"], str(len(method["per_seed"])), *cells])
-    return _aligned(rows, left=1)
+    return aligned(rows, left=1)
 
 
 def difference_table(methods: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
@@ -39,7 +39,7 @@ def difference_table(methods: Mapping[str, Any], differences: Mapping[str, Any])
     for key, difference in differences.items():
         cells = [_percent(difference["summary"][name], sign="+") for name in METRICS]
         rows.append([methods[key]["label"], str(len(difference["seeds"])), *cells])
-    return _aligned(rows, left=1)
+    return aligned(rows, left=1)
 
 
 def _percent(statistic: Mapping[str, float | None], sign: str = "") -> str:
@@ -50,7 +50,7 @@ def _percent(statistic: Mapping[str, float | None], sign: str = "") -> str:
     return text if deviation is None else f"{text} +- {100 * deviation:.2f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: int) -> str:
+def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
     """Columns of equal width, the first ``left`` ones flush left, the others flush right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

@@ -1,0 +1,230 @@
+"""Twelve related linear tasks with few samples: single-task, mean-regularised, pooled and SRDML, compared fairly.
+
+The synthetic experiment of the paper: task t has the weights a_t * ones(20), a = 1 1 2 2 3 3 -1 -1 -2 -2 -3 -3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import synthetic_report as report
+from .digits import FIRST_TUNING_SEED, INTERRUPTED, _folder_name, _number, _whole_number
+from .extras import need
+from .runs import machine, new_run_folder, now, versions, write_json
+from .synthetic_data import BASES, FACTORS, FEATURES, TASKS, Problem
+from .synthetic_methods import CLOSED_FORM_STRENGTHS, METHODS, SINGLE_TASK, Schedule, fit
+from .synthetic_study import Study
+from .workers import Workers
+
+__all__ = ["main"]
+
+SCHEMA_VERSION = 1
+MOST_TRIALS = max(len(method.settings) for method in METHODS.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and return the exit code."""
+    for module in ("tqdm", "matplotlib"):  # what is missing should be said before the work, not after
+        need(module)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _check_together(parser, options)
+    try:
+        folder = new_run_folder(options.out, options.name)
+    except FileExistsError:
+        taken = options.name or "a folder of this second"
+        parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
+    except OSError as error:
+        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+    print(_introduction(options), flush=True)
+    study = Study(
+        [METHODS[key] for key in options.methods],
+        options.trials,
+        range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds),
+        range(options.seeds),
+    )
+    run = _Run(folder, options, study)
+    try:
+        run.train()
+        run.status = "complete"
+    except KeyboardInterrupt:
+        print("\nInterrupted. What follows is from the trainings that were finished.")
+        run.status = "interrupted"
+    try:
+        run.finish()
+    except KeyboardInterrupt:  # again: results.json is there, the picture may not be
+        return INTERRUPTED
+    return 0 if run.status == "complete" else INTERRUPTED
+
+
+class _Run:
+    """One comparison and the folder it goes to."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, study: Study) -> None:
+        self.folder = folder
+        self.options = options
+        self.study = study
+        self.status = "running"
+        self._date = now()
+        self._started = time.monotonic()
+        self._saved = -1.0
+        self._house = {"versions": versions(), "machine": machine()}
+
+    def train(self) -> None:
+        """All trainings; results.json is brought up to date every second."""
+        options = self.options
+        problem = Problem(
+            options.train, options.validation, options.test, options.noise, options.shared_inputs, options.weights
+        )
+        schedule = Schedule(options.steps, options.patience, options.learning_rate)
+        work = functools.partial(fit, problem=problem, schedule=schedule)
+        self.save()
+        bar = need("tqdm").tqdm(total=self.study.trainings, desc="tuning", unit="training", disable=None)
+        with bar, Workers(options.workers) as workers:
+            for fitted in self.study.run(lambda jobs: workers.run_all(work, jobs)):
+                if time.monotonic() - self._saved > 1:
+                    self.save()
+                bar.set_description("reported" if fitted.job.reported else "tuning")
+                bar.set_postfix_str(f"last: {fitted.job.method.label}, seed {fitted.job.seed}")
+                bar.update()
+
+    def save(self) -> dict[str, Any]:
+        """Write results.json and return its content."""
+        options = {name: value for name, value in vars(self.options).items() if name not in ("out", "name")}
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": "synthetic",
+            "status": self.status,
+            "date": self._date,
+            "wall_seconds": round(time.monotonic() - self._started, 2),
+            "options": options,
+            **self._house,
+            "tasks": list(TASKS),
+            "factors": list(FACTORS),
+            "tuning_seeds": self.study.tuning_seeds,
+            "seeds": self.study.seeds,
+            **self.study.to_dict(),
+        }
+        write_json(self.folder / "results.json", content)
+        self._saved = time.monotonic()
+        return content
+
+    def finish(self) -> None:
+        """Print the tables and draw the picture of what there is."""
+        content = self.save()
+        methods = content["methods"]
+        print("\nTuning, on validation only:")
+        print(report.tuning_table(methods))
+        baseline = content["best_single_task"]
+        against = "" if baseline is None else f"; ratio to: {methods[baseline]['label']}"
+        print(f"\nTest, mean +- standard deviation over seeds of the mean RMSE of the tasks{against}:")
+        print(report.result_table(methods))
+        if content["relations"]:
+            print("\nRelations, in their mean over the seeds and seed by seed:")
+            print(report.quality_table(methods, content["relations"]))
+        report.draw_panels(self.folder / "panels.png", content)
+        print(f"\n{time.monotonic() - self._started:.0f} s. Written to {self.folder}: ", end="")
+        print(", ".join(sorted(path.name for path in self.folder.iterdir())))
+
+
+def _introduction(options: argparse.Namespace) -> str:
+    shared = "the same for all tasks" if options.shared_inputs else "each task its own"
+    base = "ones" if options.weights == "ones" else "a normal vector of each seed"
+    return "\n".join(
+        [
+            f"Synthetic: {len(TASKS)} linear tasks with {FEATURES} features, weights a_t * {base}; {options.train} "
+            f"training samples ({shared}),",
+            f"{options.validation} validation and {options.test} test samples per task. No method has an intercept.",
+            f"Trained methods: full-batch Adam, at most {options.steps} steps, the best one by validation RMSE; learning "
+            f"rate {options.learning_rate:g}, tuned for single-task.",
+            f"Hyper-parameters: at most {options.trials} trials per trained method, chosen by validation RMSE on "
+            f"{options.tuning_seeds} tuning seeds, none of them among the {options.seeds} reported.",
+            f"Closed forms (ridge, RMTL, pooled): the best of {len(CLOSED_FORM_STRENGTHS)} strengths on the validation "
+            "split of each reported seed; ridge for each task.",
+            "Single-task with early stopping has a best step for each task; SRDML one for all. Errors in and outside of "
+            "the span of a",
+            "task's training inputs are those of its weights (norm).",
+        ]
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    count, positive, non_negative = _whole_number(1), _number(above_zero=True), _number(above_zero=False)
+
+    def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:
+        metavar = "N" if kind is count else "X"
+        group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text} (default: {default:g})")
+
+    data = parser.add_argument_group("data")
+    number(data, "--train", Problem.train, "training samples of each task")
+    number(data, "--validation", Problem.validation, "validation samples of each task")
+    number(data, "--test", Problem.test, "test samples of each task")
+    number(data, "--noise", Problem.noise, "standard deviation of the noise in the targets", non_negative)
+    data.add_argument(
+        "--shared-inputs",
+        action="store_true",
+        help="one set of training inputs for all tasks, as in the authors' script",
+    )
+    data.add_argument(
+        "--weights",
+        choices=BASES,
+        default="ones",
+        help="what the factors a_t multiply: ones, as in the paper, which Adam favours by itself, or a normal vector drawn "
+        "anew for each seed (default: ones)",
+    )
+    same = parser.add_argument_group("the same for all trained methods")
+    number(same, "--steps", Schedule.steps, "most steps of a training")
+    number(same, "--patience", Schedule.patience, "steps without a lower validation RMSE after which a training ends")
+    number(same, "--learning-rate", Schedule.learning_rate, "of Adam, except where it is tuned", positive)
+    fair = parser.add_argument_group("comparison")
+    fair.add_argument(
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        default=list(METHODS),
+        metavar="METHOD",
+        help=f"some of {', '.join(METHODS)} (default: all)",
+    )
+    number(fair, "--seeds", 10, "how many seeds are reported: 0, 1, ...")
+    number(fair, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
+    number(fair, "--trials", MOST_TRIALS, "most settings tried for each trained method, spread over its grid")
+    run = parser.add_argument_group("run")
+    number(
+        run, "--workers", min(4, os.cpu_count() or 1), "processes of one thread each; the numbers do not depend on it"
+    )
+    run.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/synthetic"),
+        metavar="FOLDER",
+        help="of all runs (default: runs/synthetic)",
+    )
+    run.add_argument("--name", type=_folder_name, help="of this run's folder in it (default: date and time)")
+    return parser
+
+
+def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.seeds > FIRST_TUNING_SEED:
+        parser.error(
+            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Type --seeds {FIRST_TUNING_SEED} or less."
+        )
+    if len(set(options.methods)) < len(options.methods):
+        parser.error("argument --methods: the same method twice. Type each method once.")
+    if not set(SINGLE_TASK) & set(options.methods):
+        parser.error(
+            f"argument --methods: the ratio needs a single-task method. Add {' or '.join(SINGLE_TASK)} to --methods."
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
