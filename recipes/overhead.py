@@ -156,7 +156,7 @@ def _ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
 
 
 def _peak_memory(name: str, tasks: int, options: argparse.Namespace) -> float:
-    """MiB that a process of its own grew by while it took some steps."""
+    """MiB that a process of its own grew by, from its imports to the peak of some steps: weights, momentum, activations."""
     command = [sys.executable, "-m", "recipes.overhead", "--memory-of", name, "--tasks", str(tasks)]
     for option in ("batch_size", "size", "width", "threads", "max_tasks_per_step"):
         command += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
@@ -167,13 +167,10 @@ def _peak_memory(name: str, tasks: int, options: argparse.Namespace) -> float:
 def _print_peak_memory(options: argparse.Namespace) -> int:
     (tasks,) = options.tasks
     most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
-    step = make_steps([options.memory_of], tasks, options.batch_size, options.size, options.width, most)[
-        options.memory_of
-    ]
-    step()  # optimizer state and caches: they stay
     before = _reset_peak()
-    for _ in range(1 if options.memory_of == "loop" else 3):
-        step()
+    steps = make_steps([options.memory_of], tasks, options.batch_size, options.size, options.width, most)
+    for _ in range(2 if options.memory_of == "loop" else 4):
+        steps[options.memory_of]()
     print(json.dumps((_status("VmHWM") - before) / 1024))
     return 0
 
