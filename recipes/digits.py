@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import pictures, tables
+from .arguments import folder_name, real_number, whole_number
 from .comparison import METHODS, Comparison
 from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
 from .extras import need
 from .models import ACTIVATIONS
-from .runs import machine, new_run_folder, now, versions, write_json
+from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
 from .training import Schedule, train
-from .workers import Workers
 
 __all__ = ["main"]
 
 SCHEMA_VERSION = 1
-FIRST_TUNING_SEED = 1000
-#: Exit code of a program that Ctrl-C ended.
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,13 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check_together(parser, options)
-    try:
-        folder = new_run_folder(options.out, options.name)
-    except FileExistsError:
-        taken = options.name or "a folder of this second"
-        parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
-    except OSError as error:
-        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+    folder = open_folder(parser, options)
     print(_introduction(options), flush=True)
     comparison = Comparison(
         [METHODS[key] for key in options.methods],
@@ -54,31 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         range(options.seeds),
         DIGIT_TASKS,
     )
-    run = _Run(folder, options, comparison)
-    try:
-        run.train()
-        run.status = "complete"
-    except KeyboardInterrupt:
-        print("\nInterrupted. What follows is from the trainings that were finished.")
-        run.status = "interrupted"
-    try:
-        run.finish()
-    except KeyboardInterrupt:  # again: results.json is there, the pictures may not be
-        return INTERRUPTED
-    return 0 if run.status == "complete" else INTERRUPTED
+    return _Run(folder, options, comparison).run()
 
 
-class _Run:
-    """One comparison and the folder it goes to."""
+class _Run(StudyRun):
+    """The comparison behind the tables."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, comparison: Comparison) -> None:
-        self.folder = folder
-        self.options = options
+        super().__init__(folder, options, "digits", SCHEMA_VERSION)
         self.comparison = comparison
-        self.status = "running"
-        self._date = now()
-        self._started = time.monotonic()
-        self._house = {"versions": versions(), "machine": machine()}
 
     def train(self) -> None:
         """All trainings; results.json is brought up to date after each."""
@@ -92,38 +65,23 @@ class _Run:
             validation_per_class=options.validation_per_class,
         )
         work = functools.partial(train, split=split, schedule=schedule)
-        self.save()
-        bar = need("tqdm").tqdm(total=self.comparison.trainings, desc="tuning", unit="training", disable=None)
-        with bar, Workers(options.workers) as workers:
-            for trained in self.comparison.run(lambda jobs: workers.run_all(work, jobs)):
-                self.save()
-                bar.set_description("reported" if trained.job.reported else "tuning")
-                bar.set_postfix_str(f"last: {trained.job.method.label}, seed {trained.job.seed}")
-                bar.update()
+        self.follow(
+            self.comparison.trainings,
+            lambda workers: self.comparison.run(lambda jobs: workers.run_all(work, jobs)),
+        )
 
-    def save(self) -> dict[str, Any]:
-        """Write results.json and return its content."""
-        options = {name: value for name, value in vars(self.options).items() if name not in ("out", "name")}
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "recipe": "digits",
-            "status": self.status,
-            "date": self._date,
-            "wall_seconds": round(time.monotonic() - self._started, 2),
-            "options": options,
-            **self._house,
+    def content(self) -> dict[str, Any]:
+        """What was tuned, trained and measured."""
+        return {
             "tasks": list(DIGIT_TASKS),
             "test_images": TEST_IMAGES,
             "tuning_seeds": self.comparison.tuning_seeds,
             "seeds": self.comparison.seeds,
             **self.comparison.to_dict(),
         }
-        write_json(self.folder / "results.json", content)
-        return content
 
-    def finish(self) -> None:
+    def show(self, content: dict[str, Any]) -> None:
         """Print the tables and draw the pictures of what there is."""
-        content = self.save()
         methods = content["methods"]
         print("\nTuning, on validation only:")
         print(tables.tuning_table(methods))
@@ -146,8 +104,6 @@ class _Run:
         if content["learning_curves"]:
             labels = {key: method["label"] for key, method in methods.items()}
             pictures.draw_learning_curves(self.folder / "learning_curves.png", content["learning_curves"], labels)
-        print(f"\n{time.monotonic() - self._started:.0f} s. Written to {self.folder}: ", end="")
-        print(", ".join(sorted(path.name for path in self.folder.iterdir())))
 
 
 def _introduction(options: argparse.Namespace) -> str:
@@ -172,7 +128,7 @@ def _introduction(options: argparse.Namespace) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.digits", description=__doc__)
-    count, positive, non_negative = _whole_number(1), _number(above_zero=True), _number(above_zero=False)
+    count, positive, non_negative = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
     def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:
         metavar = "N" if kind is count else "X"
@@ -225,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="of all runs (default: runs/digits)"
     )
-    run.add_argument("--name", type=_folder_name, help="of this run's folder in it (default: date and time)")
+    run.add_argument("--name", type=folder_name, help="of this run's folder in it (default: date and time)")
     return parser
 
 
@@ -254,35 +210,6 @@ def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace
             f"every method gets the same number of trials, but there are {len(options.weight_decays)} --weight-decays "
             f"and {len(options.strengths)} --strengths. Type as many of the one as of the other."
         )
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if text.isdecimal() and int(text) >= least:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a whole number from {least} on, such as {least + 2}.")
-
-    return parse
-
-
-def _number(above_zero: bool) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and (value > 0 or (value == 0 and not above_zero)):
-            return value
-        least = "above 0" if above_zero else "from 0 on"
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a finite number {least}, such as 0.1.")
-
-    return parse
-
-
-def _folder_name(text: str) -> str:
-    if text in ("", ".", "..") or Path(text).name != text or "\\" in text:
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a plain folder name, such as first-run.")
-    return text
 
 
 if __name__ == "__main__":

@@ -9,19 +9,17 @@ import argparse
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import synthetic_report as report
-from .digits import FIRST_TUNING_SEED, INTERRUPTED, _folder_name, _number, _whole_number
+from .arguments import folder_name, real_number, whole_number
 from .extras import need
-from .runs import machine, new_run_folder, now, versions, write_json
+from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
 from .synthetic_data import BASES, FACTORS, FEATURES, TASKS, Problem
 from .synthetic_methods import CLOSED_FORM_STRENGTHS, METHODS, SINGLE_TASK, Schedule, fit
 from .synthetic_study import Study
-from .workers import Workers
 
 __all__ = ["main"]
 
@@ -36,13 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check_together(parser, options)
-    try:
-        folder = new_run_folder(options.out, options.name)
-    except FileExistsError:
-        taken = options.name or "a folder of this second"
-        parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
-    except OSError as error:
-        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+    folder = open_folder(parser, options)
     print(_introduction(options), flush=True)
     study = Study(
         [METHODS[key] for key in options.methods],
@@ -50,32 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds),
         range(options.seeds),
     )
-    run = _Run(folder, options, study)
-    try:
-        run.train()
-        run.status = "complete"
-    except KeyboardInterrupt:
-        print("\nInterrupted. What follows is from the trainings that were finished.")
-        run.status = "interrupted"
-    try:
-        run.finish()
-    except KeyboardInterrupt:  # again: results.json is there, the picture may not be
-        return INTERRUPTED
-    return 0 if run.status == "complete" else INTERRUPTED
+    return _Run(folder, options, study).run()
 
 
-class _Run:
-    """One comparison and the folder it goes to."""
+class _Run(StudyRun):
+    """The study behind the tables."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, study: Study) -> None:
-        self.folder = folder
-        self.options = options
+        super().__init__(folder, options, "synthetic", SCHEMA_VERSION)
         self.study = study
-        self.status = "running"
-        self._date = now()
-        self._started = time.monotonic()
-        self._saved = -1.0
-        self._house = {"versions": versions(), "machine": machine()}
 
     def train(self) -> None:
         """All trainings; results.json is brought up to date every second."""
@@ -85,40 +60,20 @@ class _Run:
         )
         schedule = Schedule(options.steps, options.patience, options.learning_rate)
         work = functools.partial(fit, problem=problem, schedule=schedule)
-        self.save()
-        bar = need("tqdm").tqdm(total=self.study.trainings, desc="tuning", unit="training", disable=None)
-        with bar, Workers(options.workers) as workers:
-            for fitted in self.study.run(lambda jobs: workers.run_all(work, jobs)):
-                if time.monotonic() - self._saved > 1:
-                    self.save()
-                bar.set_description("reported" if fitted.job.reported else "tuning")
-                bar.set_postfix_str(f"last: {fitted.job.method.label}, seed {fitted.job.seed}")
-                bar.update()
+        self.follow(self.study.trainings, lambda workers: self.study.run(lambda jobs: workers.run_all(work, jobs)))
 
-    def save(self) -> dict[str, Any]:
-        """Write results.json and return its content."""
-        options = {name: value for name, value in vars(self.options).items() if name not in ("out", "name")}
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "recipe": "synthetic",
-            "status": self.status,
-            "date": self._date,
-            "wall_seconds": round(time.monotonic() - self._started, 2),
-            "options": options,
-            **self._house,
+    def content(self) -> dict[str, Any]:
+        """What was tuned, trained and measured."""
+        return {
             "tasks": list(TASKS),
             "factors": list(FACTORS),
             "tuning_seeds": self.study.tuning_seeds,
             "seeds": self.study.seeds,
             **self.study.to_dict(),
         }
-        write_json(self.folder / "results.json", content)
-        self._saved = time.monotonic()
-        return content
 
-    def finish(self) -> None:
-        """Print the tables and draw the picture of what there is."""
-        content = self.save()
+    def show(self, content: dict[str, Any]) -> None:
+        """Print the tables and draw the pictures of what there is."""
         methods = content["methods"]
         print("\nTuning, on validation only:")
         print(report.tuning_table(methods))
@@ -130,8 +85,6 @@ class _Run:
             print("\nRelations, in their mean over the seeds and seed by seed:")
             print(report.quality_table(methods, content["relations"]))
         report.draw_panels(self.folder / "panels.png", content)
-        print(f"\n{time.monotonic() - self._started:.0f} s. Written to {self.folder}: ", end="")
-        print(", ".join(sorted(path.name for path in self.folder.iterdir())))
 
 
 def _introduction(options: argparse.Namespace) -> str:
@@ -159,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.synthetic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    count, positive, non_negative = _whole_number(1), _number(above_zero=True), _number(above_zero=False)
+    count, positive, non_negative = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
     def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:
         metavar = "N" if kind is count else "X"
@@ -209,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="of all runs (default: runs/synthetic)",
     )
-    run.add_argument("--name", type=_folder_name, help="of this run's folder in it (default: date and time)")
+    run.add_argument("--name", type=folder_name, help="of this run's folder in it (default: date and time)")
     return parser
 
 
