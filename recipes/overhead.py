@@ -193,7 +193,7 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         f"ResNet-18 shape (width {options.width}) at {options.size}x{options.size}, batch {options.batch_size}, two-layer "
         f"heads, {options.threads} thread(s).",
         "CPU time of a step over that of the plain step next to it: median [95 % interval]; peak memory likewise.",
-        f"{'tasks':>5}  {'step':<30}{'steps':>6}  {'time / plain':<24}{'time / floor':<24}{'memory / plain':>14}",
+        f"{'tasks':>5}  {'step':<48}{'steps':>6}  {'time / plain':<24}{'time / floor':<24}{'memory / plain':>14}",
     ]
     for row in rows:
         label = LABELS[row["step"]]
@@ -202,7 +202,9 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         floor = _interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
         memory = f"{row['memory_ratio_to_plain']:.3f}" if "memory_ratio_to_plain" in row else ""
         ratio = _interval(row["ratio_to_plain"])
-        lines.append(f"{row['tasks']:>5}  {label:<30}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}")
+        lines.append(
+            f"{row['tasks']:>5}  {label:<48}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}".rstrip()
+        )
     for row in rows:
         if "own_cost_over_regularizer" in row:
             lines.append(
