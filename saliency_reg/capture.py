@@ -13,12 +13,12 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError
+from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
 from .forward import Captured, Forward, HeadRun, SeenFeature, checked_forward, place_in_graph, version_of
 from .heads import Heads
 from .hooks import ModuleHooks, is_hooked
 from .lookup import find_module, first_few
-from .places import Item, first_tensor, parse_feature, pick, swap
+from .places import Item, contents, first_tensor, parse_feature, pick, put, put_argument
 
 __all__ = ["FeatureCapture", "FeatureChoice"]
 
@@ -50,7 +50,7 @@ class FeatureCapture:
         model: nn.Module,
         heads: Heads,
         feature: FeatureChoice = None,
-        output: Item | Mapping[str, Item] | None = None,
+        output: Item | Mapping[str, Item | None] | None = None,
     ) -> None:
         if isinstance(model, nn.DataParallel):
             raise ConfigurationError(
@@ -152,20 +152,20 @@ class FeatureCapture:
             self._latest.complete = bool(self._latest.runs)
 
     def _after_feature(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
-        found = pick(output, self._places[index].items)
-        replaced = self._on_feature(index, found)
-        return None if replaced is None else swap(output, found, replaced)
+        items = self._places[index].items
+        replaced = self._on_feature(index, pick(output, items), output)
+        return None if replaced is None else put(output, items, replaced)
 
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         items = self._places[index].items
-        if items:
-            found = pick(args if isinstance(items[0], int) else kwargs, items)
-        else:
-            found = first_tensor(args, kwargs)
-        replaced = self._on_feature(index, found)
-        return None if replaced is None else swap((args, kwargs), found, replaced)
+        if not items:
+            place = first_tensor(args, kwargs)
+            items = () if place is None else (place,)
+        whole = args if items and isinstance(items[0], int) else kwargs
+        replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
+        return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
-    def _on_feature(self, index: int, feature: Any) -> Tensor | None:
+    def _on_feature(self, index: int, feature: Any, whole: Any) -> Tensor | None:
         """Note a named feature; return what takes its place if it had to be made to require grad."""
         if not self._records():
             # A recomputation has to take the same way as the forward did.
@@ -176,7 +176,8 @@ class FeatureCapture:
         if not isinstance(feature, Tensor) or not feature.is_floating_point():
             forward.problem = (
                 f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point "
-                "tensor. Name the part that is one, e.g. 'encoder:output.0' or 'encoder:output.last_hidden_state'."
+                f"tensor; found {contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
+                "'encoder:output.last_hidden_state'."
             )
             return None
         replaced = self._require_grad(feature)
@@ -189,11 +190,12 @@ class FeatureCapture:
             if self.enabled and not _in_backward() and not self._running and self._latest is None:
                 self._latest = Forward(active=False)
             return None
-        source = first_tensor(args, kwargs)
+        place = first_tensor(args, kwargs)
+        source: Tensor | None = None if place is None else args[place] if isinstance(place, int) else kwargs[place]
         records = self._records()
         if records:
             self._before_recorded_head(index)
-        if source is None:
+        if source is None or place is None:
             if records:
                 self._current().runs[index] = HeadRun(None, None, None, -1)
             return None
@@ -208,7 +210,7 @@ class FeatureCapture:
                     source_edge = run.source_edge
             forward.forked = forward.forked or alias is not source
             forward.runs[index] = HeadRun(source, source_edge, place_in_graph(alias), version_of(source))
-        return None if alias is source else swap((args, kwargs), source, alias)
+        return None if alias is source else put_argument(args, kwargs, (place,), alias)
 
     def _before_recorded_head(self, index: int) -> None:
         """Begin a forward where the model is not called as a whole; note what cannot be used."""
@@ -226,8 +228,14 @@ class FeatureCapture:
     def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
         run = self._latest.runs.get(index) if self._latest is not None and self._records() else None
         if run is not None:
-            picked = pick(output, self._output_items[index])
-            run.output = output if picked is None else picked
+            items = self._output_items[index]
+            run.output = pick(output, items)
+            run.whole = not items
+            if run.output is None and items and self._latest is not None:
+                self._latest.problem = (
+                    f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
+                    "Type a key, an attribute or an index of it."
+                )
             run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
             run.changed_source = run.source is not None and version_of(run.source) != run.version
 
@@ -271,17 +279,22 @@ def _in_backward() -> bool:
     return bool(torch._C._current_graph_task_id() != -1)
 
 
-def _items_per_head(output: Item | Mapping[str, Item] | None, heads: Heads) -> list[tuple[Item, ...]]:
-    if output is None:
-        return [()] * len(heads.modules)
-    if not isinstance(output, Mapping):
-        return [(output,)] * len(heads.modules)
-    if heads.columns or set(output) != set(heads.tasks):
-        raise TaskError(
-            f"output= names {list(output)}, but the tasks are {list(heads.tasks)}. Give a part for each head, or one for "
-            "all: output='logits'."
-        )
-    return [(output[task],) for task in heads.tasks]
+def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:
+    if isinstance(output, Mapping):
+        if heads.columns or set(output) != set(heads.tasks):
+            raise TaskError(
+                f"output= names {list(output)}, but the tasks are {list(heads.tasks)}. Give a part for each head (None for "
+                "all of it), or one for all heads: output='logits'."
+            )
+        parts = [output[task] for task in heads.tasks]
+    else:
+        parts = [output] * len(heads.modules)
+    for part in parts:
+        if isinstance(part, bool) or not (part is None or callable(part) or isinstance(part, (int, str))):
+            raise WrongTypeError(
+                f"output= must be a key, an attribute, an index or a function, found {type(part).__name__}."
+            )
+    return [() if part is None else (part,) for part in parts]
 
 
 def check_not_compiled(model: nn.Module, heads: Heads) -> None:
@@ -290,15 +303,25 @@ def check_not_compiled(model: nn.Module, heads: Heads) -> None:
     Raises:
         ConfigurationError: the model or a part of a head is compiled.
     """
-    parts = [("the model", model)]
-    parts += [
+    inside = [
         (f"{name}.{inner}" if inner else name, module)
         for name, head in zip(heads.names, heads.modules)
         for inner, module in head.named_modules()
     ]
-    for name, module in parts:
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+    heads_inside = {id(head) for head in heads.modules}
+    around = [
+        (name or "the model", module)
+        for name, module in model.named_modules()
+        if _is_compiled(module) and any(id(part) in heads_inside for part in module.modules())
+    ]
+    for name, module in [*around, *inside]:
+        if _is_compiled(module):
             raise ConfigurationError(
                 f"{name} is compiled by torch.compile, which has no second derivative and hides what hooks see. Compile the "
                 "backbone alone: model.backbone = torch.compile(model.backbone)."
             )
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # Not hasattr: a wrapper may pass unknown names on to a part of it.
+    return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None

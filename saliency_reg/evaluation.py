@@ -79,7 +79,7 @@ class SaliencyEvaluator:
         self.pool = pool
         self.channel_axis = channel_axis
         self.loss_reduction = loss_reduction
-        self._known_separate: set[int] = set()
+        self._known_separate: dict[tuple[int, ...], set[int]] = {}
         self._heads_mix = False
 
     def describe(self) -> str:
@@ -168,7 +168,7 @@ class SaliencyEvaluator:
         places = captured.edges * len(self.tasks) if columns else dict(zip(captured.present, captured.edges))
         edges = [places[task] for task in present]
         at_once = captured.separate and not columns
-        if at_once and self._mix(present, scalars, [own[0] for own in edges]):
+        if at_once and self._mix(present, scalars, captured):
             at_once = False
             edges = [[own[0] for own in captured.edges]] * len(present)
         scale = gradient_scale(feature.shape, axis)
@@ -181,11 +181,16 @@ class SaliencyEvaluator:
             output, self.choices[task], label, task=self.tasks[task], feature_shape=shape, channel_axis=axis
         )
 
-    def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], edges: Sequence[Feature]) -> bool:
-        """Whether heads read each other's outputs, which needs a call per task. Checked once for each head."""
-        if not self._heads_mix and not self._known_separate.issuperset(present):
-            self._heads_mix = not each_reads_its_own(scalars, edges)
-            self._known_separate.update(present)
+    def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], captured: Captured) -> bool:
+        """Whether heads read each other's outputs, which needs a call per task. Checked once for each task.
+
+        Against all heads that ran, also those whose tasks take no part in this step: a path may lead through them.
+        """
+        known = self._known_separate.setdefault(tuple(captured.present), set())
+        if not self._heads_mix and not known.issuperset(present):
+            own = [captured.present.index(task) for task in present]
+            self._heads_mix = not each_reads_its_own(scalars, own, [places[0] for places in captured.edges])
+            known.update(present)
         return self._heads_mix
 
     def _columns(self, output: Tensor, feature: Tensor, axis: int) -> list[Tensor]:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import ConfigurationError, CrossSampleError, SecondDerivativeError
 from .forward import Captured
@@ -22,7 +22,13 @@ _MIXES = (
 )
 
 # What torch says of an operation, a compiled part or a cuDNN layer without a second derivative.
-_NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "not implemented for", "does not support")
+_NO_SECOND_DERIVATIVE = (
+    "is not implemented",
+    "double backward",
+    "not implemented for",
+    "does not support",
+    "once_differentiable",
+)
 
 
 class FirstCall:
@@ -39,21 +45,28 @@ class FirstCall:
         if cross_sample not in CROSS_SAMPLE:
             raise ConfigurationError(f"unknown cross_sample {cross_sample!r}. Choose 'warn', 'error' or 'ignore'.")
         self.cross_sample = cross_sample
-        self._mixes: bool | None = None if cross_sample != "ignore" else False
-        self._differentiated = False
+        self._unmixed: set[tuple[int, bool]] = set()  # heads, and whether they were in train mode
+        self._warned = cross_sample == "ignore"
+        self._differentiated: set[str] = set()
 
-    def check_samples(self, captured: Sequence[Captured], stacklevel: int) -> None:
+    def check_samples(self, captured: Sequence[Captured], heads: Sequence[nn.Module], stacklevel: int) -> None:
         """Tell if samples are mixed. ``stacklevel`` is that of the user's line, counted from the caller.
+
+        Measured when a head runs for the first time, in train mode and in eval mode.
 
         Raises:
             CrossSampleError: they are, and ``cross_sample="error"``.
         """
-        if self._mixes is not None and not (self._mixes and self.cross_sample == "error"):
+        now = {(index, heads[index].training if heads else True) for index in captured[0].present}
+        if self._warned or now <= self._unmixed:
             return
-        self._mixes = mixes_samples(captured)
-        if self._mixes and self.cross_sample == "error":
+        mixes = mixes_samples(captured)
+        if mixes is False:
+            self._unmixed |= now
+        if mixes and self.cross_sample == "error":
             raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
-        if self._mixes:
+        if mixes:
+            self._warned = True
             warnings.warn(_MIXES, UserWarning, stacklevel=stacklevel + 1)
 
     def reach(
@@ -65,10 +78,10 @@ class FirstCall:
         known: bool | None,
     ) -> bool | None:
         """:func:`reach_of_penalty`, until it is ``known`` and the second derivative has been seen to exist."""
-        if known is not None and self._differentiated:
+        if known is not None and self._differentiated.issuperset(present):
             return known
         found = reach_of_penalty(penalty, saliencies, present, edges)
-        self._differentiated = True
+        self._differentiated.update(present)
         return found if known is None else known
 
 

@@ -27,6 +27,7 @@ class HeadRun:
     output: Any = None
     output_version: int = -1
     changed_source: bool = False
+    whole: bool = True  # the output is all that the head returned
 
 
 @dataclass
@@ -120,6 +121,11 @@ def _have_graphs(runs: Sequence[HeadRun], names: Sequence[str]) -> bool:
                 "output='logits' (a key or attribute), output=0 (an index) or a function, or choose the module whose "
                 "output is the tensor."
             )
+        if not run.output.is_floating_point():
+            raise CaptureError(
+                f"the output of head {name!r} is {run.output.dtype}, which has no gradient. Choose the module that returns "
+                "the logits, or say which part they are with output=."
+            )
         if run.output_version != version_of(run.output):
             raise CaptureError(
                 f"the output of head {name!r} was changed in place after the head returned it (sigmoid_(), +=, ...). "
@@ -157,7 +163,8 @@ def _what_the_heads_read(
     places = [run.edge if separate else run.source_edge for run in runs]
     edges = [[place] for place in places if place is not None]
     outputs = [run.output for run in runs]
-    return Captured(sources[0], present, outputs, edges, separate=separate, direct=not changed)
+    direct = not changed and all(run.whole for run in runs)
+    return Captured(sources[0], present, outputs, edges, separate=separate, direct=direct)
 
 
 def place_in_graph(tensor: Tensor) -> Feature | None:

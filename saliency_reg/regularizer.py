@@ -118,7 +118,7 @@ class SaliencyRegularizer(StateModule):
         heads: HeadsChoice = None,
         *,
         feature: FeatureChoice = None,
-        output: Item | Mapping[str, Item] | None = None,
+        output: Item | Mapping[str, Item | None] | None = None,
         tasks: Sequence[str] | None = None,
         target: str = "output",
         strength: float = 0.1,
@@ -146,8 +146,8 @@ class SaliencyRegularizer(StateModule):
         self._schedule = StrengthSchedule(strength, warmup_steps, start_step)
         found = None
         if model is None:
-            if heads is not None or feature is not None:
-                raise ConfigurationError("heads= and feature= need a model. Pass it as first argument.")
+            if heads is not None or feature is not None or output is not None:
+                raise ConfigurationError("heads=, feature= and output= need a model. Pass it as first argument.")
             if tasks is None:
                 raise MissingArgumentError("without a model the tasks need names. Type tasks=['a', 'b', ...].")
             self.tasks: tuple[str, ...] = tuple(check_task_names(tasks))
@@ -179,7 +179,11 @@ class SaliencyRegularizer(StateModule):
         self._feature_shape: list[int] | None = None
         self._closed_form = False
         # Behind a named feature there may be more than the heads.
-        self._form = HeadForm.UNKNOWN if found is None or feature is not None else form_of_heads(found.modules)
+        self._form = (
+            HeadForm.UNKNOWN
+            if found is None or feature is not None or output is not None
+            else form_of_heads(found.modules)
+        )
         self._reaches_backbone = reaches_backbone(self._form, target, scalarize)
         self._step_hook: StepHook | None = None
         self._capture: FeatureCapture | None = None
@@ -279,7 +283,7 @@ class SaliencyRegularizer(StateModule):
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             return self._zero(feature)
         if not evaluated.closed_form:
-            self._first_call.check_samples(captured, stacklevel=4)  # past torch.nn.Module
+            self._first_call.check_samples(captured, heads, stacklevel=4)  # past torch.nn.Module
         return self._penalty(evaluated, feature, strength * factor, total_loss)
 
     def step(self) -> None:

@@ -167,11 +167,11 @@ def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> N
             raise NotConnectedError(f"the {what} of task {task!r} carries no graph. {advice}, and do not detach it.")
 
 
-def each_reads_its_own(scalars: Sequence[Tensor], features: Sequence[Feature]) -> bool:
-    """Whether scalar ``t`` depends on no feature but the ``t``-th: heads that read each other's outputs do not."""
-    for index, scalar in enumerate(scalars):
+def each_reads_its_own(scalars: Sequence[Tensor], own: Sequence[int], features: Sequence[Feature]) -> bool:
+    """Whether scalar ``t`` depends on no feature but ``features[own[t]]``: heads that read others' outputs do not."""
+    for scalar, place in zip(scalars, own):
         found = _grad([scalar], features, [torch.ones_like(scalar)], create_graph=False)
-        if any(gradient is not None for other, gradient in enumerate(found) if other != index):
+        if any(gradient is not None for other, gradient in enumerate(found) if other != place):
             return False
     return True
 
