@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ _NO_SECOND_DERIVATIVE = (
     "double backward",
     "not implemented for",
     "does not support",
-    "once_differentiable",
 )
 
 
@@ -129,15 +129,37 @@ def reach_of_penalty(
         if not any(words in str(error) for words in _NO_SECOND_DERIVATIVE):
             raise
         task = _culprit(saliencies, present, places)
-        reason = str(error).strip().splitlines()[0]
-        raise SecondDerivativeError(
-            f"what is between the feature map and the output of task {task!r} has no second derivative: {reason} For "
-            "attention, run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH) or choose a feature map behind it; "
-            "for an RNN on CUDA, under torch.backends.cudnn.flags(enabled=False); do not compile heads."
-        ) from error
+        raise _no_second_derivative(task, str(error).strip().splitlines()[0]) from error
+    parts = saliencies.grad_fn.next_functions if saliencies.grad_fn is not None else ()
+    if len(parts) == len(present):  # one per task, stacked
+        for task, (node, _) in zip(present, parts):
+            if _ends_in_error(node):
+                raise _no_second_derivative(task, "a function in it is marked with @once_differentiable.")
     if not bool(penalty.detach() > 0):
         return None
     return any(gradient is not None and bool(gradient.any()) for gradient in found)
+
+
+def _no_second_derivative(task: str, reason: str) -> SecondDerivativeError:
+    return SecondDerivativeError(
+        f"what is between the feature map and the output of task {task!r} has no second derivative: {reason} For "
+        "attention, run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH) or choose a feature map behind it; "
+        "for an RNN on CUDA, under torch.backends.cudnn.flags(enabled=False); do not compile heads."
+    )
+
+
+def _ends_in_error(node: Any) -> bool:
+    """Whether autograd has put a node there that raises as soon as a gradient arrives (off the way to the feature map)."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if "Error" in node.name():
+            return True
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 def _culprit(saliencies: Tensor, present: Sequence[str], inputs: Sequence[Feature]) -> str:
