@@ -21,6 +21,7 @@ __all__ = [
     "SecondDerivativeError",
     "ShapeError",
     "StateMismatchError",
+    "SurgeryError",
     "TaskError",
     "WrongTypeError",
 ]
@@ -92,3 +93,7 @@ class NotConnectedError(SaliencyRegError, RuntimeError):
 
 class StateMismatchError(SaliencyRegError, RuntimeError):
     """A ``state_dict`` belongs to other tasks or to another relation rule."""
+
+
+class SurgeryError(SaliencyRegError, RuntimeError):
+    """Task gradients arrived in a way in which they cannot be combined."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "without_autocast"]
+__all__ = ["at_least_float32", "matmul_is_reduced", "without_autocast"]
 
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
@@ -26,3 +26,11 @@ def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
         except RuntimeError:  # an older torch knows no autocast for this device, so none can be on
             return contextlib.nullcontext()
     return contextlib.nullcontext()
+
+
+def matmul_is_reduced() -> bool:
+    """Whether float32 products may be rounded to TF32 or bfloat16, in which small differences would drown."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set in two ways that contradict each other
+        return True

@@ -22,6 +22,7 @@ from .errors import (
 )
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .first_call import FirstCall
+from .gramian import spread
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, unwrap_optimizer
 from .lookup import first_few
@@ -29,7 +30,7 @@ from .pending import PendingDistances
 from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
-from .report import SaliencyReport, spread_over_all
+from .report import SaliencyReport
 from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
@@ -417,7 +418,7 @@ class SaliencyRegularizer(StateModule):
             strength=self.current_strength,
             penalty=penalty.detach(),
             losses=losses,
-            distances=spread_over_all(distances.detach(), present, len(self.tasks)),
+            distances=spread(distances.detach(), present, len(self.tasks), float("nan")),
             relations=relations,
         )
         return penalty

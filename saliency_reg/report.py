@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-__all__ = ["SaliencyReport", "spread_over_all"]
+__all__ = ["SaliencyReport"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,3 @@ class SaliencyReport:
             "distances": self.distances.tolist(),
             "relations": self.relations.tolist(),
         }
-
-
-def spread_over_all(distances: Tensor, present: Sequence[int], num_tasks: int) -> Tensor:
-    """``[t, t]`` of the tasks that ran to ``[T, T]``, with NaN elsewhere."""
-    if len(present) == num_tasks:
-        return distances
-    full = torch.full((num_tasks, num_tasks), torch.nan, dtype=distances.dtype, device=distances.device)
-    index = torch.tensor(list(present), device=distances.device)
-    full[index.unsqueeze(1), index] = distances
-    return full
