@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigurationError, CrossSampleError, SecondDerivativeError
 from .forward import Captured
+from .graph import nodes_behind
 from .saliency import Feature
 
 __all__ = ["FirstCall", "mixes_samples", "reach_of_penalty"]
@@ -150,16 +151,7 @@ def _no_second_derivative(task: str, reason: str) -> SecondDerivativeError:
 
 def _ends_in_error(node: Any) -> bool:
     """Whether autograd has put a node there that raises as soon as a gradient arrives (off the way to the feature map)."""
-    waiting, seen = [node], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if "Error" in node.name():
-            return True
-        waiting += [following for following, _ in node.next_functions]
-    return False
+    return any("Error" in behind.name() for behind in nodes_behind([node]))
 
 
 def _culprit(saliencies: Tensor, present: Sequence[str], inputs: Sequence[Feature]) -> str:
