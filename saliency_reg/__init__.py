@@ -4,16 +4,22 @@ from importlib.metadata import PackageNotFoundError, version
 
 from .distances import task_distances
 from .errors import SaliencyRegError
+from .feature_surgery import FeatureSurgery
 from .regularizer import SaliencyRegularizer
 from .relations import RelationWeights
 from .report import SaliencyReport
 from .saliency import task_saliencies
+from .surgery_report import SurgeryReport
+from .weighting import PCGrad
 
 __all__ = [
+    "FeatureSurgery",
+    "PCGrad",
     "RelationWeights",
     "SaliencyRegError",
     "SaliencyRegularizer",
     "SaliencyReport",
+    "SurgeryReport",
     "task_distances",
     "task_saliencies",
 ]

@@ -1,7 +1,8 @@
 """What one forward pass leaves behind: the shared feature map, an alias of it per head, and the heads' outputs.
 
-The fork. Each head is handed its own alias of the feature map, so that one autograd call returns the input gradient
-of every head, and so that the backward pass meets the gradient of each task on its own. The alias is a view: no copy.
+Each head is handed its own alias of the feature map, so that one autograd call returns the input gradient of every head.
+The alias is a view: no copy. Under gradient surgery the aliases come from one fork, where the gradients of all tasks meet
+again in the backward pass.
 """
 
 from __future__ import annotations
@@ -14,7 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
-from .forward import Captured, Forward, HeadRun, SeenFeature, checked_forward, place_in_graph, version_of
+from .fork import Anchor
+from .fork_surgery import ForkSurgery
+from .forked import ForkedForward, tensor_places
+from .forward import (
+    Captured,
+    Cut,
+    Forward,
+    HeadRun,
+    SeenFeature,
+    checked_forward,
+    place_in_graph,
+    same_tensor,
+    version_of,
+)
 from .heads import Heads
 from .hooks import ModuleHooks, is_hooked
 from .lookup import find_module, first_few
@@ -38,6 +52,8 @@ class FeatureCapture:
         feature: the module whose output (``"name"``, ``"name:output"``, ``"name:output.0"``) or input
             (``"name:input"``) is the feature map, or several of them; by default what the heads are called with.
         output: which part of what a head returns is its task's output, for all heads or ``{task: part}``.
+        surgery: weighs the gradients that the heads send back.
+        keep: let the model keep this object alive.
 
     Raises:
         AlreadyAttachedError: a head is captured already.
@@ -51,6 +67,9 @@ class FeatureCapture:
         heads: Heads,
         feature: FeatureChoice = None,
         output: Item | Mapping[str, Item | None] | None = None,
+        surgery: ForkSurgery | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
         if isinstance(model, nn.DataParallel):
             raise ConfigurationError(
@@ -68,11 +87,19 @@ class FeatureCapture:
         self.enabled = True
         self.heads = heads
         self._output_items = _items_per_head(output, heads)
+        if surgery is not None and heads.columns and any(map(callable, self._output_items[0])):
+            raise ConfigurationError(
+                "under surgery the output of a head with a column per task is watched, which a function of what it returns "
+                "does not allow. Type a key, an attribute or an index as output=, or choose the module that returns them."
+            )
+        self._surgery = surgery
+        self._fork: ForkedForward | None = None
+        self._ran_with_gradients: set[int] = set()
         self._latest: Forward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        self._hooks = ModuleHooks(self)
+        self._hooks = ModuleHooks(self, keep)
         chosen = [] if feature is None else [feature] if isinstance(feature, (str, nn.Module)) else list(feature)
         self._places = [parse_feature(one) for one in chosen]
         found = [find_module(model, place.module, "feature") for place in self._places]
@@ -94,13 +121,13 @@ class FeatureCapture:
     def remove(self) -> None:
         """Take all hooks off and forget the latest forward."""
         self._hooks.remove()
-        self._latest = None
+        self._latest = self._fork = None
         self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
 
     def drop(self) -> None:
         """Forget the latest forward. One without gradients stays: it holds nothing."""
         if self._latest is not None and self._latest.active:
-            self._latest = None
+            self._latest = self._fork = None
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
 
     def describe(self) -> tuple[str, str]:
@@ -125,9 +152,21 @@ class FeatureCapture:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
-        self._latest, self._running = None, False
+        cuts = self._cuts(forward)
+        self._latest, self._fork, self._running = None, None, False
         self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
-        return checked_forward(forward, self.heads, self.feature_names)
+        captured = checked_forward(forward, self.heads, self.feature_names)
+        for one in captured or ():
+            one.cuts = cuts
+        return captured
+
+    def _cuts(self, forward: Forward) -> list[Cut]:
+        named = [
+            Cut([seen.edge], seen.anchor)
+            for seen in forward.features.values()
+            if seen.edge is not None and seen.anchor is not None
+        ]
+        return named + ([] if self._fork is None else self._fork.cuts())
 
     # What the hooks call, in the order in which a forward runs.
 
@@ -146,7 +185,7 @@ class FeatureCapture:
         self._running = False
         exception = sys.exc_info()[1]
         if exception is not None and exception is not self._exception_before:
-            self._latest = None
+            self._latest = self._fork = None
             self._why_none = "the latest forward raised an exception. Call the model again"
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
@@ -181,8 +220,11 @@ class FeatureCapture:
             )
             return None
         replaced = self._require_grad(feature)
+        anchor = None
+        if replaced is None and self.fork and self._operates() and feature.requires_grad:
+            replaced, anchor = Anchor.apply(self._surgery, feature)
         seen = feature if replaced is None else replaced
-        forward.features[index] = SeenFeature(seen, place_in_graph(seen), version_of(seen))
+        forward.features[index] = SeenFeature(seen, place_in_graph(seen), version_of(seen), anchor)
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -201,6 +243,11 @@ class FeatureCapture:
             return None
         source_edge = place_in_graph(source)
         alias = self._require_grad(source)
+        if alias is None and source.requires_grad and self._operates():
+            if not records:
+                self._check_recomputation(index)
+            else:
+                return self._forked(index, source, args, kwargs)
         if alias is None:
             alias = source.view_as(source) if self.fork and source.requires_grad else source
         if records:
@@ -211,6 +258,43 @@ class FeatureCapture:
             forward.forked = forward.forked or alias is not source
             forward.runs[index] = HeadRun(source, source_edge, place_in_graph(alias), version_of(source))
         return None if alias is source else put_argument(args, kwargs, (place,), alias)
+
+    def _forked(self, index: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hand the head its aliases of what all heads read: the named feature maps, or else its first tensor."""
+        assert self._surgery is not None
+        if self._fork is not None and self._fork.done and not self._running:
+            self._begin()
+        forward = self._current()
+        places = [(way, tensor) for way, tensor in tensor_places(args, kwargs) if tensor.requires_grad]
+        named = [forward.features[feature].tensor for feature in sorted(forward.features)]
+        read = [feature for feature in named if any(same_tensor(tensor, feature) for _, tensor in places)] or [source]
+        if self._fork is None:
+            self._fork = ForkedForward(self._surgery, read, len(self.heads.modules))
+        elif not self._fork.reads_the_same(read):
+            raise CaptureError(
+                f"under surgery all heads must read the same tensors: head {self.heads.names[index]!r} reads "
+                f"{[list(tensor.shape) for tensor in read]}, those before it read "
+                f"{[list(tensor.shape) for tensor in self._fork.sources]}, or others of that shape. Make what lies between "
+                "(dropout, pooling) a part of the heads, or use ParameterSurgery."
+            )
+        self._ran_with_gradients.add(index)
+        forward.forked = True
+        run = HeadRun(source, place_in_graph(source), None, version_of(source))
+        for alias, shared in zip(self._fork.aliases(index), read):
+            for way, tensor in places:
+                if same_tensor(tensor, shared):
+                    args, kwargs = put_argument(args, kwargs, way, alias)
+            if run.edge is None and same_tensor(source, shared):
+                run.edge = place_in_graph(alias)
+        forward.runs[index] = run
+        return args, kwargs
+
+    def _check_recomputation(self, index: int) -> None:
+        if index not in self._ran_with_gradients:
+            raise CaptureError(
+                f"head {self.heads.names[index]!r} runs for the first time in the backward pass, inside a reentrant "
+                "checkpoint, where its gradient cannot be weighed against those of the others. Type use_reentrant=False."
+            )
 
     def _before_recorded_head(self, index: int) -> None:
         """Begin a forward where the model is not called as a whole; note what cannot be used."""
@@ -225,19 +309,41 @@ class FeatureCapture:
                 "the model once per view, or pass regularizer(outputs=..., features=...)."
             )
 
-    def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> None:
+    def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         run = self._latest.runs.get(index) if self._latest is not None and self._records() else None
-        if run is not None:
-            items = self._output_items[index]
-            run.output = pick(output, items)
-            run.whole = not items
-            if run.output is None and items and self._latest is not None:
-                self._latest.problem = (
-                    f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
-                    "Type a key, an attribute or an index of it."
-                )
-            run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
-            run.changed_source = run.source is not None and version_of(run.source) != run.version
+        if run is None:
+            return None
+        items = self._output_items[index]
+        run.output = pick(output, items)
+        run.whole = not items
+        if run.output is None and items and self._latest is not None:
+            self._latest.problem = (
+                f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
+                "Type a key, an attribute or an index of it."
+            )
+        run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
+        run.changed_source = run.source is not None and version_of(run.source) != run.version
+        return None if self._fork is None else self._after_forked_head(self._fork, index, output, run)
+
+    def _after_forked_head(self, fork: ForkedForward, index: int, output: Any, run: HeadRun) -> Any:
+        name, items = self.heads.names[index], self._output_items[index]
+        if fork.changed_in_place:
+            raise CaptureError(
+                f"head {name!r} changes the feature map in place (ReLU(inplace=True), +=, ...), so that under surgery the "
+                "other heads would read what its gradient does not tell. Type inplace=False."
+            )
+        if not self.heads.columns:
+            return None
+        if not isinstance(run.output, Tensor) or not run.output.requires_grad:
+            raise CaptureError(
+                f"under surgery the output of head {name!r} must be a tensor with a column per task and a graph, found "
+                f"{contents(output)}. Say which part it is with output='logits' (a key or attribute) or output=0 (an index)."
+            )
+        tapped = fork.tap(run.output, self.heads.modules[index], len(self.heads.tasks), run.whole)
+        return put(output, [item for item in items if not callable(item)], tapped)
+
+    def _operates(self) -> bool:
+        return self._surgery is not None and self._surgery.enabled
 
     def _live(self) -> bool:
         return self.enabled and torch.is_grad_enabled()
@@ -251,8 +357,9 @@ class FeatureCapture:
         return latest if latest is not None and latest.active else self._begin()
 
     def _begin(self) -> Forward:
-        self._latest = forward = Forward(active=torch.is_grad_enabled())
-        return forward
+        self._latest, self._fork = Forward(active=torch.is_grad_enabled()), None
+        self._ran_with_gradients.clear()
+        return self._latest
 
     def _require_grad(self, tensor: Tensor) -> Tensor | None:
         """Behind a frozen backbone: the same values as a tensor that requires grad, if any head can be trained."""

@@ -9,6 +9,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
+from .columns import axis_of_columns
 from .errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from .forward import Captured
 from .saliency import (
@@ -25,7 +26,7 @@ from .saliency import (
     pool_positions,
     resolve_channel_axis,
 )
-from .scalarization import ScalarizeChoice, check_scalarize, class_axis, scalar_of, scalarize_per_task
+from .scalarization import ScalarizeChoice, check_scalarize, scalar_of, scalarize_per_task
 from .structure import is_plain_linear
 
 __all__ = ["Evaluated", "Losses", "SaliencyEvaluator", "captured_by_hand", "losses_per_task", "sum_of_losses"]
@@ -194,14 +195,7 @@ class SaliencyEvaluator:
         return self._heads_mix
 
     def _columns(self, output: Tensor, feature: Tensor, axis: int) -> list[Tensor]:
-        if output.ndim < 2:
-            raise ShapeError(f"the head's output must be [B, {len(self.tasks)}], found {list(output.shape)}.")
-        column_axis = 1 if output.ndim == 2 else class_axis(output, "all tasks", feature.shape, axis)
-        if output.shape[column_axis] != len(self.tasks):
-            raise TaskError(
-                f"the head's output, shape {list(output.shape)}, has {output.shape[column_axis]} columns for "
-                f"{len(self.tasks)} tasks. Name each column once in tasks=."
-            )
+        column_axis = axis_of_columns(output, len(self.tasks), feature.shape, axis)
         return [output.narrow(column_axis, task, 1) for task in range(len(self.tasks))]
 
     def _loss_scalars(

@@ -13,7 +13,17 @@ from .errors import CaptureError
 from .heads import Heads
 from .saliency import Feature
 
-__all__ = ["Captured", "Forward", "HeadRun", "SeenFeature", "checked_forward", "place_in_graph", "version_of"]
+__all__ = [
+    "Captured",
+    "Cut",
+    "Forward",
+    "HeadRun",
+    "SeenFeature",
+    "checked_forward",
+    "place_in_graph",
+    "same_tensor",
+    "version_of",
+]
 
 
 @dataclass
@@ -37,6 +47,15 @@ class SeenFeature:
     tensor: Tensor
     edge: Feature | None
     version: int
+    anchor: Tensor | None = None  # where a gradient gets in that was computed before the backward pass
+
+
+@dataclass
+class Cut:
+    """Where the penalty's graph is cut: its gradient there is taken at once, and let in again at the anchor."""
+
+    edges: list[Feature]
+    anchor: Tensor
 
 
 @dataclass
@@ -62,6 +81,7 @@ class Captured:
     edges: list[list[Feature]]  # one list per head that ran: the places whose gradients add up to its saliency
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
+    cuts: list[Cut] = field(default_factory=list)  # under surgery: of the whole forward
 
 
 def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]) -> list[Captured] | None:
@@ -102,7 +122,7 @@ def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]
         feature = forward.features[index]
         # The same memory in another version is another tensor: an in-place ReLU came in between.
         if all(
-            run.source is not None and _same_tensor(run.source, feature.tensor) for run in runs
+            run.source is not None and same_tensor(run.source, feature.tensor) for run in runs
         ) and feature.version == min(run.version for run in runs):
             captured.append(_what_the_heads_read(forward, runs, ran, present))
             continue
@@ -151,7 +171,7 @@ def _what_the_heads_read(
             f"head {name!r} was called without a floating-point tensor. Name the feature map, e.g. feature='backbone', "
             "choose the module that reads it, or pass regularizer(outputs=..., features=...)."
         )
-    if not all(_same_tensor(source, sources[0]) for source in sources):
+    if not all(same_tensor(source, sources[0]) for source in sources):
         shapes = {name: list(source.shape) for name, source in zip(names, sources)}
         raise CaptureError(
             f"the heads do not read the same tensor: {_shortened(shapes)}. Name the module whose output they share, "
@@ -179,7 +199,7 @@ def version_of(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _same_tensor(a: Tensor, b: Tensor) -> bool:
+def same_tensor(a: Tensor, b: Tensor) -> bool:
     """One tensor, or two views of the same entries (each head may flatten the map on its own)."""
     return a is b or (
         a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["leaves_behind", "nodes_behind"]
+__all__ = ["leaves_behind", "leaves_behind_each", "nodes_behind"]
+
+#: The node behind the outputs of DistributedDataParallel when it looks for unused parameters: each output has its own
+#: input, and no other.
+_DDP_SINK = "_DDPSinkBackward"
 
 
 def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
@@ -40,3 +44,62 @@ def leaves_behind(tensors: Iterable[Tensor], stop: Collection[Node] = ()) -> lis
             known.add(id(variable))
             leaves.append(variable)
     return leaves
+
+
+def leaves_behind_each(tensors: Mapping[int, Tensor], visit: Callable[[Node], None]) -> dict[Tensor, int]:
+    """The leaf tensors, each with the keys of the tensors that depend on it as a bit mask.
+
+    One walk, however many tensors there are. ``visit`` is called once with each node.
+    """
+    masks: dict[_Place, int] = {}
+    leaves: dict[Tensor, int] = {}
+    for key, tensor in tensors.items():
+        if tensor.grad_fn is not None:
+            place = _place(tensor.grad_fn, tensor.output_nr)
+            masks[place] = masks.get(place, 0) | 1 << key
+        elif tensor.requires_grad:
+            leaves[tensor] = leaves.get(tensor, 0) | 1 << key
+    visited: set[Node] = set()
+    for place, following in reversed(_leaves_first(masks)):
+        if place[0] not in visited:
+            visited.add(place[0])
+            visit(place[0])
+        variable = getattr(place[0], "variable", None)
+        if isinstance(variable, Tensor):
+            leaves[variable] = leaves.get(variable, 0) | masks[place]
+        for behind in following:
+            masks[behind] = masks.get(behind, 0) | masks[place]
+    return leaves
+
+
+#: A node, and the number of its output where that matters.
+_Place = tuple[Node, int]
+
+
+def _place(node: Node, output: int) -> _Place:
+    return node, output if node.name() == _DDP_SINK else 0
+
+
+def _leaves_first(roots: Iterable[_Place]) -> list[tuple[_Place, list[_Place]]]:
+    """Every place with those behind it, none before the ones that are behind it."""
+    finished: list[tuple[_Place, list[_Place]]] = []
+    seen: set[_Place] = set()
+    waiting: list[tuple[_Place, list[_Place] | None]] = [(root, None) for root in roots]
+    while waiting:
+        place, following = waiting.pop()
+        if following is not None:
+            finished.append((place, following))
+        elif place not in seen:
+            seen.add(place)
+            following = _behind(place)
+            waiting.append((place, following))
+            waiting += [(behind, None) for behind in following if behind not in seen]
+    return finished
+
+
+def _behind(place: _Place) -> list[_Place]:
+    node, output = place
+    edges = node.next_functions
+    if node.name() == _DDP_SINK and output < len(edges):
+        edges = edges[output : output + 1]
+    return [_place(following, number) for following, number in edges if following is not None]

@@ -1,11 +1,12 @@
 """The one place where hooks are set on other people's modules and optimizers, and taken off again.
 
-What is set here never keeps its owner alive, is removed when the owner is garbage collected, and does not travel:
-a deep copy or a pickle of a hooked module is a clean module.
+What is set here does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and
+does not travel: a deep copy or a pickle of a hooked module is a clean module.
 """
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from .errors import WrongTypeError
+from .errors import ConfigurationError, WrongTypeError
 
-__all__ = ["ModuleHooks", "StepHook", "is_hooked", "only_ours", "unwrap_optimizer"]
+__all__ = ["ModuleHooks", "StepHook", "check_not_closure_only", "is_hooked", "only_ours", "unwrap_optimizer"]
 
 _FORWARD_HOOKS = "_forward_hooks"
 _PRE_HOOKS = "_forward_pre_hooks"
@@ -32,10 +33,10 @@ class _Handle(Protocol):
 
 
 class _Hook:
-    """Calls a method of an object that it does not keep alive."""
+    """Calls a method of an object that it does not keep alive, unless it is told to."""
 
-    def __init__(self, method: Callable[..., Any], *bound: Any) -> None:
-        self._method = weakref.WeakMethod(method)
+    def __init__(self, method: Callable[..., Any], *bound: Any, keep: bool = False) -> None:
+        self._method: Callable[[], Callable[..., Any] | None] = (lambda: method) if keep else weakref.WeakMethod(method)
         self._bound = bound
 
     def __call__(self, *args: Any) -> Any:
@@ -85,9 +86,11 @@ class ModuleHooks:
 
     Args:
         owner: the object whose methods are called. When it is garbage collected, the hooks go too.
+        keep: let the modules keep the owner alive, for an owner that nobody has to call.
     """
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, keep: bool = False) -> None:
+        self._keep = keep
         self._handles: list[_Handle] = []
         self._modules: list[weakref.ref[nn.Module]] = []
         # The finalizer must not refer to the owner, so it is given the lists and a function outside of it.
@@ -97,12 +100,12 @@ class ModuleHooks:
     def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any) -> None:
         """Call ``method(*bound, module, args, kwargs)`` before each forward of ``module``."""
         self._note(module)
-        self._handles.append(module.register_forward_pre_hook(_Hook(method, *bound), with_kwargs=True))
+        self._handles.append(module.register_forward_pre_hook(_Hook(method, *bound, keep=self._keep), with_kwargs=True))
 
     def after(self, module: nn.Module, method: Callable[..., Any], *bound: Any, always: bool = False) -> None:
         """Call ``method(*bound, module, args, output)`` after each forward; with ``always``, also when it raised."""
         self._note(module)
-        self._handles.append(module.register_forward_hook(_Hook(method, *bound), always_call=always))
+        self._handles.append(module.register_forward_hook(_Hook(method, *bound, keep=self._keep), always_call=always))
 
     def remove(self) -> None:
         """Take all of them off. Nothing of ours is left on the modules."""
@@ -151,6 +154,20 @@ def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
             f"{type(optimizer).__name__}. In a loop without one, call regularizer.step() after each update."
         )
     return inner
+
+
+def check_not_closure_only(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer that cannot step without a closure (LBFGS).
+
+    Raises:
+        ConfigurationError: it is one.
+    """
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigurationError(
+            f"{type(optimizer).__name__} evaluates a closure several times per step, and gradient surgery would give it "
+            "another direction each time. Use an optimizer whose step() needs no closure, or leave surgery out."
+        )
 
 
 class StepHook:

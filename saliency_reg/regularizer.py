@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,14 +24,17 @@ from .errors import (
 )
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .first_call import FirstCall
+from .fork_surgery import ForkSurgery
+from .forward import Captured
 from .gramian import spread
 from .heads import HeadsChoice, check_task_names, resolve_heads
-from .hooks import StepHook, unwrap_optimizer
+from .hooks import StepHook, check_not_closure_only, unwrap_optimizer
 from .lookup import first_few
 from .pending import PendingDistances
 from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
+from .replay import replayed
 from .report import SaliencyReport
 from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
@@ -79,6 +84,10 @@ class SaliencyRegularizer(StateModule):
         pool, scalarize, channel_axis: of the saliency, as in :func:`task_saliencies`.
         relations: name of a rule, or a :class:`RelationWeights`.
         optimizer: the optimizer whose steps the relations follow, see :meth:`attach_optimizer`.
+        surgery: gradient surgery between the tasks at the feature map that the heads share ("SRDML w/ PCGrad"):
+            :class:`PCGrad`, a Gramian weighting of TorchJD, or any callable ``[T, T] -> [T]``. ``loss.backward()`` stays as
+            it is; the penalty's gradient is added, never weighed. What it means: :class:`FeatureSurgery`.
+        process_group: for surgery in several processes, as there.
         warmup_steps: the strength rises linearly over this many optimizer steps.
         start_step: the strength is 0 for this many optimizer steps before that.
         loss_reduction: what 0-dim task losses are for ``target="loss"``: the ``"mean"`` over the samples of the batch, or
@@ -130,6 +139,8 @@ class SaliencyRegularizer(StateModule):
         channel_axis: int | Sequence[int | None] | None = None,
         relations: str | RelationWeights = "entropic",
         optimizer: Any = None,
+        surgery: Any = None,
+        process_group: Any = None,
         warmup_steps: int = 0,
         start_step: int = 0,
         loss_reduction: str = "mean",
@@ -151,6 +162,8 @@ class SaliencyRegularizer(StateModule):
                 raise ConfigurationError("heads=, feature= and output= need a model. Pass it as first argument.")
             if tasks is None:
                 raise MissingArgumentError("without a model the tasks need names. Type tasks=['a', 'b', ...].")
+            if surgery is not None:
+                raise ConfigurationError("surgery= needs the model whose heads it watches. Pass it as first argument.")
             self.tasks: tuple[str, ...] = tuple(check_task_names(tasks))
         elif not isinstance(model, nn.Module):
             raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
@@ -168,6 +181,7 @@ class SaliencyRegularizer(StateModule):
         self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
         self.pending = PendingDistances(len(self.tasks), reduction)
         self.sampler = TaskSampler(max_tasks_per_step, seed)
+        self.surgery = None if surgery is None else ForkSurgery(self.tasks, _level_checked(surgery), process_group)
         self._first_call = FirstCall(cross_sample)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -188,10 +202,10 @@ class SaliencyRegularizer(StateModule):
         self._reaches_backbone = reaches_backbone(self._form, target, scalarize)
         self._step_hook: StepHook | None = None
         self._capture: FeatureCapture | None = None
-        inner_optimizer = None if optimizer is None else unwrap_optimizer(optimizer)
+        inner_optimizer = None if optimizer is None else self._checked_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
         if model is not None and found is not None:
-            self._capture = FeatureCapture(model, found, feature, output)
+            self._capture = FeatureCapture(model, found, feature, output, self.surgery)
         if inner_optimizer is not None:
             self._step_hook = StepHook(inner_optimizer, self.step)
         self._update_fork()
@@ -263,6 +277,11 @@ class SaliencyRegularizer(StateModule):
                 self._capture.drop()
             return self._zero()
         if outputs is not None or features is not None:
+            if self.surgery is not None:
+                raise ConfigurationError(
+                    "outputs= and features= cannot be used under surgery, whose fork they may not have come from. Call "
+                    "regularizer() after the model, or leave surgery= out."
+                )
             captured = captured_by_hand(outputs, features, self.tasks)
         elif self._capture is None:
             raise CaptureError(
@@ -273,6 +292,17 @@ class SaliencyRegularizer(StateModule):
             captured = self._capture.take()
         if captured is None:
             return self._zero()
+        with nullcontext() if self.surgery is None else self.surgery.passing():
+            return self._call(captured, losses, targets, mask, outputs)
+
+    def _call(
+        self,
+        captured: list[Captured],
+        losses: Losses | Tensor | None,
+        targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
+        mask: Tensor | Sequence[Tensor | None] | None,
+        outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
+    ) -> Tensor:
         feature = captured[0].feature
         total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
@@ -284,8 +314,14 @@ class SaliencyRegularizer(StateModule):
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             return self._zero(feature)
         if not evaluated.closed_form:
-            self._first_call.check_samples(captured, heads, stacklevel=4)  # past torch.nn.Module
-        return self._penalty(evaluated, feature, strength * factor, total_loss)
+            self._first_call.check_samples(captured, heads, stacklevel=5)  # past torch.nn.Module
+        penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
+        cuts = captured[0].cuts
+        # The weight rows of a closed form lead around the fork anyway.
+        if self.surgery is None or not cuts or not penalty.requires_grad or evaluated.closed_form:
+            return penalty
+        in_float16 = any(output.dtype == torch.float16 for one in captured for output in one.outputs)
+        return replayed(penalty, cuts, self.surgery, in_float16)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.
@@ -309,7 +345,7 @@ class SaliencyRegularizer(StateModule):
         Raises:
             WrongTypeError: no optimizer.
         """
-        inner = unwrap_optimizer(optimizer)
+        inner = self._checked_optimizer(optimizer)
         if self._step_hook is not None:
             self._step_hook.remove()
         self._step_hook = StepHook(inner, self.step)
@@ -360,8 +396,10 @@ class SaliencyRegularizer(StateModule):
 
     @property
     def report(self) -> SaliencyReport | None:
-        """Figures of the latest call that acted; ``None`` before it."""
-        return self._report
+        """Figures of the latest call that acted; ``None`` before it. Those of the surgery come with the backward pass."""
+        if self._report is None or self.surgery is None:
+            return self._report
+        return replace(self._report, surgery=self.surgery.report)
 
     def describe(self) -> str:
         """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
@@ -379,6 +417,8 @@ class SaliencyRegularizer(StateModule):
             "strength": f"{self.current_strength:g} in optimizer step {self._steps}, {self.strength:g} after warm-up",
             "relations": relations,
         }
+        if self.surgery is not None:
+            lines["gradient surgery"] = f"{type(self.surgery.weighting).__name__} (feature)"
         width = max(map(len, lines))
         return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
 
@@ -411,7 +451,7 @@ class SaliencyRegularizer(StateModule):
         self._has_pending = True
         self._feature_shape = list(feature.shape)
         self._closed_form = evaluated.closed_form
-        self._reminders.called(present, self._step_hook is not None, stacklevel=5)  # past torch.nn.Module
+        self._reminders.called(present, self._step_hook is not None, stacklevel=6)  # past torch.nn.Module
         self._report = SaliencyReport(
             tasks=self.tasks,
             present=tuple(self.tasks[task] for task in present),
@@ -434,6 +474,12 @@ class SaliencyRegularizer(StateModule):
         if self._capture is None or outputs is not None:
             return (), False
         return self._capture.heads.modules, self._capture.heads.columns
+
+    def _checked_optimizer(self, optimizer: Any) -> torch.optim.Optimizer:
+        inner = unwrap_optimizer(optimizer)
+        if self.surgery is not None:
+            check_not_closure_only(inner)
+        return inner
 
     def _zero(self, like: Tensor | None = None) -> Tensor:
         device = self.steps.device if like is None else like.device
@@ -465,3 +511,14 @@ class SaliencyRegularizer(StateModule):
         pending = state_dict.get(prefix + "pending.samples")
         self._has_pending = pending is not None and bool((pending > 0).any())
         self._update_fork()
+
+
+def _level_checked(surgery: Any) -> Any:
+    """A weighting, or what it was taken for."""
+    if isinstance(surgery, ForkSurgery) or hasattr(surgery, "backward"):
+        raise ConfigurationError(
+            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
+            "type surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
+            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
+        )
+    return surgery

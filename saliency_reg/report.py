@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .surgery_report import SurgeryReport
+
 __all__ = ["SaliencyReport"]
 
 
@@ -22,8 +24,10 @@ class SaliencyReport:
         losses: 0-dim, the sum of the task losses, if they were given.
         distances: ``[T, T]``, ``D``; NaN for pairs of which a head did not run.
         relations: ``[T, T]``, the weights ``w`` that multiplied them.
+        surgery: conflicts between the task gradients, once the backward pass has been; ``None`` without surgery.
 
     Example:
+        >>> import torch
         >>> from saliency_reg import SaliencyRegularizer
         >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5)
         >>> feature = torch.ones(4, 2, requires_grad=True)
@@ -43,6 +47,7 @@ class SaliencyReport:
     losses: Tensor | None
     distances: Tensor
     relations: Tensor
+    surgery: SurgeryReport | None = None
 
     @property
     def share(self) -> float | None:
@@ -63,4 +68,5 @@ class SaliencyReport:
             "share": self.share,
             "distances": self.distances.tolist(),
             "relations": self.relations.tolist(),
+            "surgery": None if self.surgery is None else self.surgery.to_dict(),
         }

@@ -74,11 +74,11 @@ def _random_order(num_tasks: int, generator: torch.Generator) -> Tensor:
     return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
 
-def check_weighting(weighting: Any, num_tasks: int) -> Weighting:
+def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
     """Return it after a trial on a copy, so that what cannot work fails before the first step and not in the middle of one.
 
     An aggregator of TorchJD stands for its weighting; if that one wants a Jacobian, it is given a square root of the
-    Gramian, which has the same inner products.
+    Gramian, which has the same inner products. There is no trial while the number of tasks is not known (``None``).
 
     Raises:
         WrongTypeError, ShapeError: no weighting.
@@ -98,6 +98,8 @@ def check_weighting(weighting: Any, num_tasks: int) -> Weighting:
             raise WrongTypeError(
                 f"{_EXPECTED}; {_name(weighting)} is an aggregator that is no weighted sum of the gradients. {_ADVICE}"
             )
+    if num_tasks is None:
+        return usable
     trial = torch.eye(num_tasks, dtype=torch.float64) + 0.1  # not the identity, which may be a special case
     try:
         probe = copy.deepcopy(usable)

@@ -1,0 +1,106 @@
+"""Gradient surgery at the feature map as an object of its own, without the penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .capture import FeatureCapture, FeatureChoice
+from .errors import WrongTypeError
+from .fork_surgery import ForkSurgery
+from .heads import HeadsChoice, resolve_heads
+from .hooks import check_not_closure_only, unwrap_optimizer
+from .places import Item
+from .weighting import PCGrad
+
+__all__ = ["FeatureSurgery"]
+
+
+class FeatureSurgery(ForkSurgery):
+    r"""Gradient surgery between the tasks at the feature map that their heads share, in an ordinary ``loss.backward()``.
+
+    Each head gets its own alias of the feature map. In the backward pass the gradients ``c_t dL_t/dA`` of all tasks (with
+    your loss weights ``c_t``) meet at the fork, their Gramian becomes weights ``w_t``, and ``sum_t w_t c_t dL_t/dA`` goes on
+    to the backbone. There is no further pass, whatever the number of tasks. Heads keep their plain gradients. Tables call it
+    ``PCGrad (feature)``: with ``MGDAWeighting`` of TorchJD it is MGDA-UB (Sener and Koltun, NeurIPS 2018), with
+    :class:`PCGrad` it is the upper-bound form of Yu et al. (NeurIPS 2020), whose own form is :class:`ParameterSurgery`.
+
+    What it means. A loss belongs to the task of the head it comes through; loss terms on the feature map that go around
+    the heads pass unchanged. Under gradient accumulation each micro-batch is weighed on its own. In several processes
+    the inner products are those of the joined batch, and all have the same weights. A pass with ``create_graph=True``
+    (a gradient penalty) is left alone.
+
+    It stays on the model until :meth:`remove`, whether or not you keep the object. To combine it with the saliency penalty,
+    pass ``surgery=`` to :class:`SaliencyRegularizer` instead.
+
+    Args:
+        model: the model, or a wrapper around it.
+        heads, tasks: as in :class:`SaliencyRegularizer`; one head with a column per task is possible.
+        weighting: Gramian ``[T, T]`` to weights ``[T]``: :class:`PCGrad` (the default), a Gramian weighting of TorchJD, or
+            any callable. Loss scales multiply the Gramian, so that under GradScaler it should not depend on its size.
+        feature: only for heads that are called with several tensors: the modules whose outputs they share.
+        output: which part of what a head returns is the task's output (for one head with a column per task).
+        optimizer: only to be checked: one that calls a closure several times per step cannot be used.
+        process_group: the data-parallel processes; by default a new group over all of them.
+
+    Raises:
+        SaliencyRegError: one of its kinds, for arguments that cannot work; the model is then left as it was.
+
+    Example:
+        >>> import torch
+        >>> model = nn.ModuleDict({"backbone": nn.Linear(8, 4), "heads": nn.ModuleDict()})
+        >>> for task in ("smiling", "young"):
+        ...     model["heads"][task] = nn.Linear(4, 1)
+        >>> surgery = FeatureSurgery(model, heads="heads")
+        >>> feature = model["backbone"](torch.randn(16, 8))
+        >>> loss = sum(head(feature).square().mean() for head in model["heads"].values())
+        >>> loss.backward()
+        >>> surgery.report.weights.shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: HeadsChoice = None,
+        *,
+        weighting: Any = None,
+        tasks: Sequence[str] | None = None,
+        feature: FeatureChoice = None,
+        output: Item | Mapping[str, Item | None] | None = None,
+        optimizer: Any = None,
+        process_group: Any = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+        found = resolve_heads(model, heads, tasks)
+        super().__init__(found.tasks, PCGrad() if weighting is None else weighting, process_group)
+        if optimizer is not None:
+            check_not_closure_only(unwrap_optimizer(optimizer))
+        self._capture: FeatureCapture | None = FeatureCapture(model, found, feature, output, self, keep=True)
+        # Without a penalty, nothing has to be let in again.
+        self._capture.fork = False
+
+    def remove(self) -> None:
+        """Take everything off the model. The report stays readable."""
+        if self._capture is not None:
+            self._capture.remove()
+
+    def __enter__(self) -> FeatureSurgery:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        heads = "attached to no model" if self._capture is None else f"heads {self._capture.describe()[0]}"
+        return f"FeatureSurgery({type(self.weighting).__name__}, {heads})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not attached: the hooks belong to the original and its model.
+        return {**super().__getstate__(), "_capture": None}

@@ -1,0 +1,160 @@
+"""The fork: an autograd node that gives each head its own alias of the feature map, and gets all their gradients back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import SurgeryError
+
+__all__ = ["Anchor", "ColumnGradients", "Combiner", "Fork", "Gradient", "added", "fork"]
+
+Gradient = Tensor | None
+
+
+class Combiner(Protocol):
+    """What decides over the gradients that arrive at a fork."""
+
+    tasks: tuple[str, ...]
+
+    @property
+    def combines(self) -> bool:
+        """Whether gradients that arrive now are weighed."""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing is let through now."""
+
+    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient]:
+        """One gradient for each tensor, from ``[tensor][task]``."""
+
+    def combine_columns(self, columns: ColumnGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """The same for one head with a column per task."""
+
+
+class ColumnGradients(Protocol):
+    """The gradients of the columns of one head."""
+
+    def gramian(self) -> Tensor:
+        """``[T, T]`` inner products."""
+
+    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """One gradient for each tensor; ``arrived`` is what came through the head in all, other outputs included."""
+
+    def per_task(self) -> list[list[Gradient]]:
+        """``[tensor][task]``."""
+
+
+class Fork:
+    """The aliases of one forward.
+
+    The graph holds on to this object, so that it must not hold on to the graph, nor to the combiner.
+
+    Args:
+        combiner: weighs the gradients. When it is gone, they are added up.
+        sources: the tensors that all heads read.
+        heads: number of aliases of each.
+    """
+
+    def __init__(self, combiner: Combiner, sources: Sequence[Tensor], heads: int) -> None:
+        self._combiner = weakref.ref(combiner)
+        self._device = sources[0].device
+        self._tasks = len(combiner.tasks)
+        self.heads = heads
+        self.sources = len(sources)
+        #: Left by the output of a head with a column per task, for the fork's backward in the same pass.
+        self.columns: ColumnGradients | None = None
+        #: Whether a backward pass was here.
+        self.done = False
+        self._arrived: set[int] = set()
+
+    def combiner_now(self) -> Combiner | None:
+        """The combiner, if gradients that arrive now are to be weighed."""
+        combiner = self._combiner()
+        # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
+        return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None
+
+    def backward(self, gradients: Sequence[Gradient]) -> list[Gradient]:
+        """``heads * sources`` gradients of the aliases and ``sources`` of the anchors, to one for each source."""
+        columns, self.columns = self.columns, None
+        per_source = [list(gradients[source : -self.sources : self.sources]) for source in range(self.sources)]
+        anchors = gradients[-self.sources :]
+        blocker, combiner = self._combiner(), self.combiner_now()
+        if blocker is not None and blocker.blocks:
+            return [None] * self.sources
+        if combiner is None:
+            return [added(*own, anchor) for own, anchor in zip(per_source, anchors)]
+        self.done = True
+        if columns is not None:
+            combined = combiner.combine_columns(columns, [added(*own) for own in per_source])
+        elif self.heads < self._tasks:  # one head with a column per task, and no task has a loss
+            nothing: list[Gradient] = [None] * self._tasks
+            without = combiner.combine([nothing] * self.sources, self._device)
+            combined = [added(one, *own) for one, own in zip(without, per_source)]
+        else:
+            self._note_arrival(per_source, combiner.tasks)
+            combined = combiner.combine(per_source, self._device)
+        return [added(own, anchor) for own, anchor in zip(combined, anchors)]
+
+    def _note_arrival(self, per_source: Sequence[Sequence[Gradient]], tasks: Sequence[str]) -> None:
+        here = {task for own in per_source for task, gradient in enumerate(own) if gradient is not None}
+        if self._arrived - here and here - self._arrived:
+            names = [[tasks[task] for task in sorted(part)] for part in (self._arrived, here)]
+            raise SurgeryError(
+                f"the gradients of {names[0]} and of {names[1]} arrived in separate backward passes, so that they cannot be "
+                "weighed against each other. Add up the losses and call backward once, after optimizer.zero_grad(). If "
+                "another method combines the task gradients (TorchJD, a PCGrad optimizer), leave surgery= out."
+            )
+        self._arrived |= here
+
+
+def fork(combiner: Combiner, sources: Sequence[Tensor], heads: int) -> tuple[list[list[Tensor]], list[Tensor], Fork]:
+    """Return aliases ``[head][source]``, an anchor for each source that bypasses the surgery, and the fork."""
+    made = Fork(combiner, sources, heads)
+    outputs = _Fork.apply(made, *sources)
+    width = len(sources)
+    aliases = [list(outputs[head * width : (head + 1) * width]) for head in range(heads)]
+    return aliases, list(outputs[heads * width :]), made
+
+
+class _Fork(torch.autograd.Function):
+    # No tensor is saved: a recomputation under checkpointing makes no fork, and has to save what the forward saved.
+
+    @staticmethod
+    def forward(ctx: Any, made: Fork, *sources: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.fork = made
+        # detach shares the memory without being a view to autograd.
+        return tuple(source.detach() for _ in range(made.heads + 1) for source in sources)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Gradient) -> tuple[Gradient, ...]:
+        return None, *ctx.fork.backward(gradients)
+
+
+class Anchor(torch.autograd.Function):
+    """A named feature map for the model and, as second output, for a gradient that was computed before the backward pass.
+
+    Args of ``apply``: the combiner and the feature map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, combiner: Combiner, feature: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.combiner = weakref.ref(combiner)
+        return feature.detach(), feature.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Gradient) -> tuple[None, Gradient]:
+        combiner = ctx.combiner()
+        return None, None if combiner is not None and combiner.blocks else added(*gradients)
+
+
+def added(*gradients: Gradient) -> Gradient:
+    """Their sum; ``None`` counts as zero."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    return sum(found[1:], start=found[0]) if found else None

@@ -1,0 +1,154 @@
+"""Gradient surgery at the feature map that the heads share, inside the one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .distributed import Ranks
+from .errors import ConfigurationError, SurgeryError
+from .fork import ColumnGradients, Gradient
+from .gramian import gramian_of, weighted_sum
+from .state import StateModule, state_dtype
+from .surgery_report import SurgeryReport
+from .weighting import Weighting, check_weighting, task_weights
+
+__all__ = ["ForkSurgery"]
+
+
+class _Mode(Enum):
+    COMBINE = "weigh the task gradients"
+    PASS = "add them up, as without surgery"
+    BLOCK = "let nothing through"
+
+
+class ForkSurgery(StateModule):
+    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that.
+
+    Args:
+        tasks: T names.
+        weighting: Gramian to weights, see :class:`PCGrad`.
+        process_group: the data-parallel processes; by default a new group over all of them.
+    """
+
+    def __init__(self, tasks: Sequence[str], weighting: Any, process_group: Any = None) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.weighting: Weighting = check_weighting(weighting, len(self.tasks))
+        #: While false, gradients pass as without surgery.
+        self.enabled = True
+        #: Whether :attr:`task_gradients` are kept, which takes the memory of T gradients of the feature map.
+        self.keep_task_gradients = False
+        self.ranks = Ranks(process_group)
+        self._mode = _Mode.COMBINE
+        self._report: SurgeryReport | None = None
+        self._task_gradients: dict[str, tuple[Tensor, ...]] | None = None
+
+    @property
+    def report(self) -> SurgeryReport | None:
+        """Figures of the latest backward pass; ``None`` between a training forward and its backward."""
+        return self._report
+
+    @property
+    def task_gradients(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """Gradient of each task with respect to the feature map, in the latest backward pass of this process.
+
+        ``{task: (gradient, ...)}`` with one ``[B, ...]`` for each tensor that the heads share; with the user's loss weight
+        and loss scale in it. Tasks without a loss in that pass are left out.
+
+        Raises:
+            ConfigurationError: they are not kept.
+            SurgeryError: no backward pass has reached the feature map since the latest training forward.
+        """
+        if not self.keep_task_gradients:
+            raise ConfigurationError(
+                "task gradients are not kept. Set .keep_task_gradients = True before the backward pass."
+            )
+        if self._task_gradients is None:
+            raise SurgeryError(
+                "no backward pass has reached the feature map since the latest training forward. Call loss.backward() first."
+            )
+        return self._task_gradients
+
+    def forward_begins(self) -> None:
+        """Forget the latest backward pass. All processes are here: the backward of one may not reach the fork."""
+        self._report = self._task_gradients = None
+        self.ranks.prepare()
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Within, gradients pass as without surgery: for measurements."""
+        with self._in_mode(_Mode.PASS):
+            yield
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Within, gradients end at the fork."""
+        with self._in_mode(_Mode.BLOCK):
+            yield
+
+    @contextmanager
+    def _in_mode(self, mode: _Mode) -> Iterator[None]:
+        before, self._mode = self._mode, mode
+        try:
+            yield
+        finally:
+            self._mode = before
+
+    # What the fork asks.
+
+    @property
+    def combines(self) -> bool:
+        """Whether gradients that arrive now are weighed."""
+        return self.enabled and self._mode is _Mode.COMBINE
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing is let through now."""
+        return self._mode is _Mode.BLOCK
+
+    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient]:
+        """One gradient for each tensor that the heads share, from ``[tensor][task]``."""
+        size = len(self.tasks)
+        gramian = torch.zeros(size, size, dtype=state_dtype(device), device=device)
+        for own in gradients:
+            if any(gradient is not None for gradient in own):
+                gramian += gramian_of(own)
+        weights = self._weigh(gramian)
+        self._keep(gradients)
+        return [
+            weighted_sum(own, weights) if any(gradient is not None for gradient in own) else None for own in gradients
+        ]
+
+    def combine_columns(self, columns: ColumnGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """The same for one head with a column per task, from which the gradients ``arrived``."""
+        weights = self._weigh(columns.gramian())
+        if self.keep_task_gradients:
+            self._keep(columns.per_task())
+        return columns.weighted_sum(weights, arrived)
+
+    def _weigh(self, gramian: Tensor) -> Tensor:
+        # Processes hold different samples, and their gradients are averaged: each product counts 1/N^2.
+        gramian = self.ranks.add(gramian) / self.ranks.size**2
+        weights = task_weights(self.weighting, gramian, self.ranks)
+        self._report = SurgeryReport.of(self.tasks, gramian, weights)
+        return weights
+
+    def _keep(self, gradients: Sequence[Sequence[Gradient]]) -> None:
+        if not self.keep_task_gradients:
+            return
+        self._task_gradients = {}
+        for task, name in enumerate(self.tasks):
+            own = tuple(gradient for by_task in gradients if (gradient := by_task[task]) is not None)
+            if own:
+                self._task_gradients[name] = own
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        state.update(_report=None, _task_gradients=None, _mode=_Mode.COMBINE)
+        return state

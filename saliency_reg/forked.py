@@ -1,0 +1,84 @@
+"""What a forward keeps of its fork: the aliases of the tensors that all heads read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .columns import axis_of_columns, tap_columns
+from .fork import fork
+from .fork_surgery import ForkSurgery
+from .forward import Cut, place_in_graph, same_tensor, version_of
+from .saliency import Feature, resolve_channel_axis
+from .structure import is_plain_linear
+
+__all__ = ["ForkedForward", "tensor_places"]
+
+
+class ForkedForward:
+    """The aliases of one forward, and their places in the graph.
+
+    Args:
+        surgery: weighs the gradients.
+        sources: the tensors that all heads read.
+        heads: number of heads.
+    """
+
+    def __init__(self, surgery: ForkSurgery, sources: Sequence[Tensor], heads: int) -> None:
+        surgery.forward_begins()
+        self.sources = list(sources)
+        self.versions = [version_of(source) for source in sources]
+        self._aliases, self._anchors, self._fork = fork(surgery, sources, heads)
+        self._edges: list[list[Feature]] = [
+            [place for alias in own if (place := place_in_graph(alias)) is not None] for own in self._aliases
+        ]
+
+    @property
+    def done(self) -> bool:
+        """Whether a backward pass was here."""
+        return self._fork.done
+
+    def reads_the_same(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors of the fork."""
+        return len(tensors) == len(self.sources) and all(map(same_tensor, tensors, self.sources))
+
+    @property
+    def changed_in_place(self) -> bool:
+        """Whether a head has written into what the others read."""
+        return self.versions != [version_of(source) for source in self.sources]
+
+    def aliases(self, head: int) -> list[Tensor]:
+        """One alias of each tensor."""
+        return self._aliases[head]
+
+    def cuts(self) -> list[Cut]:
+        """For each tensor: where heads read it, and where a gradient gets in that bypasses the surgery."""
+        return [
+            Cut([own[source] for own in self._edges], anchor)  # type: ignore[misc]
+            for source, anchor in enumerate(self._anchors)
+        ]
+
+    def tap(self, output: Tensor, head: nn.Module, num_tasks: int, whole: bool) -> Tensor:
+        """The output of a head with a column per task, watched for the gradient of each column."""
+        shape = self.sources[0].shape
+        axis = axis_of_columns(output, num_tasks, shape, resolve_channel_axis(shape, None))
+        plain = whole and isinstance(head, nn.Linear) and is_plain_linear(head) and len(self.sources) == 1
+        return tap_columns(self._fork, output, axis, self._edges[0], head if plain else None)  # type: ignore[arg-type]
+
+
+def tensor_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:
+    """All floating-point tensors among the arguments, inside of lists, tuples and mappings too, and the ways to them."""
+    waiting: list[tuple[tuple[int | str, ...], Any]] = [
+        *(((place,), value) for place, value in enumerate(args)),
+        *(((name,), value) for name, value in kwargs.items()),
+    ]
+    for way, value in waiting:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                yield way, value
+        elif isinstance(value, Mapping):
+            waiting += [((*way, key), part) for key, part in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [((*way, index), part) for index, part in enumerate(value)]
