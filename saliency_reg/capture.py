@@ -152,12 +152,12 @@ class FeatureCapture:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
-        cuts = self._cuts(forward)
+        cuts, fork = self._cuts(forward), None if self._fork is None else self._fork.fork
         self._latest, self._fork, self._running = None, None, False
         self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
         captured = checked_forward(forward, self.heads, self.feature_names)
         for one in captured or ():
-            one.cuts = cuts
+            one.cuts, one.fork = cuts, fork
         return captured
 
     def _cuts(self, forward: Forward) -> list[Cut]:

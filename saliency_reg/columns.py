@@ -70,9 +70,9 @@ class _Tap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Gradient) -> tuple[Gradient, None, None, None, None]:
         if gradient is not None and ctx.fork.combiner_now() is not None:
             if ctx.weight is not None:
-                ctx.fork.columns = _ClosedForm(gradient, ctx.weight)
+                ctx.fork.note_columns(_ClosedForm(gradient, ctx.weight))
             else:
-                ctx.fork.columns = _OneByOne(ctx.output, gradient, ctx.column_axis, ctx.aliases)
+                ctx.fork.note_columns(_OneByOne(ctx.output, gradient, ctx.column_axis, ctx.aliases))
         return gradient, None, None, None, None
 
 
@@ -84,6 +84,9 @@ class _ClosedForm:
         dtype = at_least_float32(gradient.dtype)
         self._gradient = gradient.reshape(-1, gradient.shape[-1]).to(dtype)  # [N, T]
         self._weight = weight.to(dtype)  # [T, C]
+
+    def tasks_here(self) -> set[int]:
+        return set(range(len(self._weight)))
 
     def gramian(self) -> Tensor:
         dtype = state_dtype(self._gradient.device)
@@ -120,6 +123,9 @@ class _OneByOne:
             )
             for own, one in zip(self._gradients, found):
                 own.append(one)
+
+    def tasks_here(self) -> set[int]:
+        return set(range(len(self._gradients[0])))
 
     def gramian(self) -> Tensor:
         total = [gramian_of(own) for own in self._gradients if any(one is not None for one in own)]

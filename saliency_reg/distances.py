@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .errors import ConfigurationError, NonFiniteError, ShapeError, WrongTypeError
+from .pairwise_l1 import summed_l1
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 
 __all__ = ["METRICS", "REDUCTIONS", "task_distances"]
 
 METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
 REDUCTIONS = ("mean", "sum")
-#: Tasks per call of ``cdist`` on a CPU.
-_BLOCK = 8
 #: Metrics whose values do not grow with the saliencies.
 BOUNDED_METRICS = ("cosine", "sqchordal")
 
@@ -104,44 +100,15 @@ def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tenso
     """:func:`task_distances` without its checks: values that are not finite propagate."""
     with without_autocast(saliencies):
         saliencies = saliencies.to(at_least_float32(saliencies.dtype))
-        tasks_inside = saliencies.flatten(2).transpose(0, 1)  # [B, T, F]
-        per_sample = _PER_SAMPLE[metric](tasks_inside)  # [B, T, T]
-        distances = per_sample.mean(0) if reduction == "mean" else per_sample.sum(0)
+        if metric == "l1":
+            distances = summed_l1(saliencies.flatten(2))
+        else:
+            distances = _PER_SAMPLE[metric](saliencies.flatten(2).transpose(0, 1)).sum(0)  # of [B, T, T]
+        if reduction == "mean":
+            distances = distances / saliencies.shape[1]
         # One triangle decides: exactly symmetric, exactly zero diagonal, and half of the gradient's rounding.
         upper = distances.triu(diagonal=1)
         return upper + upper.T
-
-
-def _l1(x: Tensor) -> Tensor:
-    distances: Tensor = _PairwiseL1.apply(x)
-    return distances
-
-
-class _PairwiseL1(torch.autograd.Function):
-    """``torch.cdist(x, x, p=1)`` above the diagonal, in a little more than half of the time.
-
-    ``cdist`` does not know that its two arguments are one: it computes each pair twice, and in its backward four times.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        tasks = x.shape[1]
-        # A row of blocks starts at its own column. On a GPU one kernel is better than a few.
-        block = _BLOCK if x.device.type == "cpu" else tasks
-        distances = x.new_zeros(len(x), tasks, tasks)
-        for start in range(0, tasks, block):
-            rows = x[:, start : start + block]
-            distances[:, start : start + block, start:] = torch.cdist(rows, x[:, start:], p=1.0)
-        ctx.save_for_backward(x, distances)
-        return distances
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        x, distances = ctx.saved_tensors
-        both = (gradient.triu(1) + gradient.triu(1).mT).contiguous()
-        found: Tensor = torch.ops.aten._cdist_backward(both, x, x, 1.0, distances)
-        return found
 
 
 def _l2(x: Tensor) -> Tensor:
@@ -179,4 +146,4 @@ def _sqchordal(x: Tensor) -> Tensor:
     return (cosine_distance * (2 - cosine_distance)).clamp(min=0)
 
 
-_PER_SAMPLE = {"l1": _l1, "l2": _l2, "sqeuclidean": _sqeuclidean, "cosine": _cosine, "sqchordal": _sqchordal}
+_PER_SAMPLE = {"l2": _l2, "sqeuclidean": _sqeuclidean, "cosine": _cosine, "sqchordal": _sqchordal}

@@ -45,6 +45,7 @@ class Evaluated:
     batch_size: int
     closed_form: bool
     edges: list[list[Feature]]
+    unpooled: bool = False  # the saliencies are all there is to know of heads with one output per sample
 
 
 class SaliencyEvaluator:
@@ -175,7 +176,17 @@ class SaliencyEvaluator:
         scale = gradient_scale(feature.shape, axis)
         gradients = input_gradients(scalars, edges, names, at_once=at_once, scale=scale, create_graph=create_graph)
         pooled = [pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients]
-        return Evaluated(present, torch.stack(pooled), feature.shape[0], False, captured.edges)
+        unpooled = (
+            at_once
+            and captured.direct
+            and self.target == "output"
+            and mask is None
+            and (self.pool is None or feature.ndim == 2)
+            and present == captured.present
+            and all(output.numel() == len(feature) for output in captured.outputs)
+            and not any(callable(choice) for choice in self.choices)
+        )
+        return Evaluated(present, torch.stack(pooled), feature.shape[0], False, captured.edges, unpooled)
 
     def _scalar(self, task: int, output: Tensor, label: Tensor | None, shape: torch.Size, axis: int) -> Tensor:
         return scalar_of(

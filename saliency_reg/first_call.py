@@ -58,17 +58,20 @@ class FirstCall:
         Raises:
             CrossSampleError: they are, and ``cross_sample="error"``.
         """
-        now = {(index, heads[index].training if heads else True) for index in captured[0].present}
-        if self._warned or now <= self._unmixed:
+        if self._warned or self.found_unmixed(captured, heads):
             return
         mixes = mixes_samples(captured)
         if mixes is False:
-            self._unmixed |= now
+            self._unmixed |= _as_they_are(captured, heads)
         if mixes and self.cross_sample == "error":
             raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
         if mixes:
             self._warned = True
             warnings.warn(_MIXES, UserWarning, stacklevel=stacklevel + 1)
+
+    def found_unmixed(self, captured: Sequence[Captured], heads: Sequence[nn.Module]) -> bool:
+        """Whether these heads, in the mode they are in, have been seen to keep samples apart."""
+        return _as_they_are(captured, heads) <= self._unmixed
 
     def reach(
         self,
@@ -84,6 +87,10 @@ class FirstCall:
         found = reach_of_penalty(penalty, saliencies, present, edges)
         self._differentiated.update(present)
         return found if known is None else known
+
+
+def _as_they_are(captured: Sequence[Captured], heads: Sequence[nn.Module]) -> set[tuple[int, bool]]:
+    return {(index, heads[index].training if heads else True) for index in captured[0].present}
 
 
 def mixes_samples(captured: Sequence[Captured]) -> bool | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import SurgeryError
 
-__all__ = ["Anchor", "ColumnGradients", "Combiner", "Fork", "Gradient", "added", "fork"]
+__all__ = ["Anchor", "KnownGradients", "Combiner", "Fork", "Gradient", "added", "fork", "this_pass"]
 
 Gradient = Tensor | None
 
@@ -32,12 +32,15 @@ class Combiner(Protocol):
     def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient]:
         """One gradient for each tensor, from ``[tensor][task]``."""
 
-    def combine_columns(self, columns: ColumnGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """The same for one head with a column per task."""
+    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """The same from task gradients that are known, and from all that ``arrived``."""
 
 
-class ColumnGradients(Protocol):
-    """The gradients of the columns of one head."""
+class KnownGradients(Protocol):
+    """Task gradients that are known in another way than by what arrives at the aliases."""
+
+    def tasks_here(self) -> set[int]:
+        """The tasks that have a gradient in this backward pass."""
 
     def gramian(self) -> Tensor:
         """``[T, T]`` inner products."""
@@ -66,8 +69,9 @@ class Fork:
         self._tasks = len(combiner.tasks)
         self.heads = heads
         self.sources = len(sources)
-        #: Left by the output of a head with a column per task, for the fork's backward in the same pass.
-        self.columns: ColumnGradients | None = None
+        self._columns: tuple[int, KnownGradients] | None = None
+        #: Where the penalty's gradient arrives at the aliases too: the task gradients without it.
+        self.known: KnownGradients | None = None
         #: Whether a backward pass was here.
         self.done = False
         self._arrived: set[int] = set()
@@ -78,9 +82,12 @@ class Fork:
         # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
         return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None
 
+    def note_columns(self, columns: KnownGradients) -> None:
+        """From the output of a head with a column per task, for the fork's backward in the same pass."""
+        self._columns = (this_pass(), columns)
+
     def backward(self, gradients: Sequence[Gradient]) -> list[Gradient]:
         """``heads * sources`` gradients of the aliases and ``sources`` of the anchors, to one for each source."""
-        columns, self.columns = self.columns, None
         per_source = [list(gradients[source : -self.sources : self.sources]) for source in range(self.sources)]
         anchors = gradients[-self.sources :]
         blocker, combiner = self._combiner(), self.combiner_now()
@@ -89,19 +96,24 @@ class Fork:
         if combiner is None:
             return [added(*own, anchor) for own, anchor in zip(per_source, anchors)]
         self.done = True
-        if columns is not None:
-            combined = combiner.combine_columns(columns, [added(*own) for own in per_source])
+        known = self.known
+        if self._columns is not None and self._columns[0] == this_pass():
+            known = self._columns[1]
+        self._columns = None
+        if known is not None:
+            self._note_arrival(known.tasks_here(), combiner.tasks)
+            combined = combiner.combine_known(known, [added(*own) for own in per_source])
         elif self.heads < self._tasks:  # one head with a column per task, and no task has a loss
             nothing: list[Gradient] = [None] * self._tasks
             without = combiner.combine([nothing] * self.sources, self._device)
             combined = [added(one, *own) for one, own in zip(without, per_source)]
         else:
-            self._note_arrival(per_source, combiner.tasks)
+            here = {task for own in per_source for task, gradient in enumerate(own) if gradient is not None}
+            self._note_arrival(here, combiner.tasks)
             combined = combiner.combine(per_source, self._device)
         return [added(own, anchor) for own, anchor in zip(combined, anchors)]
 
-    def _note_arrival(self, per_source: Sequence[Sequence[Gradient]], tasks: Sequence[str]) -> None:
-        here = {task for own in per_source for task, gradient in enumerate(own) if gradient is not None}
+    def _note_arrival(self, here: set[int], tasks: Sequence[str]) -> None:
         if self._arrived - here and here - self._arrived:
             names = [[tasks[task] for task in sorted(part)] for part in (self._arrived, here)]
             raise SurgeryError(
@@ -157,4 +169,14 @@ class Anchor(torch.autograd.Function):
 def added(*gradients: Gradient) -> Gradient:
     """Their sum; ``None`` counts as zero."""
     found = [gradient for gradient in gradients if gradient is not None]
-    return sum(found[1:], start=found[0]) if found else None
+    if len(found) < 2 or torch.is_grad_enabled():
+        return sum(found[1:], start=found[0]) if found else None
+    total = found[0] + found[1]
+    for gradient in found[2:]:
+        total += gradient
+    return total
+
+
+def this_pass() -> int:
+    """A number for the backward pass that is running."""
+    return int(torch._C._current_graph_task_id())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .distributed import Ranks
 from .errors import ConfigurationError, SurgeryError
-from .fork import ColumnGradients, Gradient
+from .fork import Gradient, KnownGradients
 from .gramian import gramian_of, weighted_sum
 from .state import StateModule, state_dtype
 from .surgery_report import SurgeryReport
@@ -125,7 +125,7 @@ class ForkSurgery(StateModule):
             weighted_sum(own, weights) if any(gradient is not None for gradient in own) else None for own in gradients
         ]
 
-    def combine_columns(self, columns: ColumnGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
+    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
         """The same for one head with a column per task, from which the gradients ``arrived``."""
         weights = self._weigh(columns.gramian())
         if self.keep_task_gradients:

@@ -30,7 +30,7 @@ class ForkedForward:
         surgery.forward_begins()
         self.sources = list(sources)
         self.versions = [version_of(source) for source in sources]
-        self._aliases, self._anchors, self._fork = fork(surgery, sources, heads)
+        self._aliases, self._anchors, self.fork = fork(surgery, sources, heads)
         self._edges: list[list[Feature]] = [
             [place for alias in own if (place := place_in_graph(alias)) is not None] for own in self._aliases
         ]
@@ -38,7 +38,7 @@ class ForkedForward:
     @property
     def done(self) -> bool:
         """Whether a backward pass was here."""
-        return self._fork.done
+        return self.fork.done
 
     def reads_the_same(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the tensors of the fork."""
@@ -65,7 +65,7 @@ class ForkedForward:
         shape = self.sources[0].shape
         axis = axis_of_columns(output, num_tasks, shape, resolve_channel_axis(shape, None))
         plain = whole and isinstance(head, nn.Linear) and is_plain_linear(head) and len(self.sources) == 1
-        return tap_columns(self._fork, output, axis, self._edges[0], head if plain else None)  # type: ignore[arg-type]
+        return tap_columns(self.fork, output, axis, self._edges[0], head if plain else None)  # type: ignore[arg-type]
 
 
 def tensor_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:

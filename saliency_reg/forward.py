@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from .errors import CaptureError
+from .fork import Fork
 from .heads import Heads
 from .saliency import Feature
 
@@ -81,7 +82,9 @@ class Captured:
     edges: list[list[Feature]]  # one list per head that ran: the places whose gradients add up to its saliency
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
-    cuts: list[Cut] = field(default_factory=list)  # under surgery: of the whole forward
+    # Under surgery:
+    cuts: list[Cut] = field(default_factory=list)  # of the whole forward
+    fork: Fork | None = None
 
 
 def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]) -> list[Captured] | None:

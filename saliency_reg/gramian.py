@@ -10,7 +10,7 @@ from torch import Tensor
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 from .state import state_dtype
 
-__all__ = ["conflicting_share", "cosines", "gramian_of", "spread", "weighted_sum"]
+__all__ = ["conflicting_share", "cosines", "gramian_of", "row_gramian", "row_sum", "spread", "weighted_sum"]
 
 #: Entries that are stacked at a time.
 _CHUNK = 2**22
@@ -25,10 +25,8 @@ def gramian_of(gradients: Sequence[Tensor | None]) -> Tensor:
     found = [gradient for gradient in gradients if gradient is not None]
     device = found[0].device
     total = torch.zeros(len(found), len(found), dtype=state_dtype(device), device=device)
-    with without_autocast(found[0]):
-        for _, rows in _stacked(found):
-            rows = rows.to(state_dtype(device)) if matmul_is_reduced() else rows
-            total += rows @ rows.T
+    for _, rows in _stacked(found):
+        total += row_gramian(rows)
     return spread(total, present, len(gradients), 0.0)
 
 
@@ -40,10 +38,24 @@ def weighted_sum(gradients: Sequence[Tensor | None], weights: Tensor) -> Tensor:
         kept = weights[[index for index, gradient in enumerate(gradients) if gradient is not None]]
     result = torch.empty(found[0].shape, dtype=found[0].dtype, device=found[0].device)
     flat = result.view(-1)
-    with without_autocast(found[0]):
-        for place, rows in _stacked(found):
-            flat[place] = rows.mul_(kept.to(rows.dtype).unsqueeze(1)).sum(0).to(result.dtype)
+    for place, rows in _stacked(found):
+        flat[place] = row_sum(rows, kept).to(result.dtype)
     return result
+
+
+def row_gramian(rows: Tensor) -> Tensor:
+    """Inner products of rows ``[T, N]``, never in TF32: ``[T, T]``, float64 where the device has it."""
+    dtype = state_dtype(rows.device)
+    with without_autocast(rows):
+        rows = rows.to(dtype) if matmul_is_reduced() else rows
+        return (rows @ rows.T).to(dtype)
+
+
+def row_sum(rows: Tensor, weights: Tensor) -> Tensor:
+    """``sum_t w_t rows[t]``: ``[T, N], [T] -> [N]``."""
+    weights = weights.to(rows.dtype)
+    with without_autocast(rows):
+        return (rows * weights.unsqueeze(1)).sum(0) if matmul_is_reduced() else weights @ rows
 
 
 def cosines(gramian: Tensor) -> Tensor:

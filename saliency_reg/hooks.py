@@ -13,11 +13,19 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import ConfigurationError, WrongTypeError
 
-__all__ = ["ModuleHooks", "StepHook", "check_not_closure_only", "is_hooked", "only_ours", "unwrap_optimizer"]
+__all__ = [
+    "ModuleHooks",
+    "StepGuard",
+    "StepHook",
+    "check_not_closure_only",
+    "is_hooked",
+    "only_ours",
+    "unwrap_optimizer",
+]
 
 _FORWARD_HOOKS = "_forward_hooks"
 _PRE_HOOKS = "_forward_pre_hooks"
@@ -127,6 +135,11 @@ def _remove_all(handles: list[_Handle], modules: list[weakref.ref[nn.Module]]) -
     modules.clear()
 
 
+def watch_gradient(tensor: Tensor, note: Callable[[Tensor | None], None]) -> None:
+    """Call ``note(gradient)`` in each backward pass that reaches the tensor, as long as its graph lives."""
+    tensor.register_hook(note)  # type: ignore[no-untyped-call]
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Whether a hook of this package is on the module."""
     return any(isinstance(hook, _Hook) for table in _SIDE_TABLES for hook in vars(module)[table].values())
@@ -192,4 +205,33 @@ class StepHook:
         skipped = found_inf is not None and bool(torch.as_tensor(found_inf).any())
         method = self._step()
         if method is not None and not skipped:
+            method()
+
+
+class StepGuard:
+    """Calls ``before()``, which may raise, and ``after()`` around each step. A step with a closure has no ``before()``."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self._before = weakref.WeakMethod(before)
+        self._after = weakref.WeakMethod(after)
+        self._handles: list[_Handle] = [
+            optimizer.register_step_pre_hook(_Hook(self._before_step)),
+            optimizer.register_step_post_hook(_Hook(self._after_step)),
+        ]
+        finalizer = weakref.finalize(self, _remove_all, self._handles, [])
+        finalizer.atexit = False
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        _remove_all(self._handles, [])
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        method = self._before()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)  # the first is the optimizer
+        if method is not None and closure is None:
+            method()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        method = self._after()
+        if method is not None:
             method()

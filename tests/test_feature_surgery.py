@@ -66,14 +66,24 @@ def dropout_model() -> nn.Module:
 @pytest.mark.parametrize("strength", [0.0, 0.7])
 @pytest.mark.parametrize(
     "name",
-    ["linear heads", "relu heads", "tanh heads", "pooling heads", "dense heads", "linear columns", "mlp columns"],
+    [
+        "linear heads",
+        "relu heads",
+        "tanh heads",
+        "tanh heads, 3 classes",
+        "pooling heads",
+        "dense heads",
+        "token heads",
+        "linear columns",
+        "mlp columns",
+    ],
 )
 def test_equals_the_explicit_computation(name: str, strength: float) -> None:
     seed = 4 if name == "mlp columns" else 1
     entry = build(name, seed)
     expected = slow_step(entry.model, entry.inputs, losses_of, pcgrad, strength)
     assert expected.conflicts > 0
-    options = {"heads": "heads", **entry.options}
+    options = {"heads": "heads", "scalarize": "sum", **entry.options}
     regularizer = SaliencyRegularizer(
         entry.model, strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), **options
     )
@@ -213,6 +223,34 @@ def test_a_head_that_did_not_run() -> None:
     outputs = {task: entry.model.heads[task](feature) for task in ("first", "third")}
     sum(losses_of(outputs).values()).backward()
     assert surgery.report.weights.isnan().tolist() == [False, True, False]
+
+
+def test_a_second_backward_pass_and_passes_of_parts() -> None:
+    """What arrived in one pass does not leak into another."""
+    entry = build("tanh heads", seed=1)
+    model = entry.model
+    expected = slow_step(model, entry.inputs, losses_of, lambda g: pcgrad(g, 2), 0.7)
+    without_tasks = slow_step(model, entry.inputs, lambda outputs: {"first": 0 * outputs["first"].sum()}, sum, 0.7)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+    )
+    losses = losses_of(model(entry.inputs))
+    penalty = regularizer()
+    torch.autograd.grad(losses["second"], model.heads["second"][0].weight, retain_graph=True)
+    penalty.backward(retain_graph=True)
+    assert_gradients(model.backbone, _of(without_tasks, "backbone."))
+    for parameter in model.parameters():
+        parameter.grad = None
+    (sum(losses.values()) + penalty).backward(retain_graph=True)
+    for parameter in model.parameters():
+        parameter.grad = None
+    (sum(losses.values()) + penalty).backward()
+    assert_gradients(model, expected)
+
+
+def _of(expected: Expected, prefix: str) -> Expected:
+    gradients = {name.removeprefix(prefix): value for name, value in expected.gradients.items() if prefix in name}
+    return Expected(gradients, expected.task_gradients, expected.conflicts)
 
 
 @pytest.mark.parametrize("name", ["MGDAWeighting", "UPGradWeighting", "IMTLGWeighting", "AlignedMTLWeighting", "MGDA"])

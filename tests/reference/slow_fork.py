@@ -53,12 +53,13 @@ def slow_step(
     total = sum(loss for loss in losses.values() if loss is not None)
     other = torch.zeros((), dtype=inputs.dtype)
     if strength > 0:
-        saliencies = [
-            torch.autograd.grad(output.sum(), feature, create_graph=True)[0].flatten(2).sum(2)
-            if feature.ndim > 2
-            else torch.autograd.grad(output.sum(), feature, create_graph=True)[0]
-            for output in outputs.values()
-        ]
+        saliencies = []
+        for output in outputs.values():
+            (saliency,) = torch.autograd.grad(output.sum(), feature, create_graph=True)
+            # Tokens have their channels last.
+            saliencies.append(
+                saliency.sum(1) if feature.ndim == 3 else saliency.flatten(2).sum(2) if feature.ndim > 3 else saliency
+            )
         distances = slow_distances([list(saliency) for saliency in saliencies], "l1", "mean")
         tasks = len(saliencies)
         weights = torch.ones_like(distances) / (tasks * (tasks - 1) / 2)
