@@ -1,4 +1,4 @@
-"""What the regularizer costs: step time and peak memory beside the plain step, its floor, and the published loop.
+"""What the regularizer and gradient surgery cost: step time and peak memory beside the plain step and other ways.
 
 Times are process CPU times (all threads added up) of interleaved steps, compared step by step, so that a machine whose
 speed drifts does not decide the result.
@@ -25,19 +25,31 @@ from .runs import machine, new_run_folder, now, versions, write_json
 __all__ = ["main"]
 
 SCHEMA_VERSION = 1
-#: Up to this many tasks the published loop is timed; beyond, a step takes minutes.
-MOST_TASKS_OF_LOOP = 10
+#: Up to this many tasks the published loop and surgery on the parameters are timed; beyond, a step takes minutes.
+MOST_TASKS_OF_SLOW_STEPS = 10
+FAST = ("regularizer", "floor", "surgery", "regularizer_surgery")
+SLOW = ("loop", "parameters", "torchjd", "textbook")
 LABELS = {
     "regularizer": "with the regularizer",
     "floor": "heads' double backward alone",
+    "surgery": "PCGrad (feature)",
+    "regularizer_surgery": "regularizer w/ PCGrad (feature)",
     "loop": "published loop",
-    "heads_alone": "the same, without a backbone",
+    "parameters": "PCGrad (parameters)",
+    "torchjd": "PCGrad (parameters), TorchJD",
+    "textbook": "PCGrad (parameters), textbook",
+}
+#: Other shapes of model, and what is timed on them.
+VARIANTS = {
+    "heads_alone": ("no backbone", ("regularizer",)),
+    "linear": ("Linear with T columns", ("surgery", "regularizer_surgery")),
+    "two-layer": ("two layers with T columns", ("surgery",)),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write results.json, and return the exit code."""
-    for module in ("numpy", "tqdm"):
+    for module in ("numpy", "tqdm", "torchjd"):
         need(module)
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -66,24 +78,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
-    times = _interleaved(["plain", "regularizer", "floor"], tasks, most, options.steps, options)
-    rows: list[dict[str, Any]] = []
+    times = _interleaved(["plain", *FAST], tasks, most, options.steps, options)
     memory = {} if _no_memory(options) else {name: _peak_memory(name, tasks, options) for name in times}
-    for name in ("regularizer", "floor"):
-        rows.append(_row(name, tasks, most, times[name], times["plain"], times["floor"], memory))
-    if most is not None:
-        alone = _interleaved(["plain", "regularizer"], tasks, most, options.steps, options, heads_alone=True)
-        rows.append(_row("regularizer", tasks, most, alone["regularizer"], alone["plain"], None, {}))
-        rows[-1]["step"] = "heads_alone"
-    if tasks <= MOST_TASKS_OF_LOOP and options.loop_steps > 0:
-        beside = _interleaved(["plain", "regularizer", "loop"], tasks, most, options.loop_steps, options)
+    rows = [_row(name, tasks, most, times[name], times["plain"], times["floor"], memory) for name in FAST]
+    variants = ["heads_alone"] if most is not None else ["linear", "two-layer"]
+    for variant in variants:
+        names = VARIANTS[variant][1]
+        count = options.steps if variant == "heads_alone" else max(options.steps // 2, 1)
+        other = _interleaved(["plain", *names], tasks, most, count, options, variant)
+        rows += [_row(name, tasks, most, other[name], other["plain"], None, {}, variant) for name in names]
+    if tasks <= MOST_TASKS_OF_SLOW_STEPS and options.slow_steps > 0:
+        beside = _interleaved(["plain", "regularizer", *SLOW], tasks, most, options.slow_steps, options)
         if not _no_memory(options):
-            memory["loop"] = _peak_memory("loop", tasks, options)
-        row = _row("loop", tasks, most, beside["loop"], beside["plain"], None, memory)
+            memory.update({name: _peak_memory(name, tasks, options) for name in SLOW})
+        slow = {name: _row(name, tasks, most, beside[name], beside["plain"], None, memory) for name in SLOW}
         own = [a - b for a, b in zip(beside["regularizer"], beside["plain"])]
         loop = [a - b for a, b in zip(beside["loop"], beside["plain"])]
-        row["own_cost_over_regularizer"] = _median(loop) / max(_median(own), 1e-9)
-        rows.append(row)
+        slow["loop"]["own_cost_over_regularizer"] = _median(loop) / max(_median(own), 1e-9)
+        slow["parameters"]["ratio_to_torchjd"] = _ratio(beside["parameters"], beside["torchjd"])
+        rows += slow.values()
     return rows
 
 
@@ -97,12 +110,12 @@ def _interleaved(
     most: int | None,
     count: int,
     options: argparse.Namespace,
-    heads_alone: bool = False,
+    variant: str | None = None,
 ) -> dict[str, list[float]]:
     """CPU seconds of ``count`` steps of each kind, one after the other in an order that turns."""
     from tqdm import tqdm
 
-    steps = make_steps(names, tasks, options.batch_size, options.size, options.width, most, heads_alone)
+    steps = make_steps(names, tasks, options.batch_size, options.size, options.width, most, variant)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_ in tqdm(range(count + options.warmup), desc=f"{tasks} tasks", disable=None):
         for place in range(len(names)):
@@ -122,16 +135,18 @@ def _row(
     plain: Sequence[float],
     floor: Sequence[float] | None,
     memory: dict[str, float],
+    variant: str | None = None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "tasks": tasks,
         "max_tasks_per_step": most,
         "step": name,
+        "variant": variant,
         "steps_counted": len(seconds),
         "median_seconds": _median(seconds),
         "ratio_to_plain": _ratio(seconds, plain),
     }
-    if floor is not None and name == "regularizer":
+    if floor is not None and name.startswith("regularizer"):
         row["ratio_to_floor"] = _ratio(seconds, floor)
     if memory:
         row["peak_memory_mib"] = memory[name]
@@ -169,7 +184,7 @@ def _print_peak_memory(options: argparse.Namespace) -> int:
     most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
     before = _reset_peak()
     steps = make_steps([options.memory_of], tasks, options.batch_size, options.size, options.width, most)
-    for _ in range(2 if options.memory_of == "loop" else 4):
+    for _ in range(2 if options.memory_of in SLOW else 4):
         steps[options.memory_of]()
     print(json.dumps((_status("VmHWM") - before) / 1024))
     return 0
@@ -193,23 +208,30 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         f"ResNet-18 shape (width {options.width}) at {options.size}x{options.size}, batch {options.batch_size}, two-layer "
         f"heads, {options.threads} thread(s).",
         "CPU time of a step over that of the plain step next to it: median [95 % interval]; peak memory likewise.",
-        f"{'tasks':>5}  {'step':<48}{'steps':>6}  {'time / plain':<24}{'time / floor':<24}{'memory / plain':>14}",
+        f"{'tasks':>5}  {'step':<59}{'steps':>6}  {'time / plain':<24}{'time / floor':<24}{'memory / plain':>14}",
     ]
     for row in rows:
         label = LABELS[row["step"]]
+        if row["variant"] is not None:
+            label += f", {VARIANTS[row['variant']][0]}"
         if row["max_tasks_per_step"] is not None:
             label += f", {row['max_tasks_per_step']} sampled"
         floor = _interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
         memory = f"{row['memory_ratio_to_plain']:.3f}" if "memory_ratio_to_plain" in row else ""
         ratio = _interval(row["ratio_to_plain"])
         lines.append(
-            f"{row['tasks']:>5}  {label:<48}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}".rstrip()
+            f"{row['tasks']:>5}  {label:<59}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}".rstrip()
         )
     for row in rows:
         if "own_cost_over_regularizer" in row:
             lines.append(
                 f"With {row['tasks']} tasks the published loop adds {row['own_cost_over_regularizer']:.0f} times what the "
                 "regularizer adds."
+            )
+        if "ratio_to_torchjd" in row:
+            lines.append(
+                f"With {row['tasks']} tasks PCGrad (parameters) takes {_interval(row['ratio_to_torchjd'])} of the time of "
+                "TorchJD."
             )
     return "\n".join(lines)
 
@@ -239,11 +261,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=_positive, default=100, metavar="N", help="counted steps of each kind (default: 100)")
     add("--warmup", type=_positive, default=3, metavar="N", help="steps before that (default: 3)")
     add(
-        "--loop-steps",
+        "--slow-steps",
         type=int,
-        default=5,
+        default=10,
         metavar="N",
-        help="counted steps of the published loop, 0 for none (default: 5)",
+        help="counted steps of the published loop and of surgery on the parameters, 0 for none (default: 10)",
     )
     add(
         "--max-tasks-per-step",

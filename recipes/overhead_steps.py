@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from saliency_reg import SaliencyRegularizer
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
 
 __all__ = ["STEPS", "ManyHeads", "Step", "make_data", "make_steps"]
 
@@ -39,10 +39,12 @@ class ManyHeads(nn.Module):
     Args:
         tasks: T.
         width: channels of the first stage; 64 is ResNet-18.
+        columns: instead, one head with a column per task: ``"linear"``, or ``"two-layer"``.
     """
 
-    def __init__(self, tasks: int, width: int = 64) -> None:
+    def __init__(self, tasks: int, width: int = 64, columns: str | None = None) -> None:
         super().__init__()
+        self.tasks = tasks
         stages: list[nn.Module] = [
             nn.Conv2d(3, width, 7, 2, 3, bias=False),
             nn.BatchNorm2d(width),
@@ -55,13 +57,26 @@ class ManyHeads(nn.Module):
             stages += [Block(channels, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
             channels = outputs
         self.backbone = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        sizes = [1] * tasks if columns is None else [tasks]
         self.heads = nn.ModuleList(
-            [nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, 1)) for _ in range(tasks)]
+            [
+                nn.Linear(channels, size)
+                if columns == "linear"
+                else nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, size))
+                for size in sizes
+            ]
         )
+
+    @property
+    def attachment(self) -> dict[str, Any]:
+        """What tells the library where the tasks are."""
+        if len(self.heads) == self.tasks:
+            return {"heads": "heads"}
+        return {"heads": "heads.0", "tasks": [str(task) for task in range(self.tasks)]}
 
     def forward(self, images: Tensor) -> list[Tensor]:
         feature = self.backbone(images)
-        return [head(feature) for head in self.heads]
+        return [column for head in self.heads for column in head(feature).split(1, dim=1)]
 
 
 class Step(Protocol):
@@ -77,36 +92,109 @@ def make_data(tasks: int, batch_size: int, size: int) -> tuple[Tensor, Tensor]:
     return images, torch.randint(2, (batch_size, tasks), generator=generator).float()
 
 
+def _losses(outputs: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+    return [functional.binary_cross_entropy_with_logits(z[:, 0], labels[:, t]) for t, z in enumerate(outputs)]
+
+
 def _task_loss(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-    losses = [functional.binary_cross_entropy_with_logits(z[:, 0], labels[:, t]) for t, z in enumerate(outputs)]
-    return torch.stack(losses).sum()
+    return torch.stack(_losses(outputs, labels)).sum()
 
 
-def _trainer(
-    model: ManyHeads, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]
-) -> tuple[Step, torch.optim.Optimizer]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
+
+def _stepping(optimizer: torch.optim.Optimizer, backward: Callable[[], None]) -> Step:
     def step() -> None:
-        loss = total_loss(model(images))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        backward()
         optimizer.step()
 
-    return step, optimizer
+    return step
+
+
+def _trainer(model: ManyHeads, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]) -> Step:
+    return _stepping(_optimizer(model), lambda: total_loss(model(images)).backward())  # type: ignore[no-untyped-call]
 
 
 def plain_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
     """Equal weighting."""
-    return _trainer(model, images, lambda outputs: _task_loss(outputs, labels))[0]
+    return _trainer(model, images, lambda outputs: _task_loss(outputs, labels))
 
 
 def regularized_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
     """The same with the two lines of this package, and its defaults."""
-    penalty: list[SaliencyRegularizer] = []
-    step, optimizer = _trainer(model, images, lambda outputs: _task_loss(outputs, labels) + penalty[0]())
-    penalty.append(SaliencyRegularizer(model, heads="heads", optimizer=optimizer, max_tasks_per_step=most))
-    return step
+    return _with_regularizer(model, images, labels, max_tasks_per_step=most)
+
+
+def regularized_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The same with gradient surgery at the feature map."""
+    return _with_regularizer(model, images, labels, max_tasks_per_step=most, surgery=PCGrad())
+
+
+def _with_regularizer(model: ManyHeads, images: Tensor, labels: Tensor, **options: Any) -> Step:
+    optimizer = _optimizer(model)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, **model.attachment, **options)
+
+    def backward() -> None:
+        outputs = model(images)
+        (_task_loss(outputs, labels) + regularizer()).backward()
+
+    return _stepping(optimizer, backward)
+
+
+def surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """Gradient surgery at the feature map, without the penalty."""
+    FeatureSurgery(model, **model.attachment)
+    return plain_step(model, images, labels, most)
+
+
+def parameter_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """Gradient surgery on the backbone's parameters: a backward pass for each task."""
+    optimizer = _optimizer(model)
+    surgery = ParameterSurgery(model, PCGrad(), optimizer=optimizer)
+    return _stepping(optimizer, lambda: surgery.backward(_losses(model(images), labels)))
+
+
+def torchjd_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The same by TorchJD, one task at a time, which is faster here than its vmap."""
+    from torchjd import aggregation, autojac
+
+    aggregator = aggregation.PCGrad()
+
+    def backward() -> None:
+        feature = model.backbone(images)
+        losses = _losses([head(feature) for head in model.heads], labels)
+        autojac.mtl_backward(losses, features=feature, parallel_chunk_size=1)
+        autojac.jac_to_grad(list(model.backbone.parameters()), aggregator)
+
+    return _stepping(_optimizer(model), backward)
+
+
+def textbook_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+    """The same as it is written in the paper: one gradient vector after the other, projected pair by pair."""
+    shared = list(model.backbone.parameters())
+
+    def backward() -> None:
+        vectors = []
+        for loss, head in zip(_losses(model(images), labels), model.heads):
+            own = list(head.parameters())
+            found = torch.autograd.grad(loss, shared + own, retain_graph=True)
+            for parameter, gradient in zip(own, found[len(shared) :]):
+                parameter.grad = gradient
+            vectors.append(torch.cat([gradient.flatten() for gradient in found[: len(shared)]]))
+        total = torch.zeros_like(vectors[0])
+        for i, vector in enumerate(vectors):
+            projected = vector.clone()
+            for j in torch.randperm(len(vectors)).tolist():
+                product = projected @ vectors[j]
+                if j != i and product < 0:
+                    projected -= product / (vectors[j] @ vectors[j]) * vectors[j]
+            total += projected
+        for parameter, part in zip(shared, torch.split(total, [parameter.numel() for parameter in shared])):
+            parameter.grad = part.view_as(parameter)
+
+    return _stepping(_optimizer(model), backward)
 
 
 def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -127,7 +215,7 @@ def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | Non
         aliases.clear()
         return _task_loss(outputs, labels) + 1e-3 * torch.stack(saliencies).square().sum()
 
-    return _trainer(model, images, total)[0]
+    return _trainer(model, images, total)
 
 
 def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -146,13 +234,18 @@ def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None
                     penalty = penalty + weight * (row - other).abs().sum()
         return _task_loss(outputs, labels) + 0.1 * penalty / len(feature)
 
-    return _trainer(model, images, total)[0]
+    return _trainer(model, images, total)
 
 
 STEPS: dict[str, Callable[[ManyHeads, Tensor, Tensor, int | None], Step]] = {
     "plain": plain_step,
     "regularizer": regularized_step,
     "floor": floor_step,
+    "surgery": surgery_step,
+    "regularizer_surgery": regularized_surgery_step,
+    "parameters": parameter_surgery_step,
+    "torchjd": torchjd_step,
+    "textbook": textbook_step,
     "loop": loop_step,
 }
 
@@ -164,13 +257,17 @@ def make_steps(
     size: int,
     width: int,
     most: int | None,
-    heads_alone: bool = False,
+    variant: str | None = None,
 ) -> dict[str, Step]:
-    """Each on a copy of one model; with ``heads_alone``, its heads on a fixed vector that requires grad."""
+    """Each on a copy of one model.
+
+    ``variant``: ``"linear"`` or ``"two-layer"``: one head with a column per task; ``"heads_alone"``: the heads on a fixed
+    vector that requires grad, without a backbone.
+    """
     torch.manual_seed(0)
-    model = ManyHeads(tasks, width)
+    model = ManyHeads(tasks, width, None if variant == "heads_alone" else variant)
     images, labels = make_data(tasks, batch_size, size)
-    if heads_alone:
+    if variant == "heads_alone":
         images = torch.randn(batch_size, 8 * width).requires_grad_()
         model.backbone = nn.Sequential()
     return {name: STEPS[name](copy.deepcopy(model), images, labels, most) for name in names}

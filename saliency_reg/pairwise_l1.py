@@ -30,7 +30,7 @@ class _SummedL1(torch.autograd.Function):
         ctx.save_for_backward(x)
         tasks = len(x)
         distances = x.new_zeros(tasks, tasks)
-        if x.device.type == "cpu":
+        if _by_columns(x):
             row, column = torch.triu_indices(tasks, tasks, 1)
             total = x.new_zeros(len(row))
             for part in _parts(x.flatten(1)):
@@ -44,7 +44,7 @@ class _SummedL1(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         tasks = len(x)
-        if x.device.type == "cpu":
+        if _by_columns(x):
             row, column = torch.triu_indices(tasks, tasks, 1)
             per_pair = gradient[row, column].contiguous()
             # The derivative of l1 depends on signs alone: the distances that are asked for are not read.
@@ -54,6 +54,10 @@ class _SummedL1(torch.autograd.Function):
         both = (gradient.triu(1) + gradient.triu(1).T).expand(len(inside), tasks, tasks).contiguous()
         result: Tensor = torch.ops.aten._cdist_backward(both, inside, inside, 1.0, both).transpose(0, 1)
         return result
+
+
+def _by_columns(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def _parts(x: Tensor) -> Iterator[Tensor]:

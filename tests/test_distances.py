@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saliency_reg import task_distances
+from saliency_reg import pairwise_l1, task_distances
 
 from .reference.slow import slow_distances
 
@@ -143,3 +143,16 @@ def test_reduced_matmul_precision_does_not_reach_the_distances(metric: str) -> N
 def test_more_than_one_axis_after_the_batch_is_flattened() -> None:
     saliencies = torch.randn(3, 2, 4, 5, 6)
     torch.testing.assert_close(task_distances(saliencies), task_distances(saliencies.flatten(2)))
+
+
+@pytest.mark.parametrize("by_columns", [True, False])
+def test_both_ways_of_l1_distances(by_columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a CPU, over more columns than are taken at a time, and that of a GPU."""
+    monkeypatch.setattr(pairwise_l1, "_by_columns", lambda x: by_columns)
+    saliencies = torch.randn(3, 2, 700, dtype=torch.float64, requires_grad=True)
+    weights = torch.rand(3, 3, dtype=torch.float64)
+    found, wanted = task_distances(saliencies), slow_distances([list(task) for task in saliencies], "l1", "mean")
+    torch.testing.assert_close(found, wanted)
+    (ours,) = torch.autograd.grad((found * weights).sum(), saliencies)
+    (theirs,) = torch.autograd.grad((wanted * weights).sum(), saliencies)
+    torch.testing.assert_close(ours, theirs)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import warnings
 
+import pytest
 import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,7 +17,6 @@ from .reference.slow_fork import slow_step
 from .test_feature_surgery import named_outputs, pcgrad
 from .two_processes import run_on_two_processes
 from .zoo import TASKS, build
-
 
 SEEDS = {"tanh heads": 2, "linear columns": 1, "mlp columns": 2, "pooling heads": 2}  # with conflicts
 
@@ -46,10 +48,17 @@ def targets() -> Tensor:
     return torch.randn(8, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
 
 
-def one_rank(rank: int, name: str, strength: float) -> dict[str, Tensor]:
+def one_rank(rank: int, name: str, strength: float, how: str) -> dict[str, Tensor]:
     no_layout_hint()
     entry = build(name, SEEDS[name])
-    model: nn.Module = DistributedDataParallel(entry.model)
+    model: nn.Module = entry.model
+    if how == "ddp":
+        model = DistributedDataParallel(entry.model)
+    else:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        fully_shard(entry.model.backbone, mesh=init_device_mesh("cpu", (2,)))
     options = {"heads": "heads", **entry.options}
     if strength:
         regularizer = SaliencyRegularizer(
@@ -62,21 +71,33 @@ def one_rank(rank: int, name: str, strength: float) -> dict[str, Tensor]:
     loss = mean_losses(outputs, targets()[mine])
     (loss + regularizer() if strength else loss).backward()
     report = regularizer.report.surgery if strength else surgery.report
+    gradients = {name: parameter.grad for name, parameter in entry.model.named_parameters()}
+    if how == "fsdp":
+        for name, gradient in gradients.items():
+            if name.startswith("backbone"):
+                gradients[name] = gradient.full_tensor()
+            else:  # not sharded, so that nobody has averaged it
+                dist.all_reduce(gradient)
+                gradient /= 2
     return {
-        **{name: parameter.grad for name, parameter in entry.model.named_parameters()},
+        **gradients,
         "weights": report.weights,
         "gramian": report.gramian,
     }
 
 
-def test_two_processes_equal_one() -> None:
-    for name in SEEDS:
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_processes_equal_one(how: str) -> None:
+    """With DistributedDataParallel, and with a backbone that FSDP2 has sharded."""
+    if how == "fsdp" and not hasattr(torch.distributed.fsdp, "fully_shard"):
+        pytest.skip("FSDP2 is a part of torch from 2.6 on")
+    for name in SEEDS if how == "ddp" else ("tanh heads", "linear columns"):
         for strength in (0.0, 0.7):
             entry = build(name, SEEDS[name])
 
             expected = slow_step(entry.model, inputs_of(name), task_losses, pcgrad, strength)
             assert expected.conflicts > 0, name
-            first, second = run_on_two_processes(one_rank, name, strength)
+            first, second = run_on_two_processes(one_rank, name, strength, how)
             for key, value in first.items():
                 assert torch.equal(value, second[key]), key
             for key, wanted in expected.gradients.items():
