@@ -23,6 +23,7 @@ class Ranks:
     def __init__(self, process_group: Any = None) -> None:
         self._given = process_group
         self._own: Any = None
+        self._made_in: Any = None
 
     @property
     def size(self) -> int:
@@ -60,9 +61,9 @@ class Ranks:
     def _group(self) -> Any:
         if self._given is not None:
             return self._given
-        if self._own is None:
-            self._own = dist.new_group()
+        if self._own is None or self._made_in is not dist.group.WORLD:  # also after a new start of the default group
+            self._own, self._made_in = dist.new_group(), dist.group.WORLD
         return self._own
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_given": None, "_own": None}  # groups belong to their processes
+        return {"_given": None, "_own": None, "_made_in": None}  # groups belong to their processes

@@ -30,13 +30,12 @@ from .gramian import spread
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, check_not_closure_only, unwrap_optimizer
 from .lookup import first_few
+from .outside_surgery import kept_out_of_surgery
 from .pending import PendingDistances
 from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
-from .replay import replayed
 from .report import SaliencyReport
-from .saliency_gradients import SaliencyGradients
 from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
@@ -319,28 +318,8 @@ class SaliencyRegularizer(StateModule):
         penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
         if self.surgery is None or not penalty.requires_grad:
             return penalty
-        return self._kept_out_of_surgery(penalty, evaluated, captured, heads, self.surgery)
-
-    def _kept_out_of_surgery(
-        self,
-        penalty: Tensor,
-        evaluated: Evaluated,
-        captured: Sequence[Captured],
-        heads: Sequence[nn.Module],
-        surgery: ForkSurgery,
-    ) -> Tensor:
-        """The penalty, such that its gradient is not weighed."""
-        fork, cuts = captured[0].fork, captured[0].cuts
-        # Nothing is behind the fork, or the weight rows of a closed form lead around it.
-        if not cuts or fork is None or evaluated.closed_form:
-            return penalty
-        if evaluated.unpooled and len(captured) == 1 and self._first_call.found_unmixed(captured, heads):
-            fork.known = SaliencyGradients(
-                evaluated.saliencies.detach(), captured[0].outputs, evaluated.present, len(self.tasks)
-            )
-            return penalty
-        in_float16 = any(output.dtype == torch.float16 for one in captured for output in one.outputs)
-        return replayed(penalty, cuts, surgery, in_float16)
+        apart = self._first_call.found_unmixed(captured, heads)
+        return kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.

@@ -695,21 +695,25 @@ def test_columns_that_cannot_be_watched() -> None:
 # Mixed precision.
 
 
-def float_model(head: str = "mlp") -> nn.Module:
+def float_model(classes: int = 1) -> nn.Module:
     torch.manual_seed(0)
     entry = build("tanh heads")
-    entry.model.heads = nn.ModuleDict({task: mlp(nn.Tanh()) for task in TASKS})
+    entry.model.heads = nn.ModuleDict({task: mlp(nn.Tanh(), classes) for task in TASKS})
     return entry.model.float()
 
 
+@pytest.mark.parametrize("classes", [1, 3])  # the two ways around the fork
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 6e-2), (torch.float16, 6e-3)])
-def test_autocast_and_scaler_give_the_update_of_float32(dtype: torch.dtype, tolerance: float) -> None:
+def test_autocast_and_scaler_give_the_update_of_float32(dtype: torch.dtype, tolerance: float, classes: int) -> None:
+    torch.manual_seed(1)
     inputs = torch.randn(16, 5)
 
     def update(autocast: bool) -> tuple[Tensor, float]:
-        model = float_model()
+        model = float_model(classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        regularizer = SaliencyRegularizer(model, "heads", strength=0.5, optimizer=optimizer, surgery=PCGrad())
+        regularizer = SaliencyRegularizer(
+            model, "heads", strength=0.5, scalarize="logsumexp", optimizer=optimizer, surgery=PCGrad()
+        )
         scaler = torch.amp.GradScaler("cpu", enabled=autocast and dtype == torch.float16, init_scale=1024.0)
         before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
         with torch.autocast("cpu", dtype=dtype, enabled=autocast):

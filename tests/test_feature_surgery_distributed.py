@@ -71,7 +71,7 @@ def one_rank(rank: int, name: str, strength: float, how: str) -> dict[str, Tenso
     loss = mean_losses(outputs, targets()[mine])
     (loss + regularizer() if strength else loss).backward()
     report = regularizer.report.surgery if strength else surgery.report
-    gradients = {name: parameter.grad for name, parameter in entry.model.named_parameters()}
+    gradients: dict = {name: parameter.grad for name, parameter in entry.model.named_parameters()}
     if how == "fsdp":
         for name, gradient in gradients.items():
             if name.startswith("backbone"):

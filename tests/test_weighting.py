@@ -91,7 +91,7 @@ def test_a_weighting_that_wants_a_jacobian() -> None:
         def forward(self, matrix: Tensor) -> Tensor:
             return (matrix @ matrix.T).sum(0)
 
-    class Aggregator(base.WeightedAggregator):
+    class Aggregator(base.WeightedAggregator):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__(Jacobian())
 
