@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .distances import task_distances
 from .errors import SaliencyRegError
 from .feature_surgery import FeatureSurgery
+from .parameter_surgery import ParameterSurgery
 from .regularizer import SaliencyRegularizer
 from .relations import RelationWeights
 from .report import SaliencyReport
@@ -15,6 +16,7 @@ from .weighting import PCGrad
 __all__ = [
     "FeatureSurgery",
     "PCGrad",
+    "ParameterSurgery",
     "RelationWeights",
     "SaliencyRegError",
     "SaliencyRegularizer",

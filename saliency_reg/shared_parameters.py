@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Union
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from .errors import ConfigurationError, WrongTypeError
+from .errors import ConfigurationError, NotConnectedError, WrongTypeError
 from .lookup import find_module, first_few
 
-__all__ = ["ParameterChoice", "names_of_parameters", "refuse_node", "refuse_sharded", "shared_by_several"]
+__all__ = [
+    "ParameterChoice",
+    "check_connected",
+    "members",
+    "names_of_parameters",
+    "refuse_node",
+    "refuse_sharded",
+    "several",
+]
 
 #: A module, its name, a parameter, or several of these.
 ParameterChoice = Union[str, nn.Module, Tensor, Iterable[Union[str, nn.Module, Tensor]]]
@@ -32,7 +40,7 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
             f"{option} must be a module of the model, its name, or a list of modules and parameters; found "
             f"{type(choice).__name__}. Type {option}=model.backbone."
         )
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     found: set[str] = set()
     for item in [choice] if single else choice:  # type: ignore[union-attr]
         if isinstance(item, Tensor):
@@ -50,9 +58,50 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
     return frozenset(found)
 
 
-def shared_by_several(mask: int) -> bool:
-    """Whether a bit mask of tasks names at least two."""
+def several(mask: int) -> bool:
+    """Whether a bit mask of tasks has at least two."""
     return mask & (mask - 1) != 0
+
+
+def members(mask: int) -> list[int]:
+    """The tasks in a bit mask."""
+    return [task for task in range(mask.bit_length()) if mask >> task & 1]
+
+
+def check_connected(
+    tasks: Sequence[str | None], shared: Sequence[int], measured: Sequence[int], given: frozenset[str] | None
+) -> None:
+    """Check that every task has a gradient where gradients are measured.
+
+    Args:
+        tasks: T names; ``None`` for those without a loss.
+        shared, measured: for each such parameter the tasks that reach it.
+        given: names of parameters, if the user said what is shared.
+
+    Raises:
+        NotConnectedError, ConfigurationError: some have none.
+    """
+    present = [name for name in tasks if name is not None]
+    if not shared:
+        where = "no parameter of the model" if given is None else "none of the parameters of shared="
+        raise NotConnectedError(
+            f"the losses of {first_few(present)} have {where} in common that requires grad, so that there is nothing to do "
+            "surgery on. Compute them from one forward of the model that surgery was given, unfreeze its backbone, or call "
+            "loss.backward()."
+        )
+    if not measured:
+        raise ConfigurationError(
+            "none of the parameters of measure= is shared by at least two losses and requires grad. Name a module of the "
+            "backbone in measure=, or leave it out."
+        )
+    for task, name in enumerate(tasks):
+        if name is not None and not any(mask >> task & 1 for mask in measured):
+            what = "shared parameters" if len(measured) == len(shared) else "parameters of measure="
+            raise NotConnectedError(
+                f"the loss of task {name!r} does not depend on any of the {len(measured)} {what}, so that it has no "
+                "gradient there to be weighed. Compute it from the model's forward, or add it to the second argument of "
+                "backward, which is not projected."
+            )
 
 
 def refuse_node(node: Node) -> None:
@@ -87,14 +136,21 @@ def refuse_node(node: Node) -> None:
         )
 
 
-def refuse_sharded(model: nn.Module, leaves: Iterable[Tensor] = ()) -> None:
+def refuse_sharded(tensors: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> None:
     """Raise if parameters are split over processes (FSDP, tensor parallelism).
 
     Raises:
         ConfigurationError: they are.
     """
-    kinds = {type(parameter).__name__ for parameter in (*model.parameters(), *leaves)} & {"DTensor", "FlatParameter"}
-    kinds |= {type(module).__name__ for module in model.modules()} & {"FullyShardedDataParallel"}
+    tensors = list(tensors)
+    kinds = {type(tensor).__name__ for tensor in tensors} & {"DTensor"}
+    if any(getattr(tensor, "_is_flat_param", False) for tensor in tensors):
+        kinds.add("FlatParameter")
+    # Between forward and backward the parameters of a wrapped module may be whole.
+    kinds |= {base.__name__ for module in modules for base in type(module).__mro__} & {
+        "FSDPModule",
+        "FullyShardedDataParallel",
+    }
     if kinds:
         raise ConfigurationError(
             f"the model has sharded parameters (found {first_few(sorted(kinds))}), of which each process sees a part only, "

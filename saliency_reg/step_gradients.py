@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from .distributed import Ranks
 from .gramian import gramian_of, spread, weighted_sum
+from .loss_batch import LossBatch
+from .shared_parameters import several
 from .state import state_dtype
 
-__all__ = ["Batch", "Gradients", "StepGradients", "averaged", "gramian_in_chunks", "gramian_over", "gradients_of", "write"]
+__all__ = [
+    "Gradients",
+    "StepGradients",
+    "averaged",
+    "gramian_in_chunks",
+    "gramian_over",
+    "gradients_of",
+    "write",
+]
 
 Gradients = dict[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The losses of one call, and what they depend on in this process.
-
-    Attributes:
-        losses: task index to 0-dim loss.
-        penalty: what is added without projection; ``None`` if it has no graph.
-        reach: leaf to the bit mask of the tasks whose losses depend on it.
-        reach_of_penalty: the leaves behind the penalty.
-    """
-
-    losses: Mapping[int, Tensor]
-    penalty: Tensor | None
-    reach: Mapping[Tensor, int]
-    reach_of_penalty: Sequence[Tensor]
 
 
 @dataclass
@@ -39,22 +33,26 @@ class StepGradients:
     """What the calls for one optimizer step have brought so far.
 
     Attributes:
-        may_be_shared: whether a leaf can turn out to be shared: its task gradients are then kept apart.
-        reach: parameter to the bit mask of the tasks whose losses depend on it, over all calls and processes.
+        candidates: the parameters that can turn out to be shared, in the order of the model.
+        reach: parameter, in the order of the model, to the bit mask of the tasks whose losses depend on it, over all calls
+            and processes.
         reach_of_penalty: the same for the penalty.
         present: bit mask of the tasks that had a loss.
         by_task: gradients whose factor is not known yet.
         final: sums of gradients with their factor: of the penalty, of leaves that cannot be shared, of known weights.
     """
 
-    may_be_shared: Callable[[Tensor], bool]
+    candidates: Sequence[Tensor]
     reach: dict[Tensor, int] = field(default_factory=dict)
     reach_of_penalty: set[Tensor] = field(default_factory=set)
     present: int = 0
     by_task: dict[int, Gradients] = field(default_factory=dict)
     final: Gradients = field(default_factory=dict)
 
-    def add_each_task(self, batch: Batch) -> None:
+    def __post_init__(self) -> None:
+        self._kept_apart = set(self.candidates)
+
+    def add_each_task(self, batch: LossBatch) -> None:
         """One pass for each task, and one for the penalty. Frees the graph behind the last loss."""
         if batch.penalty is not None:
             self._add_final(gradients_of([batch.penalty], batch.reach_of_penalty, keep_graph=bool(batch.losses)))
@@ -62,7 +60,7 @@ class StepGradients:
             leaves = [leaf for leaf, mask in batch.reach.items() if mask >> task & 1]
             self._add_of_task(task, gradients_of([loss], leaves, keep_graph=number < len(batch.losses)))
 
-    def add_weighted(self, batch: Batch, shared: Set[Tensor], weights: Tensor) -> None:
+    def add_weighted(self, batch: LossBatch, shared: Set[Tensor], weights: Tensor) -> None:
         """One pass through what is shared, for ``sum_t w_t L_t`` and the penalty; one through the rest of the graph."""
         losses = list(batch.losses.values())
         kept = weights[list(batch.losses)]
@@ -73,7 +71,7 @@ class StepGradients:
             self._add_final(gradients_of([batch.penalty], beside, keep_graph=bool(losses)))
         for leaf, gradient in gradients_of(losses, outside, keep_graph=bool(inside)).items():
             mask = batch.reach[leaf]
-            if mask & (mask - 1):  # of several tasks: here, nothing is known to be shared that could be weighed
+            if several(mask):  # of several tasks: here, nothing is known to be shared that could be weighed
                 self._add_final({leaf: gradient})
             else:
                 self._add_of_task(mask.bit_length() - 1, {leaf: gradient})
@@ -82,16 +80,6 @@ class StepGradients:
             kept = torch.cat([kept, kept.new_ones(1)])
         self._add_final(gradients_of(losses, inside, kept))
 
-    def combine(self, shared: Sequence[Tensor], weights: Tensor) -> Gradients:
-        """``sum_t w_t g_t`` on the shared parameters, whose task gradients are let go."""
-        size = len(weights)
-        combined = {}
-        for leaf in shared:
-            rows = [self.by_task.get(task, {}).pop(leaf, None) for task in range(size)]
-            if any(row is not None for row in rows):
-                combined[leaf] = weighted_sum(rows, weights.to(leaf.device))
-        return combined
-
     def average_tasks(self, tasks: Sequence[int], shared: Sequence[Tensor], ranks: Ranks) -> None:
         """Replace the task gradients on the shared parameters by their means over the processes."""
         if ranks.size > 1:
@@ -99,20 +87,44 @@ class StepGradients:
                 own = self.by_task.setdefault(task, {})
                 own.update(averaged(shared, own, ranks))
 
-    def settle(self, shared: Set[Tensor], weights: Tensor) -> Gradients:
-        """Give what is left of the task gradients its factors, and return all sums."""
+    def gramian(self, measured: Sequence[Tensor], num_tasks: int) -> Tensor:
+        """``[T, T]`` inner products of the task gradients that are kept."""
+        return gramian_over(measured, [self.by_task.get(task, {}) for task in range(num_tasks)])
+
+    def combine(self, shared: Sequence[Tensor], weights: Tensor) -> Gradients:
+        """``sum_t w_t g_t`` on the shared parameters, whose task gradients are let go."""
+        combined = {}
+        for leaf in shared:
+            rows = [_dense(self.by_task.get(task, {}).pop(leaf, None)) for task in range(len(weights))]
+            if any(row is not None for row in rows):
+                combined[leaf] = weighted_sum(rows, weights.to(leaf.device))
+        return combined
+
+    def finish(self, combined: Gradients, shared: Set[Tensor], weights: Tensor, ranks: Ranks) -> Gradients:
+        """All that is to be written: ``combined``, and what is left, with its factors, as a mean over the processes."""
         for task, own in self.by_task.items():
             for leaf, gradient in own.items():
-                weight = weights[task : task + 1].to(leaf.device)
-                self._add_final({leaf: weighted_sum([gradient], weight) if leaf in shared else gradient})
-        self.by_task = {}
-        return self.final
+                if leaf in shared:
+                    gradient = weighted_sum([_dense(gradient)], weights[task : task + 1].to(leaf.device))
+                _add(self.final, leaf, gradient)
+        rest = self.final
+        if ranks.size > 1:
+            left = [
+                leaf
+                for leaf, mask in self.reach.items()
+                if leaf in self.reach_of_penalty or (mask and leaf not in combined)
+            ]
+            rest = averaged(left, rest, ranks)
+        for leaf, gradient in combined.items():
+            if leaf in rest:
+                gradient += rest.pop(leaf)
+        return {**combined, **rest}
 
     def _add_of_task(self, task: int, gradients: Gradients) -> None:
         own = self.by_task.setdefault(task, {})
         for leaf, gradient in gradients.items():
-            if self.may_be_shared(leaf):
-                _add(own, leaf, gradient if gradient.layout == torch.strided else gradient.to_dense())
+            if leaf in self._kept_apart:
+                _add(own, leaf, gradient)
             else:
                 _add(self.final, leaf, gradient)
 
@@ -137,7 +149,7 @@ def gramian_over(leaves: Sequence[Tensor], rows: Sequence[Mapping[Tensor, Tensor
     device = leaves[0].device
     total = torch.zeros(len(rows), len(rows), dtype=state_dtype(device), device=device)
     for leaf in leaves:
-        own = [row.get(leaf) for row in rows]
+        own = [_dense(row.get(leaf)) for row in rows]
         if any(gradient is not None for gradient in own):
             total += gramian_of(own).to(device)
     return total
@@ -173,11 +185,10 @@ def averaged(leaves: Sequence[Tensor], gradients: Mapping[Tensor, Tensor], ranks
     found: Gradients = {}
     for (dtype, device), alike in kinds.items():
         flat = torch.zeros(sum(leaf.numel() for leaf in alike), dtype=dtype, device=device)
-        parts = flat.split([leaf.numel() for leaf in alike])
+        parts = torch.split(flat, [leaf.numel() for leaf in alike])
         for leaf, part in zip(alike, parts):
             if leaf in gradients:
-                gradient = gradients[leaf]
-                part.copy_((gradient if gradient.layout == torch.strided else gradient.to_dense()).reshape(-1))
+                part.copy_(_dense(gradients[leaf]).reshape(-1))
         ranks.add(flat).div_(ranks.size)
         found.update((leaf, part.view(leaf.shape)) for leaf, part in zip(alike, parts))
     return found
@@ -196,6 +207,15 @@ def write(gradients: Gradients) -> None:
             leaf.grad = torch.empty_like(leaf, dtype=gradient.dtype).copy_(gradient)
         else:
             leaf.grad = gradient.clone()
+
+
+@overload
+def _dense(gradient: Tensor) -> Tensor: ...
+@overload
+def _dense(gradient: Tensor | None) -> Tensor | None: ...
+def _dense(gradient: Tensor | None) -> Tensor | None:
+    """Those of embeddings may be sparse."""
+    return gradient if gradient is None or gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _add(sums: Gradients, leaf: Tensor, gradient: Tensor) -> None:

@@ -29,7 +29,8 @@ class RankFailedError(AssertionError):
 def run_on_two_processes(function: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
     """Return ``[function(0, *args), function(1, *args)]``, each from a process of its own.
 
-    The default group is initialised anew for each call, threads are set to 1, the seed to 0, and warnings are errors.
+    The default group is initialised anew for each call, threads are set to 1, the seed to 0, and warnings are errors
+    if they are errors here.
 
     Args:
         function: of a module's top level; it is found by its name. Called as ``function(rank, *args)``.
@@ -68,11 +69,12 @@ class _Pair:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], deadline: float) -> list[Any]:
+        action = warnings.filters[0][0] if warnings.filters else "default"  # what pytest was told
         with tempfile.TemporaryDirectory() as folder:
             for pipe in self._pipes:
-                pipe.send_bytes(_packed((function, args, str(Path(folder) / "rendezvous"))))
+                pipe.send_bytes(_packed((function, args, str(Path(folder) / "rendezvous"), action)))
             answers: list[Any] = [None, None]
-            waiting = set(range(2))
+            waiting, died = set(range(2)), False
             while waiting:
                 left = deadline - time.monotonic()
                 ready = multiprocessing.connection.wait([self._pipes[rank] for rank in waiting], max(left, 0))
@@ -82,13 +84,17 @@ class _Pair:
                     try:
                         answers[rank] = torch.load(io.BytesIO(self._pipes[rank].recv_bytes()), weights_only=False)
                     except EOFError:
+                        died = True
                         self._processes[rank].join(1)
                         answers[rank] = (False, f"the process died with exit code {self._processes[rank].exitcode}\n")
                     waiting.remove(rank)
                     if not answers[rank][0]:
                         deadline = min(deadline, time.monotonic() + _GRACE)
+            if not died:
+                for pipe in self._pipes:
+                    pipe.send_bytes(b"both have answered")
         if not all(succeeded for succeeded, _ in answers):
-            raise _BrokenPairError(_told(answers, waiting))
+            raise (_BrokenPairError if died else RankFailedError)(_told(answers, waiting))
         return [result for _, result in answers]
 
     def end(self) -> None:
@@ -121,21 +127,22 @@ def _serve(rank: int, pipe: Any) -> None:
     while True:
         try:
             message = pipe.recv_bytes()
+            pipe.send_bytes(_answer(rank, message))
+            pipe.recv_bytes()  # not before both have answered: a group that goes away breaks the other rank
         except (EOFError, KeyboardInterrupt):
             return
-        pipe.send_bytes(_answer(rank, message))
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _answer(rank: int, message: bytes) -> bytes:
     try:
-        function, args, rendezvous = torch.load(io.BytesIO(message), weights_only=False)
+        function, args, rendezvous, action = torch.load(io.BytesIO(message), weights_only=False)
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+        dist.barrier()  # now the other one is connected, too
         torch.manual_seed(0)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")
-                return _packed((True, function(rank, *args)))
-        finally:
-            dist.destroy_process_group()
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            return _packed((True, function(rank, *args)))
     except BaseException:
         return _packed((False, traceback.format_exc()))
