@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 from torch import nn
@@ -14,12 +13,13 @@ from .fork_surgery import ForkSurgery
 from .heads import HeadsChoice, resolve_heads
 from .hooks import check_not_closure_only, unwrap_optimizer
 from .places import Item
+from .removable import Removable
 from .weighting import PCGrad
 
 __all__ = ["FeatureSurgery"]
 
 
-class FeatureSurgery(ForkSurgery):
+class FeatureSurgery(ForkSurgery, Removable):
     r"""Gradient surgery between the tasks at the feature map that their heads share, in an ordinary ``loss.backward()``.
 
     Each head gets its own alias of the feature map. In the backward pass the gradients ``c_t dL_t/dA`` of all tasks (with
@@ -88,14 +88,6 @@ class FeatureSurgery(ForkSurgery):
         """Take everything off the model. The report stays readable."""
         if self._capture is not None:
             self._capture.remove()
-
-    def __enter__(self) -> FeatureSurgery:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
 
     def __repr__(self) -> str:
         heads = "attached to no model" if self._capture is None else f"heads {self._capture.describe()[0]}"

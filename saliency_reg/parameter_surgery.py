@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from .heads import check_task_names
 from .hooks import StepGuard, check_not_closure_only, unwrap_optimizer
 from .lookup import first_few
 from .loss_batch import LossBatch, look_at, task_names_of
+from .removable import Removable
 from .shared_parameters import ParameterChoice, check_connected, members, names_of_parameters, refuse_sharded, several
 from .state import StateModule
 from .step_gradients import Gradients, StepGradients, averaged, gradients_of, gramian_in_chunks, write
@@ -32,7 +32,7 @@ from .weighting import PCGrad, Weighting, check_weighting, task_weights
 __all__ = ["ParameterSurgery"]
 
 
-class ParameterSurgery(StateModule):
+class ParameterSurgery(StateModule, Removable):
     r"""Gradient surgery between the tasks on the parameters that they share (Yu et al., NeurIPS 2020, algorithm 1).
 
     ``surgery.backward(losses, penalty)`` takes the place of ``loss.backward()``. With ``g_t`` the gradient of loss ``t`` on
@@ -244,14 +244,6 @@ class ParameterSurgery(StateModule):
         if self._guard is not None:
             self._guard.remove()
             self._guard = None
-
-    def __enter__(self) -> ParameterSurgery:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
 
     @property
     def report(self) -> SurgeryReport | None:

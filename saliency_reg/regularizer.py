@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from .pending import PendingDistances
 from .places import Item
 from .relations import RelationWeights, non_negative_number, relations_for
 from .reminders import Reminders
+from .removable import Removable
 from .report import SaliencyReport
 from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
@@ -47,7 +47,7 @@ __all__ = ["SaliencyRegularizer"]
 logger = logging.getLogger("saliency_reg")
 
 
-class SaliencyRegularizer(StateModule):
+class SaliencyRegularizer(StateModule, Removable):
     r"""Penalty on the distance between the saliencies of related tasks, for any multi-head model.
 
     ``regularizer()`` after a forward returns ``strength * sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), where
@@ -355,14 +355,6 @@ class SaliencyRegularizer(StateModule):
         if self._step_hook is not None:
             self._step_hook.remove()
             self._step_hook = None
-
-    def __enter__(self) -> SaliencyRegularizer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
 
     # What can be read and set.
 
