@@ -80,7 +80,8 @@ class FeatureCapture:
         for name, module in zip(heads.names, heads.modules):
             if is_hooked(module):
                 raise AlreadyAttachedError(
-                    f"a regularizer is attached to head {name!r} already. Call .remove() on it first, or use it."
+                    f"a regularizer or surgery is attached to head {name!r} already. Call .remove() on it first, or use it; "
+                    "for a regularizer with surgery, type SaliencyRegularizer(..., surgery=PCGrad())."
                 )
         #: Whether heads get aliases. Without (a penalty that is off), the model's graph is left exactly as it is.
         self.fork = True

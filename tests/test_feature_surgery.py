@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer
+from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer, outside_surgery
 from saliency_reg.errors import CaptureError, ConfigurationError, ShapeError, SurgeryError, TaskError, WrongTypeError
+from saliency_reg.first_call import FirstCall
 from saliency_reg.fork import Fork
+from saliency_reg.replay import replayed
 
 from .reference.slow_fork import Expected, slow_step, textbook_pcgrad
 from .zoo import TASKS, build, mlp
@@ -374,6 +376,27 @@ def test_several_feature_maps_are_weighed_together(strength: float) -> None:
             (extra,) = torch.autograd.grad(penalty, parameter, retain_graph=True, allow_unused=True)
             gradient = gradient if extra is None else gradient + extra
         torch.testing.assert_close(dict(model.named_parameters())[name].grad, gradient, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("pool", ["sum", None])
+@pytest.mark.parametrize("name", ["tanh heads", "pooling heads"])
+def test_both_ways_around_the_fork_are_one(name: str, pool: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the saliencies at hand, and with the penalty's gradient taken at once."""
+    found = []
+    calls: list[tuple] = []
+    monkeypatch.setattr(outside_surgery, "replayed", lambda *args: calls.append(args) or replayed(*args))
+    for replay in (False, True):
+        calls.clear()
+        entry = build(name, seed=1)
+        regularizer = SaliencyRegularizer(entry.model, "heads", pool=pool, strength=0.7, surgery=PCGrad())
+        loss = sum(losses_of(entry.model(entry.inputs)).values())
+        if replay:
+            monkeypatch.setattr(FirstCall, "found_unmixed", lambda *args: False)
+        (loss + regularizer()).backward()
+        assert len(calls) == int(replay or (name == "pooling heads" and pool == "sum"))
+        found.append({key: parameter.grad for key, parameter in entry.model.named_parameters()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(value, found[1][key], rtol=1e-11, atol=1e-12)
 
 
 def test_accumulation_weighs_each_micro_batch() -> None:
