@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer
 from saliency_reg.errors import SurgeryError
 
-from .reference.slow_fork import slow_step, textbook_pcgrad
+from .reference.slow_fork import slow_step
+from .reference.slow_surgery import textbook_pcgrad
 
 
 class Encoder(nn.Module):

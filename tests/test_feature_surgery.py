@@ -17,7 +17,8 @@ from saliency_reg.first_call import FirstCall
 from saliency_reg.fork import Fork
 from saliency_reg.replay import replayed
 
-from .reference.slow_fork import Expected, slow_step, textbook_pcgrad
+from .reference.slow_fork import Expected, slow_step
+from .reference.slow_surgery import textbook_pcgrad
 from .zoo import TASKS, build, mlp
 
 LOSS_WEIGHTS = dict(zip(TASKS, (1.0, 0.3, 2.5)))

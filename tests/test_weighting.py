@@ -13,7 +13,7 @@ from saliency_reg.distributed import Ranks
 from saliency_reg.gramian import cosines, gramian_of, weighted_sum
 from saliency_reg.weighting import check_weighting, task_weights
 
-from .reference.slow_fork import textbook_pcgrad
+from .reference.slow_surgery import textbook_pcgrad
 
 
 def random_gradients(tasks: int, seed: int, size: int = 4) -> list[Tensor]:

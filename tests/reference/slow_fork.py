@@ -9,19 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .slow import slow_distances, slow_penalty
-
-
-def textbook_pcgrad(gradients: Sequence[Tensor], order: Tensor) -> Tensor:
-    """Algorithm 1 of Yu et al.; row ``i`` of ``order`` are the other tasks as task ``i`` meets them."""
-    result = torch.zeros_like(gradients[0])
-    for i, gradient in enumerate(gradients):
-        projected = gradient.clone()
-        for j in order[i].tolist():
-            product = (projected * gradients[j]).sum()
-            if product < 0:
-                projected = projected - product / (gradients[j] * gradients[j]).sum() * gradients[j]
-        result = result + projected
-    return result
+from .slow_surgery import conflicting_pairs
 
 
 @dataclass
@@ -75,5 +63,4 @@ def slow_step(
     for name, parameter in model.named_parameters():
         (behind[name],) = torch.autograd.grad(feature, parameter, at_feature, retain_graph=True, allow_unused=True)
     gradients.update({name: gradient for name, gradient in behind.items() if gradient is not None})
-    conflicts = sum(bool((a * b).sum() < 0) for i, a in enumerate(task_gradients) for b in task_gradients[:i])
-    return Expected(gradients, task_gradients, conflicts)
+    return Expected(gradients, task_gradients, conflicting_pairs(task_gradients))

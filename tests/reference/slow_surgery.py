@@ -1,4 +1,4 @@
-"""Gradient surgery written down as plainly as possible: whole vectors, loops over pairs, no Gramian."""
+"""Gradient surgery written down as plainly as possible: whole gradients, loops over pairs, no Gramian."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def textbook_pcgrad(gradients: Sequence[Tensor], order: Sequence[Sequence[int]] | Tensor) -> Tensor:
-    """Algorithm 1 of Yu et al. (2020) on flat task gradients; ``order[i]``: the others as task ``i`` meets them."""
+    """Algorithm 1 of Yu et al. (2020) on task gradients of any shape; ``order[i]``: the others as task ``i`` meets them."""
     total = torch.zeros_like(gradients[0])
     for task, gradient in enumerate(gradients):
         projected = gradient.clone()
         for other in order[task]:
             other_gradient = gradients[int(other)]
-            product = projected @ other_gradient
+            product = (projected * other_gradient).sum()
             if product < 0:
-                projected = projected - product / (other_gradient @ other_gradient) * other_gradient
+                projected = projected - product / (other_gradient * other_gradient).sum() * other_gradient
         total = total + projected
     return total
 
@@ -40,4 +40,4 @@ def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 def conflicting_pairs(gradients: Sequence[Tensor]) -> int:
     """Pairs of gradients with a negative product."""
-    return sum(float(one @ other) < 0 for i, one in enumerate(gradients) for other in gradients[:i])
+    return sum(float((one * other).sum()) < 0 for i, one in enumerate(gradients) for other in gradients[:i])
