@@ -8,6 +8,7 @@ again in the backward pass.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
 from .fork import Anchor
 from .fork_surgery import ForkSurgery
-from .forked import ForkedForward, tensor_places
+from .forked import ForkedForward, is_plainly, tensor_places
 from .forward import (
     Captured,
     Cut,
@@ -26,7 +27,6 @@ from .forward import (
     SeenFeature,
     checked_forward,
     place_in_graph,
-    same_tensor,
     version_of,
 )
 from .heads import Heads
@@ -53,6 +53,7 @@ class FeatureCapture:
             (``"name:input"``) is the feature map, or several of them; by default what the heads are called with.
         output: which part of what a head returns is its task's output, for all heads or ``{task: part}``.
         surgery: weighs the gradients that the heads send back.
+        channel_axis: under surgery, of the feature map, to find the columns of a head that has one per task.
         keep: let the model keep this object alive.
 
     Raises:
@@ -69,6 +70,7 @@ class FeatureCapture:
         output: Item | Mapping[str, Item | None] | None = None,
         surgery: ForkSurgery | None = None,
         *,
+        channel_axis: Any = None,
         keep: bool = False,
     ) -> None:
         if isinstance(model, nn.DataParallel):
@@ -94,6 +96,8 @@ class FeatureCapture:
                 "does not allow. Type a key, an attribute or an index as output=, or choose the module that returns them."
             )
         self._surgery = surgery
+        self._channel_axis = channel_axis if channel_axis is None or isinstance(channel_axis, int) else None
+        self._told_of_other_tensors = False
         self._fork: ForkedForward | None = None
         self._ran_with_gradients: set[int] = set()
         self._latest: Forward | None = None
@@ -238,17 +242,18 @@ class FeatureCapture:
         records = self._records()
         if records:
             self._before_recorded_head(index)
+            self._ran_with_gradients.add(index)
+        if self._operates():
+            if not records:
+                self._check_recomputation(index)
+            elif any(tensor.requires_grad for _, tensor in tensor_places(args, kwargs)):
+                return self._forked(index, source, args, kwargs)
         if source is None or place is None:
             if records:
                 self._current().runs[index] = HeadRun(None, None, None, -1)
             return None
         source_edge = place_in_graph(source)
         alias = self._require_grad(source)
-        if alias is None and source.requires_grad and self._operates():
-            if not records:
-                self._check_recomputation(index)
-            else:
-                return self._forked(index, source, args, kwargs)
         if alias is None:
             alias = source.view_as(source) if self.fork and source.requires_grad else source
         if records:
@@ -260,7 +265,7 @@ class FeatureCapture:
             forward.runs[index] = HeadRun(source, source_edge, place_in_graph(alias), version_of(source))
         return None if alias is source else put_argument(args, kwargs, (place,), alias)
 
-    def _forked(self, index: int, source: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _forked(self, index: int, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hand the head its aliases of what all heads read: the named feature maps, or else its first tensor."""
         assert self._surgery is not None
         if self._fork is not None and self._fork.done and not self._running:
@@ -268,7 +273,9 @@ class FeatureCapture:
         forward = self._current()
         places = [(way, tensor) for way, tensor in tensor_places(args, kwargs) if tensor.requires_grad]
         named = [forward.features[feature].tensor for feature in sorted(forward.features)]
-        read = [feature for feature in named if any(same_tensor(tensor, feature) for _, tensor in places)] or [source]
+        read = [feature for feature in named if any(is_plainly(tensor, feature) for _, tensor in places)]
+        if not read:
+            read = self._first_of(index, source, places)
         if self._fork is None:
             self._fork = ForkedForward(self._surgery, read, len(self.heads.modules))
         elif not self._fork.reads_the_same(read):
@@ -276,19 +283,41 @@ class FeatureCapture:
                 f"under surgery all heads must read the same tensors: head {self.heads.names[index]!r} reads "
                 f"{[list(tensor.shape) for tensor in read]}, those before it read "
                 f"{[list(tensor.shape) for tensor in self._fork.sources]}, or others of that shape. Make what lies between "
-                "(dropout, pooling) a part of the heads, or use ParameterSurgery."
+                "(dropout, pooling, gradient reversal) a part of the heads, or use ParameterSurgery. If the heads before it "
+                "ran for something else, run them under no_grad."
             )
-        self._ran_with_gradients.add(index)
         forward.forked = True
-        run = HeadRun(source, place_in_graph(source), None, version_of(source))
+        run = HeadRun(source, None, None, -1)
+        if source is not None:
+            run.source_edge, run.version = place_in_graph(source), version_of(source)
         for alias, shared in zip(self._fork.aliases(index), read):
             for way, tensor in places:
-                if same_tensor(tensor, shared):
+                if is_plainly(tensor, shared):
                     args, kwargs = put_argument(args, kwargs, way, alias)
-            if run.edge is None and same_tensor(source, shared):
+            if run.edge is None and source is not None and is_plainly(source, shared):
                 run.edge = place_in_graph(alias)
         forward.runs[index] = run
         return args, kwargs
+
+    def _first_of(self, index: int, source: Tensor | None, places: Sequence[tuple[Any, Tensor]]) -> list[Tensor]:
+        """What a head shares with the others where no feature is named."""
+        others = [tensor for _, tensor in places if source is None or not is_plainly(tensor, source)]
+        if source is None or not source.requires_grad:
+            raise CaptureError(
+                f"under surgery it must be clear what the heads share: head {self.heads.names[index]!r} reads tensors that "
+                f"require grad, {[list(tensor.shape) for tensor in others]}, but not as its first argument. Name the "
+                "modules that they come from: feature='backbone', or feature=['layer3', 'layer4']."
+            )
+        if others and not self.feature_names and not self._told_of_other_tensors:
+            self._told_of_other_tensors = True
+            warnings.warn(
+                f"head {self.heads.names[index]!r} also reads a tensor {list(others[0].shape)} that requires grad; "
+                "gradients through it are not weighed. If the heads share it, name all that they share: feature=['layer3', "
+                "'layer4'].",
+                UserWarning,
+                stacklevel=2,
+            )
+        return [source]
 
     def _check_recomputation(self, index: int) -> None:
         if index not in self._ran_with_gradients:
@@ -334,13 +363,24 @@ class FeatureCapture:
                 "other heads would read what its gradient does not tell. Type inplace=False."
             )
         if not self.heads.columns:
-            return None
+            # Where a penalty comes back through the heads too: the gradient of the losses alone.
+            if not self.fork or items or not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            return fork.watch(output, index)
         if not isinstance(run.output, Tensor) or not run.output.requires_grad:
             raise CaptureError(
                 f"under surgery the output of head {name!r} must be a tensor with a column per task and a graph, found "
                 f"{contents(output)}. Say which part it is with output='logits' (a key or attribute) or output=0 (an index)."
             )
-        tapped = fork.tap(run.output, self.heads.modules[index], len(self.heads.tasks), run.whole)
+        feature = self._current().features.get(0)
+        tapped = fork.tap(
+            run.output,
+            self.heads.modules[index],
+            len(self.heads.tasks),
+            run.whole,
+            (fork.sources[0] if feature is None else feature.tensor).shape,
+            self._channel_axis,
+        )
         return put(output, [item for item in items if not callable(item)], tapped)
 
     def _operates(self) -> bool:
@@ -359,6 +399,8 @@ class FeatureCapture:
 
     def _begin(self) -> Forward:
         self._latest, self._fork = Forward(active=torch.is_grad_enabled()), None
+        if self._surgery is not None and self._latest.active:
+            self._surgery.forward_begins()
         self._ran_with_gradients.clear()
         return self._latest
 

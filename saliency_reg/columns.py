@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ShapeError, TaskError
-from .fork import Fork, Gradient
+from .fork import Fork, Gradient, added
 from .gramian import gramian_of, weighted_sum
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 from .saliency import Feature
@@ -85,8 +85,7 @@ class _ClosedForm:
         self._gradient = gradient.reshape(-1, gradient.shape[-1]).to(dtype)  # [N, T]
         self._weight = weight.to(dtype)  # [T, C]
 
-    def tasks_here(self) -> set[int]:
-        return set(range(len(self._weight)))
+    any_here = True
 
     def gramian(self) -> Tensor:
         dtype = state_dtype(self._gradient.device)
@@ -97,9 +96,11 @@ class _ClosedForm:
             return (gradient.T @ gradient).to(dtype) * (weight @ weight.T).to(dtype)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        # What does not come through the columns passes, as do all gradients where there is no conflict.
+        (total,) = arrived
         with without_autocast(self._gradient):
-            total = (self._gradient * weights.to(self._gradient.dtype)) @ self._weight
-        return [total.view(*self._shape, -1).to(self._dtype)]
+            change = (self._gradient * (weights - 1).to(self._gradient.dtype)) @ self._weight
+        return [added(total, change.view(*self._shape, -1).to(self._dtype if total is None else total.dtype))]
 
     def per_task(self) -> list[list[Gradient]]:
         columns = [column.unsqueeze(1) * row for column, row in zip(self._gradient.unbind(1), self._weight)]
@@ -124,8 +125,7 @@ class _OneByOne:
             for own, one in zip(self._gradients, found):
                 own.append(one)
 
-    def tasks_here(self) -> set[int]:
-        return set(range(len(self._gradients[0])))
+    any_here = True
 
     def gramian(self) -> Tensor:
         total = [gramian_of(own) for own in self._gradients if any(one is not None for one in own)]

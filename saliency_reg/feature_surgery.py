@@ -24,7 +24,7 @@ class FeatureSurgery(ForkSurgery, Removable):
 
     Each head gets its own alias of the feature map. In the backward pass the gradients ``c_t dL_t/dA`` of all tasks (with
     your loss weights ``c_t``) meet at the fork, their Gramian becomes weights ``w_t``, and ``sum_t w_t c_t dL_t/dA`` goes on
-    to the backbone. There is no further pass, whatever the number of tasks. Heads keep their plain gradients. Tables call it
+    to the backbone, which is passed once, whatever the number of tasks. Heads keep their plain gradients. Tables call it
     ``PCGrad (feature)``: with ``MGDAWeighting`` of TorchJD it is MGDA-UB (Sener and Koltun, NeurIPS 2018), with
     :class:`PCGrad` it is the upper-bound form of Yu et al. (NeurIPS 2020), whose own form is :class:`ParameterSurgery`.
 
@@ -43,6 +43,7 @@ class FeatureSurgery(ForkSurgery, Removable):
             any callable. Loss scales multiply the Gramian, so that under GradScaler it should not depend on its size.
         feature: only for heads that are called with several tensors: the modules whose outputs they share.
         output: which part of what a head returns is the task's output (for one head with a column per task).
+        channel_axis: of the feature map, to find those columns: as in :func:`task_saliencies`.
         optimizer: only to be checked: one that calls a closure several times per step cannot be used.
         process_group: the data-parallel processes; by default a new group over all of them.
 
@@ -71,6 +72,7 @@ class FeatureSurgery(ForkSurgery, Removable):
         tasks: Sequence[str] | None = None,
         feature: FeatureChoice = None,
         output: Item | Mapping[str, Item | None] | None = None,
+        channel_axis: int | None = None,
         optimizer: Any = None,
         process_group: Any = None,
     ) -> None:
@@ -80,7 +82,9 @@ class FeatureSurgery(ForkSurgery, Removable):
         super().__init__(found.tasks, PCGrad() if weighting is None else weighting, process_group)
         if optimizer is not None:
             check_not_closure_only(unwrap_optimizer(optimizer))
-        self._capture: FeatureCapture | None = FeatureCapture(model, found, feature, output, self, keep=True)
+        self._capture: FeatureCapture | None = FeatureCapture(
+            model, found, feature, output, self, channel_axis=channel_axis, keep=True
+        )
         # Without a penalty, nothing has to be let in again.
         self._capture.fork = False
 

@@ -16,6 +16,8 @@ from .saliency import Feature
 
 __all__ = ["FirstCall", "mixes_samples", "reach_of_penalty"]
 
+#: So often it is tried to tell whether samples are mixed, where outputs do not react to the feature map at all.
+_MOST_UNDECIDED = 20
 CROSS_SAMPLE = ("warn", "error", "ignore")
 _MIXES = (
     "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own. That is "
@@ -46,31 +48,45 @@ class FirstCall:
         if cross_sample not in CROSS_SAMPLE:
             raise ConfigurationError(f"unknown cross_sample {cross_sample!r}. Choose 'warn', 'error' or 'ignore'.")
         self.cross_sample = cross_sample
-        self._unmixed: set[tuple[int, bool]] = set()  # heads, and whether they were in train mode
+        # Heads, with the modes that they and their parts were in.
+        self._unmixed: set[tuple[int, tuple[bool, ...]]] = set()
+        self._mixed: set[tuple[int, tuple[bool, ...]]] = set()
+        self._undecided = 0
         self._warned = cross_sample == "ignore"
         self._differentiated: set[str] = set()
 
-    def check_samples(self, captured: Sequence[Captured], heads: Sequence[nn.Module], stacklevel: int) -> None:
+    def check_samples(
+        self, captured: Sequence[Captured], heads: Sequence[nn.Module], stacklevel: int, needed: bool = False
+    ) -> None:
         """Tell if samples are mixed. ``stacklevel`` is that of the user's line, counted from the caller.
 
-        Measured when a head runs for the first time, in train mode and in eval mode.
+        ``needed``: measure even if there is nothing to tell any more.
+
+        Measured when a head runs for the first time with its parts in train or in eval mode as they are.
 
         Raises:
             CrossSampleError: they are, and ``cross_sample="error"``.
         """
-        if self._warned or self.found_unmixed(captured, heads):
+        if self._warned and not needed:
+            return
+        now = _as_they_are(captured, heads)
+        if now <= self._unmixed or now & self._mixed or self._undecided >= _MOST_UNDECIDED:
             return
         mixes = mixes_samples(captured)
-        if mixes is False:
-            self._unmixed |= _as_they_are(captured, heads)
+        if mixes is None:
+            self._undecided += 1
+        elif not mixes:
+            self._unmixed |= now
         if mixes and self.cross_sample == "error":
             raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
         if mixes:
+            self._mixed |= now
+        if mixes and not self._warned:
             self._warned = True
             warnings.warn(_MIXES, UserWarning, stacklevel=stacklevel + 1)
 
     def found_unmixed(self, captured: Sequence[Captured], heads: Sequence[nn.Module]) -> bool:
-        """Whether these heads, in the mode they are in, have been seen to keep samples apart."""
+        """Whether these heads, with all parts in the mode they are in, have been seen to keep samples apart."""
         return _as_they_are(captured, heads) <= self._unmixed
 
     def reach(
@@ -89,12 +105,19 @@ class FirstCall:
         return found if known is None else known
 
 
-def _as_they_are(captured: Sequence[Captured], heads: Sequence[nn.Module]) -> set[tuple[int, bool]]:
-    return {(index, heads[index].training if heads else True) for index in captured[0].present}
+def _as_they_are(captured: Sequence[Captured], heads: Sequence[nn.Module]) -> set[tuple[int, tuple[bool, ...]]]:
+    return {
+        (index, tuple(module.training for module in heads[index].modules()) if heads else ())
+        for index in captured[0].present
+    }
 
 
 def mixes_samples(captured: Sequence[Captured]) -> bool | None:
-    """Whether the outputs of sample 0 depend on the feature map at other samples; ``None`` for a single sample."""
+    """Whether the outputs of sample 0 depend on the feature map at other samples.
+
+    ``None`` where that cannot be told: for a single sample, and where a head is blind to its own sample (zero weights).
+    """
+    decided = True
     for one in captured:
         outputs = [output for output in one.outputs if output.ndim > 0 and len(output) == len(one.feature)]
         if len(one.feature) < 2 or not outputs:
@@ -112,7 +135,8 @@ def mixes_samples(captured: Sequence[Captured]) -> bool | None:
                 return None
             if gradient is not None and bool(gradient[1:].any()):
                 return True
-    return False
+            decided = decided and gradient is not None and bool(gradient[0].any())
+    return False if decided else None
 
 
 def reach_of_penalty(

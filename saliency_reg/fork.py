@@ -20,6 +20,8 @@ class Combiner(Protocol):
     """What decides over the gradients that arrive at a fork."""
 
     tasks: tuple[str, ...]
+    #: ``[T]``, the tasks that had a gradient here in the latest pass.
+    arrived: Tensor
 
     @property
     def combines(self) -> bool:
@@ -29,18 +31,19 @@ class Combiner(Protocol):
     def blocks(self) -> bool:
         """Whether nothing is let through now."""
 
-    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient]:
-        """One gradient for each tensor, from ``[tensor][task]``."""
+    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient] | None:
+        """One gradient for each tensor, from ``[tensor][task]``; ``None`` if no task has one."""
 
-    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
+    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
         """The same from task gradients that are known, and from all that ``arrived``."""
 
 
 class KnownGradients(Protocol):
     """Task gradients that are known in another way than by what arrives at the aliases."""
 
-    def tasks_here(self) -> set[int]:
-        """The tasks that have a gradient in this backward pass."""
+    @property
+    def any_here(self) -> bool:
+        """Whether a task has a gradient in this backward pass."""
 
     def gramian(self) -> Tensor:
         """``[T, T]`` inner products."""
@@ -72,15 +75,36 @@ class Fork:
         self._columns: tuple[int, KnownGradients] | None = None
         #: Where the penalty's gradient arrives at the aliases too: the task gradients without it.
         self.known: KnownGradients | None = None
+        #: Tasks whose output is watched, and the gradients that arrived there, with their backward pass.
+        self.watched: set[int] = set()
+        self._at_outputs: dict[int, tuple[int, Tensor]] = {}
         #: Whether a backward pass was here.
         self.done = False
-        self._arrived: set[int] = set()
+        self._arrived: Tensor | None = None
 
     def combiner_now(self) -> Combiner | None:
         """The combiner, if gradients that arrive now are to be weighed."""
         combiner = self._combiner()
         # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
         return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None
+
+    def watch(self, task: int, output: Tensor) -> Tensor:
+        """An alias of a head's output for the rest of the model, whose gradient is that of the losses alone.
+
+        What saves its own output for its derivative (a sigmoid) would get a part of the penalty's gradient there.
+        """
+        self.watched.add(task)
+        alias: Tensor = _Watch.apply(self, task, output)
+        return alias
+
+    def note_output(self, task: int, gradient: Tensor) -> None:
+        """Of a watched output."""
+        self._at_outputs[task] = (this_pass(), gradient)
+
+    def at_outputs(self) -> dict[int, Tensor]:
+        """The gradients of watched outputs in this backward pass."""
+        now = this_pass()
+        return {task: gradient for task, (arrived, gradient) in self._at_outputs.items() if arrived == now}
 
     def note_columns(self, columns: KnownGradients) -> None:
         """From the output of a head with a column per task, for the fork's backward in the same pass."""
@@ -100,28 +124,32 @@ class Fork:
         if self._columns is not None and self._columns[0] == this_pass():
             known = self._columns[1]
         self._columns = None
+        arrived = [added(*own) for own in per_source]
         if known is not None:
-            self._note_arrival(known.tasks_here(), combiner.tasks)
-            combined = combiner.combine_known(known, [added(*own) for own in per_source])
-        elif self.heads < self._tasks:  # one head with a column per task, and no task has a loss
-            nothing: list[Gradient] = [None] * self._tasks
-            without = combiner.combine([nothing] * self.sources, self._device)
-            combined = [added(one, *own) for one, own in zip(without, per_source)]
+            combined = combiner.combine_known(known, arrived)
+        elif self.heads < self._tasks:  # one head with a column per task, none of which has a loss
+            combined = combiner.combine([[None] * self._tasks] * self.sources, self._device)
+            combined = combined and [added(*pair) for pair in zip(combined, arrived)]
         else:
-            here = {task for own in per_source for task, gradient in enumerate(own) if gradient is not None}
-            self._note_arrival(here, combiner.tasks)
             combined = combiner.combine(per_source, self._device)
+        if combined is None:
+            combined = arrived
+        else:
+            self._note_arrival(combiner)
         return [added(own, anchor) for own, anchor in zip(combined, anchors)]
 
-    def _note_arrival(self, here: set[int], tasks: Sequence[str]) -> None:
-        if self._arrived - here and here - self._arrived:
-            names = [[tasks[task] for task in sorted(part)] for part in (self._arrived, here)]
-            raise SurgeryError(
-                f"the gradients of {names[0]} and of {names[1]} arrived in separate backward passes, so that they cannot be "
-                "weighed against each other. Add up the losses and call backward once, after optimizer.zero_grad(). If "
-                "another method combines the task gradients (TorchJD, a PCGrad optimizer), leave surgery= out."
-            )
-        self._arrived |= here
+    def _note_arrival(self, combiner: Combiner) -> None:
+        here, before = combiner.arrived, self._arrived
+        self._arrived = here if before is None else here | before
+        if before is None or not (bool((here & ~before).any()) and bool((before & ~here).any())):
+            return
+        names = [[task for task, marked in zip(combiner.tasks, part.tolist()) if marked] for part in (before, here)]
+        raise SurgeryError(
+            f"the gradients of {names[0]} and of {names[1]} arrived in separate backward passes, so that they cannot be "
+            "weighed against each other. Add up the losses and call backward once, after optimizer.zero_grad(). To look at "
+            "single tasks, take their gradients within 'with surgery.passing():'. If another method combines the task "
+            "gradients (TorchJD, a PCGrad optimizer), leave surgery= out."
+        )
 
 
 def fork(combiner: Combiner, sources: Sequence[Tensor], heads: int) -> tuple[list[list[Tensor]], list[Tensor], Fork]:
@@ -146,6 +174,22 @@ class _Fork(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Gradient) -> tuple[Gradient, ...]:
         return None, *ctx.fork.backward(gradients)
+
+
+class _Watch(torch.autograd.Function):
+    # As at the fork, nothing is saved.
+
+    @staticmethod
+    def forward(ctx: Any, made: Fork, task: int, output: Tensor) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.fork, ctx.task = made, task
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Gradient) -> tuple[None, None, Gradient]:
+        if gradient is not None and not torch.is_grad_enabled():
+            ctx.fork.note_output(ctx.task, gradient)
+        return None, None, gradient
 
 
 class Anchor(torch.autograd.Function):

@@ -45,6 +45,8 @@ class ForkSurgery(StateModule):
         #: Whether :attr:`task_gradients` are kept, which takes the memory of T gradients of the feature map.
         self.keep_task_gradients = False
         self.ranks = Ranks(process_group)
+        self.ranks.prepare()  # here, where all processes are, if there are several already
+        self.arrived = torch.zeros(len(self.tasks), dtype=torch.bool)
         self._mode = _Mode.COMBINE
         self._report: SurgeryReport | None = None
         self._task_gradients: dict[str, tuple[Tensor, ...]] | None = None
@@ -59,7 +61,8 @@ class ForkSurgery(StateModule):
         """Gradient of each task with respect to the feature map, in the latest backward pass of this process.
 
         ``{task: (gradient, ...)}`` with one ``[B, ...]`` for each tensor that the heads share; with the user's loss weight
-        and loss scale in it. Tasks without a loss in that pass are left out.
+        and loss scale in it. Tasks without a loss in that pass are left out. Where a head reads the output of another one,
+        what comes through both counts to the one next to the feature map.
 
         Raises:
             ConfigurationError: they are not kept.
@@ -112,29 +115,40 @@ class ForkSurgery(StateModule):
         """Whether nothing is let through now."""
         return self._mode is _Mode.BLOCK
 
-    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient]:
-        """One gradient for each tensor that the heads share, from ``[tensor][task]``."""
+    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient] | None:
+        """One gradient for each tensor that the heads share, from ``[tensor][task]``; ``None`` if no task has one."""
+        found = [any(gradient is not None for gradient in own) for own in gradients]
+        if not any(found) and self.ranks.size == 1:
+            return None
         size = len(self.tasks)
         gramian = torch.zeros(size, size, dtype=state_dtype(device), device=device)
-        for own in gradients:
-            if any(gradient is not None for gradient in own):
-                gramian += gramian_of(own)
+        for own, some in zip(gradients, found):
+            if some:
+                gramian += gramian_of(own).to(device)
         weights = self._weigh(gramian)
+        if weights is None:
+            return None
         self._keep(gradients)
-        return [
-            weighted_sum(own, weights) if any(gradient is not None for gradient in own) else None for own in gradients
-        ]
+        return [weighted_sum(own, weights) if some else None for own, some in zip(gradients, found)]
 
-    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """The same for one head with a column per task, from which the gradients ``arrived``."""
-        weights = self._weigh(columns.gramian())
+    def combine_known(self, known: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
+        """The same from task gradients that are known, and from all that ``arrived``."""
+        if not known.any_here and self.ranks.size == 1:
+            return None
+        weights = self._weigh(known.gramian())
+        if weights is None:
+            return None
         if self.keep_task_gradients:
-            self._keep(columns.per_task())
-        return columns.weighted_sum(weights, arrived)
+            self._keep(known.per_task())
+        return known.weighted_sum(weights, arrived)
 
-    def _weigh(self, gramian: Tensor) -> Tensor:
+    def _weigh(self, gramian: Tensor) -> Tensor | None:
+        """Weights of the task gradients; ``None`` if no process has one."""
+        self.arrived = gramian.diagonal() != 0  # also where it is NaN
         # Processes hold different samples, and their gradients are averaged: each product counts 1/N^2.
-        gramian = self.ranks.add(gramian) / self.ranks.size**2
+        gramian = self.ranks.add(gramian.clone()) / self.ranks.size**2
+        if self.ranks.size > 1 and not bool(gramian.any()):
+            return None
         weights = task_weights(self.weighting, gramian, self.ranks)
         self._report = SurgeryReport.of(self.tasks, gramian, weights)
         return weights

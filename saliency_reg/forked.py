@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .columns import axis_of_columns, tap_columns
@@ -27,7 +28,6 @@ class ForkedForward:
     """
 
     def __init__(self, surgery: ForkSurgery, sources: Sequence[Tensor], heads: int) -> None:
-        surgery.forward_begins()
         self.sources = list(sources)
         self.versions = [version_of(source) for source in sources]
         self._aliases, self._anchors, self.fork = fork(surgery, sources, heads)
@@ -42,7 +42,7 @@ class ForkedForward:
 
     def reads_the_same(self, tensors: Sequence[Tensor]) -> bool:
         """Whether these are the tensors of the fork."""
-        return len(tensors) == len(self.sources) and all(map(same_tensor, tensors, self.sources))
+        return len(tensors) == len(self.sources) and all(map(is_plainly, tensors, self.sources))
 
     @property
     def changed_in_place(self) -> bool:
@@ -60,12 +60,71 @@ class ForkedForward:
             for source, anchor in enumerate(self._anchors)
         ]
 
-    def tap(self, output: Tensor, head: nn.Module, num_tasks: int, whole: bool) -> Tensor:
+    def watch(self, output: Tensor, task: int) -> Tensor:
+        """The output of a head with one number per sample, watched for its gradient; any other as it is."""
+        if output.numel() != len(self.sources[0]) or len(self.sources) > 1:
+            return output
+        return self.fork.watch(task, output)
+
+    def tap(
+        self,
+        output: Tensor,
+        head: nn.Module,
+        num_tasks: int,
+        whole: bool,
+        feature_shape: torch.Size,
+        channel_axis: int | None,
+    ) -> Tensor:
         """The output of a head with a column per task, watched for the gradient of each column."""
-        shape = self.sources[0].shape
-        axis = axis_of_columns(output, num_tasks, shape, resolve_channel_axis(shape, None))
-        plain = whole and isinstance(head, nn.Linear) and is_plain_linear(head) and len(self.sources) == 1
+        axis = axis_of_columns(output, num_tasks, feature_shape, resolve_channel_axis(feature_shape, channel_axis))
+        linear_axis = axis == output.ndim - 1
+        plain = (
+            whole and linear_axis and isinstance(head, nn.Linear) and is_plain_linear(head) and len(self.sources) == 1
+        )
         return tap_columns(self.fork, output, axis, self._edges[0], head if plain else None)  # type: ignore[arg-type]
+
+
+def is_plainly(tensor: Tensor, other: Tensor) -> bool:
+    """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
+
+    A view of the same memory is not enough: gradient reversal is ``x.view_as(x)`` with a backward of its own.
+    """
+    if tensor is other:
+        return True
+    return (
+        same_tensor(tensor, other)
+        and not tensor._backward_hooks
+        and not other._backward_hooks
+        and _behind_views(tensor) is not None
+        and _behind_views(tensor) == _behind_views(other)
+    )
+
+
+def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
+    """Node and output that a tensor is a plain view of; ``None`` for one without a graph."""
+    if tensor.grad_fn is None:
+        return (id(tensor), 0) if tensor.requires_grad else None
+    node, output = tensor.grad_fn, tensor.output_nr
+    while node.name() in _PLAIN_VIEWS and node.next_functions[0][0] is not None:
+        node, output = node.next_functions[0]  # type: ignore[assignment]
+    variable = getattr(node, "variable", None)
+    return (node, output) if variable is None else (id(variable), 0)
+
+
+#: Of one argument, and with a gradient that is a view too.
+_PLAIN_VIEWS = {
+    "AliasBackward0",
+    "PermuteBackward0",
+    "ReshapeAliasBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "SqueezeBackward2",
+    "TBackward0",
+    "TransposeBackward0",
+    "UnsafeViewBackward0",
+    "UnsqueezeBackward0",
+    "ViewBackward0",
+}
 
 
 def tensor_places(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[tuple[int | str, ...], Tensor]]:

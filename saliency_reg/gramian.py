@@ -33,9 +33,9 @@ def gramian_of(gradients: Sequence[Tensor | None]) -> Tensor:
 def weighted_sum(gradients: Sequence[Tensor | None], weights: Tensor) -> Tensor:
     """``sum_t w_t g_t`` in the gradients' own dtype, added up in at least float32; ``weights`` is ``[T]``."""
     found = [gradient for gradient in gradients if gradient is not None]
-    kept = weights
+    kept = weights.to(found[0].device)
     if len(found) < len(gradients):
-        kept = weights[[index for index, gradient in enumerate(gradients) if gradient is not None]]
+        kept = kept[[index for index, gradient in enumerate(gradients) if gradient is not None]]
     result = torch.empty(found[0].shape, dtype=found[0].dtype, device=found[0].device)
     flat = result.view(-1)
     for place, rows in _stacked(found):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import ConfigurationError, WrongTypeError
 
@@ -133,11 +133,6 @@ def _remove_all(handles: list[_Handle], modules: list[weakref.ref[nn.Module]]) -
         if module is not None and not is_hooked(module) and isinstance(vars(module).get("__getstate__"), _CleanState):
             del vars(module)["__getstate__"]
     modules.clear()
-
-
-def watch_gradient(tensor: Tensor, note: Callable[[Tensor | None], None]) -> None:
-    """Call ``note(gradient)`` in each backward pass that reaches the tensor, as long as its graph lives."""
-    tensor.register_hook(note)  # type: ignore[no-untyped-call]
 
 
 def is_hooked(module: nn.Module) -> bool:

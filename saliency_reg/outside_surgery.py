@@ -37,11 +37,9 @@ def kept_out_of_surgery(
     # Nothing is behind the fork, or the weight rows of a closed form lead around it.
     if not cuts or fork is None or evaluated.closed_form:
         return penalty
-    if evaluated.unpooled and samples_apart and len(captured) == 1:
+    if evaluated.unpooled and samples_apart and len(captured) == 1 and fork.watched.issuperset(evaluated.present):
         # One backward pass for the penalty and the losses, where the other way takes two through the heads.
-        fork.known = SaliencyGradients(
-            evaluated.saliencies.detach(), captured[0].outputs, evaluated.present, len(surgery.tasks)
-        )
+        fork.known = SaliencyGradients(fork, evaluated.saliencies.detach(), evaluated.present, len(surgery.tasks))
         return penalty
     in_float16 = any(output.dtype == torch.float16 for one in captured for output in one.outputs)
     return replayed(penalty, cuts, surgery, in_float16)

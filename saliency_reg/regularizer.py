@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +205,7 @@ class SaliencyRegularizer(StateModule, Removable):
         inner_optimizer = None if optimizer is None else self._checked_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
         if model is not None and found is not None:
-            self._capture = FeatureCapture(model, found, feature, output, self.surgery)
+            self._capture = FeatureCapture(model, found, feature, output, self.surgery, channel_axis=channel_axis)
         if inner_optimizer is not None:
             self._step_hook = StepHook(inner_optimizer, self.step)
         self._update_fork()
@@ -314,7 +314,8 @@ class SaliencyRegularizer(StateModule, Removable):
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             return self._zero(feature)
         if not evaluated.closed_form:
-            self._first_call.check_samples(captured, heads, stacklevel=5)  # past torch.nn.Module
+            needed = self.surgery is not None
+            self._first_call.check_samples(captured, heads, stacklevel=5, needed=needed)  # past torch.nn.Module
         penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
         if self.surgery is None or not penalty.requires_grad:
             return penalty
@@ -496,6 +497,15 @@ class SaliencyRegularizer(StateModule, Removable):
                 f"the state dict was saved for the tasks {names}, but this regularizer has {list(self.tasks)}. Build it "
                 "with the same tasks in the same order."
             )
+        with_surgery = any(key.startswith(prefix + "surgery.") for key in state_dict)
+        if with_surgery and self.surgery is None:
+            raise StateMismatchError(
+                "the state dict was saved with gradient surgery, but this regularizer has none. Build it with surgery=..., "
+                "or leave out the keys that begin with 'surgery.'."
+            )
+        if self.surgery is not None and not with_surgery:  # surgery that is new in a resumed run
+            own = {f"{prefix}surgery.{key}": value for key, value in self.surgery.state_dict().items()}
+            cast("dict[str, Any]", state_dict).update(own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._steps = int(self.steps)
         pending = state_dict.get(prefix + "pending.samples")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from functools import partial
 
 from torch import Tensor
 
-from .fork import Gradient, added, this_pass
+from .fork import Fork, Gradient, added
 from .gramian import row_gramian, row_sum
-from .hooks import watch_gradient
 
 __all__ = ["SaliencyGradients"]
 
@@ -21,29 +20,23 @@ class SaliencyGradients:
     what the surgery changes about it is ``sum_t (w_t - 1) dL_t/dA``.
 
     Args:
+        made: the fork, which watches the outputs of these heads.
         saliencies: ``[t, B, ...]`` of the tasks in ``present``, detached.
-        outputs: those of their heads, ``[B]`` or ``[B, 1]``.
         present: task indices.
         num_tasks: T.
     """
 
-    def __init__(self, saliencies: Tensor, outputs: Sequence[Tensor], present: Sequence[int], num_tasks: int) -> None:
+    def __init__(self, made: Fork, saliencies: Tensor, present: Sequence[int], num_tasks: int) -> None:
+        self._fork = weakref.ref(made)  # which holds on to this
         self._saliencies = saliencies
         self._row_of = {task: row for row, task in enumerate(present)}
         self._num_tasks = num_tasks
-        self._arrived: dict[int, tuple[int, Tensor]] = {}
         self._rows: Tensor | None = None
-        for task, output in zip(present, outputs):
-            watch_gradient(output, partial(self._note, task))
 
-    def _note(self, task: int, gradient: Tensor | None) -> None:
-        if gradient is not None:  # of a pass that only touches the output
-            self._arrived[task] = (this_pass(), gradient.detach())
-
-    def tasks_here(self) -> set[int]:
-        """Those whose output has a gradient in this backward pass."""
-        now = this_pass()
-        return {task for task, (arrived, _) in self._arrived.items() if arrived == now}
+    @property
+    def any_here(self) -> bool:
+        """Whether an output has a gradient in this backward pass."""
+        return bool(self._at_outputs())
 
     def gramian(self) -> Tensor:
         """``[T, T]`` inner products."""
@@ -59,17 +52,21 @@ class SaliencyGradients:
 
     def per_task(self) -> list[list[Gradient]]:
         """``[1][task]``."""
-        here = self.tasks_here()
+        here = self._at_outputs()
         rows = self._task_rows()
         return [[rows[task] if task in here else None for task in range(self._num_tasks)]]
+
+    def _at_outputs(self) -> dict[int, Tensor]:
+        made = self._fork()
+        return {} if made is None else made.at_outputs()
 
     def _task_rows(self) -> Tensor:
         """``[T, B, ...]`` task gradients, zero for a task without a loss in this pass."""
         saliencies = self._saliencies
         batch_size = saliencies.shape[1]
         factors = saliencies.new_zeros(self._num_tasks, batch_size)
-        for task in self.tasks_here():
-            factors[task] = self._arrived[task][1].reshape(batch_size)
+        for task, gradient in self._at_outputs().items():
+            factors[task] = gradient.reshape(batch_size)
         shape = (self._num_tasks, batch_size, *[1] * (saliencies.ndim - 2))
         if len(self._row_of) == self._num_tasks:
             return saliencies * factors.view(shape)

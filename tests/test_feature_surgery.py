@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer, outside_surgery
-from saliency_reg.errors import CaptureError, ConfigurationError, ShapeError, SurgeryError, TaskError, WrongTypeError
+from saliency_reg.errors import (
+    CaptureError,
+    ConfigurationError,
+    ShapeError,
+    StateMismatchError,
+    SurgeryError,
+    TaskError,
+    WrongTypeError,
+)
 from saliency_reg.first_call import FirstCall
 from saliency_reg.fork import Fork
 from saliency_reg.replay import replayed
@@ -623,6 +631,282 @@ def test_the_global_generator_is_left_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_state_with_and_without_surgery() -> None:
+    def make(**options: object) -> SaliencyRegularizer:
+        return SaliencyRegularizer(build("tanh heads").model, "heads", **options)
+
+    without, with_surgery = make(), make(surgery=PCGrad(3))
+    with_surgery.load_state_dict(without.state_dict())  # surgery that is new in a resumed run
+    with pytest.raises(StateMismatchError, match="Build it with surgery="):
+        without.load_state_dict(with_surgery.state_dict())
+    other = make(surgery=PCGrad(4))
+    other.load_state_dict(with_surgery.state_dict())
+    assert torch.equal(other.surgery.weighting.order(5), PCGrad(3).order(5))
+
+
+# What a review found.
+
+
+class Tail(nn.Module):
+    def __init__(self, function: object) -> None:
+        super().__init__()
+        self.layers, self.function = mlp(nn.Tanh()), function
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.function(self.layers(feature))
+
+
+def with_heads(make: object, seed: int = 1) -> tuple[nn.Module, Tensor]:
+    entry = build("tanh heads", seed)
+    torch.manual_seed(seed)
+    entry.model.heads = nn.ModuleDict({task: make() for task in TASKS}).double()
+    return entry.model, entry.inputs
+
+
+@pytest.mark.parametrize("function", [torch.sigmoid, torch.tanh, torch.exp])
+def test_heads_whose_last_operation_saves_its_result(function: object) -> None:
+    """The penalty sends a gradient to such an output, which is not one of the losses."""
+    model, inputs = with_heads(lambda: Tail(function))
+    expected = slow_step(model, inputs, losses_of, pcgrad, 3.0)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=3.0, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+    )
+    (sum(losses_of(model(inputs)).values()) + regularizer()).backward()
+    assert_gradients(model, expected)
+
+
+def test_hooks_of_the_user_on_an_output_count() -> None:
+    entry = build("tanh heads", seed=1)
+    regularizer = SaliencyRegularizer(
+        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+    )
+
+    def scaled(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        losses = losses_of(outputs)
+        return {**losses, "first": 0.01 * losses["first"]}
+
+    expected = slow_step(build("tanh heads", seed=1).model, entry.inputs, scaled, pcgrad, 0.7)
+    outputs = entry.model(entry.inputs)
+    penalty = regularizer()
+    outputs["first"].register_hook(lambda gradient: 0.01 * gradient)
+    (sum(losses_of(outputs).values()) + penalty).backward()
+    assert_gradients(entry.model, expected)
+
+
+class NormHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return self.last(self.norm(self.first(feature)).tanh())
+
+
+@pytest.mark.parametrize("how", ["unfrozen later", "zero at first"])
+def test_samples_that_are_mixed_later_on(how: str) -> None:
+    model, inputs = with_heads(NormHead)
+    for head in model.heads.values():
+        if how == "zero at first":
+            nn.init.zeros_(head.last.weight)
+        else:
+            head.norm.eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), cross_sample="ignore", surgery=PCGrad()
+    )
+    conflicts = 0
+    for call in range(3):
+        if call == 1:
+            for head in model.heads.values():
+                head.norm.train()
+        expected = slow_step(copy.deepcopy(model), inputs, losses_of, lambda g, call=call: pcgrad(g, call), 0.7)
+        conflicts += expected.conflicts
+        optimizer.zero_grad()
+        (sum(losses_of(model(inputs)).values()) + regularizer()).backward()
+        assert_gradients(model, expected, 1e-9)
+        optimizer.step()
+    assert conflicts > 0
+
+
+class Reversal(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+def hooked(x: Tensor) -> Tensor:
+    view = x.view_as(x)
+    view.register_hook(lambda gradient: 0.1 * gradient)
+    return view
+
+
+@pytest.mark.parametrize("change", [Reversal.apply, lambda x: x.detach().requires_grad_(), hooked])
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_changes_a_gradient_in_front_of_a_head_is_refused(change: object, at: int) -> None:
+    model = build("tanh heads").model
+    model.from_feature = lambda feature: {
+        task: head(change(feature) if TASKS.index(task) == at else feature) for task, head in model.heads.items()
+    }
+    FeatureSurgery(model, "heads")
+    with pytest.raises(CaptureError, match="gradient reversal"):
+        model(torch.randn(4, 5, dtype=torch.float64))
+
+
+def test_plain_views_in_front_of_heads_are_fine() -> None:
+    entry = build("tanh heads", seed=1)
+    expected = slow_step(entry.model, entry.inputs, losses_of, pcgrad)
+    model = entry.model
+    model.from_feature = lambda feature: {task: head(feature.flatten(1)) for task, head in model.heads.items()}
+    model.feature_map = lambda x: model.backbone(x).unsqueeze(2)
+    surgery = FeatureSurgery(model, "heads")
+    sum(losses_of(model(entry.inputs)).values()).backward()
+    assert_gradients(model, expected)
+    assert surgery.report is not None
+
+
+class ListHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.layer(maps[0].tanh())
+
+
+class SecondArgumentHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 1)
+
+    def forward(self, condition: Tensor, feature: Tensor) -> Tensor:
+        return self.layer(feature.tanh()) * condition.sum()
+
+
+@pytest.mark.parametrize(
+    ("head", "call"),
+    [
+        (ListHead, lambda head, feature: head([feature])),
+        (SecondArgumentHead, lambda head, feature: head(torch.ones(2, dtype=torch.float64), feature)),
+    ],
+)
+def test_what_the_heads_share_in_another_place(head: type[nn.Module], call: object) -> None:
+    model, inputs = with_heads(head, seed=3)
+    model.from_feature = lambda feature: {task: call(each, feature) for task, each in model.heads.items()}
+    expected = slow_step(model, inputs, losses_of, pcgrad)
+    assert expected.conflicts > 0
+    with FeatureSurgery(model, "heads"), pytest.raises(CaptureError, match="what the heads share"):
+        model(inputs)
+    surgery = FeatureSurgery(model, "heads", feature="backbone")
+    sum(losses_of(model(inputs)).values()).backward()
+    assert surgery.report is not None
+    assert_gradients(model, expected)
+
+
+def test_a_second_tensor_that_is_not_named_is_told() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 1)
+
+        def forward(self, feature: Tensor, other: Tensor) -> Tensor:
+            return self.layer(feature + other)
+
+    model, inputs = with_heads(Head)
+    model.from_feature = lambda feature: {task: head(feature, 2 * feature) for task, head in model.heads.items()}
+    FeatureSurgery(model, "heads")
+    with pytest.warns(UserWarning, match="also reads a tensor"):
+        model(inputs)
+    model(inputs)  # once
+
+
+@pytest.mark.parametrize("name", ["linear columns", "mlp columns"])
+def test_columns_one_after_the_other_are_refused(name: str) -> None:
+    entry = build(name, seed=1)
+    FeatureSurgery(entry.model, **entry.options)
+    outputs = entry.model(entry.inputs)
+    outputs[:, 0].sum().backward(retain_graph=True)
+    with pytest.raises(SurgeryError, match=r"\['first'\] and of \['second'\].*with surgery.passing"):
+        outputs[:, 1].sum().backward(retain_graph=True)
+
+
+def test_single_tasks_can_be_looked_at() -> None:
+    entry = build("tanh heads", seed=1)
+    expected = slow_step(entry.model, entry.inputs, losses_of, pcgrad)
+    surgery = FeatureSurgery(entry.model, "heads")
+    losses = losses_of(entry.model(entry.inputs))
+    weight = entry.model.backbone[0].weight
+    with surgery.passing():
+        alone = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses.values()]
+    assert len(alone) == 3
+    sum(losses.values()).backward()
+    assert_gradients(entry.model, expected)
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.classifier = nn.Linear(5, 6), nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.backbone(x).tanh())
+
+
+@pytest.mark.parametrize("height", [2, 3])
+def test_columns_of_a_channels_last_map(height: int) -> None:
+    torch.manual_seed(2)
+    model, inputs = ChannelsLast().double(), torch.randn(2, height, 2, 5, dtype=torch.float64)
+    targets = torch.randn(2, height, 2, 3, dtype=torch.float64)
+    twin = copy.deepcopy(model)
+    feature = twin.backbone(inputs).tanh()
+    error = (twin.classifier(feature) - targets).square().mean((0, 1, 2))
+    task_gradients = [torch.autograd.grad(one, feature, retain_graph=True)[0] for one in error]
+    combined = pcgrad(task_gradients)
+    assert (combined - sum(task_gradients)).abs().max() > 1e-5
+    (wanted,) = torch.autograd.grad(feature, twin.backbone.weight, combined)
+    FeatureSurgery(model, "classifier", tasks=TASKS, channel_axis=-1)
+    (model(inputs) - targets).square().mean((0, 1, 2)).sum().backward()
+    torch.testing.assert_close(model.backbone.weight.grad, wanted)
+
+
+def test_the_report_is_not_that_of_an_earlier_step() -> None:
+    entry = build("tanh heads", seed=1)
+    regularizer = SaliencyRegularizer(entry.model, "heads", surgery=PCGrad())
+    (sum(losses_of(entry.model(entry.inputs)).values()) + regularizer()).backward()
+    assert regularizer.report.surgery is not None
+    regularizer.surgery.enabled = False
+    (sum(losses_of(entry.model(entry.inputs)).values()) + regularizer()).backward()
+    assert regularizer.report.surgery is None
+
+
+@pytest.mark.parametrize("name", ["tanh heads", "pooling heads"])
+def test_the_penalty_in_a_pass_of_its_own(name: str) -> None:
+    entry = build(name, seed=1)
+    expected = slow_step(entry.model, entry.inputs, losses_of, pcgrad, 0.7)
+    regularizer = SaliencyRegularizer(
+        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+    )
+    losses, penalty = losses_of(entry.model(entry.inputs)), regularizer()
+    sum(losses.values()).backward(retain_graph=True)
+    weights = regularizer.report.surgery.weights
+    penalty.backward()
+    assert_gradients(entry.model, expected)
+    assert torch.equal(regularizer.report.surgery.weights, weights)
+    assert int(regularizer.surgery.weighting.calls) == 1
+
+
+def test_frozen_backbone_and_checkpointed_heads() -> None:
+    entry = build("tanh heads", seed=1)
+    entry.model.backbone.requires_grad_(False)
+    FeatureSurgery(entry.model, "heads")
+    outputs = checkpoint(entry.model.from_feature, entry.model.backbone(entry.inputs), use_reentrant=False)
+    sum(losses_of(outputs).values()).backward()
+    assert entry.model.heads["first"][0].weight.grad is not None
+
+
 # Bad input.
 
 
@@ -699,6 +983,8 @@ def test_arguments_that_do_not_fit() -> None:
         FeatureSurgery(model.parameters(), "heads")
     with pytest.raises(WrongTypeError, match="seed must be an int"):
         PCGrad(seed=0.5)
+    with pytest.raises(ConfigurationError, match="64 bits"):
+        PCGrad(seed=2**70)
     regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad())
     feature = torch.randn(3, 6, requires_grad=True)
     with pytest.raises(ConfigurationError, match="cannot be used under surgery"):
