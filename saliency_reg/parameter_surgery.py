@@ -42,9 +42,9 @@ class ParameterSurgery(StateModule, Removable):
 
     This is the exact method, and costs a backward pass through the backbone for each task; tables call it ``PCGrad
     (parameters)``. :class:`FeatureSurgery`, or ``surgery=`` of :class:`SaliencyRegularizer`, is its upper-bound form at the
-    price of a plain step.Given the
-    same order, the result is that of algorithm 1 of the paper. Where it differs from implementations that flatten all
-    parameters of a model: those let the heads' gradients into the norms, here norms are those on the shared parameters.
+    price of a plain step. Given the same order, the result is that of algorithm 1 of the paper. Where it differs from
+    implementations that flatten all parameters of a model: those let the heads' gradients into the norms, here norms are
+    those on the shared parameters.
 
     Gradients are taken by ``torch.autograd.grad``: hooks on tensors see the gradient of each task, but neither
     ``post_accumulate_grad`` hooks nor those of DistributedDataParallel fire. In distributed runs (with a wrapped model or a

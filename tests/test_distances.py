@@ -149,6 +149,7 @@ def test_more_than_one_axis_after_the_batch_is_flattened() -> None:
 def test_both_ways_of_l1_distances(by_columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a CPU, over more columns than are taken at a time, and that of a GPU."""
     monkeypatch.setattr(pairwise_l1, "_by_columns", lambda x: by_columns)
+    monkeypatch.setattr(pairwise_l1, "_ENTRIES", 1000)
     saliencies = torch.randn(3, 2, 700, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(3, 3, dtype=torch.float64)
     found, wanted = task_distances(saliencies), slow_distances([list(task) for task in saliencies], "l1", "mean")
