@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .metrics import METRICS, mean_and_deviation, paired_difference, summarise
+from .surgery import MGDA_UB, MGDA_UB_UNIT, PCGRAD
 from .training import Job, Method, Trained
 
 __all__ = ["BASELINE", "METHODS", "Comparison"]
@@ -20,9 +21,16 @@ METHODS = {
     for method in (
         Method("single_task", "Single-task", shared=False),
         Method(BASELINE, "Hard sharing"),
+        *(Method(key, surgery.label, surgery=surgery) for key, surgery in PCGRAD.items()),
+        Method("mgda_ub", MGDA_UB.label, surgery=MGDA_UB),
+        Method("mgda_ub_unit", MGDA_UB_UNIT.label, surgery=MGDA_UB_UNIT),
         Method("srdml_projected", "SRDML, projected", rule="projected"),
         Method("srdml_entropic", "SRDML, entropic", rule="entropic"),
         Method("srdml_authors", "SRDML, authors", rule="authors"),
+        *(
+            Method(f"srdml_{key}", f"SRDML w/ {surgery.label}", rule="entropic", surgery=surgery)
+            for key, surgery in PCGRAD.items()
+        ),
     )
 }
 
@@ -83,7 +91,7 @@ class Comparison:
             "methods": {method.key: self._method(method) for method in self.methods},
             "difference_to_hard_sharing": self._differences(),
             "relations": {
-                method.rule: relations
+                method.key: relations
                 for method in self.methods
                 if method.rule is not None and (relations := self._relations(method))
             },

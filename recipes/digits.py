@@ -1,4 +1,4 @@
-"""Ten one-vs-rest tasks on real handwritten digits: single-task, hard sharing and SRDML, compared fairly.
+"""Ten one-vs-rest tasks on real handwritten digits: single-task, hard sharing, gradient surgery and SRDML, compared fairly.
 
 The 1,797 images (8x8) ship inside scikit-learn: nothing is downloaded.
 """
@@ -15,21 +15,29 @@ from typing import Any
 
 from . import pictures, tables
 from .arguments import folder_name, real_number, whole_number
-from .comparison import METHODS, Comparison
+from .comparison import BASELINE, METHODS, Comparison
 from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
 from .extras import need
 from .models import ACTIVATIONS
 from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
+from .surgery import PCGRAD
 from .training import Schedule, train
 
 __all__ = ["main"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+#: What can be seen in a picture. The results have the conflicts of all methods with a shared backbone.
+_CONFLICTS_OF = (BASELINE, "srdml_entropic", *PCGRAD, *(f"srdml_{key}" for key in PCGRAD))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return the exit code."""
-    for module in ("sklearn", "tqdm", "matplotlib"):  # what is missing should be said before the work, not after
+    for module in (
+        "sklearn",
+        "tqdm",
+        "matplotlib",
+        "torchjd",
+    ):  # what is missing should be said before the work, not after
         need(module)
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -93,17 +101,28 @@ class _Run(StudyRun):
         if content["difference_to_hard_sharing"]:
             print("\nDifference to hard sharing with the same seed, in percentage points:")
             print(tables.difference_table(methods, content["difference_to_hard_sharing"]))
-        for rule, relations in content["relations"].items():
+        for key, relations in content["relations"].items():
             seeds = len(relations["seeds"])
             pictures.draw_relations(
-                self.folder / f"relations_{rule}.png",
+                self.folder / f"relations_{key}.png",
                 relations["mean"],
                 relations["tasks"],
-                f"Learned relations, rule '{rule}', mean of {seeds} seed{'s' if seeds > 1 else ''}",
+                f"Learned relations, {methods[key]['label']}, mean of {seeds} seed{'s' if seeds > 1 else ''}",
             )
-        if content["learning_curves"]:
-            labels = {key: method["label"] for key, method in methods.items()}
-            pictures.draw_learning_curves(self.folder / "learning_curves.png", content["learning_curves"], labels)
+        self._draw_curves(content["learning_curves"], {key: method["label"] for key, method in methods.items()})
+
+    def _draw_curves(self, curves: dict[str, Any], labels: dict[str, str]) -> None:
+        surgery = {key: curve for key, curve in curves.items() if METHODS[key].surgery is not None}
+        others = {key: curve for key, curve in curves.items() if key not in surgery}
+        baseline = {key: curve for key, curve in curves.items() if key == BASELINE}
+        if others:
+            pictures.draw_learning_curves(self.folder / "learning_curves.png", others, labels)
+        if surgery:
+            chosen = {**baseline, **surgery}
+            pictures.draw_learning_curves(self.folder / "learning_curves_surgery.png", chosen, labels)
+        conflicts = {key: curve for key, curve in curves.items() if key in _CONFLICTS_OF}
+        if conflicts:
+            pictures.draw_conflicts(self.folder / "conflicts.png", conflicts, labels)
 
 
 def _introduction(options: argparse.Namespace) -> str:
@@ -120,6 +139,11 @@ def _introduction(options: argparse.Namespace) -> str:
         f"{'are' if options.tuning_seeds > 1 else 'is'} not among the {options.seeds} reported.",
         "Single-task is ten separate networks, ten times the parameters, with a best epoch each. SRDML has no weight "
         "decay.",
+        "PCGrad (feature) and MGDA-UB weigh the task gradients at the feature map that the heads share, in the one backward",
+        "pass. PCGrad (parameters) is the method of Yu et al. 2020 on all parameters of the backbone, with a backward pass",
+        "for each task. Heads keep their plain gradients. MGDA-UB has the weights of the shortest convex combination of the",
+        "gradients (Sener and Koltun 2018), or of the gradients at unit length (an option of their code). SRDML w/ PCGrad",
+        "has the entropic rule; the gradient of the penalty is added, never projected.",
     ]
     if options.activation == "relu":
         lines.append("With ReLU heads the penalty does not reach the backbone: it trains the heads only.")
@@ -163,12 +187,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     number(fair, "--seeds", 5, "how many seeds are reported: 0, 1, ...")
     number(fair, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
-    several(fair, "--weight-decays", [0.0, 0.1, 1.0], "values tried for single-task and for hard sharing")
+    several(fair, "--weight-decays", [0.0, 0.1, 1.0], "values tried for each method without a penalty")
     several(
         fair,
         "--strengths",
         [0.03, 0.1, 0.3],
-        "values tried for each SRDML rule, as many as weight decays; divided by the batch size for the authors' rule, "
+        "values tried for each SRDML method, as many as weight decays; divided by the batch size for the authors' rule, "
         "whose penalty is a sum over the batch",
     )
     fair.add_argument(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "SeparateNetworks", "SharedNetwork", "TaskModel"]
+__all__ = ["ACTIVATIONS", "SeparateNetworks", "SharedNetwork", "TaskModel", "task_losses"]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
 CHANNELS = 32
@@ -55,6 +56,13 @@ class SeparateNetworks(TaskModel):
 
     def parts(self) -> list[tuple[list[str], nn.Module]]:
         return [([task], network) for task, network in self.networks.items()]
+
+
+def task_losses(logits: Mapping[str, Tensor], labels: Tensor) -> list[Tensor]:
+    """Mean cross-entropy of each task, for labels ``[N, T]``."""
+    return [
+        functional.binary_cross_entropy_with_logits(own, truth) for own, truth in zip(logits.values(), labels.unbind(1))
+    ]
 
 
 def _backbone() -> nn.Module:

@@ -1,6 +1,7 @@
 """Twelve related linear tasks with few samples: single-task, mean-regularised, pooled and SRDML, compared fairly.
 
-The synthetic experiment of the paper: task t has the weights a_t * ones(20), a = 1 1 2 2 3 3 -1 -1 -2 -2 -3 -3.
+The synthetic experiment of the paper: task t has the weights a_t * ones(20), a = 1 1 2 2 3 3 -1 -1 -2 -2 -3 -3. Behind a
+linear layer that all tasks share, hard sharing, gradient surgery and SRDML are compared, too.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from . import synthetic_report as report
 from .arguments import folder_name, real_number, whole_number
 from .extras import need
 from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
+from .synthetic_closed_forms import CLOSED_FORM_STRENGTHS
 from .synthetic_data import BASES, FACTORS, FEATURES, TASKS, Problem
-from .synthetic_methods import CLOSED_FORM_STRENGTHS, METHODS, SINGLE_TASK, Schedule, fit
+from .synthetic_methods import METHODS, SINGLE_TASK
 from .synthetic_study import Study
+from .synthetic_training import Schedule, fit
 
 __all__ = ["main"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MOST_TRIALS = max(len(method.settings) for method in METHODS.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return the exit code."""
-    for module in ("tqdm", "matplotlib"):  # what is missing should be said before the work, not after
+    for module in ("tqdm", "matplotlib", "torchjd"):  # what is missing should be said before the work, not after
         need(module)
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -81,6 +84,11 @@ class _Run(StudyRun):
         against = "" if baseline is None else f"; ratio to: {methods[baseline]['label']}"
         print(f"\nTest, mean +- standard deviation over seeds of the mean RMSE of the tasks{against}:")
         print(report.result_table(methods))
+        if content["difference_to_shared_hard_sharing"]:
+            print(
+                "\nShared layer: test RMSE minus that of hard sharing, and in how many seeds it is lower, equal or higher:"
+            )
+            print(report.difference_table(methods, content["difference_to_shared_hard_sharing"]))
         if content["relations"]:
             print("\nRelations, in their mean over the seeds and seed by seed:")
             print(report.quality_table(methods, content["relations"]))
@@ -101,11 +109,26 @@ def _introduction(options: argparse.Namespace) -> str:
             f"{options.tuning_seeds} tuning seeds, none of them among the {options.seeds} reported.",
             f"Closed forms (ridge, RMTL, pooled): the best of {len(CLOSED_FORM_STRENGTHS)} strengths on the validation "
             "split of each reported seed; ridge for each task.",
-            "Single-task with early stopping has a best step for each task; SRDML one for all. Errors in and outside of "
-            "the span of a",
-            "task's training inputs are those of its weights (norm).",
+            "Single-task with early stopping has a best step for each task; methods that share anything have one for all.",
+            "Errors in and outside of the span of a task's training inputs are those of its weights (norm).",
+            *_about_shared_layer(options),
         ]
     )
+
+
+def _about_shared_layer(options: argparse.Namespace) -> list[str]:
+    shared = [METHODS[key] for key in options.methods if METHODS[key].shared_layer]
+    if not shared:
+        return []
+    trials = min(options.trials, max(len(method.settings) for method in shared))
+    return [
+        f"Shared layer: a linear map of the {FEATURES} features, which all tasks share, comes before a column for each; "
+        f"{trials} trial{'s' if trials > 1 else ''} each.",
+        "PCGrad (parameters), the method of Yu et al. 2020, acts on the weights of that layer; PCGrad (feature) and MGDA-UB",
+        "act at its output. There the loss of each task depends on samples of its own: task gradients never conflict, so",
+        "that PCGrad (feature) is hard sharing to the last digit, and SRDML w/ PCGrad (feature) is SRDML. MGDA-UB still",
+        "gives most weight to the smallest gradient. SRDML with the shared layer: l1, entropic.",
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:

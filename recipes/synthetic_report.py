@@ -11,7 +11,7 @@ from .pictures import new_figure, save
 from .synthetic_data import FACTORS, TASKS
 from .tables import aligned
 
-__all__ = ["PICTURED", "draw_panels", "quality_table", "result_table", "tuning_table"]
+__all__ = ["PICTURED", "difference_table", "draw_panels", "quality_table", "result_table", "tuning_table"]
 
 #: The relations of the first are drawn; the improvement of all.
 PICTURED = ("l1_entropic", "sqchordal_entropic")
@@ -50,6 +50,21 @@ def result_table(methods: Mapping[str, Any]) -> str:
     return aligned(rows, left=1)
 
 
+def difference_table(methods: Mapping[str, Any], differences: Mapping[str, Any]) -> str:
+    """RMSE minus that of hard sharing with the same seed."""
+    rows = [["", "seeds", "difference of RMSE", "lower", "equal", "higher"]]
+    for key, difference in differences.items():
+        per_seed = difference["per_seed"]
+        counts = [
+            sum(value < 0 for value in per_seed),
+            sum(value == 0 for value in per_seed),
+            sum(value > 0 for value in per_seed),
+        ]
+        text = _statistic(difference["summary"], sign="+")
+        rows.append([methods[key]["label"], str(len(per_seed)), text, *map(str, counts)])
+    return aligned(rows, left=1)
+
+
 def quality_table(methods: Mapping[str, Any], relations: Mapping[str, Any]) -> str:
     """How well the relations order the pairs, in their mean over the seeds and seed by seed."""
     twins = len(TASKS) // 2
@@ -70,9 +85,10 @@ def quality_table(methods: Mapping[str, Any], relations: Mapping[str, Any]) -> s
     return aligned(rows, left=1)
 
 
-def _statistic(statistic: Mapping[str, float | None]) -> str:
+def _statistic(statistic: Mapping[str, float | None], sign: str = "") -> str:
     mean, deviation = statistic["mean"], statistic["std"]
-    return f"{mean:.3f}" if deviation is None else f"{mean:.3f} +- {deviation:.3f}"
+    text = f"{mean:{sign}.3f}"
+    return text if deviation is None else f"{text} +- {deviation:.3f}"
 
 
 def draw_panels(path: Path, content: Mapping[str, Any]) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .synthetic_data import FACTORS, TASKS
-from .synthetic_methods import SINGLE_TASK, Fitted, Job, Method, Setting
+from .synthetic_methods import SHARED_BASELINE, SINGLE_TASK, Method, Setting
+from .synthetic_training import Fitted, Job
 
 __all__ = ["Study", "relation_quality"]
 
@@ -69,6 +70,7 @@ class Study:
         return {
             "best_single_task": baseline,
             "methods": {method.key: self._method(method, baseline) for method in self.methods},
+            "difference_to_shared_hard_sharing": self._differences(),
             "relations": {method.key: relations for method in self.methods if (relations := self._relations(method))},
         }
 
@@ -126,6 +128,18 @@ class Study:
             quartiles = (100 * (1 - ours / base)).quantile(torch.tensor([0.25, 0.5, 0.75]), dim=0).tolist()
             summary["improvement_percent"] = dict(zip(("lower_quartile", "median", "upper_quartile"), quartiles))
         return summary
+
+    def _differences(self) -> dict[str, Any]:
+        """What surgery and SRDML change in the RMSE with a shared layer, within each seed."""
+        theirs = self.reported.get(SHARED_BASELINE, {})
+        differences = {}
+        for method in self.methods:
+            ours = self.reported[method.key]
+            seeds = [seed for seed in ours if seed in theirs]
+            if method.shared_layer and method.key != SHARED_BASELINE and seeds:
+                per_seed = [_mean_test(ours[seed]) - _mean_test(theirs[seed]) for seed in seeds]
+                differences[method.key] = {"seeds": seeds, "per_seed": per_seed, "summary": _statistic(per_seed)}
+        return differences
 
     def _relations(self, method: Method) -> dict[str, Any]:
         found = {seed: fit.relations for seed, fit in self.reported[method.key].items() if fit.relations}

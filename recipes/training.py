@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
+from .conflicts import ConflictWatch
 from .data import Examples, Splits
 from .metrics import task_auc, task_metrics
-from .models import SeparateNetworks, SharedNetwork, TaskModel
+from .models import SeparateNetworks, SharedNetwork, TaskModel, task_losses
+from .surgery import Backward, Surgery
 
 __all__ = ["Job", "Method", "Schedule", "Trained", "train"]
 
@@ -32,6 +34,7 @@ class Method:
     shared: bool = True
     rule: str | None = None
     """Relation rule of SRDML; without one there is no regularizer."""
+    surgery: Surgery | None = None
 
     @property
     def parameter(self) -> str:
@@ -71,14 +74,11 @@ class Trained:
     """Mean over the tasks, each at its best epoch; so is the loss."""
     validation_loss: float
     curves: dict[str, list[float]]
+    """One value for each epoch. Share of conflicting task gradients: only of reported trainings with shared features."""
     relations: list[list[float]] | None = None
     """At the best epoch."""
     test: dict[str, list[float]] = field(default_factory=dict)
     """Metric to its value for each task."""
-
-
-class _Penalty(Protocol):
-    def __call__(self, *, losses: Mapping[str, Tensor]) -> Tensor: ...
 
 
 def train(job: Job, split: Callable[[int], Splits], schedule: Schedule) -> Trained:
@@ -98,20 +98,21 @@ def train(job: Job, split: Callable[[int], Splits], schedule: Schedule) -> Train
         model: TaskModel = network(splits.tasks, schedule.activation)
     decay = job.value if job.method.rule is None else 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=decay, foreach=True)
-    regularizer = _attach(job, model, optimizer, schedule)
+    watch = ConflictWatch(model) if job.reported and isinstance(model, SharedNetwork) else None
+    backward = _backward(job, model, optimizer, schedule)
     batches = torch.Generator().manual_seed(job.seed)
     best = _BestEpochs(model)
     curves: dict[str, list[float]] = {"training_loss": [], "validation_loss": [], "validation_auc": []}
     for _ in range(schedule.epochs):
-        curves["training_loss"].append(
-            _train_epoch(model, optimizer, regularizer, splits, schedule.batch_size, batches)
-        )
+        curves["training_loss"].append(_train_epoch(model, optimizer, backward, splits, schedule.batch_size, batches))
         logits = _predict(model, splits.validation)
         losses = _loss_per_task(logits, splits.validation.labels)
         areas = task_auc(logits, splits.validation.labels)
         curves["validation_loss"].append(float(losses.mean()))
         curves["validation_auc"].append(float(areas.mean()))
-        best.update(areas, losses, regularizer)
+        if watch is not None:
+            curves.setdefault("conflicts", []).append(watch.measure(splits.train))
+        best.update(areas, losses, backward)
     best.restore()
     trained = Trained(job, best.epochs, *best.scores(), curves, best.relations)
     if job.reported:
@@ -122,7 +123,7 @@ def train(job: Job, split: Callable[[int], Splits], schedule: Schedule) -> Train
 def _train_epoch(
     model: TaskModel,
     optimizer: torch.optim.Optimizer,
-    regularizer: _Penalty,
+    backward: Backward,
     splits: Splits,
     batch_size: int,
     generator: torch.Generator,
@@ -132,36 +133,32 @@ def _train_epoch(
     total = 0.0
     order = torch.randperm(len(splits.train.inputs), generator=generator)
     for rows in order.split(batch_size):
-        outputs = model(splits.train.inputs[rows])
-        labels = dict(zip(splits.tasks, splits.train.labels[rows].unbind(1)))
-        losses = {
-            task: functional.binary_cross_entropy_with_logits(outputs[task], labels[task]) for task in splits.tasks
-        }
-        loss = sum(losses.values()) + regularizer(losses=losses)
+        losses = task_losses(model(splits.train.inputs[rows]), splits.train.labels[rows])
         optimizer.zero_grad()
-        loss.backward()
+        backward(losses)
         optimizer.step()
-        total += torch.stack(list(losses.values())).mean().item() * len(rows)
+        total += torch.stack(losses).mean().item() * len(rows)
     return total / len(order)
 
 
-def _attach(job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, schedule: Schedule) -> _Penalty:
+def _backward(job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, schedule: Schedule) -> Backward:
     rule, strength = job.method.rule, job.value
-    if rule is None:
-        return _no_penalty
-    if rule == "authors":
-        # Their penalty is summed over the batch, where the other rules take the mean.
-        return SaliencyRegularizer.authors(
-            model, heads="heads", strength=strength / schedule.batch_size, optimizer=optimizer
+
+    def regularizer(surgery: Any) -> SaliencyRegularizer:
+        if rule == "authors":
+            # Their penalty is summed over the batch, where the other rules take the mean.
+            return SaliencyRegularizer.authors(
+                model, heads="heads", strength=strength / schedule.batch_size, optimizer=optimizer, surgery=surgery
+            )
+        relations: str | RelationWeights = rule or "fixed"
+        if rule == "entropic" and schedule.temperature is not None:
+            relations = RelationWeights(len(model.tasks), rule, temperature=schedule.temperature)
+        return SaliencyRegularizer(
+            model, heads="heads", strength=strength, relations=relations, optimizer=optimizer, surgery=surgery
         )
-    relations: str | RelationWeights = rule
-    if rule == "entropic" and schedule.temperature is not None:
-        relations = RelationWeights(len(model.tasks), rule, temperature=schedule.temperature)
-    return SaliencyRegularizer(model, heads="heads", strength=strength, relations=relations, optimizer=optimizer)
 
-
-def _no_penalty(**_: object) -> Tensor:
-    return torch.zeros(())
+    build = None if rule is None else regularizer
+    return Backward(model, "heads", model.tasks, optimizer, job.method.surgery, build, job.seed)
 
 
 @torch.no_grad()
@@ -191,7 +188,7 @@ class _BestEpochs:
         self.epochs = dict.fromkeys(self._tasks, 0)
         self.relations: list[list[float]] | None = None
 
-    def update(self, areas: Tensor, losses: Tensor, regularizer: _Penalty) -> None:
+    def update(self, areas: Tensor, losses: Tensor, backward: Backward) -> None:
         self._epoch += 1
         for index, (tasks, module) in enumerate(self._parts):
             columns = [self._tasks.index(task) for task in tasks]
@@ -200,8 +197,7 @@ class _BestEpochs:
                 self._best[index] = score
                 self._states[index] = copy.deepcopy(module.state_dict())
                 self.epochs.update(dict.fromkeys(tasks, self._epoch))
-                if isinstance(regularizer, SaliencyRegularizer):
-                    self.relations = regularizer.relations.matrix().tolist()
+                self.relations = backward.relations
 
     def restore(self) -> None:
         for (_, module), state in zip(self._parts, self._states):

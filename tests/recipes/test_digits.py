@@ -16,12 +16,15 @@ import pytest
 import torch
 
 from recipes.comparison import METHODS, Comparison
+from recipes.conflicts import ConflictWatch
 from recipes.data import TEST_IMAGES, digit_splits, most_per_class
 from recipes.digits import main
 from recipes.extras import need
 from recipes.metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
-from recipes.pictures import draw_learning_curves, draw_relations
+from recipes.models import SharedNetwork, task_losses
+from recipes.pictures import draw_conflicts, draw_learning_curves, draw_relations
 from recipes.runs import new_run_folder, write_json
+from recipes.surgery import MGDA_UB, MGDA_UB_UNIT
 from recipes.training import Job, Schedule, train
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +33,9 @@ TINY = [
     *("--weight-decays", "0", "1", "--strengths", "0.1", "1"),
 ]
 RULES = ("projected", "entropic", "authors")
+LEVELS = ("feature", "parameters")
+WITH_RELATIONS = (*(f"srdml_{rule}" for rule in RULES), *(f"srdml_pcgrad_{level}" for level in LEVELS))
+PICTURES = ("learning_curves", "learning_curves_surgery", "conflicts", *(f"relations_{key}" for key in WITH_RELATIONS))
 SCHEDULE = Schedule(epochs=3, batch_size=10, learning_rate=5e-3, activation="gelu")
 split = partial(digit_splits, train_per_class=3, validation_per_class=3)
 
@@ -72,7 +78,7 @@ class TestRun:
     def test_results_json_has_everything(self, finished):
         folder, _ = finished
         content = read(folder)
-        assert content["schema_version"] == 1
+        assert content["schema_version"] == 2
         assert content["status"] == "complete"
         assert content["wall_seconds"] > 0
         assert content["tasks"] == [str(digit) for digit in range(10)]
@@ -93,6 +99,10 @@ class TestRun:
             curves = content["learning_curves"][key]
             assert len(curves["validation_loss"]["mean"]) == len(curves["validation_auc"]["std"]) == 2
             assert len(curves["validation_auc"]["per_seed"]) == 2
+            assert ("conflicts" in curves) == METHODS[key].shared
+            if METHODS[key].shared:
+                shares = torch.tensor(curves["conflicts"]["per_seed"])
+                assert 0 <= shares.min() <= shares.max() <= 1
 
     def test_differences_are_paired_by_seed(self, finished):
         content = read(finished[0])
@@ -101,26 +111,26 @@ class TestRun:
         assert content["difference_to_hard_sharing"]["single_task"]["summary"]["auc"]["mean"] == pytest.approx(mean)
         assert "hard_sharing" not in content["difference_to_hard_sharing"]
 
-    def test_relations_of_every_rule_are_weights(self, finished):
+    def test_relations_of_every_regularizer_are_weights(self, finished):
         relations = read(finished[0])["relations"]
-        assert set(relations) == set(RULES)
-        for rule in RULES:
-            matrix = torch.tensor(relations[rule]["mean"])
-            assert relations[rule]["tasks"] == [str(digit) for digit in range(10)]
+        assert set(relations) == set(WITH_RELATIONS)
+        for key in WITH_RELATIONS:
+            matrix = torch.tensor(relations[key]["mean"])
+            assert relations[key]["tasks"] == [str(digit) for digit in range(10)]
             assert torch.equal(matrix, matrix.T)
             assert matrix.triu(1).sum() == pytest.approx(1.0)
             assert matrix.std() > 0
 
     def test_pictures_are_large_enough_for_print(self, finished):
         folder, _ = finished
-        for name in ("learning_curves", *(f"relations_{rule}" for rule in RULES)):
+        for name in PICTURES:
             width, height = size_of_png(folder / f"{name}.png")
             assert width > 900, name
             assert height > 600, name
 
     def test_folder_holds_nothing_else(self, finished):
         names = {path.name for path in finished[0].iterdir()}
-        assert names == {"results.json", "learning_curves.png", *(f"relations_{rule}.png" for rule in RULES)}
+        assert names == {"results.json", *(f"{name}.png" for name in PICTURES)}
 
     def test_printed_table_is_what_the_file_says(self, finished):
         folder, text = finished
@@ -131,6 +141,22 @@ class TestRun:
         assert "accuracy %" in text
         assert "3 training and 3 validation images per class" in text
         assert "Difference to hard sharing" in text
+
+    def test_both_levels_of_surgery_have_rows_of_their_own(self, finished):
+        folder, text = finished
+        content = read(folder)
+        labels = {method["label"] for method in content["methods"].values()}
+        for name in ("PCGrad", "SRDML w/ PCGrad"):
+            for level in LEVELS:
+                assert f"{name} ({level})" in labels
+                for table in ("Tuning, ", "Test, ", "Difference "):
+                    assert f"\n{name} ({level}) " in text.split(table)[1].split("\n\n")[0]
+            assert name not in labels, "a level is always named"
+        assert {"MGDA-UB", "MGDA-UB, unit gradients"} <= labels
+        assert set(content["difference_to_hard_sharing"]) == set(METHODS) - {"hard_sharing"}
+        for key, method in METHODS.items():
+            expected = "weight decay" if method.rule is None else "strength"
+            assert content["methods"][key]["tuning"]["parameter"] == expected
 
     def test_some_methods_with_relu_heads(self, tmp_path, capsys):
         arguments = ["--methods", "single_task", "srdml_authors", "--activation", "relu", "--seeds", "1"]
@@ -153,6 +179,49 @@ class TestHonesty:
             assert ours.curves == plain.curves
         other = train(job("srdml_projected", 1.0), split, SCHEDULE)
         assert other.curves["validation_loss"] != plain.curves["validation_loss"]
+
+    def test_surgery_acts(self):
+        """Every kind gives another model than hard sharing and than the others, from the same seed."""
+        keys = ("hard_sharing", "pcgrad_feature", "pcgrad_parameters", "mgda_ub", "mgda_ub_unit")
+        losses = [train(job(key), split, SCHEDULE).curves["validation_loss"] for key in keys]
+        for index, one in enumerate(losses):
+            assert one not in losses[:index], keys[index]
+
+    @pytest.mark.parametrize("level", LEVELS)
+    def test_srdml_with_surgery_at_strength_zero_is_that_surgery(self, level):
+        plain, ours, other = (
+            train(job(key, value), split, SCHEDULE)
+            for key, value in ((f"pcgrad_{level}", 0.0), (f"srdml_pcgrad_{level}", 0.0), (f"srdml_pcgrad_{level}", 1.0))
+        )
+        assert ours.test == plain.test
+        assert ours.curves == plain.curves
+        assert other.curves["validation_loss"] != plain.curves["validation_loss"]
+
+    def test_surgery_is_the_same_for_the_same_seed(self):
+        for key in ("pcgrad_feature", "srdml_pcgrad_parameters"):
+            one, same = (train(job(key, 0.1, seed=3), split, SCHEDULE) for _ in range(2))
+            assert one == same
+
+    def test_conflicts_are_those_of_the_task_gradients_at_the_feature_map(self):
+        splits = split(0)
+        torch.manual_seed(0)
+        model = SharedNetwork(splits.tasks, "gelu")
+        watch = ConflictWatch(model)
+        for parameter in model.parameters():
+            parameter.data *= 1.5
+        feature = model.backbone(splits.train.inputs)
+        losses = task_losses(
+            {task: head(feature).squeeze(1) for task, head in model.heads.items()}, splits.train.labels
+        )
+        rows = torch.stack([torch.autograd.grad(loss, feature, retain_graph=True)[0].flatten() for loss in losses])
+        products = (rows @ rows.T)[torch.triu_indices(10, 10, 1).unbind()]
+        assert watch.measure(splits.train) == pytest.approx(float((products < 0).float().mean()))
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    def test_mgda_prefers_small_gradients_and_its_variant_does_not(self):
+        gramian = torch.tensor([[1.0, 0.0], [0.0, 100.0]])
+        assert MGDA_UB.weighting(0)(gramian).tolist() == pytest.approx([100 / 101, 1 / 101], abs=1e-3)
+        assert MGDA_UB_UNIT.weighting(0)(gramian).tolist() == pytest.approx([0.5, 0.5])
 
     def test_training_leaves_the_random_state_alone(self):
         before = torch.get_rng_state()
@@ -287,7 +356,7 @@ class TestInterrupt:
         assert "AUC %" in printed
         assert read(folder)["status"] == "interrupted"
         assert 2 <= self.seeds_done(folder) < 300
-        assert size_of_png(folder / "relations_entropic.png")
+        assert size_of_png(folder / "relations_srdml_entropic.png")
         assert size_of_png(folder / "learning_curves.png")
         # Another run in other processes, to the last digit.
         for key, method in read(folder)["methods"].items():
@@ -313,6 +382,7 @@ class TestOptions:
             (["--strengths", "1"], "Type as many of the one as of the other"),
             (["--strengths", "1", "1", "2"], "Type each value once"),
             (["--methods", "srdml"], "choose from"),
+            (["--methods", "pcgrad"], "choose from"),
             (["--activation", "tanh"], "choose from"),
             (["--name", "a/b"], "Type a plain folder name"),
             (["--train-per-class", "100"], "Type --train-per-class 77 or less"),
@@ -376,5 +446,6 @@ class TestHouse:
         statistic = {"mean": [0.5, float("nan"), 1.0], "std": [0.0, 0.0, 0.0]}
         curves = {"a": {"seeds": [0], "validation_loss": statistic, "validation_auc": statistic}}
         draw_learning_curves(tmp_path / "two.png", curves, {"a": "A"})
-        assert size_of_png(tmp_path / "one.png")
-        assert size_of_png(tmp_path / "two.png")
+        draw_conflicts(tmp_path / "three.png", {"b": {"seeds": [0, 1], "conflicts": statistic}}, {"a": "A", "b": "B"})
+        for name in ("one", "two", "three"):
+            assert size_of_png(tmp_path / f"{name}.png")

@@ -14,18 +14,11 @@ import torch
 from torch import nn
 
 from recipes.synthetic import main
+from recipes.synthetic_closed_forms import mean_regularised, pooled, ridge
 from recipes.synthetic_data import FACTORS, FEATURES, TASKS, Problem
-from recipes.synthetic_methods import (
-    METHODS,
-    Job,
-    Schedule,
-    Setting,
-    fit,
-    mean_regularised,
-    pooled,
-    ridge,
-)
+from recipes.synthetic_methods import METHODS, SHARED_BASELINE, Setting
 from recipes.synthetic_study import Study, relation_quality
+from recipes.synthetic_training import Job, LinearTasks, Schedule, fit
 from saliency_reg import SaliencyRegularizer
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +165,17 @@ class TestClosedForms:
 
 
 class TestTraining:
-    @pytest.mark.parametrize("key", ["single_adam", "l1_entropic", "sqchordal_authors", "mean_regularised"])
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "single_adam",
+            "l1_entropic",
+            "sqchordal_authors",
+            "mean_regularised",
+            "shared_pcgrad_parameters",
+            "shared_srdml_pcgrad_feature",
+        ],
+    )
     def test_same_seed_same_numbers(self, key):
         one, same = (fit(job(key), Problem(), SHORT) for _ in range(2))
         assert one == same
@@ -214,6 +217,48 @@ class TestTraining:
         assert sum(ours.test_rmse) < 0.3 * sum(alone.test_rmse)
 
 
+class TestSharedLayer:
+    def test_weights_are_those_of_the_whole_model(self):
+        inputs = torch.randn(7, FEATURES)
+        for shared_layer in (False, True):
+            model = LinearTasks(shared_layer)
+            torch.testing.assert_close(model(inputs), inputs @ model.weights().T)
+
+    def test_surgery_acts_on_the_parameters_and_mgda_at_the_feature_map(self):
+        setting = Setting(learning_rate=0.01)
+        keys = (SHARED_BASELINE, "shared_pcgrad_parameters", "shared_mgda_ub")
+        errors = [fit(job(key, setting), Problem(), SHORT).test_rmse for key in keys]
+        for index, one in enumerate(errors):
+            assert one not in errors[:index], keys[index]
+
+    @pytest.mark.parametrize("shared_inputs", [False, True])
+    @pytest.mark.parametrize(
+        ("key", "same", "setting"),
+        [
+            ("shared_pcgrad_feature", SHARED_BASELINE, Setting(learning_rate=0.01)),
+            ("shared_srdml_pcgrad_feature", "shared_l1_entropic", Setting(10.0, temperature=0.5, learning_rate=0.1)),
+        ],
+    )
+    def test_at_the_feature_map_nothing_conflicts(self, key, same, setting, shared_inputs):
+        """Each task has samples of its own: no product of two gradients is anything but zero."""
+        problem = Problem(shared_inputs=shared_inputs)
+        ours, theirs = (fit(job(name, setting), problem, SHORT) for name in (key, same))
+        assert ours.test_rmse == theirs.test_rmse
+        assert ours.relations == theirs.relations
+
+    @pytest.mark.parametrize("level", ["feature", "parameters"])
+    def test_srdml_with_surgery_at_strength_zero_is_that_surgery(self, level):
+        plain = fit(job(f"shared_pcgrad_{level}", Setting(learning_rate=0.01)), Problem(), SHORT)
+        ours = fit(job(f"shared_srdml_pcgrad_{level}", Setting(0.0, learning_rate=0.01)), Problem(), SHORT)
+        other = fit(job(f"shared_srdml_pcgrad_{level}", Setting(3.0, learning_rate=0.01)), Problem(), SHORT)
+        assert ours.test_rmse == plain.test_rmse
+        assert other.test_rmse != plain.test_rmse
+
+    def test_all_tasks_have_one_best_step(self):
+        fitted = fit(job(SHARED_BASELINE, Setting(learning_rate=0.3)), Problem(), SHORT)
+        assert len(set(fitted.best_steps)) == 1
+
+
 class TestStudy:
     def test_quality_of_the_true_relations(self):
         factors = torch.tensor(FACTORS).double()
@@ -240,8 +285,11 @@ class TestStudy:
 
     def test_every_trained_method_has_as_many_trials(self):
         counts = {key: len(method.settings) for key, method in METHODS.items() if method.settings}
-        assert set(counts.values()) == {12}
-        assert len(counts) == 9
+        shared = {key: count for key, count in counts.items() if METHODS[key].shared_layer}
+        assert set(shared.values()) == {4}
+        assert len(shared) == 7
+        assert {count for key, count in counts.items() if key not in shared} == {12}
+        assert len(counts) == 9 + 7
         for method in METHODS.values():
             assert len(set(method.settings)) == len(method.settings)
 
@@ -249,7 +297,7 @@ class TestStudy:
 class TestRun:
     def test_results_json_has_everything(self, finished):
         content = json.loads((finished[0] / "results.json").read_text(encoding="utf-8"))
-        assert content["schema_version"] == 1
+        assert content["schema_version"] == 2
         assert content["status"] == "complete"
         assert content["tasks"] == list(TASKS)
         assert not set(content["seeds"]) & set(content["tuning_seeds"])
@@ -265,6 +313,33 @@ class TestRun:
         assert set(content["relations"]) == {key for key, method in METHODS.items() if method.rule}
         for relations in content["relations"].values():
             assert torch.tensor(relations["mean"]).triu(1).sum() == pytest.approx(1.0)
+
+    def test_differences_to_hard_sharing_are_paired_by_seed(self, finished):
+        content = json.loads((finished[0] / "results.json").read_text(encoding="utf-8"))
+        differences = content["difference_to_shared_hard_sharing"]
+        assert set(differences) == {key for key in METHODS if key.startswith("shared_")} - {SHARED_BASELINE}
+        errors = {
+            key: [result["rmse"] for result in content["methods"][key]["per_seed"]]
+            for key in (SHARED_BASELINE, *differences)
+        }
+        for key, difference in differences.items():
+            assert difference["seeds"] == [0, 1]
+            expected = [ours - theirs for ours, theirs in zip(errors[key], errors[SHARED_BASELINE])]
+            assert difference["per_seed"] == pytest.approx(expected)
+            assert difference["summary"]["mean"] == pytest.approx(sum(expected) / 2)
+        assert differences["shared_pcgrad_feature"]["per_seed"] == [0, 0]
+        assert all(differences["shared_pcgrad_parameters"]["per_seed"])
+
+    def test_rows_name_the_level_of_surgery(self, finished):
+        text = finished[1]
+        tables = [
+            text.split(title)[1].split("\n\n")[0] for title in ("\nTuning, ", "\nTest, ", "\nShared layer: test ")
+        ]
+        for name in ("PCGrad", "SRDML w/ PCGrad"):
+            for level in ("feature", "parameters"):
+                assert all(f"\nShared layer, {name} ({level}) " in table for table in tables)
+        assert all("\nShared layer, MGDA-UB " in table for table in tables)
+        assert "never conflict" in text
 
     def test_picture_and_table(self, finished):
         folder, text = finished
@@ -282,6 +357,7 @@ class TestRun:
         printed = capsys.readouterr().out
         assert "the same for all tasks" in printed
         assert "Relations" not in printed
+        assert "Shared layer" not in printed
         assert "a normal vector" in printed
         (folder,) = tmp_path.iterdir()
         assert {path.name for path in folder.iterdir()} == {"results.json"}
