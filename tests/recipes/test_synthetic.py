@@ -401,7 +401,7 @@ class TestRun:
             "--trials",
             "1",
         ]
-        command += ["--tuning-seeds", "1", "--seeds", "900", "--steps", "20", "--workers", "1", "--out", str(tmp_path)]
+        command += ["--tuning-seeds", "1", "--seeds", "900", "--steps", "300", "--workers", "1", "--out", str(tmp_path)]
         process = subprocess.Popen([*command, "--name", "one"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         results = tmp_path / "one" / "results.json"
         deadline = time.monotonic() + 60
