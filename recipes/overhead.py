@@ -214,7 +214,7 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
         label = LABELS[row["step"]]
         if row["variant"] is not None:
             label += f", {VARIANTS[row['variant']][0]}"
-        if row["max_tasks_per_step"] is not None:
+        if row["max_tasks_per_step"] is not None and row["step"] != "surgery":  # which weighs all tasks
             label += f", {row['max_tasks_per_step']} sampled"
         floor = _interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
         memory = f"{row['memory_ratio_to_plain']:.3f}" if "memory_ratio_to_plain" in row else ""
