@@ -402,7 +402,14 @@ class TestRun:
             "1",
         ]
         command += ["--tuning-seeds", "1", "--seeds", "900", "--steps", "300", "--workers", "1", "--out", str(tmp_path)]
-        process = subprocess.Popen([*command, "--name", "one"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*command, "--name", "one"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A shell that runs the tests in the background lets its children ignore the signal.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         results = tmp_path / "one" / "results.json"
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not _reported(results):
