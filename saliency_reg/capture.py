@@ -8,17 +8,18 @@ again in the backward pass.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
 
+from .compiled import check_not_compiled
 from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
 from .fork import Anchor
 from .fork_surgery import ForkSurgery
-from .forked import ForkedForward, is_plainly, tensor_places
+from .forked import tensor_places
+from .forking import Forking
 from .forward import (
     Captured,
     Cut,
@@ -95,11 +96,7 @@ class FeatureCapture:
                 "under surgery the output of a head with a column per task is watched, which a function of what it returns "
                 "does not allow. Type a key, an attribute or an index as output=, or choose the module that returns them."
             )
-        self._surgery = surgery
-        self._channel_axis = channel_axis if channel_axis is None or isinstance(channel_axis, int) else None
-        self._told_of_other_tensors = False
-        self._fork: ForkedForward | None = None
-        self._ran_with_gradients: set[int] = set()
+        self._forking = None if surgery is None else Forking(surgery, heads, feature is not None, channel_axis)
         self._latest: Forward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
@@ -126,13 +123,13 @@ class FeatureCapture:
     def remove(self) -> None:
         """Take all hooks off and forget the latest forward."""
         self._hooks.remove()
-        self._latest = self._fork = None
+        self._forget()
         self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
 
     def drop(self) -> None:
         """Forget the latest forward. One without gradients stays: it holds nothing."""
         if self._latest is not None and self._latest.active:
-            self._latest = self._fork = None
+            self._forget()
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
 
     def describe(self) -> tuple[str, str]:
@@ -157,8 +154,9 @@ class FeatureCapture:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
-        cuts, fork = self._cuts(forward), None if self._fork is None else self._fork.fork
-        self._latest, self._fork, self._running = None, None, False
+        cuts, fork = self._cuts(forward), None if self._forking is None else self._forking.fork
+        self._forget()
+        self._running = False
         self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
         captured = checked_forward(forward, self.heads, self.feature_names)
         for one in captured or ():
@@ -171,7 +169,12 @@ class FeatureCapture:
             for seen in forward.features.values()
             if seen.edge is not None and seen.anchor is not None
         ]
-        return named + ([] if self._fork is None else self._fork.cuts())
+        return named + ([] if self._forking is None else self._forking.cuts)
+
+    def _forget(self) -> None:
+        self._latest = None
+        if self._forking is not None:
+            self._forking.forget()
 
     # What the hooks call, in the order in which a forward runs.
 
@@ -190,7 +193,7 @@ class FeatureCapture:
         self._running = False
         exception = sys.exc_info()[1]
         if exception is not None and exception is not self._exception_before:
-            self._latest = self._fork = None
+            self._forget()
             self._why_none = "the latest forward raised an exception. Call the model again"
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
@@ -226,8 +229,9 @@ class FeatureCapture:
             return None
         replaced = self._require_grad(feature)
         anchor = None
-        if replaced is None and self.fork and self._operates() and feature.requires_grad:
-            replaced, anchor = Anchor.apply(self._surgery, feature)
+        forking = self._operating()
+        if replaced is None and self.fork and forking is not None and feature.requires_grad:
+            replaced, anchor = Anchor.apply(forking.surgery, feature)
         seen = feature if replaced is None else replaced
         forward.features[index] = SeenFeature(seen, place_in_graph(seen), version_of(seen), anchor)
         return replaced
@@ -242,12 +246,17 @@ class FeatureCapture:
         records = self._records()
         if records:
             self._before_recorded_head(index)
-            self._ran_with_gradients.add(index)
-        if self._operates():
-            if not records:
-                self._check_recomputation(index)
-            elif any(tensor.requires_grad for _, tensor in tensor_places(args, kwargs)):
-                return self._forked(index, source, args, kwargs)
+        forking = self._operating()
+        if forking is not None and not records:
+            forking.check_recomputation(index)
+        elif forking is not None:
+            forking.runs(index)
+            if any(tensor.requires_grad for _, tensor in tensor_places(args, kwargs)):
+                forward = self._current()
+                features = [forward.features[feature].tensor for feature in sorted(forward.features)]
+                forward.runs[index], args, kwargs = forking.hand_out(index, source, features, args, kwargs)
+                forward.forked = True
+                return args, kwargs
         if source is None or place is None:
             if records:
                 self._current().runs[index] = HeadRun(None, None, None, -1)
@@ -265,71 +274,12 @@ class FeatureCapture:
             forward.runs[index] = HeadRun(source, source_edge, place_in_graph(alias), version_of(source))
         return None if alias is source else put_argument(args, kwargs, (place,), alias)
 
-    def _forked(self, index: int, source: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Hand the head its aliases of what all heads read: the named feature maps, or else its first tensor."""
-        assert self._surgery is not None
-        if self._fork is not None and self._fork.done and not self._running:
-            self._begin()
-        forward = self._current()
-        places = [(way, tensor) for way, tensor in tensor_places(args, kwargs) if tensor.requires_grad]
-        named = [forward.features[feature].tensor for feature in sorted(forward.features)]
-        read = [feature for feature in named if any(is_plainly(tensor, feature) for _, tensor in places)]
-        if not read:
-            read = self._first_of(index, source, places)
-        if self._fork is None:
-            self._fork = ForkedForward(self._surgery, read, len(self.heads.modules))
-        elif not self._fork.reads_the_same(read):
-            raise CaptureError(
-                f"under surgery all heads must read the same tensors: head {self.heads.names[index]!r} reads "
-                f"{[list(tensor.shape) for tensor in read]}, those before it read "
-                f"{[list(tensor.shape) for tensor in self._fork.sources]}, or others of that shape. Make what lies between "
-                "(dropout, pooling, gradient reversal) a part of the heads, or use ParameterSurgery. If the heads before it "
-                "ran for something else, run them under no_grad."
-            )
-        forward.forked = True
-        run = HeadRun(source, None, None, -1)
-        if source is not None:
-            run.source_edge, run.version = place_in_graph(source), version_of(source)
-        for alias, shared in zip(self._fork.aliases(index), read):
-            for way, tensor in places:
-                if is_plainly(tensor, shared):
-                    args, kwargs = put_argument(args, kwargs, way, alias)
-            if run.edge is None and source is not None and is_plainly(source, shared):
-                run.edge = place_in_graph(alias)
-        forward.runs[index] = run
-        return args, kwargs
-
-    def _first_of(self, index: int, source: Tensor | None, places: Sequence[tuple[Any, Tensor]]) -> list[Tensor]:
-        """What a head shares with the others where no feature is named."""
-        others = [tensor for _, tensor in places if source is None or not is_plainly(tensor, source)]
-        if source is None or not source.requires_grad:
-            raise CaptureError(
-                f"under surgery it must be clear what the heads share: head {self.heads.names[index]!r} reads tensors that "
-                f"require grad, {[list(tensor.shape) for tensor in others]}, but not as its first argument. Name the "
-                "modules that they come from: feature='backbone', or feature=['layer3', 'layer4']."
-            )
-        if others and not self.feature_names and not self._told_of_other_tensors:
-            self._told_of_other_tensors = True
-            warnings.warn(
-                f"head {self.heads.names[index]!r} also reads a tensor {list(others[0].shape)} that requires grad; "
-                "gradients through it are not weighed. If the heads share it, name all that they share: feature=['layer3', "
-                "'layer4'].",
-                UserWarning,
-                stacklevel=2,
-            )
-        return [source]
-
-    def _check_recomputation(self, index: int) -> None:
-        if index not in self._ran_with_gradients:
-            raise CaptureError(
-                f"head {self.heads.names[index]!r} runs for the first time in the backward pass, inside a reentrant "
-                "checkpoint, where its gradient cannot be weighed against those of the others. Type use_reentrant=False."
-            )
-
     def _before_recorded_head(self, index: int) -> None:
         """Begin a forward where the model is not called as a whole; note what cannot be used."""
         forward = self._current()
-        if not self._running and forward.complete:
+        if not self._running and self._forking is not None and self._forking.done:
+            self._begin()
+        elif not self._running and forward.complete:
             self._begin().displaced = len(forward.runs)
         elif not self._running and index in forward.runs:
             self._begin()
@@ -353,38 +303,14 @@ class FeatureCapture:
             )
         run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
         run.changed_source = run.source is not None and version_of(run.source) != run.version
-        return None if self._fork is None else self._after_forked_head(self._fork, index, output, run)
-
-    def _after_forked_head(self, fork: ForkedForward, index: int, output: Any, run: HeadRun) -> Any:
-        name, items = self.heads.names[index], self._output_items[index]
-        if fork.changed_in_place:
-            raise CaptureError(
-                f"head {name!r} changes the feature map in place (ReLU(inplace=True), +=, ...), so that under surgery the "
-                "other heads would read what its gradient does not tell. Type inplace=False."
-            )
-        if not self.heads.columns:
-            # Where a penalty comes back through the heads too: the gradient of the losses alone.
-            if not self.fork or items or not isinstance(output, Tensor) or not output.requires_grad:
-                return None
-            return fork.watch(output, index)
-        if not isinstance(run.output, Tensor) or not run.output.requires_grad:
-            raise CaptureError(
-                f"under surgery the output of head {name!r} must be a tensor with a column per task and a graph, found "
-                f"{contents(output)}. Say which part it is with output='logits' (a key or attribute) or output=0 (an index)."
-            )
+        if self._forking is None:
+            return None
         feature = self._current().features.get(0)
-        tapped = fork.tap(
-            run.output,
-            self.heads.modules[index],
-            len(self.heads.tasks),
-            run.whole,
-            (fork.sources[0] if feature is None else feature.tensor).shape,
-            self._channel_axis,
-        )
-        return put(output, [item for item in items if not callable(item)], tapped)
+        named = None if feature is None else feature.tensor
+        return self._forking.after_head(index, output, run, items, named, self.fork)
 
-    def _operates(self) -> bool:
-        return self._surgery is not None and self._surgery.enabled
+    def _operating(self) -> Forking | None:
+        return self._forking if self._forking is not None and self._forking.operates else None
 
     def _live(self) -> bool:
         return self.enabled and torch.is_grad_enabled()
@@ -398,10 +324,9 @@ class FeatureCapture:
         return latest if latest is not None and latest.active else self._begin()
 
     def _begin(self) -> Forward:
-        self._latest, self._fork = Forward(active=torch.is_grad_enabled()), None
-        if self._surgery is not None and self._latest.active:
-            self._surgery.forward_begins()
-        self._ran_with_gradients.clear()
+        self._latest = Forward(active=torch.is_grad_enabled())
+        if self._forking is not None:
+            self._forking.begin(self._latest.active)
         return self._latest
 
     def _require_grad(self, tensor: Tensor) -> Tensor | None:
@@ -445,33 +370,3 @@ def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Head
                 f"output= must be a key, an attribute, an index or a function, found {type(part).__name__}."
             )
     return [() if part is None else (part,) for part in parts]
-
-
-def check_not_compiled(model: nn.Module, heads: Heads) -> None:
-    """Compiled code has no second derivative, and a model compiled as a whole hides what its hooks would see.
-
-    Raises:
-        ConfigurationError: the model or a part of a head is compiled.
-    """
-    inside = [
-        (f"{name}.{inner}" if inner else name, module)
-        for name, head in zip(heads.names, heads.modules)
-        for inner, module in head.named_modules()
-    ]
-    heads_inside = {id(head) for head in heads.modules}
-    around = [
-        (name or "the model", module)
-        for name, module in model.named_modules()
-        if _is_compiled(module) and any(id(part) in heads_inside for part in module.modules())
-    ]
-    for name, module in [*around, *inside]:
-        if _is_compiled(module):
-            raise ConfigurationError(
-                f"{name} is compiled by torch.compile, which has no second derivative and hides what hooks see. Compile the "
-                "backbone alone: model.backbone = torch.compile(model.backbone)."
-            )
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # Not hasattr: a wrapper may pass unknown names on to a part of it.
-    return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
