@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .compiled import check_not_compiled
-from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
+from .errors import AlreadyAttachedError, ConfigurationError, TaskError, WrongTypeError
 from .fork import Anchor
 from .fork_surgery import ForkSurgery
 from .forked import tensor_places
@@ -25,6 +25,7 @@ from .forward import (
     Cut,
     Forward,
     HeadRun,
+    NoHeadRanError,
     SeenFeature,
     checked_forward,
     place_in_graph,
@@ -147,11 +148,12 @@ class FeatureCapture:
         """Return the feature maps of the latest forward and release it; ``None`` if it ran without gradients.
 
         Raises:
-            CaptureError: there is no unread forward, or it cannot be used; the message says why.
+            NoHeadRanError: there is no unread forward, or one without heads.
+            CaptureError: it cannot be used; the message says why.
         """
         forward = self._latest
         if forward is None:
-            raise CaptureError(f"{self._why_none}. It reads each forward once.")
+            raise NoHeadRanError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
         cuts, fork = self._cuts(forward), None if self._forking is None else self._forking.fork

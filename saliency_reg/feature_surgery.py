@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .capture import FeatureCapture, FeatureChoice
+from .distributed import Ranks
 from .errors import WrongTypeError
 from .fork_surgery import ForkSurgery
 from .heads import HeadsChoice, resolve_heads
@@ -45,7 +46,8 @@ class FeatureSurgery(ForkSurgery, Removable):
         output: which part of what a head returns is the task's output (for one head with a column per task).
         channel_axis: of the feature map, to find those columns: as in :func:`task_saliencies`.
         optimizer: only to be checked: one that calls a closure several times per step cannot be used.
-        process_group: the data-parallel processes; by default a new group over all of them.
+        process_group: the data-parallel processes: a group of torch.distributed, or ``"local"`` for this process alone. By
+            default a new group, over the processes of a ``DistributedDataParallel`` around the model, or over all.
 
     Raises:
         SaliencyRegError: one of its kinds, for arguments that cannot work; the model is then left as it was.
@@ -79,7 +81,7 @@ class FeatureSurgery(ForkSurgery, Removable):
         if not isinstance(model, nn.Module):
             raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
         found = resolve_heads(model, heads, tasks)
-        super().__init__(found.tasks, PCGrad() if weighting is None else weighting, process_group)
+        super().__init__(found.tasks, PCGrad() if weighting is None else weighting, Ranks(process_group, model))
         if optimizer is not None:
             check_not_closure_only(unwrap_optimizer(optimizer))
         self._capture: FeatureCapture | None = FeatureCapture(

@@ -33,10 +33,10 @@ class ForkSurgery(StateModule):
     Args:
         tasks: T names.
         weighting: Gramian to weights, see :class:`PCGrad`.
-        process_group: the data-parallel processes; by default a new group over all of them.
+        ranks: the data-parallel processes.
     """
 
-    def __init__(self, tasks: Sequence[str], weighting: Any, process_group: Any = None) -> None:
+    def __init__(self, tasks: Sequence[str], weighting: Any, ranks: Ranks) -> None:
         super().__init__()
         self.tasks = tuple(tasks)
         self.weighting: Weighting = check_weighting(weighting, len(self.tasks))
@@ -44,7 +44,7 @@ class ForkSurgery(StateModule):
         self.enabled = True
         #: Whether :attr:`task_gradients` are kept, which takes the memory of T gradients of the feature map.
         self.keep_task_gradients = False
-        self.ranks = Ranks(process_group)
+        self.ranks = ranks
         self.ranks.prepare()  # here, where all processes are, if there are several already
         self.arrived = torch.zeros(len(self.tasks), dtype=torch.bool)
         self._mode = _Mode.COMBINE

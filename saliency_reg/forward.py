@@ -19,12 +19,17 @@ __all__ = [
     "Cut",
     "Forward",
     "HeadRun",
+    "NoHeadRanError",
     "SeenFeature",
     "checked_forward",
     "place_in_graph",
     "same_tensor",
     "version_of",
 ]
+
+
+class NoHeadRanError(CaptureError):
+    """The forward came to its end, but without any of the heads: with several processes that may be meant."""
 
 
 @dataclass
@@ -98,7 +103,7 @@ def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]
     names = heads.names
     present = sorted(forward.runs)
     if not present:
-        raise CaptureError(
+        raise NoHeadRanError(
             f"no head ran in the latest forward; the heads are {list(names)}. Choose heads that the model's forward "
             "calls as modules, head(feature), not inside a reentrant checkpoint (type use_reentrant=False), or pass "
             "regularizer(outputs=..., features=...)."

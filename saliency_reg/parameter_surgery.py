@@ -72,7 +72,8 @@ class ParameterSurgery(StateModule, Removable):
             passes instead of T. Otherwise there are T, of the measured parameters.
         optimizer: one whose ``step`` is to be refused without a ``backward`` of this object before, see
             :meth:`attach_optimizer`.
-        process_group: the data-parallel processes; by default a new group over all of them.
+        process_group: the data-parallel processes: a group of torch.distributed, or ``"local"`` for this process alone. By
+            default a new group, over the processes of a ``DistributedDataParallel`` around the model, or over all.
 
     Raises:
         SaliencyRegError: one of its kinds, for arguments that cannot work.
@@ -134,7 +135,7 @@ class ParameterSurgery(StateModule, Removable):
         # Mirrors of buffers, so that a device is never waited for.
         self._steps = 0
         self._has_weights = False
-        self.ranks = Ranks(process_group)
+        self.ranks = Ranks(process_group, model)
         self._agreed = False
         self._report: SurgeryReport | None = None
         #: Of the micro-batches so far.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -30,17 +28,13 @@ class PendingDistances(StateModule):
         self.register_buffer("samples", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
 
     @torch.no_grad()
-    def add(self, distances: Tensor, present: list[int], batch_size: int) -> None:
-        """Add ``[t, t]`` distances of the tasks ``present``; a batch with values that are not finite is left out."""
-        place: Any = ...
-        if len(present) < len(self.distances):
-            index = torch.tensor(present, device=self.distances.device)
-            place = (index.unsqueeze(1), index)
-        distances = distances.to(self.distances)
+    def add(self, distances: Tensor, samples: Tensor) -> None:
+        """Add ``[T, T]`` distances of so many samples, 0 for pairs without; if one is not finite, none counts."""
+        distances, samples = distances.to(self.distances), samples.to(self.samples)
         finite = torch.isfinite(distances).all()
-        weight = batch_size if self.reduction == "mean" else 1
-        self.distances[place] += torch.where(finite, distances * weight, torch.zeros_like(distances))
-        self.samples[place] += finite * batch_size
+        weight = samples if self.reduction == "mean" else 1
+        self.distances += torch.where(finite, distances * weight, torch.zeros_like(distances))
+        self.samples += finite * samples
 
     @torch.no_grad()
     def take(self) -> tuple[Tensor, Tensor]:

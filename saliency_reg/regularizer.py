@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .capture import FeatureCapture, FeatureChoice
 from .distances import BOUNDED_METRICS, check_metric, check_reduction, pairwise_distances
+from .distributed import Ranks
 from .errors import (
     CaptureError,
     ConfigurationError,
@@ -24,10 +26,10 @@ from .errors import (
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .first_call import FirstCall
 from .fork_surgery import ForkSurgery
-from .forward import Captured
-from .gramian import spread
+from .forward import Captured, NoHeadRanError
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, check_not_closure_only, unwrap_optimizer
+from .joined_batch import Brought, Joined, JoinedBatch
 from .lookup import first_few
 from .outside_surgery import kept_out_of_surgery
 from .pending import PendingDistances
@@ -59,6 +61,11 @@ class SaliencyRegularizer(StateModule, Removable):
     no random number and has no parameters. Hooks on tensors between the feature map and the outputs (full backward
     hooks of heads included) do see the gradient that is taken here.
 
+    In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
+    every process has to make (also without samples or heads). What is returned is scaled such that the mean over the
+    processes is the penalty of the joined batch, as ``DistributedDataParallel`` takes the mean of the gradients:
+    ``N n_r / n`` times that of the ``n_r`` samples here, of ``n`` in ``N`` processes; ``N`` times for ``reduction="sum"``.
+
     Where the authors' code differs from the defaults: it sums over the batch, so that its 0.1 is a ``strength`` of 0.1
     times the batch size here, and learns the relations by another rule. :meth:`authors` follows it exactly.
 
@@ -87,7 +94,9 @@ class SaliencyRegularizer(StateModule, Removable):
         surgery: gradient surgery between the tasks at the feature map that the heads share ("SRDML w/ PCGrad"):
             :class:`PCGrad`, a Gramian weighting of TorchJD, or any callable ``[T, T] -> [T]``. ``loss.backward()`` stays as
             it is; the penalty's gradient is added, never weighed. What it means: :class:`FeatureSurgery`.
-        process_group: for surgery in several processes, as there.
+        process_group: the data-parallel processes, whose joined batch the penalty and the relations are of: a group of
+            torch.distributed, or ``"local"`` for this process alone. By default a new group, over the processes of a
+            ``DistributedDataParallel`` around the model, or over all.
         warmup_steps: the strength rises linearly over this many optimizer steps.
         start_step: the strength is 0 for this many optimizer steps before that.
         loss_reduction: what 0-dim task losses are for ``target="loss"``: the ``"mean"`` over the samples of the batch, or
@@ -181,7 +190,11 @@ class SaliencyRegularizer(StateModule, Removable):
         self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
         self.pending = PendingDistances(len(self.tasks), reduction)
         self.sampler = TaskSampler(max_tasks_per_step, seed)
-        self.surgery = None if surgery is None else ForkSurgery(self.tasks, _level_checked(surgery), process_group)
+        self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model))
+        self.surgery = None
+        if surgery is not None:
+            self._joiner.ranks.prepare()  # here, where all processes are, if there are several already
+            self.surgery = ForkSurgery(self.tasks, _level_checked(surgery), self._joiner.ranks)
         self._first_call = FirstCall(cross_sample)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -266,7 +279,8 @@ class SaliencyRegularizer(StateModule, Removable):
 
         Returns:
             0-dim, ``>= 0``, float32 or float64, on the feature map's device. Zero under ``no_grad``, for outputs without a
-            graph, for fewer than two tasks in this step, and while ``enabled`` is false.
+            graph, for fewer than two tasks in this step, and while ``enabled`` is false. In several processes: this one's
+            part, such that the mean over the processes is the penalty of the joined batch.
 
         Raises:
             CaptureError: no unread forward, or one that cannot be used.
@@ -283,13 +297,11 @@ class SaliencyRegularizer(StateModule, Removable):
                     "regularizer() after the model, or leave surgery= out."
                 )
             captured = captured_by_hand(outputs, features, self.tasks)
-        elif self._capture is None:
-            raise CaptureError(
-                "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
-                "model, or pass regularizer(outputs=..., features=...)."
-            )
         else:
-            captured = self._capture.take()
+            try:
+                captured = self._take()
+            except NoHeadRanError as error:
+                return self._nothing_here(error)
         if captured is None:
             return self._zero()
         with nullcontext() if self.surgery is None else self.surgery.passing():
@@ -307,11 +319,13 @@ class SaliencyRegularizer(StateModule, Removable):
         total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
-        only, factor = self.sampler.choose(range(len(self.tasks)) if columns else captured[0].present)
+        only, factor = self._sample(range(len(self.tasks)) if columns else captured[0].present)
         evaluated = self._evaluator.evaluate(
             captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0, only=only
         )
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
+            if self._joiner.ranks.size > 1:  # the others may have more
+                self._join(Brought([], None, 0, total_loss), feature.device, strength * factor)
             return self._zero(feature)
         if not evaluated.closed_form:
             needed = self.surgery is not None
@@ -418,41 +432,102 @@ class SaliencyRegularizer(StateModule, Removable):
 
     # How it is done.
 
+    def _take(self) -> list[Captured] | None:
+        if self._capture is None:
+            raise CaptureError(
+                "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
+                "model, or pass regularizer(outputs=..., features=...)."
+            )
+        return self._capture.take()
+
+    def _nothing_here(self, error: NoHeadRanError) -> Tensor:
+        """No head ran on this process: right if one did on another."""
+        zero = self._zero()
+        if self._joiner.ranks.size == 1:
+            raise error
+        _, factor = self._sample(())
+        joined = self._join(Brought([], None, 0, None), zero.device, self.current_strength * factor)
+        if not bool(joined.samples.any()):
+            raise error
+        return zero
+
+    def _sample(self, ran: Sequence[int]) -> tuple[list[int] | None, float]:
+        """Tasks of this step. In several processes they are drawn from all tasks: those that ran may differ."""
+        if self._joiner.ranks.size == 1:
+            return self.sampler.choose(ran)
+        return self.sampler.choose(range(len(self.tasks)))
+
     def _penalty(self, evaluated: Evaluated, feature: Tensor, factor: float, losses: Tensor | None) -> Tensor:
         present = evaluated.present
         distances = pairwise_distances(evaluated.saliencies, self.metric, self.reduction)
         if self.reduction == "sum" and evaluated.saliencies.shape[1] != evaluated.batch_size:
             distances = distances * evaluated.batch_size  # one row stands for all samples
-        if self.check_finite and not torch.isfinite(distances).all():
-            raise NonFiniteError(
-                f"the distances between {[self.tasks[task] for task in present]} hold NaN or infinite values. Look at the "
-                "outputs and the feature map of this batch, or leave check_finite=False and let GradScaler skip the step."
-            )
         if self.steps.device != distances.device:
             self.to(distances.device)
-        relations = self.relations.matrix()
-        among_present = relations if len(present) == len(self.tasks) else relations[present][:, present]
+        brought = Brought(present, distances.detach(), evaluated.batch_size, losses)
+        joined = self._join(brought, distances.device, factor)
+        weights = self.relations.matrix()
+        if joined.factors is not None:
+            weights = weights * joined.factors.to(weights)
+        if len(present) < len(self.tasks):
+            weights = weights[present][:, present]
         if factor > 0:
-            penalty = factor * (among_present.to(distances.dtype) * distances).triu(1).sum()
+            penalty = factor * (weights.to(distances.dtype) * distances).triu(1).sum()
+            self._measure_reach(penalty, evaluated)
         else:
             penalty = distances.new_zeros(())  # also where distances are not finite
-        if factor > 0:
-            self._measure_reach(penalty, evaluated)
-        self.pending.add(distances.detach(), present, evaluated.batch_size)
-        self._has_pending = True
         self._feature_shape = list(feature.shape)
         self._closed_form = evaluated.closed_form
         self._reminders.called(present, self._step_hook is not None, stacklevel=6)  # past torch.nn.Module
+        return penalty
+
+    def _join(self, brought: Brought, device: torch.device, factor: float) -> Joined:
+        """Put what all processes brought into the report and the coming step of the relations."""
+        if self.steps.device != device:
+            self.to(device)
+        joined = self._joiner.join(brought, device, self._configuration)
+        if self.check_finite and not torch.isfinite(joined.distances).all():
+            raise NonFiniteError(
+                f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look at "
+                "the outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
+                "GradScaler skip the step."
+            )
+        self.pending.add(joined.distances, joined.samples)
+        self._has_pending = True  # on all processes alike, also on one that brought nothing
+        relations = self.relations.matrix()
         self._report = SaliencyReport(
             tasks=self.tasks,
-            present=tuple(self.tasks[task] for task in present),
+            samples=joined.samples.amax(1),
             strength=self.current_strength,
-            penalty=penalty.detach(),
-            losses=losses,
-            distances=spread(distances.detach(), present, len(self.tasks), float("nan")),
+            penalty=factor * (relations.to(joined.distances) * joined.distances).triu(1).sum(),
+            losses=joined.losses,
+            distances=torch.where(joined.samples > 0, joined.distances, torch.nan),
             relations=relations,
         )
-        return penalty
+        return joined
+
+    def _configuration(self, thorough: bool) -> dict[str, Any]:
+        """What has to be the same on all processes."""
+        scalarize = self._evaluator.scalarize
+        found: dict[str, Any] = {
+            "tasks": self.tasks,
+            "strength": self._schedule.strength,
+            "warmup_steps and start_step": (self._schedule.warmup_steps, self._schedule.start_step),
+            "optimizer steps so far": self._steps,
+            "relations": repr(self.relations),
+            "metric and reduction": (self.metric, self.reduction),
+            "saliencies (target, pool, scalarize)": (
+                self._evaluator.target,
+                self._evaluator.pool,
+                scalarize if isinstance(scalarize, str) else "one per task, or a function",
+            ),
+            "max_tasks_per_step and seed": (self.sampler.most, self.sampler.seed),
+            "surgery": None if self.surgery is None else type(self.surgery.weighting).__name__,
+        }
+        if thorough:
+            pairs = self.relations.matrix().flatten().tolist()
+            found["relation weights"] = f"checksum {zlib.crc32(repr(pairs).encode()):08x}"
+        return found
 
     def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
         known = self._reaches_backbone

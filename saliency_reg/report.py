@@ -16,12 +16,14 @@ __all__ = ["SaliencyReport"]
 class SaliencyReport:
     """Figures of one training step. Tensors stay on their device until they are read, so keeping it costs nothing.
 
+    In several processes all figures are those of the joined batch, the same on each of them.
+
     Attributes:
         tasks: the T task names, in the order of the matrices.
-        present: the tasks whose heads ran in this step.
+        samples: ``[T]``, how many samples each head ran on in this step.
         strength: the factor of the penalty in this step, after warm-up.
-        penalty: 0-dim, ``strength * sum_{i<j} w_ij D_ij``: what was returned, detached.
-        losses: 0-dim, the sum of the task losses, if they were given.
+        penalty: 0-dim, ``strength * sum_{i<j} w_ij D_ij``: what was returned, or its mean over the processes.
+        losses: 0-dim, the sum of the task losses, if they were given; its mean over the processes.
         distances: ``[T, T]``, ``D``; NaN for pairs of which a head did not run.
         relations: ``[T, T]``, the weights ``w`` that multiplied them.
         surgery: conflicts between the task gradients, once the backward pass has been; ``None`` without surgery.
@@ -41,13 +43,18 @@ class SaliencyReport:
     """
 
     tasks: tuple[str, ...]
-    present: tuple[str, ...]
+    samples: Tensor
     strength: float
     penalty: Tensor
     losses: Tensor | None
     distances: Tensor
     relations: Tensor
     surgery: SurgeryReport | None = None
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The tasks whose heads ran in this step."""
+        return tuple(task for task, samples in zip(self.tasks, self.samples.tolist()) if samples > 0)
 
     @property
     def share(self) -> float | None:
@@ -62,6 +69,7 @@ class SaliencyReport:
         return {
             "tasks": list(self.tasks),
             "present": list(self.present),
+            "samples": [int(samples) for samples in self.samples.tolist()],
             "strength": self.strength,
             "penalty": float(self.penalty),
             "losses": None if self.losses is None else float(self.losses),
