@@ -35,6 +35,7 @@ from .heads import Heads
 from .hooks import ModuleHooks, is_hooked
 from .lookup import find_module, first_few
 from .places import Item, contents, first_tensor, parse_feature, pick, put, put_argument
+from .sharding import ShardedHeads, is_sharded
 
 __all__ = ["FeatureCapture", "FeatureChoice"]
 
@@ -98,6 +99,7 @@ class FeatureCapture:
                 "does not allow. Type a key, an attribute or an index as output=, or choose the module that returns them."
             )
         self._forking = None if surgery is None else Forking(surgery, heads, feature is not None, channel_axis)
+        self.sharded = ShardedHeads(model, heads.modules)
         self._latest: Forward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
@@ -118,7 +120,8 @@ class FeatureCapture:
             else:
                 self._hooks.before(module, self._before_feature, index)
         for index, module in enumerate(heads.modules):
-            self._hooks.before(module, self._before_head, index)
+            # FSDP2 hands each head a tensor of its own, which comes from the shared one.
+            self._hooks.before(module, self._before_head, index, first=is_sharded(module))
             self._hooks.after(module, self._after_head, index)
 
     def remove(self) -> None:

@@ -105,10 +105,11 @@ class ModuleHooks:
         finalizer = weakref.finalize(owner, _remove_all, self._handles, self._modules)
         finalizer.atexit = False
 
-    def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any) -> None:
-        """Call ``method(*bound, module, args, kwargs)`` before each forward of ``module``."""
+    def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any, first: bool = False) -> None:
+        """Call ``method(*bound, module, args, kwargs)`` before each forward; with ``first``, before the hooks of others."""
         self._note(module)
-        self._handles.append(module.register_forward_pre_hook(_Hook(method, *bound, keep=self._keep), with_kwargs=True))
+        hook = _Hook(method, *bound, keep=self._keep)
+        self._handles.append(module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True))
 
     def after(self, module: nn.Module, method: Callable[..., Any], *bound: Any, always: bool = False) -> None:
         """Call ``method(*bound, module, args, output)`` after each forward; with ``always``, also when it raised."""

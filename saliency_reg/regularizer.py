@@ -305,7 +305,9 @@ class SaliencyRegularizer(StateModule, Removable):
         if captured is None:
             return self._zero()
         with nullcontext() if self.surgery is None else self.surgery.passing():
-            return self._call(captured, losses, targets, mask, outputs)
+            penalty = self._call(captured, losses, targets, mask, outputs)
+        self._gather_heads()
+        return penalty
 
     def _call(
         self,
@@ -320,6 +322,7 @@ class SaliencyRegularizer(StateModule, Removable):
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
         only, factor = self._sample(range(len(self.tasks)) if columns else captured[0].present)
+        self._gather_heads()
         evaluated = self._evaluator.evaluate(
             captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0, only=only
         )
@@ -328,11 +331,13 @@ class SaliencyRegularizer(StateModule, Removable):
                 self._join(Brought([], None, 0, total_loss), feature.device, strength * factor)
             return self._zero(feature)
         if not evaluated.closed_form:
+            self._gather_heads()
             needed = self.surgery is not None
             self._first_call.check_samples(captured, heads, stacklevel=5, needed=needed)  # past torch.nn.Module
         penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
         if self.surgery is None or not penalty.requires_grad:
             return penalty
+        self._gather_heads()
         apart = self._first_call.found_unmixed(captured, heads)
         return kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
 
@@ -530,11 +535,17 @@ class SaliencyRegularizer(StateModule, Removable):
         return found
 
     def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
+        self._gather_heads()
         known = self._reaches_backbone
         names = [self.tasks[task] for task in evaluated.present]
         self._reaches_backbone = self._first_call.reach(penalty, evaluated.saliencies, names, evaluated.edges, known)
         if known is None and self._reaches_backbone is False:
             logger.warning(NO_REACH)
+
+    def _gather_heads(self) -> None:
+        """Before each pass through heads: the one before may have let FSDP2 free their parameters."""
+        if self._capture is not None and self._joiner.ranks.size > 1:
+            self._capture.sharded.gather()
 
     def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
         if self._capture is None or outputs is not None:

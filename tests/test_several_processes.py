@@ -1,0 +1,269 @@
+"""Training in two processes: the mean of their losses and the penalty on the joined batch, to float64 rounding."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from saliency_reg import PCGrad, RelationWeights, SaliencyRegularizer
+
+from .reference.slow_ranks import Share, slow_joined_step
+from .reference.slow_surgery import textbook_pcgrad
+from .two_processes import run_on_two_processes
+from .zoo import TASKS, mlp
+
+STRENGTH, RATE = 0.7, 0.1
+HAS_FSDP2 = hasattr(torch.distributed.fsdp, "fully_shard")
+
+
+class Selective(nn.Module):
+    """Runs only the heads that it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
+        self.heads = nn.ModuleDict({task: mlp(nn.Tanh()) for task in TASKS})
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
+
+    def from_feature(self, feature: Tensor, ran: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
+        return {task: self.heads[task](feature) for task in ran}
+
+    def forward(self, x: Tensor, ran: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
+        return self.from_feature(self.feature_map(x), ran)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training of a few optimizer steps."""
+
+    sizes: tuple[int, int] = (4, 4)
+    """Samples of each process in a micro-batch."""
+    steps: int = 3
+    accumulation: int = 1
+    absent: tuple[str, ...] = ()
+    """Tasks whose heads do not run on the second process."""
+    surgery: bool = False
+    metric: str = "l1"
+    reduction: str = "mean"
+    rule: str = "entropic"
+    mode: str = "plain"
+
+    def ran(self, rank: int) -> tuple[str, ...]:
+        return tuple(task for task in TASKS if rank == 0 or task not in self.absent)
+
+    def share(self, step: int, micro: int, rank: int) -> Share:
+        generator = torch.Generator().manual_seed(100 * step + 10 * micro + rank)
+        size = self.sizes[rank if (step + micro) % 2 == 0 else 1 - rank]
+        inputs = torch.randn(size, 5, generator=generator, dtype=torch.float64)
+        targets = torch.randn(size, len(TASKS), generator=generator, dtype=torch.float64)
+        return Share(inputs, targets, self.ran(rank))
+
+    def relations(self) -> RelationWeights:
+        options = {"projected": {"learning_rate": 0.05}, "entropic": {"temperature": 0.5}}
+        relations = RelationWeights(len(TASKS), self.rule, **options.get(self.rule, {}))
+        if self.metric in ("cosine", "sqchordal"):
+            relations._auto_scale = 1.0  # as a regularizer does
+        return relations
+
+
+def build_model() -> Selective:
+    torch.manual_seed(3)
+    return Selective().double()
+
+
+def losses_of(outputs: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    return {
+        task: (1 + TASKS.index(task)) * (output.squeeze(1) - targets[:, TASKS.index(task)]).square().mean()
+        for task, output in outputs.items()
+    }
+
+
+def reference(case: Case) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+    """Weights at the end, relations and distances after each step, of one process that has everything."""
+    model, relations = build_model(), case.relations()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    all_relations, all_distances = [], []
+    calls = 0
+    for step in range(case.steps):
+        optimizer.zero_grad()
+        pending = torch.zeros(3, 3, dtype=torch.float64)
+        samples = torch.zeros(3, 3, dtype=torch.float64)
+        for micro in range(case.accumulation):
+            order = PCGrad().order(len(TASKS), calls)
+            calls += 1
+            found = slow_joined_step(
+                model,
+                TASKS,
+                [case.share(step, micro, rank) for rank in range(2)],
+                losses_of,
+                relations.matrix(),
+                STRENGTH,
+                metric=case.metric,
+                reduction=case.reduction,
+                combine=(lambda gradients, order=order: textbook_pcgrad(gradients, order)) if case.surgery else None,
+            )
+            for name, parameter in model.named_parameters():
+                part = found.gradients[name] / case.accumulation
+                parameter.grad = part if parameter.grad is None else parameter.grad + part
+            pending += found.distances * (found.samples if case.reduction == "mean" else 1)
+            samples += found.samples
+        optimizer.step()
+        relations.update(
+            pending / samples.clamp(min=1) if case.reduction == "mean" else pending, STRENGTH, observed=samples > 0
+        )
+        all_relations.append(relations.matrix())
+        all_distances.append(found.distances)
+    return dict(model.named_parameters()), all_relations, all_distances
+
+
+def one_rank(rank: int, case: Case) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor], list[float]]:
+    # A hint on speed: a second derivative leaves a [1, C] gradient with other strides than its parameter has.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    inner = build_model()
+    model = wrapped(inner, case)
+    optimizer = torch.optim.SGD(inner.parameters(), lr=RATE)
+    regularizer = SaliencyRegularizer(
+        inner if case.mode == "attached before" else model,
+        "heads",
+        strength=STRENGTH,
+        metric=case.metric,
+        reduction=case.reduction,
+        relations=case.relations(),
+        optimizer=optimizer,
+        surgery=PCGrad() if case.surgery else None,
+    )
+    if case.mode == "attached before":
+        model = DistributedDataParallel(inner)
+    relations, distances, penalties = [], [], []
+    for step in range(case.steps):
+        optimizer.zero_grad()
+        for micro in range(case.accumulation):
+            share = case.share(step, micro, rank)
+            waits = case.mode == "no_sync" and micro < case.accumulation - 1
+            with model.no_sync() if waits else contextlib.nullcontext():
+                losses = losses_of(model(share.inputs, share.ran), share.targets)
+                penalty = regularizer(losses=losses)
+                ((sum(losses.values()) + penalty) / case.accumulation).backward()
+            penalties += [penalty.item(), regularizer.report.penalty.item()]
+        average_what_nobody_has(inner, case)
+        optimizer.step()
+        relations.append(regularizer.relations.matrix())
+        distances.append(regularizer.report.distances)
+    weights = {name: whole(parameter.detach()) for name, parameter in inner.named_parameters()}
+    return weights, relations, distances, penalties
+
+
+def wrapped(model: nn.Module, case: Case) -> nn.Module:
+    if case.mode == "attached before":
+        return model
+    if case.mode.startswith("fsdp"):
+        return sharded(model, case.mode)
+    options = {
+        "find_unused_parameters": {"find_unused_parameters": True},
+        "gradient_as_bucket_view": {"gradient_as_bucket_view": True},
+        "static_graph": {"static_graph": True},
+    }
+    return DistributedDataParallel(model, **options.get(case.mode, {}))
+
+
+def sharded(model: nn.Module, mode: str) -> nn.Module:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(model.backbone, mesh=mesh)
+    if mode == "fsdp, heads ignored":
+        fully_shard(model, mesh=mesh, ignored_params=set(model.heads.parameters()))
+    elif mode != "fsdp, heads whole":
+        if mode == "fsdp, each head sharded":
+            for head in model.heads.values():
+                fully_shard(head, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=mode == "fsdp, heads freed after the forward")
+    return model
+
+
+def average_what_nobody_has(model: nn.Module, case: Case) -> None:
+    """Parameters that are not sharded have gradients that nobody has averaged."""
+    if case.mode in ("fsdp, heads whole", "fsdp, heads ignored"):
+        for parameter in model.heads.parameters():
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= 2
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def assert_same_training(case: Case) -> None:
+    weights, relations, distances = reference(case)
+    first, second = run_on_two_processes(one_rank, case)
+    for name, wanted in weights.items():
+        torch.testing.assert_close(first[0][name], wanted.detach(), rtol=1e-10, atol=1e-10, msg=name)
+        assert torch.equal(first[0][name], second[0][name]), name
+    for ours, theirs, wanted in zip(first[1], second[1], relations):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+    for ours, theirs, wanted in zip(first[2], second[2], distances):
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10)
+    for mine, joined, its, joined_too in zip(first[3][::2], first[3][1::2], second[3][::2], second[3][1::2]):
+        assert joined == joined_too == pytest.approx((mine + its) / 2, rel=1e-12)
+    assert float((relations[-1] - relations[0]).abs().max()) > 1e-4  # they moved
+
+
+BOTH = pytest.mark.parametrize("surgery", [False, True], ids=["plain", "with surgery"])
+
+
+class TestDistributedDataParallel:
+    @BOTH
+    @pytest.mark.parametrize(
+        "mode", ["plain", "attached before", "find_unused_parameters", "gradient_as_bucket_view", "static_graph"]
+    )
+    def test_modes(self, mode: str, surgery: bool) -> None:
+        assert_same_training(Case(mode=mode, surgery=surgery))
+
+    @BOTH
+    @pytest.mark.parametrize("mode", ["plain", "no_sync"])
+    def test_accumulation(self, mode: str, surgery: bool) -> None:
+        assert_same_training(Case(mode=mode, accumulation=3, sizes=(4, 2), surgery=surgery))
+
+    @BOTH
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    def test_uneven_batches(self, reduction: str, surgery: bool) -> None:
+        assert_same_training(Case(sizes=(5, 2), reduction=reduction, surgery=surgery))
+
+    @BOTH
+    @pytest.mark.parametrize("absent", [("second",), ("first", "third")], ids=len)
+    def test_tasks_absent_on_one_process(self, absent: tuple[str, ...], surgery: bool) -> None:
+        assert_same_training(Case(mode="find_unused_parameters", absent=absent, sizes=(4, 3), surgery=surgery))
+
+    @pytest.mark.parametrize("metric", ["l2", "sqeuclidean", "cosine", "sqchordal"])
+    def test_metrics(self, metric: str) -> None:
+        assert_same_training(Case(metric=metric, sizes=(3, 5)))
+
+    @pytest.mark.parametrize("rule", ["projected", "authors"])
+    def test_rules(self, rule: str) -> None:
+        assert_same_training(Case(rule=rule, sizes=(3, 5), reduction="sum" if rule == "authors" else "mean"))
+
+
+@pytest.mark.skipif(not HAS_FSDP2, reason="FSDP2 is a part of torch from 2.6 on")
+class TestFullySharded:
+    @BOTH
+    @pytest.mark.parametrize(
+        "mode",
+        ["heads whole", "heads ignored", "heads sharded", "each head sharded", "heads freed after the forward"],
+    )
+    def test_modes(self, mode: str, surgery: bool) -> None:
+        case = Case(mode=f"fsdp, {mode}", sizes=(4, 3), surgery=surgery)
+        assert_same_training(case)
+        assert_same_training(replace(case, accumulation=2))
