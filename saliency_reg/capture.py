@@ -14,7 +14,6 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from .compiled import check_not_compiled
 from .errors import AlreadyAttachedError, ConfigurationError, TaskError, WrongTypeError
 from .fork import Anchor
 from .fork_surgery import ForkSurgery
@@ -61,7 +60,7 @@ class FeatureCapture:
 
     Raises:
         AlreadyAttachedError: a head is captured already.
-        ConfigurationError: a ``DataParallel`` or compiled model.
+        ConfigurationError: a ``DataParallel`` model.
         ModuleNotFoundInModelError, AmbiguousHeadsError: no such feature, or several.
     """
 
@@ -81,7 +80,6 @@ class FeatureCapture:
                 "a DataParallel model runs copies of the heads, which cannot be captured. Use DistributedDataParallel, or "
                 "pass model.module and run it unwrapped."
             )
-        check_not_compiled(model, heads)
         for name, module in zip(heads.names, heads.modules):
             if is_hooked(module):
                 raise AlreadyAttachedError(

@@ -13,6 +13,7 @@ __all__ = [
     "ConfigurationError",
     "HeadNotFoundError",
     "MissingArgumentError",
+    "MissingPackageError",
     "ModuleNotFoundInModelError",
     "CrossSampleError",
     "NonFiniteError",
@@ -41,6 +42,10 @@ class WrongTypeError(SaliencyRegError, TypeError):
 
 class MissingArgumentError(SaliencyRegError, TypeError):
     """An argument that the chosen options need was not given."""
+
+
+class MissingPackageError(SaliencyRegError, ImportError):
+    """A package of an extra is not installed."""
 
 
 class ShapeError(SaliencyRegError, ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ConfigurationError, CrossSampleError, SecondDerivativeError
 from .forward import Captured
-from .graph import nodes_behind
+from .graph import DDP_SINK, nodes_behind
 from .saliency import Feature
 
 __all__ = ["FirstCall", "mixes_samples", "reach_of_penalty"]
@@ -52,6 +52,7 @@ class FirstCall:
         self._unmixed: set[tuple[int, tuple[bool, ...]]] = set()
         self._mixed: set[tuple[int, tuple[bool, ...]]] = set()
         self._undecided = 0
+        self._saw_no_static_graph = False
         self._warned = cross_sample == "ignore"
         self._differentiated: set[str] = set()
 
@@ -84,6 +85,26 @@ class FirstCall:
         if mixes and not self._warned:
             self._warned = True
             warnings.warn(_MIXES, UserWarning, stacklevel=stacklevel + 1)
+
+    def refuse_static_graph(self, tensors: Iterable[Any]) -> None:
+        """Raise for what came out of ``DistributedDataParallel(static_graph=True)``, looked at once.
+
+        It takes the first gradient that comes along there for its backward pass, and reduces gradients that are not whole.
+
+        Raises:
+            ConfigurationError: it did.
+        """
+        if self._saw_no_static_graph:
+            return
+        roots = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor)]
+        for node in nodes_behind(roots):
+            if node.name() == DDP_SINK and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    "DistributedDataParallel(static_graph=True) takes the gradient of these outputs or losses for its "
+                    "backward pass, so that gradients would be wrong. Attach the regularizer to the model with "
+                    "target='output', which takes the outputs from the heads, or type static_graph=False."
+                )
+        self._saw_no_static_graph = True
 
     def found_unmixed(self, captured: Sequence[Captured], heads: Sequence[nn.Module]) -> bool:
         """Whether these heads, with all parts in the mode they are in, have been seen to keep samples apart."""
@@ -150,6 +171,7 @@ def reach_of_penalty(
     Raises:
         SecondDerivativeError: a part between the feature map and an output has no second derivative; the task and what
             torch said of it are named.
+        ConfigurationError: a part between them is sharded and was freed.
     """
     if not penalty.requires_grad:
         return False
@@ -158,6 +180,12 @@ def reach_of_penalty(
         # With respect to the feature map alone: gradients of parameters would call the hooks that users set on them.
         found = _gradients([penalty], places)
     except RuntimeError as error:
+        if "storage of size 0" in str(error):
+            raise ConfigurationError(
+                "a module between the feature map and the heads is sharded (fully_shard), and its parameters were freed "
+                "before the second derivative. Choose a feature map that only the heads read (leave feature= out), or leave "
+                "that module out of fully_shard: it is then a part of the module around it, which is kept whole."
+            ) from error
         if not any(words in str(error) for words in _NO_SECOND_DERIVATIVE):
             raise
         task = _culprit(saliencies, present, places)
@@ -173,6 +201,11 @@ def reach_of_penalty(
 
 
 def _no_second_derivative(task: str, reason: str) -> SecondDerivativeError:
+    if "torch.compile" in reason:
+        return SecondDerivativeError(
+            f"the output of task {task!r} comes out of compiled code, which has no second derivative: {reason} Compile the "
+            "backbone alone, model.backbone.compile() in place of torch.compile(model)."
+        )
     return SecondDerivativeError(
         f"what is between the feature map and the output of task {task!r} has no second derivative: {reason} For "
         "attention, run it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH) or choose a feature map behind it; "

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["leaves_behind", "leaves_behind_each", "nodes_behind"]
+__all__ = ["DDP_SINK", "leaves_behind", "leaves_behind_each", "nodes_behind"]
 
 #: The node behind the outputs of DistributedDataParallel when it looks for unused parameters: each output has its own
 #: input, and no other.
-_DDP_SINK = "_DDPSinkBackward"
+DDP_SINK = "_DDPSinkBackward"
 
 
 def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
@@ -77,7 +77,7 @@ _Place = tuple[Node, int]
 
 
 def _place(node: Node, output: int) -> _Place:
-    return node, output if node.name() == _DDP_SINK else 0
+    return node, output if node.name() == DDP_SINK else 0
 
 
 def _leaves_first(roots: Iterable[_Place]) -> list[tuple[_Place, list[_Place]]]:
@@ -100,6 +100,6 @@ def _leaves_first(roots: Iterable[_Place]) -> list[tuple[_Place, list[_Place]]]:
 def _behind(place: _Place) -> list[_Place]:
     node, output = place
     edges = node.next_functions
-    if node.name() == _DDP_SINK and output < len(edges):
+    if node.name() == DDP_SINK and output < len(edges):
         edges = edges[output : output + 1]
     return [_place(following, number) for following, number in edges if following is not None]

@@ -9,6 +9,7 @@ from typing import Union
 
 from torch import nn
 
+from .compiled import check_not_compiled
 from .errors import AmbiguousHeadsError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
 from .lookup import find_module, is_pattern, match_names, name_of, not_found
 
@@ -46,7 +47,8 @@ def resolve_heads(model: nn.Module, heads: HeadsChoice, tasks: Sequence[str] | N
     """Turn the user's choice into modules; without a choice, find the heads if they are unambiguous.
 
     Raises:
-        HeadNotFoundError, AmbiguousHeadsError, TaskError, MissingArgumentError, WrongTypeError.
+        HeadNotFoundError, AmbiguousHeadsError, TaskError, MissingArgumentError, WrongTypeError: a bad choice.
+        ConfigurationError: a head is compiled, or a part of one, or the model as a whole.
     """
     task_names = None if tasks is None else check_task_names(tasks)
     if heads is None:
@@ -69,6 +71,7 @@ def resolve_heads(model: nn.Module, heads: HeadsChoice, tasks: Sequence[str] | N
             f"{type(heads).__name__}."
         )
     names, modules = [name for name, _ in found], [module for _, module in found]
+    check_not_compiled(model, names, modules)
     _check_disjoint(model, names, modules)
     if len(modules) == 1 and given is None:
         return _columns_head(names[0], modules[0], task_names)

@@ -43,6 +43,7 @@ from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
 from .state import StateModule
 from .structure import NO_REACH, REACH, HeadForm, form_of_heads, reaches_backbone
+from .taking_part import taking_part
 
 __all__ = ["SaliencyRegularizer"]
 
@@ -317,6 +318,10 @@ class SaliencyRegularizer(StateModule, Removable):
         mask: Tensor | Sequence[Tensor | None] | None,
         outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
     ) -> Tensor:
+        if self._joiner.ranks.size > 1:
+            differentiated = losses if self._evaluator.target == "loss" else outputs
+            given = differentiated.values() if isinstance(differentiated, Mapping) else differentiated
+            self._first_call.refuse_static_graph(() if given is None else given)
         feature = captured[0].feature
         total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
@@ -329,17 +334,17 @@ class SaliencyRegularizer(StateModule, Removable):
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             if self._joiner.ranks.size > 1:  # the others may have more
                 self._join(Brought([], None, 0, total_loss), feature.device, strength * factor)
-            return self._zero(feature)
+            return self._taking_part(self._zero(feature), captured)
         if not evaluated.closed_form:
             self._gather_heads()
             needed = self.surgery is not None
             self._first_call.check_samples(captured, heads, stacklevel=5, needed=needed)  # past torch.nn.Module
         penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
-        if self.surgery is None or not penalty.requires_grad:
-            return penalty
-        self._gather_heads()
-        apart = self._first_call.found_unmixed(captured, heads)
-        return kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
+        if self.surgery is not None and penalty.requires_grad:
+            self._gather_heads()
+            apart = self._first_call.found_unmixed(captured, heads)
+            penalty = kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
+        return self._taking_part(penalty, captured)
 
     def step(self) -> None:
         """Move the relations once, by the distances since the last step, and count one optimizer step.
@@ -405,6 +410,11 @@ class SaliencyRegularizer(StateModule, Removable):
             self._capture.enabled = self._enabled
 
     @property
+    def follows_optimizer(self) -> bool:
+        """Whether the relations move with the steps of an attached optimizer."""
+        return self._step_hook is not None
+
+    @property
     def report(self) -> SaliencyReport | None:
         """Figures of the latest call that acted; ``None`` before it. Those of the surgery come with the backward pass."""
         if self._report is None or self.surgery is None:
@@ -415,7 +425,7 @@ class SaliencyRegularizer(StateModule, Removable):
         """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
         heads, feature = ("given in each call",) * 2 if self._capture is None else self._capture.describe()
         shape = "not seen yet" if self._feature_shape is None else f"{self._feature_shape}"
-        relations = f"{self.relations}, " + ("following an optimizer" if self._step_hook else "moved by .step()")
+        relations = f"{self.relations}, " + ("following an optimizer" if self.follows_optimizer else "moved by .step()")
         lines = {
             "tasks": f"{len(self.tasks)}: {first_few(self.tasks)}",
             "heads": heads,
@@ -454,7 +464,12 @@ class SaliencyRegularizer(StateModule, Removable):
         joined = self._join(Brought([], None, 0, None), zero.device, self.current_strength * factor)
         if not bool(joined.samples.any()):
             raise error
-        return zero
+        return self._taking_part(zero, ())
+
+    def _taking_part(self, penalty: Tensor, captured: Sequence[Captured]) -> Tensor:
+        if self.surgery is None:
+            return penalty
+        return taking_part(penalty, self.surgery, captured[0].cuts if captured else ())
 
     def _sample(self, ran: Sequence[int]) -> tuple[list[int] | None, float]:
         """Tasks of this step. In several processes they are drawn from all tasks: those that ran may differ."""
@@ -493,8 +508,8 @@ class SaliencyRegularizer(StateModule, Removable):
         joined = self._joiner.join(brought, device, self._configuration)
         if self.check_finite and not torch.isfinite(joined.distances).all():
             raise NonFiniteError(
-                f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look at "
-                "the outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
+                f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look "
+                "at the outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
                 "GradScaler skip the step."
             )
         self.pending.add(joined.distances, joined.samples)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from .errors import ConfigurationError, NotConnectedError, WrongTypeError
+from .graph import DDP_SINK
 from .lookup import find_module, first_few
 
 __all__ = [
@@ -129,7 +130,7 @@ def refuse_node(node: Node) -> None:
             "a loss comes through a reentrant checkpoint, which knows no gradients of single losses. Type "
             f"checkpoint(..., use_reentrant=False), or use {_FEATURE_LEVEL}."
         )
-    if name == "_DDPSinkBackward" and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
+    if name == DDP_SINK and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
         raise ConfigurationError(
             "DistributedDataParallel(static_graph=True) expects one backward pass of its own. Type static_graph=False: "
             f"ParameterSurgery averages the gradients itself. Or use {_FEATURE_LEVEL}."

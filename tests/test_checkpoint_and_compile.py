@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saliency_reg import SaliencyRegularizer
+from saliency_reg import PCGrad, SaliencyRegError, SaliencyRegularizer
 from saliency_reg.errors import CaptureError, ConfigurationError
 
 from .training import TASKS, Net, batch
@@ -105,10 +105,21 @@ def test_compiled_heads_are_refused(way: str) -> None:
         model.heads["left"] = torch.compile(model.heads["left"])
     else:
         model.heads["left"].hidden = torch.compile(model.heads["left"].hidden)
-    with pytest.raises(
-        ConfigurationError, match=r"compiled by torch.compile.*model.backbone = torch.compile\(model.backbone\)"
-    ):
+    with pytest.raises(ConfigurationError, match=r"compiled by torch.compile.*model.backbone.compile\(\)"):
         SaliencyRegularizer(model, "heads")
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, which looks at tensors that are no leaves
+@pytest.mark.parametrize("surgery", [False, True])
+def test_a_model_compiled_as_a_whole_after_attaching_is_refused(surgery: bool) -> None:
+    """The compiler has seen the heads then, which are differentiated twice."""
+    torch._dynamo.reset()
+    model = build()
+    regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad() if surgery else None)
+    compiled = torch.compile(model, backend="aot_eager")
+    compiled(batch(0)[0])
+    with pytest.raises(SaliencyRegError, match=r"model.backbone.compile\(\)"):
+        regularizer()
 
 
 def test_tasks_are_those_of_the_training() -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from saliency_reg import PCGrad, RelationWeights, SaliencyRegularizer
 
@@ -31,9 +32,10 @@ class Selective(nn.Module):
         super().__init__()
         self.backbone = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
         self.heads = nn.ModuleDict({task: mlp(nn.Tanh()) for task in TASKS})
+        self.checkpointed = False
 
     def feature_map(self, x: Tensor) -> Tensor:
-        return self.backbone(x)
+        return checkpoint(self.backbone, x, use_reentrant=False) if self.checkpointed else self.backbone(x)
 
     def from_feature(self, feature: Tensor, ran: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
         return {task: self.heads[task](feature) for task in ran}
@@ -166,6 +168,9 @@ def one_rank(rank: int, case: Case) -> tuple[dict[str, Tensor], list[Tensor], li
 def wrapped(model: nn.Module, case: Case) -> nn.Module:
     if case.mode == "attached before":
         return model
+    model.checkpointed = case.mode == "checkpointed backbone"
+    if case.mode == "compiled backbone":
+        model.backbone.compile(backend="aot_eager")
     if case.mode.startswith("fsdp"):
         return sharded(model, case.mode)
     options = {
@@ -227,7 +232,16 @@ BOTH = pytest.mark.parametrize("surgery", [False, True], ids=["plain", "with sur
 class TestDistributedDataParallel:
     @BOTH
     @pytest.mark.parametrize(
-        "mode", ["plain", "attached before", "find_unused_parameters", "gradient_as_bucket_view", "static_graph"]
+        "mode",
+        [
+            "plain",
+            "attached before",
+            "find_unused_parameters",
+            "gradient_as_bucket_view",
+            "static_graph",
+            "checkpointed backbone",
+            "compiled backbone",
+        ],
     )
     def test_modes(self, mode: str, surgery: bool) -> None:
         assert_same_training(Case(mode=mode, surgery=surgery))

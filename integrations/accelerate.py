@@ -1,0 +1,475 @@
+"""Hugging Face accelerate: checkpoints of the regularizer, its optimizer steps, and its figures in the trackers.
+
+>>> from accelerate import Accelerator
+>>> from saliency_reg.integrations.accelerate import log_report, register
+
+The loop stays ``accelerator.backward(loss + regularizer(losses=losses))``; ``register(regularizer, accelerator,
+optimizer=optimizer)`` goes before or after ``accelerator.prepare(model, optimizer)``, which is not given the regularizer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+import numbers
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Union
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from saliency_reg import (
+    FeatureSurgery,
+    ParameterSurgery,
+    SaliencyRegularizer,
+    SaliencyReport,
+    SurgeryReport,
+)
+from saliency_reg.errors import (
+    CaptureError,
+    ConfigurationError,
+    MissingPackageError,
+    SaliencyRegError,
+    StateMismatchError,
+    WrongTypeError,
+)
+from saliency_reg.evaluation import Losses
+from saliency_reg.hooks import check_not_closure_only, unwrap_optimizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    _Image = NDArray[np.uint8]
+
+__all__ = ["backward", "log_report", "register"]
+
+logger = logging.getLogger("saliency_reg")
+
+#: What has state to keep, and a report.
+_Registered = Union[SaliencyRegularizer, FeatureSurgery, ParameterSurgery]
+
+#: ``accelerator.distributed_type`` of engines that update the parameters themselves.
+_ENGINES = ("DEEPSPEED", "MEGATRON_LM")
+
+#: Classes of such engines, and optimizers that update in the backward pass. By name: they may not be installed.
+_WITHOUT_STEPS = {"DeepSpeedOptimizerWrapper", "MegatronLMOptimizerWrapper", "DummyOptim", "Lomo", "AdaLomo"}
+
+#: Optimizer steps of the latest image.
+_latest_image: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = None) -> None:
+    """Make a regularizer or a surgery part of an accelerate run: its checkpoints, and its optimizer steps.
+
+    ``save_state`` and ``load_state`` then keep its whole state, in the ``custom_checkpoint_*.pkl`` whose number is the order
+    of registration: register the same objects in the same order when resuming, in any number of processes. With
+    ``optimizer=`` the relations follow the steps that are really taken: once for all micro-batches of
+    ``accelerator.accumulate``, and not those that a loss scale has skipped.
+
+    It can come before or after ``accelerator.prepare``, as can building the regularizer. Calling it again changes nothing,
+    but for another ``optimizer=``, which takes the place of the former one.
+
+    Args:
+        regularizer: a :class:`SaliencyRegularizer`, :class:`FeatureSurgery` or :class:`ParameterSurgery`. Not to be given
+            to ``accelerator.prepare``.
+        accelerator: the ``accelerate.Accelerator``.
+        optimizer: the optimizer to follow, prepared or not; not needed if the regularizer was built with it. DeepSpeed and
+            Megatron-LM have none that can be followed: leave it out, and call ``regularizer.step()``.
+
+    Raises:
+        WrongTypeError: something else as regularizer, accelerator or optimizer.
+        ConfigurationError: an engine whose steps cannot be followed, a model that ``prepare`` compiles as a whole, or a
+            regularizer that was prepared.
+        MissingPackageError: accelerate is not installed.
+        StateMismatchError: from ``accelerator.load_state``: the state is that of other tasks or of another object.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> from saliency_reg import SaliencyRegularizer
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> regularizer = SaliencyRegularizer(model, heads="2", strength=0.1)
+        >>> register(regularizer, accelerator, optimizer=optimizer)
+        >>> model, optimizer = accelerator.prepare(model, optimizer)
+        >>> accelerator.backward(model(torch.randn(16, 20)).square().mean() + regularizer())
+        >>> optimizer.step()
+        >>> int(regularizer.relations.updates)
+        1
+    """
+    _check_arguments(regularizer, accelerator)
+    if any(regularizer is part for model in accelerator._models for part in (model, getattr(model, "module", None))):
+        raise ConfigurationError(
+            f"this {type(regularizer).__name__} was given to accelerator.prepare(), which wraps models and saves it twice. "
+            "Prepare the model, the optimizer and the loaders only."
+        )
+    engine = _engine_of(accelerator, optimizer)
+    if engine is not None:
+        _check_engine(regularizer, engine, optimizer)
+    if isinstance(regularizer, SaliencyRegularizer):
+        _check_not_compiled_by(accelerator)
+    if optimizer is None:
+        pass
+    elif isinstance(regularizer, FeatureSurgery):  # acts in the backward pass, whoever steps
+        check_not_closure_only(unwrap_optimizer(optimizer))
+    else:
+        regularizer.attach_optimizer(optimizer)
+    kept = (own.object if isinstance(own, _Checkpoint) else own for own in accelerator._custom_objects)
+    if not any(own is regularizer for own in kept):
+        accelerator.register_for_checkpointing(_Checkpoint(regularizer))
+
+
+def backward(
+    surgery: ParameterSurgery, accelerator: Any, losses: Losses, penalty: Tensor | float | None = None
+) -> None:
+    """``surgery.backward(losses, penalty)`` as ``accelerator.backward`` does it.
+
+    Losses and penalty are divided by the accumulation steps and multiplied by the loss scale, and micro-batches are
+    gathered until ``accelerator.sync_gradients``. :class:`FeatureSurgery` and ``surgery=`` need nothing like it.
+
+    Args:
+        surgery: a :class:`ParameterSurgery`.
+        accelerator: the ``accelerate.Accelerator``.
+        losses, penalty: 0-dim each, as in :meth:`ParameterSurgery.backward`.
+
+    Raises:
+        WrongTypeError: something else as surgery or accelerator.
+        ConfigurationError: an engine with a backward pass of its own.
+        MissingPackageError: accelerate is not installed.
+        SaliencyRegError: those of :meth:`ParameterSurgery.backward`.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> from saliency_reg import ParameterSurgery
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> surgery = ParameterSurgery(model, shared="0", tasks=["a", "b", "c"])
+        >>> register(surgery, accelerator, optimizer=optimizer)
+        >>> model, optimizer = accelerator.prepare(model, optimizer)
+        >>> with accelerator.accumulate(model):
+        ...     backward(surgery, accelerator, list(model(torch.randn(16, 20)).square().mean(0)))
+        ...     optimizer.step()
+        >>> surgery.report.weights.shape
+        torch.Size([3])
+    """
+    _check_arguments(surgery, accelerator)
+    if not isinstance(surgery, ParameterSurgery):
+        raise WrongTypeError(
+            f"backward() is for ParameterSurgery, found {type(surgery).__name__}. Type accelerator.backward(loss)."
+        )
+    engine = _engine_of(accelerator, None)
+    if engine is not None:
+        _check_engine(surgery, engine, None)
+
+    def scaled(loss: Any) -> Any:
+        if not isinstance(loss, Tensor):  # refused, or a penalty without a gradient
+            return loss
+        loss = loss / accelerator.gradient_accumulation_steps
+        return loss if accelerator.scaler is None else accelerator.scaler.scale(loss)
+
+    given: Any = losses
+    if isinstance(losses, Mapping):
+        given = {task: scaled(loss) for task, loss in losses.items()}
+    elif isinstance(losses, Sequence):
+        given = [scaled(loss) for loss in losses]
+    surgery.backward(given, scaled(penalty), accumulate=not accelerator.sync_gradients)
+
+
+def log_report(
+    regularizer: _Registered,
+    accelerator: Any,
+    step: int,
+    *,
+    max_pairs: int = 50,
+    image_every: int | None = 500,
+    prefix: str = "saliency",
+) -> dict[str, float]:
+    """Send the figures of ``regularizer.report`` to the trackers of the accelerator.
+
+    Under ``saliency/``: ``penalty``, ``strength``, ``share`` (if the losses were given), ``distance_mean``,
+    ``relation_mean``, ``relation_max``, ``relation_min``, and for pairs of tasks ``distance/smiling-young`` and
+    ``relation/smiling-young``. With surgery ``surgery/conflicts`` and ``surgery/weight/smiling``. Trackers that take images
+    get the matrix of the relations as ``relations``, bright where they are large, with task names if matplotlib is
+    installed.
+
+    Only where there is a tracker, which is on the main process, anything is read; so it can be called on all processes, and
+    costs nothing without trackers. Values that are not finite (the distance of a task that did not run) are left out.
+
+    Args:
+        regularizer: a :class:`SaliencyRegularizer`, :class:`FeatureSurgery` or :class:`ParameterSurgery`, after a call.
+        accelerator: the ``accelerate.Accelerator``; trackers are started by ``accelerator.init_trackers(...)``.
+        step: the number under which trackers file it.
+        max_pairs: of more pairs, those with the largest relations at that step; 0 for none.
+        image_every: an image with the first call, and again as soon as ``step`` is larger by this; ``None`` for no images.
+        prefix: of all names.
+
+    Returns:
+        What was sent, ``{name: number}``; empty where there is no tracker.
+
+    Raises:
+        CaptureError: nothing was reported yet.
+        WrongTypeError: something else as regularizer, accelerator or step.
+        ConfigurationError: a number out of range.
+        MissingPackageError: accelerate is not installed.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> from accelerate.tracking import GeneralTracker
+        >>> from saliency_reg import SaliencyRegularizer
+        >>> class Printer(GeneralTracker):
+        ...     name, requires_logging_directory, tracker = "printer", False, None
+        ...     def log(self, values, step=None, **kwargs):
+        ...         print(step, sorted(values)[:3])
+        >>> accelerator = Accelerator(cpu=True, log_with=Printer())
+        >>> accelerator.init_trackers("digits")
+        >>> model = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 3))
+        >>> regularizer = SaliencyRegularizer(model, heads="2", tasks=["zero", "one", "two"], strength=0.1)
+        >>> outputs = accelerator.prepare(model)(torch.randn(16, 20))
+        >>> penalty = regularizer(losses=outputs.square().mean())
+        >>> figures = log_report(regularizer, accelerator, step=7)
+        7 ['saliency/distance/one-two', 'saliency/distance/zero-one', 'saliency/distance/zero-two']
+        >>> figures["saliency/strength"]
+        0.1
+    """
+    _check_arguments(regularizer, accelerator)
+    _check_number("step", step, 0)
+    _check_number("max_pairs", max_pairs, 0)
+    if image_every is not None:
+        _check_number("image_every", image_every, 1)
+    report = regularizer.report
+    if report is None:
+        raise CaptureError(
+            f"this {type(regularizer).__name__} has no report yet. Call log_report() after a training step: after "
+            "accelerator.backward(loss + regularizer()), or after the backward pass under surgery."
+        )
+    if not accelerator.trackers:
+        return {}
+    figures = _figures(report, max_pairs) if isinstance(report, SaliencyReport) else _figures_of_surgery(report)
+    figures = {f"{prefix}/{name}": value for name, value in figures.items() if math.isfinite(value)}
+    if isinstance(report, SaliencyReport) and image_every is not None:
+        latest = _latest_image.get(regularizer)
+        if latest is None or not latest <= step < latest + image_every:  # a step from before is a new start
+            _latest_image[regularizer] = step
+            _send_image(accelerator.trackers, f"{prefix}/relations", report, step)
+    accelerator.log(figures, step=step)
+    return figures
+
+
+class _Checkpoint:
+    """What accelerate saves and loads: our state as it is, and a typed error if it is that of something else."""
+
+    def __init__(self, kept: _Registered) -> None:
+        self.object = kept
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.object.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        try:
+            self.object.load_state_dict(state)
+        except SaliencyRegError:
+            raise
+        except (RuntimeError, TypeError) as error:
+            raise StateMismatchError(
+                f"this is not the state of a {type(self.object).__name__} that was built in this way ({error}). Files "
+                "custom_checkpoint_0.pkl, custom_checkpoint_1.pkl, ... are numbered by the order of registration: register "
+                "the same objects in the same order as in the run that was saved."
+            ) from error
+
+
+def _check_arguments(regularizer: object, accelerator: object) -> None:
+    if not isinstance(regularizer, (SaliencyRegularizer, FeatureSurgery, ParameterSurgery)):
+        raise WrongTypeError(
+            "expected a SaliencyRegularizer, FeatureSurgery or ParameterSurgery as first argument, found "
+            f"{type(regularizer).__name__}. Type register(regularizer, accelerator)."
+        )
+    try:
+        accelerate = importlib.import_module("accelerate")
+    except ImportError as error:
+        raise MissingPackageError(
+            'accelerate could not be imported. Type: pip install "saliency-reg[accelerate]"'
+        ) from error
+    if not isinstance(accelerator, accelerate.Accelerator):
+        raise WrongTypeError(
+            f"accelerator must be an accelerate.Accelerator, found {type(accelerator).__name__}. Type Accelerator()."
+        )
+
+
+def _check_number(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise WrongTypeError(f"{name} must be an int, found {type(value).__name__}.")
+    if value < least:
+        raise ConfigurationError(f"{name} must be at least {least}, found {value}.")
+
+
+def _engine_of(accelerator: Any, optimizer: Any) -> str | None:
+    """The name of an engine whose updates pass no hook of a torch optimizer."""
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if kind in _ENGINES:
+        return kind
+    for _ in range(8):  # wrappers of wrappers, but no endless chain
+        if optimizer is None:
+            break
+        for base in type(optimizer).__mro__:
+            if base.__name__ in _WITHOUT_STEPS or base.__module__.partition(".")[0] in ("deepspeed", "megatron"):
+                return type(optimizer).__name__
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+def _check_engine(regularizer: _Registered, engine: str, optimizer: Any) -> None:
+    if isinstance(regularizer, ParameterSurgery):
+        raise ConfigurationError(
+            f"{engine} has a backward pass and gradients of its own, which ParameterSurgery cannot take the place of. Use "
+            "FeatureSurgery, or surgery=PCGrad() of SaliencyRegularizer, which work within any backward pass."
+        )
+    follows = isinstance(regularizer, SaliencyRegularizer) and regularizer.follows_optimizer
+    if optimizer is not None or follows:
+        raise ConfigurationError(
+            f"{engine} updates the parameters by itself, and no hook of a torch optimizer tells when. Build the regularizer "
+            "without optimizer=, type register(regularizer, accelerator), and after each optimizer.step(): "
+            "if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped: regularizer.step()"
+        )
+
+
+def _check_not_compiled_by(accelerator: Any) -> None:
+    plugin = accelerator.state.dynamo_plugin
+    backend = str(getattr(plugin.backend, "value", plugin.backend)).upper()
+    if backend in ("NO", "EAGER") or getattr(plugin, "use_regional_compilation", False):
+        return
+    raise ConfigurationError(
+        f"this Accelerator compiles the whole model in prepare() (dynamo_backend={backend.lower()!r}), and compiled heads "
+        "have no second derivative. Leave dynamo_backend out (ACCELERATE_DYNAMO_BACKEND, and `accelerate config`, too), and "
+        "compile the backbone alone, at any time: model.backbone.compile()."
+    )
+
+
+# Figures.
+
+
+def _figures(report: SaliencyReport, max_pairs: int) -> dict[str, float]:
+    # To plain numbers at once: a device is waited for a few times, not for each pair.
+    distances, relations = report.distances.tolist(), report.relations.tolist()
+    size = len(report.tasks)
+    pairs = [(i, j) for i in range(size) for j in range(i + 1, size)]
+    known = [distances[i][j] for i, j in pairs if math.isfinite(distances[i][j])]
+    weights = [relations[i][j] for i, j in pairs]
+    figures = {
+        "penalty": float(report.penalty),
+        "strength": float(report.strength),
+        "distance_mean": sum(known) / len(known) if known else math.nan,
+        "relation_mean": sum(weights) / len(weights),
+        "relation_max": max(weights),
+        "relation_min": min(weights),
+    }
+    share = report.share
+    if share is not None:
+        figures["share"] = share
+    names = _pair_names(report.tasks, pairs)
+    for i, j in sorted(pairs, key=lambda pair: -relations[pair[0]][pair[1]])[:max_pairs]:
+        figures[f"distance/{names[i, j]}"] = distances[i][j]
+        figures[f"relation/{names[i, j]}"] = relations[i][j]
+    if report.surgery is not None:
+        figures.update(_figures_of_surgery(report.surgery))
+    return figures
+
+
+def _figures_of_surgery(report: SurgeryReport) -> dict[str, float]:
+    weights = zip(_labels(report.tasks), report.weights.tolist())
+    return {"surgery/conflicts": report.conflicts, **{f"surgery/weight/{task}": weight for task, weight in weights}}
+
+
+def _pair_names(tasks: Sequence[str], pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    labels = _labels(tasks)
+    names = {(i, j): f"{labels[i]}-{labels[j]}" for i, j in pairs}
+    if len(set(names.values())) < len(pairs):  # "a-b" and "c" beside "a" and "b-c"
+        return {(i, j): f"{i}_{labels[i]}-{j}_{labels[j]}" for i, j in pairs}
+    return names
+
+
+def _labels(tasks: Sequence[str]) -> list[str]:
+    """Task names with the characters that all trackers take; a slash would open another group of charts."""
+    labels = [re.sub(r"[^\w.-]+", "_", task) for task in tasks]
+    return labels if len(set(labels)) == len(tasks) else [f"{index}_{label}" for index, label in enumerate(labels)]
+
+
+# Images.
+
+
+def _send_image(trackers: Sequence[Any], name: str, report: SaliencyReport, step: int) -> None:
+    takers = [tracker for tracker in trackers if hasattr(tracker, "log_images")]
+    if not takers:
+        return
+    image = _image_of(report)
+    for tracker in takers:
+        # What log_images takes is not the same everywhere.
+        if tracker.name == "tensorboard":
+            if importlib.util.find_spec("PIL") is None:
+                logger.warning(
+                    "TensorBoard needs Pillow for images; the relations are left out. Type: pip install pillow"
+                )
+                continue
+            tracker.log_images({name: image[None]}, step=step, dataformats="NHWC")
+        elif tracker.name in ("aim", "clearml"):
+            tracker.log_images({name: image}, step=step)
+        else:
+            tracker.log_images({name: [image]}, step=step)
+
+
+def _image_of(report: SaliencyReport) -> _Image:
+    """``[height, width, 3]``: the relations from 0 (dark) to the largest one (bright); grey where there are none."""
+    import numpy as np
+
+    relations = report.relations.detach().cpu().double().numpy().copy()
+    np.fill_diagonal(relations, np.nan)
+    relations[~np.isfinite(relations)] = np.nan
+    known = relations[~np.isnan(relations)]
+    largest = float(known.max()) if known.size and known.max() > 0 else 1.0
+    try:
+        figure = importlib.import_module("matplotlib.figure")
+        backend = importlib.import_module("matplotlib.backends.backend_agg")
+    except ImportError:
+        return _plain_image(relations / largest)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # glyphs that the font does not have
+        return _labelled_image(relations, largest, report.tasks, figure, backend)
+
+
+def _plain_image(shares: NDArray[np.float64]) -> _Image:
+    import numpy as np
+
+    stops = np.linspace(0, 1, 5)
+    colours = np.array([(70, 0, 85), (60, 80, 140), (30, 145, 140), (95, 200, 95), (255, 230, 35)])
+    cells = np.stack([np.interp(np.nan_to_num(shares), stops, channel) for channel in colours.T], axis=-1)
+    cells[np.isnan(shares)] = 211
+    pixels = min(64, max(8, 480 // len(shares)))
+    return cells.astype(np.uint8).repeat(pixels, axis=0).repeat(pixels, axis=1)
+
+
+def _labelled_image(
+    relations: NDArray[np.float64], largest: float, tasks: Sequence[str], figure: Any, backend: Any
+) -> _Image:
+    import numpy as np
+
+    labels = [task if len(task) <= 24 else task[:23] + "\N{HORIZONTAL ELLIPSIS}" for task in tasks]
+    inches = 3 + 0.25 * min(len(tasks), 80)
+    drawn = figure.Figure(figsize=(inches + 0.5, inches), dpi=100, layout="constrained")
+    canvas = backend.FigureCanvasAgg(drawn)
+    axes = drawn.add_subplot(facecolor="lightgrey")
+    picture = axes.imshow(relations, vmin=0, vmax=largest, cmap="viridis", interpolation="nearest")
+    # Without parse_math a dollar sign in a name would be taken for mathematics.
+    axes.set_xticks(range(len(tasks)), labels, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(tasks)), labels, fontsize=8, parse_math=False)
+    drawn.colorbar(picture, ax=axes, shrink=0.8)
+    canvas.draw()
+    image: _Image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return image
