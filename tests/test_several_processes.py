@@ -281,3 +281,72 @@ class TestFullySharded:
         case = Case(mode=f"fsdp, {mode}", sizes=(4, 3), surgery=surgery)
         assert_same_training(case)
         assert_same_training(replace(case, accumulation=2))
+
+
+def mixed_precision(rank: int, dtype: torch.dtype, surgery: bool) -> tuple[list[Tensor], Tensor, torch.dtype]:
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    inner = build_model().float()
+    model = DistributedDataParallel(inner)
+    optimizer = torch.optim.SGD(inner.parameters(), lr=RATE)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, enabled=dtype == torch.float16)
+    case = Case(sizes=(5, 2))
+    for step in range(3):
+        share = case.share(step, 0, rank)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            losses = losses_of(model(share.inputs.float()), share.targets.float())
+            loss = sum(losses.values()) + regularizer()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return list(inner.parameters()), regularizer.relations.matrix(), regularizer.report.distances.dtype
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_mixed_precision(dtype: torch.dtype, surgery: bool) -> None:
+    before = torch.cat([parameter.detach().flatten().float() for parameter in build_model().parameters()])
+    updates, relations = [], []
+    for kind in (torch.float32, dtype):
+        first, second = run_on_two_processes(mixed_precision, kind, surgery)
+        for ours, theirs in zip(first[0], second[0]):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(first[1], second[1])
+        assert first[2] in (torch.float32, torch.float64)
+        updates.append(torch.cat([parameter.detach().flatten() for parameter in first[0]]) - before)
+        relations.append(first[1])
+    error = (updates[1] - updates[0]).norm() / updates[0].norm()
+    assert float(error) < (6e-2 if dtype == torch.bfloat16 else 6e-3)
+    torch.testing.assert_close(relations[1], relations[0], rtol=5e-2, atol=5e-3)
+
+
+def two_backward_passes(rank: int) -> dict[str, Tensor]:
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    inner = build_model()
+    model = DistributedDataParallel(inner)
+    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH)
+    share = Case().share(0, 0, rank)
+    losses = losses_of(model(share.inputs), share.targets)
+    penalty = regularizer()
+    sum(losses.values()).backward(retain_graph=True)
+    penalty.backward()
+    return {name: parameter.grad for name, parameter in inner.named_parameters()}
+
+
+@pytest.mark.xfail(strict=True, reason="DistributedDataParallel averages the gradients of one backward pass only")
+def test_two_backward_passes() -> None:
+    case = Case()
+    expected = slow_joined_step(
+        build_model(),
+        TASKS,
+        [case.share(0, 0, rank) for rank in range(2)],
+        losses_of,
+        RelationWeights(3).matrix(),
+        STRENGTH,
+    )
+    first, _ = run_on_two_processes(two_backward_passes)
+    for name, wanted in expected.gradients.items():
+        torch.testing.assert_close(first[name], wanted, rtol=1e-10, atol=1e-10, msg=name)
