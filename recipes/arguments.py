@@ -6,8 +6,16 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["folder_name", "real_number", "whole_number"]
+import torch
+
+from .extras import need
+from .ranks import PRECISIONS, launched_precision
+
+__all__ = ["add_training_arguments", "check_training_arguments", "folder_name", "real_number", "whole_number"]
+
+TRACKERS = ("tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -37,3 +45,71 @@ def folder_name(text: str) -> str:
     if text in ("", ".", "..") or Path(text).name != text or "\\" in text:
         raise argparse.ArgumentTypeError(f"found {text!r}. Type a plain folder name, such as first-run.")
     return text
+
+
+def add_training_arguments(steps: Any, run: Any) -> None:
+    """Add the options that every recipe on the engine has.
+
+    Args:
+        steps: group of an argument parser for what a step is.
+        run: group for what the numbers do not depend on.
+    """
+    steps.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="of weights and data (default: float32)"
+    )
+    steps.add_argument(
+        "--accumulation",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="micro-batches that a batch is split into, to save memory (default: 1)",
+    )
+    steps.add_argument(
+        "--mixed-precision",
+        choices=PRECISIONS,
+        default=launched_precision(),
+        help="fp16 needs a GPU (default: no, or what accelerate launch was told)",
+    )
+    steps.add_argument(
+        "--clip-norm",
+        type=real_number(above_zero=True),
+        metavar="X",
+        help="largest norm of the gradients (default: none)",
+    )
+    run.add_argument(
+        "--data-workers",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="processes that load data, for each that trains (default: 0: it loads itself)",
+    )
+    run.add_argument(
+        "--checkpoint-steps",
+        type=whole_number(0),
+        default=0,
+        metavar="N",
+        help="steps between the checkpoints of a training (default: 0: none but the one that SIGTERM asks for)",
+    )
+    run.add_argument(
+        "--trackers", nargs="+", choices=TRACKERS, default=[], metavar="NAME", help=f"some of {', '.join(TRACKERS)}"
+    )
+
+
+def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what cannot go together."""
+    if options.accumulation > options.batch_size:
+        parser.error(
+            f"argument --accumulation: a batch of {options.batch_size} cannot be split into {options.accumulation} "
+            f"micro-batches. Type --accumulation {options.batch_size} or less."
+        )
+    if options.mixed_precision != "no" and options.dtype == "float64":
+        parser.error(
+            f"argument --mixed-precision: {options.mixed_precision} would take the digits that --dtype float64 gives. Type "
+            "--mixed-precision no, or --dtype float32."
+        )
+    if options.mixed_precision == "fp16" and not torch.cuda.is_available():
+        parser.error(
+            "argument --mixed-precision: fp16 needs a GPU, and none was found. Type --mixed-precision bf16, or no."
+        )
+    for tracker in options.trackers:
+        need(tracker)

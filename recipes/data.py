@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,14 @@ class Examples:
     labels: Tensor
     rows: tuple[int, ...]
 
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of some of them."""
+        index = torch.as_tensor(indices)
+        return self.inputs[index], self.labels[index]
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -34,7 +43,9 @@ class Splits:
     test: Examples
 
 
-def digit_splits(seed: int, train_per_class: int, validation_per_class: int) -> Splits:
+def digit_splits(
+    seed: int, train_per_class: int, validation_per_class: int, dtype: torch.dtype = torch.float32
+) -> Splits:
     """Digits of scikit-learn, with as many training and validation images of every class.
 
     The test images are the same for every seed. A hyper-parameter that was chosen with one seed has therefore never
@@ -60,8 +71,8 @@ def digit_splits(seed: int, train_per_class: int, validation_per_class: int) -> 
         validation += rows[train_per_class : train_per_class + validation_per_class].tolist()
 
     def examples(rows: list[int]) -> Examples:
-        labels = torch.nn.functional.one_hot(digits[rows], 10).float()
-        return Examples(images[rows], labels, tuple(rows))
+        labels = torch.nn.functional.one_hot(digits[rows], 10).to(dtype)
+        return Examples(images[rows].to(dtype), labels, tuple(rows))
 
     return Splits(DIGIT_TASKS, examples(train), examples(validation), examples(test.tolist()))
 

@@ -1,6 +1,7 @@
 """Ten one-vs-rest tasks on real handwritten digits: single-task, hard sharing, gradient surgery and SRDML, compared fairly.
 
-The 1,797 images (8x8) ship inside scikit-learn: nothing is downloaded.
+The 1,797 images (8x8) ship inside scikit-learn: nothing is downloaded. Started with ``torchrun`` or ``accelerate launch``,
+all processes share each training.
 """
 
 from __future__ import annotations
@@ -14,65 +15,105 @@ from pathlib import Path
 from typing import Any
 
 from . import pictures, tables
-from .arguments import folder_name, real_number, whole_number
+from .arguments import (
+    add_training_arguments,
+    check_training_arguments,
+    folder_name,
+    real_number,
+    whole_number,
+)
 from .comparison import BASELINE, METHODS, Comparison
 from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
 from .extras import need
 from .models import ACTIVATIONS
-from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
+from .ranks import Ranks, start_ranks
+from .study_run import FIRST_TUNING_SEED, StudyRun, open_shared_folder
 from .surgery import PCGRAD
-from .training import Schedule, train
+from .termination import listening
+from .training import DTYPES, Schedule, train
 
 __all__ = ["main"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: What can be seen in a picture. The results have the conflicts of all methods with a shared backbone.
 _CONFLICTS_OF = (BASELINE, "srdml_entropic", *PCGRAD, *(f"srdml_{key}" for key in PCGRAD))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and return the exit code."""
-    for module in (
-        "sklearn",
-        "tqdm",
-        "matplotlib",
-        "torchjd",
-    ):  # what is missing should be said before the work, not after
+    # What is missing should be said before the work, not after.
+    for module in ("sklearn", "tqdm", "matplotlib", "torchjd", "accelerate"):
         need(module)
     parser = _parser()
     options = parser.parse_args(arguments)
     _check_together(parser, options)
-    folder = open_folder(parser, options)
-    print(_introduction(options), flush=True)
-    comparison = Comparison(
-        [METHODS[key] for key in options.methods],
-        {"weight decay": options.weight_decays, "strength": options.strengths},
-        range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds),
-        range(options.seeds),
-        DIGIT_TASKS,
-    )
-    return _Run(folder, options, comparison).run()
+    state = start_ranks()
+    try:
+        return _run(parser, options, Ranks(state))
+    finally:
+        if state.num_processes > 1:
+            state.destroy_process_group()
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> int:
+    _choose_workers(parser, options, ranks)
+    with listening():
+        folder = open_shared_folder(parser, options, ranks)
+        if ranks.is_main:
+            print(_introduction(options, ranks), flush=True)
+        comparison = Comparison(
+            [METHODS[key] for key in options.methods],
+            {"weight decay": options.weight_decays, "strength": options.strengths},
+            range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds),
+            range(options.seeds),
+            DIGIT_TASKS,
+        )
+        return _Run(folder, options, comparison, ranks).run()
+
+
+def _choose_workers(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> None:
+    if ranks.size > 1 and options.workers not in (None, 1):
+        parser.error(
+            f"argument --workers: the {ranks.size} processes that were started share each training, and there are no other "
+            "workers. Leave --workers out, or start the recipe with python -m recipes.digits."
+        )
+    if options.workers is None:
+        options.workers = 1 if ranks.size > 1 else min(4, os.cpu_count() or 1)
 
 
 class _Run(StudyRun):
     """The comparison behind the tables."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace, comparison: Comparison) -> None:
-        super().__init__(folder, options, "digits", SCHEMA_VERSION)
+    def __init__(self, folder: Path, options: argparse.Namespace, comparison: Comparison, ranks: Ranks) -> None:
+        super().__init__(folder, options, "digits", SCHEMA_VERSION, ranks)
+        self._processes = ranks.size
         self.comparison = comparison
 
     def train(self) -> None:
         """All trainings; results.json is brought up to date after each."""
         options = self.options
         schedule = Schedule(
-            options.epochs, options.batch_size, options.learning_rate, options.activation, options.temperature
+            options.epochs,
+            options.batch_size,
+            options.learning_rate,
+            options.activation,
+            options.temperature,
+            options.dtype,
+            options.accumulation,
+            options.mixed_precision,
+            options.data_workers,
+            options.clip_norm,
+            options.checkpoint_steps,
+            tuple(options.trackers),
         )
         split = functools.partial(
             digit_splits,
             train_per_class=options.train_per_class,
             validation_per_class=options.validation_per_class,
+            dtype=DTYPES[options.dtype],
         )
-        work = functools.partial(train, split=split, schedule=schedule)
+        resume = "never" if options.resume == "never" else "auto"
+        work = functools.partial(train, split=split, schedule=schedule, folder=self.folder, resume=resume)
         self.follow(
             self.comparison.trainings,
             lambda workers: self.comparison.run(lambda jobs: workers.run_all(work, jobs)),
@@ -85,6 +126,7 @@ class _Run(StudyRun):
             "test_images": TEST_IMAGES,
             "tuning_seeds": self.comparison.tuning_seeds,
             "seeds": self.comparison.seeds,
+            "processes": self._processes,
             **self.comparison.to_dict(),
         }
 
@@ -125,7 +167,7 @@ class _Run(StudyRun):
             pictures.draw_conflicts(self.folder / "conflicts.png", conflicts, labels)
 
 
-def _introduction(options: argparse.Namespace) -> str:
+def _introduction(options: argparse.Namespace, ranks: Ranks) -> str:
     trials = len(options.strengths)
     lines = [
         f"Digits: ten one-vs-rest tasks (10 % positive) with {options.train_per_class} training and "
@@ -147,6 +189,10 @@ def _introduction(options: argparse.Namespace) -> str:
     ]
     if options.activation == "relu":
         lines.append("With ReLU heads the penalty does not reach the backbone: it trains the heads only.")
+    if ranks.size > 1:
+        lines.append(f"Each training is shared by {ranks.size} processes, the batch included.")
+    if options.accumulation > 1:
+        lines.append("Surgery at the feature map weighs each micro-batch on its own.")
     return "\n".join(lines)
 
 
@@ -168,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     number(data, "--validation-per-class", 20, "validation images of each digit")
     same = parser.add_argument_group("the same for all methods")
     number(same, "--epochs", 40, "epochs of each training; the best one by validation AUC is reported")
-    number(same, "--batch-size", 10, "images per step")
+    number(same, "--batch-size", 10, "images per step, of all processes together")
     number(same, "--learning-rate", 5e-3, "of AdamW", positive)
     same.add_argument(
         "--activation",
@@ -199,17 +245,30 @@ def _parser() -> argparse.ArgumentParser:
         "--temperature", type=positive, metavar="X", help="of the entropic rule (default: that of saliency_reg)"
     )
     run = parser.add_argument_group("run")
-    number(
-        run, "--workers", min(4, os.cpu_count() or 1), "processes of one thread each; the numbers do not depend on it"
+    run.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="trainings at a time, in processes of one thread each; the numbers do not depend on it "
+        "(default: one for each core, at most 4)",
     )
+    add_training_arguments(same, run)
     run.add_argument(
         "--out", type=Path, default=Path("runs/digits"), metavar="FOLDER", help="of all runs (default: runs/digits)"
     )
     run.add_argument("--name", type=folder_name, help="of this run's folder in it (default: date and time)")
+    run.add_argument(
+        "--resume",
+        default="never",
+        metavar="auto|never|FOLDER",
+        help="auto goes on with the run of this --name, if there is one: what is finished is not trained again, and what "
+        "was stopped goes on from its latest checkpoint; FOLDER is that of the run (default: never)",
+    )
     return parser
 
 
 def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    check_training_arguments(parser, options)
     most = most_per_class()
     wanted = options.train_per_class + options.validation_per_class
     if wanted > most:

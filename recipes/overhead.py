@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from .arguments import whole_number
 from .extras import need
+from .overhead_processes import collective_rows, collective_table
 from .overhead_steps import STEPS, make_steps
 from .runs import machine, new_run_folder, now, versions, write_json
+from .step_statistics import interval, median, ratio
 
 __all__ = ["main"]
 
@@ -49,9 +53,14 @@ VARIANTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, write results.json, and return the exit code."""
-    for module in ("numpy", "tqdm", "torchjd"):
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.processes > 1 and not (dist.is_available() and dist.is_gloo_available()):
+        parser.error(
+            "argument --processes: this build of torch has no gloo. Type --processes 1, or install another one."
+        )
+    for module in ("numpy", "tqdm", *["torchjd"] * (options.processes == 1)):
         need(module)
-    options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.memory_of is not None:
         return _print_peak_memory(options)
@@ -65,19 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "machine": machine(),
         "rows": rows,
     }
+    measure, table = (_measure, _table) if options.processes == 1 else (collective_rows, collective_table)
     try:
         for tasks in options.tasks:
-            rows += _measure(tasks, options)
+            rows += measure(tasks, _most(tasks, options), options)
             write_json(folder / "results.json", result)
     except KeyboardInterrupt:
         print("\nInterrupted; what follows is what was finished.")
-    print(_table(rows, options))
+    print(table(rows, options))
     print(f"\nWritten to {folder}: results.json")
     return 0
 
 
-def _measure(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
+def _measure(tasks: int, most: int | None, options: argparse.Namespace) -> list[dict[str, Any]]:
     times = _interleaved(["plain", *FAST], tasks, most, options.steps, options)
     memory = {} if _no_memory(options) else {name: _peak_memory(name, tasks, options) for name in times}
     rows = [_row(name, tasks, most, times[name], times["plain"], times["floor"], memory) for name in FAST]
@@ -94,10 +103,16 @@ def _measure(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         slow = {name: _row(name, tasks, most, beside[name], beside["plain"], None, memory) for name in SLOW}
         own = [a - b for a, b in zip(beside["regularizer"], beside["plain"])]
         loop = [a - b for a, b in zip(beside["loop"], beside["plain"])]
-        slow["loop"]["own_cost_over_regularizer"] = _median(loop) / max(_median(own), 1e-9)
-        slow["parameters"]["ratio_to_torchjd"] = _ratio(beside["parameters"], beside["torchjd"])
+        slow["loop"]["own_cost_over_regularizer"] = median(loop) / max(median(own), 1e-9)
+        slow["parameters"]["ratio_to_torchjd"] = ratio(beside["parameters"], beside["torchjd"])
         rows += slow.values()
     return rows
+
+
+def _most(tasks: int, options: argparse.Namespace) -> int | None:
+    """How many tasks the regularizer samples; ``None``: it takes all."""
+    most: int = options.max_tasks_per_step
+    return most if tasks > most else None
 
 
 def _no_memory(options: argparse.Namespace) -> bool:
@@ -143,31 +158,15 @@ def _row(
         "step": name,
         "variant": variant,
         "steps_counted": len(seconds),
-        "median_seconds": _median(seconds),
-        "ratio_to_plain": _ratio(seconds, plain),
+        "median_seconds": median(seconds),
+        "ratio_to_plain": ratio(seconds, plain),
     }
     if floor is not None and name.startswith("regularizer"):
-        row["ratio_to_floor"] = _ratio(seconds, floor)
+        row["ratio_to_floor"] = ratio(seconds, floor)
     if memory:
         row["peak_memory_mib"] = memory[name]
         row["memory_ratio_to_plain"] = memory[name] / max(memory["plain"], 1.0)
     return row
-
-
-def _median(values: Sequence[float]) -> float:
-    import numpy
-
-    return float(numpy.median(values))
-
-
-def _ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """Median of the step-by-step ratios, with a 95 % bootstrap interval."""
-    import numpy
-
-    ratios = numpy.asarray(seconds) / numpy.asarray(base)
-    drawn = numpy.random.default_rng(0).choice(ratios, (9999, len(ratios)))
-    low, high = numpy.quantile(numpy.median(drawn, axis=1), [0.025, 0.975])
-    return {"median": float(numpy.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def _peak_memory(name: str, tasks: int, options: argparse.Namespace) -> float:
@@ -181,7 +180,7 @@ def _peak_memory(name: str, tasks: int, options: argparse.Namespace) -> float:
 
 def _print_peak_memory(options: argparse.Namespace) -> int:
     (tasks,) = options.tasks
-    most = options.max_tasks_per_step if tasks > options.max_tasks_per_step else None
+    most = _most(tasks, options)
     before = _reset_peak()
     steps = make_steps([options.memory_of], tasks, options.batch_size, options.size, options.width, most)
     for _ in range(2 if options.memory_of in SLOW else 4):
@@ -216,11 +215,11 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
             label += f", {VARIANTS[row['variant']][0]}"
         if row["max_tasks_per_step"] is not None and row["step"] != "surgery":  # which weighs all tasks
             label += f", {row['max_tasks_per_step']} sampled"
-        floor = _interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
+        floor = interval(row["ratio_to_floor"]) if "ratio_to_floor" in row else ""
         memory = f"{row['memory_ratio_to_plain']:.3f}" if "memory_ratio_to_plain" in row else ""
-        ratio = _interval(row["ratio_to_plain"])
+        time_ratio = interval(row["ratio_to_plain"])
         lines.append(
-            f"{row['tasks']:>5}  {label:<59}{row['steps_counted']:>6}  {ratio:<24}{floor:<24}{memory:>14}".rstrip()
+            f"{row['tasks']:>5}  {label:<59}{row['steps_counted']:>6}  {time_ratio:<24}{floor:<24}{memory:>14}".rstrip()
         )
     for row in rows:
         if "own_cost_over_regularizer" in row:
@@ -230,21 +229,10 @@ def _table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
             )
         if "ratio_to_torchjd" in row:
             lines.append(
-                f"With {row['tasks']} tasks PCGrad (parameters) takes {_interval(row['ratio_to_torchjd'])} of the time of "
+                f"With {row['tasks']} tasks PCGrad (parameters) takes {interval(row['ratio_to_torchjd'])} of the time of "
                 "TorchJD."
             )
     return "\n".join(lines)
-
-
-def _interval(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text}")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -252,38 +240,46 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--tasks",
-        type=_positive,
+        type=whole_number(1),
         nargs="+",
         default=[3, 10, 40, 200],
         metavar="T",
         help="numbers of tasks (default: 3 10 40 200)",
     )
-    add("--steps", type=_positive, default=100, metavar="N", help="counted steps of each kind (default: 100)")
-    add("--warmup", type=_positive, default=3, metavar="N", help="steps before that (default: 3)")
+    add(
+        "--processes",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="from 2 on: time the regularizer's collectives in N processes under DistributedDataParallel instead "
+        "(default: 1)",
+    )
+    add("--steps", type=whole_number(1), default=100, metavar="N", help="counted steps of each kind (default: 100)")
+    add("--warmup", type=whole_number(1), default=3, metavar="N", help="steps before that (default: 3)")
     add(
         "--slow-steps",
-        type=int,
+        type=whole_number(0),
         default=10,
         metavar="N",
         help="counted steps of the published loop and of surgery on the parameters, 0 for none (default: 10)",
     )
     add(
         "--max-tasks-per-step",
-        type=_positive,
+        type=whole_number(1),
         default=40,
         metavar="N",
         help="beyond so many tasks, a sample (default: 40)",
     )
-    add("--batch-size", type=_positive, default=32, metavar="N", help="images per step (default: 32)")
-    add("--size", type=_positive, default=64, metavar="N", help="side of the images (default: 64)")
+    add("--batch-size", type=whole_number(1), default=32, metavar="N", help="images per step (default: 32)")
+    add("--size", type=whole_number(1), default=64, metavar="N", help="side of the images (default: 64)")
     add(
         "--width",
-        type=_positive,
+        type=whole_number(1),
         default=64,
         metavar="N",
         help="channels of the first stage; 64 is ResNet-18 (default: 64)",
     )
-    add("--threads", type=_positive, default=1, metavar="N", help="of torch; one is the least noisy (default: 1)")
+    add("--threads", type=whole_number(1), default=1, metavar="N", help="of torch; one is the least noisy (default: 1)")
     add(
         "--no-memory",
         action="store_true",

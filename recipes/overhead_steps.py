@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
 
-__all__ = ["STEPS", "ManyHeads", "Step", "make_data", "make_steps"]
+__all__ = ["STEPS", "ManyHeads", "Step", "make_data", "make_distributed_steps", "make_steps"]
 
 
 class Block(nn.Module):
@@ -113,7 +114,7 @@ def _stepping(optimizer: torch.optim.Optimizer, backward: Callable[[], None]) ->
     return step
 
 
-def _trainer(model: ManyHeads, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]) -> Step:
+def _trainer(model: nn.Module, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]) -> Step:
     return _stepping(_optimizer(model), lambda: total_loss(model(images)).backward())  # type: ignore[no-untyped-call]
 
 
@@ -132,9 +133,12 @@ def regularized_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, m
     return _with_regularizer(model, images, labels, max_tasks_per_step=most, surgery=PCGrad())
 
 
-def _with_regularizer(model: ManyHeads, images: Tensor, labels: Tensor, **options: Any) -> Step:
+def _with_regularizer(
+    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, **options: Any
+) -> Step:
     optimizer = _optimizer(model)
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer, **model.attachment, **options)
+    attachment = (model.module if isinstance(model, DistributedDataParallel) else model).attachment
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, **attachment, **options)
 
     def backward() -> None:
         outputs = model(images)
@@ -271,3 +275,30 @@ def make_steps(
         images = torch.randn(batch_size, 8 * width).requires_grad_()
         model.backbone = nn.Sequential()
     return {name: STEPS[name](copy.deepcopy(model), images, labels, most) for name in names}
+
+
+def make_distributed_steps(
+    tasks: int, batch_size: int, size: int, width: int, most: int | None, group: Any
+) -> dict[str, Step]:
+    """The plain step and those with the regularizer, each on a ``DistributedDataParallel`` around a copy of one model.
+
+    Args:
+        group: for the collectives of the regularizer. The steps whose names end in ``_local`` have none.
+    """
+    torch.manual_seed(0)
+    model = ManyHeads(tasks, width)
+    images, labels = make_data(tasks, batch_size, size)
+
+    def regularized(**options: Any) -> Step:
+        wrapped = DistributedDataParallel(copy.deepcopy(model))
+        return _with_regularizer(wrapped, images, labels, max_tasks_per_step=most, **options)
+
+    return {
+        "plain": _trainer(
+            DistributedDataParallel(copy.deepcopy(model)), images, lambda outputs: _task_loss(outputs, labels)
+        ),
+        "regularizer_local": regularized(process_group="local"),
+        "regularizer": regularized(process_group=group),
+        "regularizer_surgery_local": regularized(process_group="local", surgery=PCGrad()),
+        "regularizer_surgery": regularized(process_group=group, surgery=PCGrad()),
+    }

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
 
+from .errors import CheckpointMismatchError
 from .extras import need
 
 __all__ = ["MGDA_UB", "MGDA_UB_UNIT", "PCGRAD", "Backward", "Surgery"]
@@ -68,6 +69,8 @@ class Backward:
         surgery: the kind of surgery, if any.
         regularizer: builds the saliency regularizer with this ``surgery=``; ``None`` for a method without one.
         seed: of the order of PCGrad.
+        process_group: of the surgery, in several processes; by default new ones over all of them.
+        shared: what surgery on parameters is about.
     """
 
     def __init__(
@@ -79,36 +82,107 @@ class Backward:
         surgery: Surgery | None,
         regularizer: Callable[[Any], SaliencyRegularizer] | None,
         seed: int,
+        *,
+        process_group: Any = None,
+        shared: str = "backbone",
     ) -> None:
         self._tasks = tuple(tasks)
-        self._regularizer: SaliencyRegularizer | None = None
-        self._on_parameters: ParameterSurgery | None = None
-        at_feature: Any = None
+        self.regularizer: SaliencyRegularizer | None = None
+        self.on_parameters: ParameterSurgery | None = None
+        self.at_feature: FeatureSurgery | None = None
+        weighting: Any = None
         if surgery is not None and surgery.on_parameters:
             # Named, because behind one head with a column per task every loss seems to depend on the whole head.
-            self._on_parameters = ParameterSurgery(
-                model, surgery.weighting(seed), tasks=tasks, shared="backbone", optimizer=optimizer
+            self.on_parameters = ParameterSurgery(
+                model,
+                surgery.weighting(seed),
+                tasks=tasks,
+                shared=shared,
+                optimizer=optimizer,
+                process_group=process_group,
             )
         elif surgery is not None:
-            at_feature = surgery.weighting(seed)
+            weighting = surgery.weighting(seed)
         if regularizer is not None:
-            self._regularizer = regularizer(at_feature)
-        elif at_feature is not None:
-            # The model holds on to it.
-            FeatureSurgery(model, heads=heads, tasks=tasks, weighting=at_feature, optimizer=optimizer)
+            self.regularizer = regularizer(weighting)
+        elif weighting is not None:
+            self.at_feature = FeatureSurgery(
+                model, heads=heads, tasks=tasks, weighting=weighting, optimizer=optimizer, process_group=process_group
+            )
 
-    def __call__(self, losses: Sequence[Tensor] | Tensor) -> None:
-        """Add the gradients of the losses, one for each task, and of the penalty if there is one, to ``.grad``."""
-        penalty = None if self._regularizer is None else self._regularizer()
-        if self._on_parameters is not None:
-            self._on_parameters.backward(dict(zip(self._tasks, losses)), penalty)
+    def __call__(
+        self,
+        losses: Sequence[Tensor] | Tensor,
+        *,
+        share: float = 1.0,
+        accumulate: bool = False,
+        accelerator: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the gradients of the losses, one for each task, and of the penalty if there is one, to ``.grad``.
+
+        Args:
+            losses: one for each task, 0-dim.
+            share: of the samples of this micro-batch in those of the optimizer step, in all processes.
+            accumulate: more micro-batches follow.
+            accelerator: an ``accelerate.Accelerator``, whose loss scale is to be used.
+            arguments: of the regularizer's call.
+        """
+        penalty = None
+        if self.regularizer is not None:
+            penalty = self.regularizer(**(arguments or {}))
+            if share != 1.0 and self.regularizer.reduction == "mean":  # sums over micro-batches add up
+                penalty = share * penalty
+        if self.on_parameters is not None:
+            scaler = None if accelerator is None else accelerator.scaler
+            scaled = (lambda loss: loss) if scaler is None else scaler.scale
+            own = {task: scaled(loss) for task, loss in zip(self._tasks, losses)}
+            self.on_parameters.backward(own, None if penalty is None else scaled(penalty), accumulate=accumulate)
             return
         total = losses.sum() if isinstance(losses, Tensor) else torch.stack(list(losses)).sum()
         if penalty is not None:
             total = total + penalty
-        total.backward()
+        if accelerator is None:
+            total.backward()
+        else:
+            accelerator.backward(total)
+
+    @property
+    def averages_itself(self) -> bool:
+        """Whether gradients are averaged over the processes here: then the model must not be wrapped to do so, too."""
+        return self.on_parameters is not None
 
     @property
     def relations(self) -> list[list[float]] | None:
         """Relation weights of now, if there is a regularizer."""
-        return None if self._regularizer is None else self._regularizer.relations.matrix().tolist()
+        return None if self.regularizer is None else self.regularizer.relations.matrix().tolist()
+
+    @property
+    def attached(self) -> dict[str, SaliencyRegularizer | FeatureSurgery | ParameterSurgery]:
+        """What was attached to the model, by the name that it has in a checkpoint."""
+        found = {
+            "regularizer": self.regularizer,
+            "feature_surgery": self.at_feature,
+            "parameter_surgery": self.on_parameters,
+        }
+        return {name: part for name, part in found.items() if part is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Relations, counts and orders of everything that was attached."""
+        return {name: part.state_dict() for name, part in self.attached.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken.
+
+        Raises:
+            CheckpointMismatchError: of another kind of method.
+            SaliencyRegError: of other tasks.
+        """
+        attached = self.attached
+        if set(state) != set(attached):
+            raise CheckpointMismatchError(
+                f"the checkpoint was saved with {sorted(state) or 'nothing'} attached to the model, but here it is "
+                f"{sorted(attached) or 'nothing'}. Choose the same method, or type --resume never."
+            )
+        for name, part in attached.items():
+            part.load_state_dict(state[name])

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +18,22 @@ from torch.nn import functional
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
+from .best_epochs import BestEpochs
 from .conflicts import ConflictWatch
-from .data import Examples, Splits
+from .data import Splits
+from .engine import Engine, Plan
+from .errors import CheckpointError
 from .metrics import task_auc, task_metrics
-from .models import SeparateNetworks, SharedNetwork, TaskModel, task_losses
+from .models import BinaryTasks, SeparateNetworks, SharedNetwork, TaskModel
+from .ranks import Ranks, open_accelerator
+from .runs import write_json
 from .surgery import Backward, Surgery
 
-__all__ = ["Job", "Method", "Schedule", "Trained", "train"]
+__all__ = ["DTYPES", "Job", "Method", "Schedule", "Trained", "train"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+#: Within the folder of a run.
+TRAININGS = "trainings"
 
 
 @dataclass(frozen=True)
@@ -47,11 +58,19 @@ class Schedule:
 
     epochs: int
     batch_size: int
+    """Of all processes and micro-batches together."""
     learning_rate: float
     activation: str
     """Of the heads."""
     temperature: float | None = None
     """Of the ``entropic`` rule; the library's default if ``None``."""
+    dtype: str = "float32"
+    accumulation: int = 1
+    mixed_precision: str = "no"
+    data_workers: int = 0
+    clip_norm: float | None = None
+    checkpoint_steps: int = 0
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,11 @@ class Job:
     value: float
     seed: int
     reported: bool
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method.key}_{self.value!r}_seed-{self.seed}_{'reported' if self.reported else 'trial'}"
 
 
 @dataclass
@@ -80,99 +104,167 @@ class Trained:
     test: dict[str, list[float]] = field(default_factory=dict)
     """Metric to its value for each task."""
 
+    def save(self, path: Path) -> None:
+        """Write everything but the job."""
+        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "job"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, values)
 
-def train(job: Job, split: Callable[[int], Splits], schedule: Schedule) -> Trained:
+    @classmethod
+    def load(cls, path: Path, job: Job) -> Trained:
+        """What :meth:`save` has written.
+
+        Raises:
+            CheckpointError: something else.
+        """
+        try:
+            found = cls(job, **json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is no result of this version ({error}). Remove it to train again."
+            ) from error
+        # JSON has no numbers that are not finite: of a training that diverged.
+        found.validation_auc = -math.inf if found.validation_auc is None else found.validation_auc
+        found.validation_loss = math.inf if found.validation_loss is None else found.validation_loss
+        found.curves = {
+            name: [math.nan if value is None else value for value in curve] for name, curve in found.curves.items()
+        }
+        return found
+
+
+def train(
+    job: Job,
+    split: Callable[[int], Splits],
+    schedule: Schedule,
+    folder: Path | None = None,
+    resume: str = "never",
+) -> Trained:
     """Train one model for all epochs, and keep the best epoch of each of its parts.
 
-    The same seed means the same initial weights, batches and images for every method with the same model.
+    The same seed means the same initial weights, batches and images for every method with the same model. With several
+    processes, all of them have to call this; each gets the result.
 
     Args:
         job: what to train.
         split: the data of a seed.
         schedule: what all methods have in common.
+        folder: of the run, for the result, the log and checkpoints; nothing is written without one.
+        resume: ``"auto"``: return what was finished there, and go on with what was not.
     """
-    splits = split(job.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        network = SharedNetwork if job.method.shared else SeparateNetworks
-        model: TaskModel = network(splits.tasks, schedule.activation)
-    decay = job.value if job.method.rule is None else 0.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=decay, foreach=True)
-    watch = ConflictWatch(model) if job.reported and isinstance(model, SharedNetwork) else None
-    backward = _backward(job, model, optimizer, schedule)
-    batches = torch.Generator().manual_seed(job.seed)
-    best = _BestEpochs(model)
-    curves: dict[str, list[float]] = {"training_loss": [], "validation_loss": [], "validation_auc": []}
-    for _ in range(schedule.epochs):
-        curves["training_loss"].append(_train_epoch(model, optimizer, backward, splits, schedule.batch_size, batches))
-        logits = _predict(model, splits.validation)
-        losses = _loss_per_task(logits, splits.validation.labels)
-        areas = task_auc(logits, splits.validation.labels)
-        curves["validation_loss"].append(float(losses.mean()))
-        curves["validation_auc"].append(float(areas.mean()))
-        if watch is not None:
-            curves.setdefault("conflicts", []).append(watch.measure(splits.train))
-        best.update(areas, losses, backward)
-    best.restore()
-    trained = Trained(job, best.epochs, *best.scores(), curves, best.relations)
-    if job.reported:
-        trained.test = task_metrics(_predict(model, splits.test), splits.test.labels)
-    return trained
+    own_folder = None if folder is None else folder / TRAININGS / job.name
+    accelerator = open_accelerator(schedule.mixed_precision, trackers=schedule.trackers, folder=own_folder)
+    ranks = Ranks(accelerator)
+    result = None if own_folder is None else own_folder / "result.json"
+    if result is not None and resume == "auto":
+        own = Trained.load(result, job) if ranks.is_main and result.exists() else None
+        finished: Trained | None = ranks.from_main(own)
+        if finished is not None:
+            return finished
+    training = _Training(job, split(job.seed), schedule, accelerator, own_folder)
+    trained = ranks.from_main(training.run(resume))
+    if result is not None and ranks.is_main:
+        trained.save(result)
+        training.engine.remove_checkpoints()
+    return trained  # type: ignore[no-any-return]
 
 
-def _train_epoch(
-    model: TaskModel,
-    optimizer: torch.optim.Optimizer,
-    backward: Backward,
-    splits: Splits,
-    batch_size: int,
-    generator: torch.Generator,
-) -> float:
-    """Mean task loss of the epoch, without the penalty."""
-    model.train()
-    total = 0.0
-    order = torch.randperm(len(splits.train.inputs), generator=generator)
-    for rows in order.split(batch_size):
-        losses = task_losses(model(splits.train.inputs[rows]), splits.train.labels[rows])
-        optimizer.zero_grad()
-        backward(losses)
-        optimizer.step()
-        total += torch.stack(losses).mean().item() * len(rows)
-    return total / len(order)
+class _Training:
+    """The parts of one training, put together."""
+
+    def __init__(self, job: Job, splits: Splits, schedule: Schedule, accelerator: Any, folder: Path | None) -> None:
+        self._job = job
+        self._splits = splits
+        tasks = splits.tasks
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(job.seed)
+            network = SharedNetwork if job.method.shared else SeparateNetworks
+            model: TaskModel = network(tasks, schedule.activation).to(DTYPES[schedule.dtype])
+        decay = job.value if job.method.rule is None else 0.0
+        optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=decay, foreach=True)
+        self._watch = ConflictWatch(model) if job.reported and isinstance(model, SharedNetwork) else None
+        self._backward = _backward(job, model, optimizer, schedule, Ranks(accelerator).group)
+        self._progress = _Progress(model)
+        self.engine = Engine(
+            accelerator,
+            model,
+            optimizer,
+            self._backward,
+            BinaryTasks(tasks, apart=self._backward.averages_itself),
+            splits.train,
+            Plan(
+                epochs=schedule.epochs,
+                batch_size=schedule.batch_size,
+                seed=job.seed,
+                accumulation=schedule.accumulation,
+                clip_norm=schedule.clip_norm,
+                data_workers=schedule.data_workers,
+                checkpoint_steps=schedule.checkpoint_steps,
+            ),
+            folder=folder,
+            stateful={"progress": self._progress},
+            tracked=(
+                ("digits", {"method": job.method.key, job.method.parameter: job.value, "seed": job.seed})
+                if schedule.trackers
+                else None
+            ),
+        )
+
+    def run(self, resume: str) -> Trained:
+        """Train, and go back to the best epochs."""
+        self.engine.run(self._after_epoch, resume)
+        progress = self._progress
+        progress.best.restore()
+        trained = Trained(
+            self._job, progress.epochs_of_tasks(), *progress.scores(), progress.curves, progress.relations
+        )
+        if self._job.reported:
+            found = self.engine.evaluate(self._splits.test)
+            trained.test = task_metrics(found["logits"], found["labels"])
+        return trained
+
+    def _after_epoch(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:
+        found = self.engine.evaluate(self._splits.validation)
+        losses = _loss_per_task(found["logits"], found["labels"])
+        areas = task_auc(found["logits"], found["labels"])
+        figures = {
+            "training_loss": sum(training_losses) / len(training_losses),
+            "validation_loss": float(losses.mean()),
+            "validation_auc": float(areas.mean()),
+        }
+        if self._watch is not None:
+            figures["conflicts"] = self._watch.measure(self._splits.train)
+        self._progress.update(epoch, figures, areas, losses, self._backward)
+        return figures
 
 
-def _backward(job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, schedule: Schedule) -> Backward:
+def _backward(
+    job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, schedule: Schedule, process_group: Any
+) -> Backward:
     rule, strength = job.method.rule, job.value
+    common: dict[str, Any] = {"heads": "heads", "optimizer": optimizer, "process_group": process_group}
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         if rule == "authors":
             # Their penalty is summed over the batch, where the other rules take the mean.
             return SaliencyRegularizer.authors(
-                model, heads="heads", strength=strength / schedule.batch_size, optimizer=optimizer, surgery=surgery
+                model, strength=strength / schedule.batch_size, **common, surgery=surgery
             )
         relations: str | RelationWeights = rule or "fixed"
         if rule == "entropic" and schedule.temperature is not None:
             relations = RelationWeights(len(model.tasks), rule, temperature=schedule.temperature)
-        return SaliencyRegularizer(
-            model, heads="heads", strength=strength, relations=relations, optimizer=optimizer, surgery=surgery
-        )
+        return SaliencyRegularizer(model, strength=strength, relations=relations, **common, surgery=surgery)
 
     build = None if rule is None else regularizer
-    return Backward(model, "heads", model.tasks, optimizer, job.method.surgery, build, job.seed)
-
-
-@torch.no_grad()
-def _predict(model: TaskModel, examples: Examples) -> Tensor:
-    model.eval()
-    return torch.stack(list(model(examples.inputs).values()), dim=1)
+    surgery = job.method.surgery
+    return Backward(model, "heads", model.tasks, optimizer, surgery, build, job.seed, process_group=process_group)
 
 
 def _loss_per_task(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0)
 
 
-class _BestEpochs:
-    """The highest validation AUC of each independent part of a model, and the weights that it had then.
+class _Progress:
+    """The curves so far, and the best epochs: those of the highest validation AUC, for each independent part of the model.
 
     Not the lowest loss: that comes early where a method grows overconfident, before all tasks have learned to say yes,
     and compares how well methods are calibrated rather than how well they tell classes apart. Ties go to the loss.
@@ -180,31 +272,35 @@ class _BestEpochs:
 
     def __init__(self, model: TaskModel) -> None:
         self._tasks = model.tasks
-        self._parts = model.parts()
-        self._best = [(-math.inf, -math.inf) for _ in self._parts]
+        self._tasks_of_parts = [tasks for tasks, _ in model.parts()]
         # A training that diverges at once has the initial weights, as epoch 0.
-        self._states = [copy.deepcopy(module.state_dict()) for _, module in self._parts]
-        self._epoch = 0
-        self.epochs = dict.fromkeys(self._tasks, 0)
+        self.best = BestEpochs([module for _, module in model.parts()], (-math.inf, -math.inf))
+        self.curves: dict[str, list[float]] = {}
         self.relations: list[list[float]] | None = None
 
-    def update(self, areas: Tensor, losses: Tensor, backward: Backward) -> None:
-        self._epoch += 1
-        for index, (tasks, module) in enumerate(self._parts):
-            columns = [self._tasks.index(task) for task in tasks]
-            score = (float(areas[columns].mean()), -float(losses[columns].mean()))
-            if score > self._best[index]:
-                self._best[index] = score
-                self._states[index] = copy.deepcopy(module.state_dict())
-                self.epochs.update(dict.fromkeys(tasks, self._epoch))
-                self.relations = backward.relations
+    def update(
+        self, epoch: int, figures: Mapping[str, float], areas: Tensor, losses: Tensor, backward: Backward
+    ) -> None:
+        for name, value in figures.items():
+            self.curves.setdefault(name, []).append(value)
+        columns = [[self._tasks.index(task) for task in tasks] for tasks in self._tasks_of_parts]
+        scores = [(float(areas[own].mean()), -float(losses[own].mean())) for own in columns]
+        if self.best.update(epoch, scores):
+            self.relations = backward.relations
 
-    def restore(self) -> None:
-        for (_, module), state in zip(self._parts, self._states):
-            module.load_state_dict(state)
+    def epochs_of_tasks(self) -> dict[str, int]:
+        return {task: epoch for tasks, epoch in zip(self._tasks_of_parts, self.best.epochs) for task in tasks}
 
     def scores(self) -> tuple[float, float]:
         """AUC and loss, mean over the tasks."""
-        shares = [len(tasks) / len(self._tasks) for tasks, _ in self._parts]
-        area = sum(share * area for share, (area, _) in zip(shares, self._best))
-        return area, sum(-share * loss for share, (_, loss) in zip(shares, self._best))
+        shares = [len(tasks) / len(self._tasks) for tasks in self._tasks_of_parts]
+        area = sum(share * area for share, (area, _) in zip(shares, self.best.scores))
+        return area, sum(-share * loss for share, (_, loss) in zip(shares, self.best.scores))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best.state_dict(), "curves": self.curves, "relations": self.relations}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.best.load_state_dict(state["best"])
+        self.curves = {name: list(curve) for name, curve in state["curves"].items()}
+        self.relations = state["relations"]

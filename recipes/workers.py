@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from .termination import TERMINATED, Terminated, listen
+
 __all__ = ["Workers"]
 
 Item = TypeVar("Item")
@@ -48,7 +50,7 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:  # such as Ctrl-C: what runs is not waited for
+        if kind is not None:  # such as Ctrl-C: what runs is not waited for, but may write a checkpoint
             for child in set(multiprocessing.active_children()) - self._others:
                 child.terminate()
         self._stack.close()
@@ -60,7 +62,7 @@ class Workers:
             return
         with _interrupt_blocked():
             # Not executor.map: it cancels what is left, on which the executor stumbles when its processes end.
-            futures = [self._executor.submit(function, item) for item in items]
+            futures = [self._executor.submit(_run, function, item) for item in items]
         for future in futures:
             yield future.result()
 
@@ -92,8 +94,16 @@ def _interrupt_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _run(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return function(item)
+    except Terminated:
+        os._exit(TERMINATED)  # otherwise the executor would hand the next item to this process
+
+
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listen()
     torch.set_num_threads(1)
     logging.getLogger("saliency_reg").setLevel(logging.ERROR)
     threading.Thread(target=_end_with_parent, daemon=True).start()

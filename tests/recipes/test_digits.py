@@ -78,7 +78,7 @@ class TestRun:
     def test_results_json_has_everything(self, finished):
         folder, _ = finished
         content = read(folder)
-        assert content["schema_version"] == 2
+        assert content["schema_version"] == 3
         assert content["status"] == "complete"
         assert content["wall_seconds"] > 0
         assert content["tasks"] == [str(digit) for digit in range(10)]
@@ -130,7 +130,7 @@ class TestRun:
 
     def test_folder_holds_nothing_else(self, finished):
         names = {path.name for path in finished[0].iterdir()}
-        assert names == {"results.json", *(f"{name}.png" for name in PICTURES)}
+        assert names == {"results.json", "trainings", *(f"{name}.png" for name in PICTURES)}
 
     def test_printed_table_is_what_the_file_says(self, finished):
         folder, text = finished

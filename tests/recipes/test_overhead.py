@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from recipes import overhead
+from recipes.errors import RecipeError
+from recipes.overhead_processes import TimedCollectives, collective_row
 from recipes.overhead_steps import STEPS, ManyHeads, make_data
+from tests.two_processes import run_on_two_processes
 
 TINY = ["--steps", "3", "--warmup", "1", "--slow-steps", "2", "--width", "2", "--size", "32", "--batch-size", "2"]
 
@@ -95,7 +101,76 @@ def test_peak_memory_of_a_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(capsys.readouterr().out) >= 0
 
 
-@pytest.mark.parametrize("options", [["--steps", "0"], ["--tasks", "many"], ["--threads", "-1"]])
-def test_bad_options(options: list[str]) -> None:
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")
+def test_collectives_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--processes", "2", "--tasks", "6", "--max-tasks-per-step", "4", "--out", str(tmp_path), "--name", "run"]
+    assert overhead.main([*TINY, *options]) == 0
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert result["options"]["processes"] == 2
+    assert [(row["step"], row["collectives_per_step"]) for row in result["rows"]] == [
+        ("regularizer", 1),
+        ("regularizer_surgery", 2),  # a second one in the backward pass
+    ]
+    for row in result["rows"]:
+        assert (row["tasks"], row["max_tasks_per_step"], row["processes"], row["steps_counted"]) == (6, 4, 2, 3)
+        for name in ("share_of_plain", "share_of_step", "ratio_to_local", "cpu_ratio_to_local", "ratio_to_plain"):
+            assert 0 < row[name]["low"] <= row[name]["median"] <= row[name]["high"], name
+        assert row["median_seconds_in_collectives"] > 0
+        assert row["cpu_share_of_plain"]["median"] >= 0
+    assert "regularizer w/ PCGrad (feature), 4 sampled" in printed
+    assert "inside the regularizer's collectives" in printed
+
+
+def _calls_that_are_timed(rank: int) -> list[Any]:
+    collectives = TimedCollectives(group := dist.new_group())
+    plain = dist.all_reduce
+    total = torch.ones(2)
+    with collectives.timing():
+        dist.all_reduce(total)  # as DistributedDataParallel, in another group
+        others = len(collectives.calls)
+        if rank == 0:
+            time.sleep(0.3)
+        dist.all_reduce(total, group=group)
+    dist.all_reduce(total, group=group)
+    return [others, collectives.calls, dist.all_reduce is plain, total.tolist()]
+
+
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")
+def test_only_the_collectives_of_the_group_are_timed_and_without_waiting() -> None:
+    found = run_on_two_processes(_calls_that_are_timed)
+    for others, calls, restored, total in found:
+        assert (others, len(calls), restored, total) == (0, 1, True, [8.0, 8.0])
+    (((waited, inside, _),), ((waited_of_other, inside_of_other, _),)) = found[0][1], found[1][1]
+    assert waited_of_other > 0.2 > max(waited, inside, inside_of_other)
+
+
+def test_a_step_without_collectives_is_an_error() -> None:
+    kinds = ("plain", "regularizer", "regularizer_local", "regularizer_timed")
+    found = {kind: {"seconds": [1.0], "cpu_seconds": [1.0], "calls": [[]]} for kind in kinds}
+    with pytest.raises(RecipeError, match="called none of all_reduce, broadcast, all_gather_object"):
+        collective_row("regularizer", 3, None, [found, found])
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (["--steps", "0"], "Type a whole number from 1 on, such as 3."),
+        (["--tasks", "many"], "found 'many'. Type a whole number from 1 on, such as 3."),
+        (["--threads", "-1"], "Type a whole number from 1 on, such as 3."),
+        (["--slow-steps", "-1"], "Type a whole number from 0 on, such as 2."),
+        (["--processes", "0"], "found '0'. Type a whole number from 1 on, such as 3."),
+        (["--processes", "two"], "found 'two'. Type a whole number from 1 on, such as 3."),
+    ],
+)
+def test_bad_options(options: list[str], advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         overhead.main(options)
+    assert advice in " ".join(capsys.readouterr().err.split())
+
+
+def test_processes_without_gloo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        overhead.main(["--processes", "2"])
+    assert "this build of torch has no gloo. Type --processes 1" in " ".join(capsys.readouterr().err.split())
