@@ -24,9 +24,10 @@ from .arguments import (
 )
 from .comparison import BASELINE, METHODS, Comparison
 from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
+from .errors import RecipeError
 from .extras import need
 from .models import ACTIVATIONS
-from .ranks import Ranks, start_ranks
+from .ranks import Ranks, started_ranks
 from .study_run import FIRST_TUNING_SEED, StudyRun, open_shared_folder
 from .surgery import PCGRAD
 from .termination import listening
@@ -47,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check_together(parser, options)
-    state = start_ranks()
-    try:
-        return _run(parser, options, Ranks(state))
-    finally:
-        if state.num_processes > 1:
-            state.destroy_process_group()
+    with started_ranks() as state:
+        try:
+            return _run(parser, options, Ranks(state))
+        except RecipeError as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return 1
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> int:

@@ -7,13 +7,14 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from .extras import need
 from .ranks import Ranks
 from .runs import machine, new_run_folder, now, versions, write_json
-from .termination import TERMINATED, Terminated
+from .termination import TERMINATED, Terminated, deferred
 from .workers import Workers
 
 __all__ = ["FIRST_TUNING_SEED", "INTERRUPTED", "StudyRun", "open_folder", "open_shared_folder"]
@@ -42,7 +43,7 @@ def open_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     if resume == "auto":
         if options.name is None:
             parser.error("argument --resume: auto goes on in the folder of a name. Type --name, too.")
-        folder = Path(options.out) / options.name
+        folder = Path(options.out, options.name)
         if folder.is_dir():
             _check_same_run(parser, options, folder)
             return folder
@@ -62,10 +63,10 @@ def open_shared_folder(parser: argparse.ArgumentParser, options: argparse.Namesp
     except SystemExit as stop:
         ranks.from_main((None, stop.code))
         raise
-    folder, code = ranks.from_main((folder, 0))
-    if folder is None:
+    shared, code = ranks.from_main((folder, 0))
+    if shared is None:
         raise SystemExit(code)
-    return Path(folder)
+    return Path(shared)
 
 
 def _check_same_run(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> None:
@@ -112,6 +113,7 @@ class StudyRun(ABC):
         self.options = options
         self.status = "running"
         self.is_main = ranks is None or ranks.is_main
+        self._several = ranks is not None and ranks.size > 1
         self._recipe = recipe
         self._schema_version = schema_version
         self._date = now()
@@ -134,7 +136,9 @@ class StudyRun(ABC):
     def run(self) -> int:
         """Train, conclude, and return the exit code."""
         try:
-            self.train()
+            # Several processes have to end at one place: only the engine knows one.
+            with deferred() if self._several else nullcontext():
+                self.train()
             self.status = "complete"
         except KeyboardInterrupt:
             self._print("\nInterrupted. What follows is from the trainings that were finished.")

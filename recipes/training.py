@@ -19,6 +19,7 @@ from torch.nn import functional
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
 from .best_epochs import BestEpochs
+from .checkpoints import Checkpoints
 from .conflicts import ConflictWatch
 from .data import Splits
 from .engine import Engine, Plan
@@ -159,6 +160,8 @@ def train(
         own = Trained.load(result, job) if ranks.is_main and result.exists() else None
         finished: Trained | None = ranks.from_main(own)
         if finished is not None:
+            if ranks.is_main:  # it may have been killed just before
+                Checkpoints(result.parent).remove_all()
             return finished
     training = _Training(job, split(job.seed), schedule, accelerator, own_folder)
     trained = ranks.from_main(training.run(resume))

@@ -14,7 +14,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from .errors import AlreadyAttachedError, ConfigurationError, TaskError, WrongTypeError
+from .errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
 from .fork import Anchor
 from .fork_surgery import ForkSurgery
 from .forked import tensor_places
@@ -24,7 +24,6 @@ from .forward import (
     Cut,
     Forward,
     HeadRun,
-    NoHeadRanError,
     SeenFeature,
     checked_forward,
     place_in_graph,
@@ -110,7 +109,8 @@ class FeatureCapture:
         if len(set(self.feature_names)) < len(self.feature_names):
             raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
         # Nothing is set on the model before everything has been checked.
-        self._hooks.before(model, self._before_model)
+        # Before FSDP2 gathers what this may free.
+        self._hooks.before(model, self._before_model, first=is_sharded(model))
         self._hooks.after(model, self._after_model, always=True)
         for index, ((_, module), place) in enumerate(zip(found, self._places)):
             if place.port == "output":
@@ -149,12 +149,12 @@ class FeatureCapture:
         """Return the feature maps of the latest forward and release it; ``None`` if it ran without gradients.
 
         Raises:
-            NoHeadRanError: there is no unread forward, or one without heads.
-            CaptureError: it cannot be used; the message says why.
+            NoHeadRanError: the forward was one without heads.
+            CaptureError: there is no unread forward, or it cannot be used; the message says why.
         """
         forward = self._latest
         if forward is None:
-            raise NoHeadRanError(f"{self._why_none}. It reads each forward once.")
+            raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
         cuts, fork = self._cuts(forward), None if self._forking is None else self._forking.fork
@@ -185,6 +185,7 @@ class FeatureCapture:
         if not self.enabled or _in_backward():
             return
         self._running = True
+        self.sharded.release()
         self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
         if torch.is_grad_enabled() or self._latest is None or not self._latest.active:

@@ -82,7 +82,7 @@ class _ClosedForm:
     def __init__(self, gradient: Tensor, weight: Tensor) -> None:
         self._shape, self._dtype = gradient.shape[:-1], gradient.dtype
         dtype = at_least_float32(gradient.dtype)
-        self._gradient = gradient.reshape(-1, gradient.shape[-1]).to(dtype)  # [N, T]
+        self._gradient = gradient.flatten(0, -2).to(dtype)  # [N, T]
         self._weight = weight.to(dtype)  # [T, C]
 
     any_here = True
@@ -100,11 +100,16 @@ class _ClosedForm:
         (total,) = arrived
         with without_autocast(self._gradient):
             change = (self._gradient * (weights - 1).to(self._gradient.dtype)) @ self._weight
-        return [added(total, change.view(*self._shape, -1).to(self._dtype if total is None else total.dtype))]
+        return [
+            added(
+                total,
+                change.view(*self._shape, self._weight.shape[1]).to(self._dtype if total is None else total.dtype),
+            )
+        ]
 
     def per_task(self) -> list[list[Gradient]]:
         columns = [column.unsqueeze(1) * row for column, row in zip(self._gradient.unbind(1), self._weight)]
-        return [[each.view(*self._shape, -1).to(self._dtype) for each in columns]]
+        return [[each.view(*self._shape, self._weight.shape[1]).to(self._dtype) for each in columns]]
 
 
 class _OneByOne:

@@ -8,7 +8,7 @@ from torch import nn
 
 from .errors import ConfigurationError
 
-__all__ = ["check_not_compiled", "is_compiled"]
+__all__ = ["check_not_compiled"]
 
 _COMPILED = (
     "{} is compiled by torch.compile, which has no second derivative and hides what hooks see. Compile the backbone alone: "
@@ -31,14 +31,14 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
     around = [
         (name or "the model", module)
         for name, module in model.named_modules()
-        if is_compiled(module) and any(id(part) in heads_inside for part in module.modules())
+        if _is_compiled(module) and any(id(part) in heads_inside for part in module.modules())
     ]
     for name, module in [*around, *inside]:
-        if is_compiled(module):
+        if _is_compiled(module):
             raise ConfigurationError(_COMPILED.format(name))
 
 
-def is_compiled(module: nn.Module) -> bool:
+def _is_compiled(module: nn.Module) -> bool:
     """Whether the module itself is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
     # Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None

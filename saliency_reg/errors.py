@@ -16,6 +16,7 @@ __all__ = [
     "MissingPackageError",
     "ModuleNotFoundInModelError",
     "CrossSampleError",
+    "NoHeadRanError",
     "NonFiniteError",
     "NotConnectedError",
     "SaliencyRegError",
@@ -82,6 +83,10 @@ class AlreadyAttachedError(SaliencyRegError, RuntimeError):
 
 class CaptureError(SaliencyRegError, RuntimeError):
     """The forward pass that the regularizer needs did not happen, or happened in an unusable way."""
+
+
+class NoHeadRanError(CaptureError):
+    """The model's forward ended without any of the heads; with several processes, on all of them."""
 
 
 class SecondDerivativeError(SaliencyRegError, NotImplementedError):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from .errors import CaptureError
+from .errors import CaptureError, NoHeadRanError
 from .fork import Fork
 from .heads import Heads
 from .saliency import Feature
@@ -19,17 +19,12 @@ __all__ = [
     "Cut",
     "Forward",
     "HeadRun",
-    "NoHeadRanError",
     "SeenFeature",
     "checked_forward",
     "place_in_graph",
     "same_tensor",
     "version_of",
 ]
-
-
-class NoHeadRanError(CaptureError):
-    """The forward came to its end, but without any of the heads: with several processes that may be meant."""
 
 
 @dataclass
@@ -96,6 +91,7 @@ def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]
     """One :class:`Captured` per feature map; ``None`` if the outputs carry no graph.
 
     Raises:
+        NoHeadRanError: no head ran in it.
         CaptureError: the forward cannot be used; the message says why.
     """
     if forward.problem is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .distributed import Ranks
-from .errors import ConfigurationError, TaskError
+from .errors import ConfigurationError, NoHeadRanError, TaskError
 from .gramian import spread
 from .state import state_dtype
 
@@ -20,7 +20,7 @@ __all__ = ["Brought", "Joined", "JoinedBatch"]
 #: Where reading a number makes the host wait for the device, the processes compare their settings once in so many calls.
 CALLS_BETWEEN_CHECKS = 50
 #: Small enough that sums of squares are exact.
-_FINGERPRINTS = 2**20
+_MARKS = 2**20
 Configuration = Mapping[str, Any]
 
 
@@ -29,16 +29,18 @@ class Brought:
     """What one process has to add.
 
     Attributes:
-        present: indices of its t tasks; fewer than two have no distances.
-        distances: ``[t, t]``, detached; ``None`` without any.
+        present: indices of its t tasks.
+        distances: ``[t, t]``, detached; ``None`` for fewer than two tasks, or no samples.
         samples: of its batch.
         losses: 0-dim sum of its task losses, if they were given.
+        no_heads: why there is nothing, if no head ran here; an error if none ran in any process.
     """
 
     present: Sequence[int]
     distances: Tensor | None
     samples: int
     losses: Tensor | None
+    no_heads: NoHeadRanError | None = None
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Joined:
     Attributes:
         distances: ``[T, T]`` of the joined batch: of each pair over the samples of all processes on which both heads ran;
             0 for a pair that no process has.
-        samples: ``[T, T]``, how many samples these are; on the diagonal, and at most, what the head ran on.
+        samples: ``[T, T]``, how many samples these are; on the diagonal, what each head ran on.
         factors: ``[T, T]``, what this process' own distances are multiplied by, so that the mean over the processes (of the
             gradients, as DistributedDataParallel takes it) is that of the joined batch; ``None`` for a single process.
-        losses: 0-dim, mean over the processes; NaN if only some gave theirs, ``None`` if this one gave none.
+        losses: 0-dim, mean over the processes, 0 for one without heads; NaN if another one gave none. ``None`` if this one
+            has heads and gave none.
     """
 
     distances: Tensor
@@ -77,59 +80,72 @@ class JoinedBatch:
         self._reduction = reduction
         self._calls = 0
 
-    def join(self, brought: Brought, device: torch.device, configuration: Callable[[bool], Configuration]) -> Joined:
+    def join(self, brought: Brought, relations: Tensor, configuration: Callable[[bool], Configuration]) -> Joined:
         """Add up over the processes.
 
         Args:
             brought: by this process.
-            device: where the collectives work.
-            configuration: what has to be the same on all processes, in words; with ``True`` also what takes long to tell.
+            relations: ``[T, T]``, which have to be the same on all processes; on the device where the collectives work.
+            configuration: what else has to be the same, in words; with ``True`` also what takes long to tell.
 
         Raises:
             TaskError, ConfigurationError: it is not; in all processes at once.
+            NoHeadRanError: no process had a head; in all of them.
         """
-        summed, own_samples = self._spread(brought, device)
+        summed, own_samples = self._spread(brought, relations.device)
         if self.ranks.size == 1:
             return Joined(summed, own_samples, None, brought.losses)
         if self._calls == 0:  # before anything whose size depends on it
             self._compare(configuration(True))
         self._calls += 1
         weight = own_samples if self._reduction == "mean" else 1
-        numbers = self._numbers(brought.losses, configuration(False), own_samples)
-        total = self.ranks.add(torch.cat([(summed * weight).flatten(), own_samples.flatten(), numbers]))
+        parts = [
+            summed * weight,
+            own_samples,
+            self._numbers(brought, own_samples),
+            *_marks(configuration(False), relations),
+        ]
+        total = self.ranks.add(torch.cat([part.to(own_samples).flatten() for part in parts]))
         pairs = own_samples.numel()
         summed, samples = total[:pairs].view_as(own_samples), total[pairs : 2 * pairs].view_as(own_samples)
-        losses, with_losses, mark, squared_mark = total[2 * pairs :]
-        looks = device.type == "cpu" or self._calls % CALLS_BETWEEN_CHECKS == 0
-        # The variance of the marks, in whole numbers.
-        if looks and int(squared_mark) * self.ranks.size != int(mark) ** 2:
-            self._compare(configuration(True))
+        losses, with_losses, without_heads, *marks = total[2 * pairs :]
+        if relations.device.type == "cpu" or self._calls % CALLS_BETWEEN_CHECKS == 0:
+            # The variance of each mark, in whole numbers.
+            sums, squares = [int(mark) for mark in marks[::2]], [int(mark) for mark in marks[1::2]]
+            if any(square * self.ranks.size != mark**2 for mark, square in zip(sums, squares)):
+                self._compare(configuration(True))
+        if brought.no_heads is not None and int(without_heads) == self.ranks.size:
+            raise brought.no_heads
         if self._reduction == "mean":
             present = samples.clamp(min=1)
             distances, factors = summed / present, self.ranks.size * own_samples / present
         else:
             distances, factors = summed, torch.full_like(summed, self.ranks.size)
         mean_losses = None
-        if brought.losses is not None:
-            mean_losses = torch.where(with_losses == self.ranks.size, losses / self.ranks.size, torch.nan)
+        if brought.losses is not None or brought.no_heads is not None:
+            all_given = (with_losses > 0) & (with_losses + without_heads >= self.ranks.size)
+            mean_losses = torch.where(all_given, losses / self.ranks.size, torch.nan)
         return Joined(distances, samples, factors, mean_losses)
 
     def _spread(self, brought: Brought, device: torch.device) -> tuple[Tensor, Tensor]:
         """``[T, T]`` distances and samples of this process."""
-        size = self._num_tasks
+        size, dtype = self._num_tasks, state_dtype(device)
         if brought.distances is None:
-            nothing = torch.zeros(size, size, dtype=state_dtype(device), device=device)
-            return nothing, nothing
-        ran = torch.full(brought.distances.shape, float(brought.samples), dtype=state_dtype(device), device=device)
+            samples = torch.zeros(size, size, dtype=dtype, device=device)
+            for task in brought.present:
+                samples[task, task] = brought.samples
+            return torch.zeros_like(samples), samples
+        ran = torch.full(brought.distances.shape, float(brought.samples), dtype=dtype, device=device)
         return spread(brought.distances, brought.present, size, 0.0), spread(ran, brought.present, size, 0.0)
 
     @staticmethod
-    def _numbers(losses: Tensor | None, configuration: Configuration, like: Tensor) -> Tensor:
-        """Losses, whether there are some, and a mark of the configuration."""
-        mark = zlib.crc32(repr(sorted(configuration.items())).encode()) % _FINGERPRINTS
-        numbers = like.new_tensor([0.0, losses is not None, mark, mark**2])
-        if losses is not None:
-            numbers[0] = losses
+    def _numbers(brought: Brought, like: Tensor) -> Tensor:
+        """Losses, whether there are some, and whether there are no heads."""
+        numbers = like.new_tensor([0.0, brought.losses is not None, brought.no_heads is not None])
+        if brought.no_heads is not None:
+            numbers[1] = 0
+        if brought.losses is not None:
+            numbers[0] = brought.losses
         return numbers
 
     def _compare(self, configuration: Configuration) -> None:
@@ -146,3 +162,16 @@ class JoinedBatch:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_calls": 0}  # a copy is compared anew
+
+
+def _marks(configuration: Configuration, relations: Tensor) -> tuple[Tensor, ...]:
+    """Two whole numbers that are very likely others for other settings or relations, each followed by its square."""
+    of_settings = zlib.crc32(repr(sorted(configuration.items())).encode()) % _MARKS
+    bits = (
+        relations.contiguous().view(torch.int64 if relations.dtype == torch.float64 else torch.int32).flatten().long()
+    )
+    places = torch.arange(1, 2 * len(bits), 2, device=bits.device)
+    # Computed where the relations are: nothing waits for the device.
+    of_relations = ((bits % 1_000_003) * places).sum() % _MARKS
+    mark = torch.tensor(of_settings, device=bits.device)
+    return mark, mark**2, of_relations, of_relations**2

@@ -19,6 +19,7 @@ from .errors import (
     CaptureError,
     ConfigurationError,
     MissingArgumentError,
+    NoHeadRanError,
     NonFiniteError,
     StateMismatchError,
     WrongTypeError,
@@ -26,7 +27,7 @@ from .errors import (
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .first_call import FirstCall
 from .fork_surgery import ForkSurgery
-from .forward import Captured, NoHeadRanError
+from .forward import Captured
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, check_not_closure_only, unwrap_optimizer
 from .joined_batch import Brought, Joined, JoinedBatch
@@ -194,7 +195,6 @@ class SaliencyRegularizer(StateModule, Removable):
         self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model))
         self.surgery = None
         if surgery is not None:
-            self._joiner.ranks.prepare()  # here, where all processes are, if there are several already
             self.surgery = ForkSurgery(self.tasks, _level_checked(surgery), self._joiner.ranks)
         self._first_call = FirstCall(cross_sample)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
@@ -284,7 +284,7 @@ class SaliencyRegularizer(StateModule, Removable):
             part, such that the mean over the processes is the penalty of the joined batch.
 
         Raises:
-            CaptureError: no unread forward, or one that cannot be used.
+            CaptureError: no unread forward, or one that cannot be used; without any head in all processes (NoHeadRanError).
             SaliencyRegError: one of its kinds, for arguments that do not fit.
         """
         if not self._enabled or not torch.is_grad_enabled():
@@ -302,13 +302,12 @@ class SaliencyRegularizer(StateModule, Removable):
             try:
                 captured = self._take()
             except NoHeadRanError as error:
-                return self._nothing_here(error)
+                return self._nothing_here(error, losses)
         if captured is None:
             return self._zero()
-        with nullcontext() if self.surgery is None else self.surgery.passing():
-            penalty = self._call(captured, losses, targets, mask, outputs)
-        self._gather_heads()
-        return penalty
+        whole = nullcontext() if self._capture is None else self._capture.sharded.gathered()
+        with whole, nullcontext() if self.surgery is None else self.surgery.passing():
+            return self._call(captured, losses, targets, mask, outputs)
 
     def _call(
         self,
@@ -327,21 +326,19 @@ class SaliencyRegularizer(StateModule, Removable):
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
         only, factor = self._sample(range(len(self.tasks)) if columns else captured[0].present)
-        self._gather_heads()
         evaluated = self._evaluator.evaluate(
             captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0, only=only
         )
         if len(evaluated.present) < 2 or evaluated.batch_size == 0:
             if self._joiner.ranks.size > 1:  # the others may have more
-                self._join(Brought([], None, 0, total_loss), feature.device, strength * factor)
+                brought = Brought(evaluated.present, None, evaluated.batch_size, total_loss)
+                self._report_on(*self._join(brought, feature.device), strength * factor)
             return self._taking_part(self._zero(feature), captured)
         if not evaluated.closed_form:
-            self._gather_heads()
             needed = self.surgery is not None
             self._first_call.check_samples(captured, heads, stacklevel=5, needed=needed)  # past torch.nn.Module
         penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
         if self.surgery is not None and penalty.requires_grad:
-            self._gather_heads()
             apart = self._first_call.found_unmixed(captured, heads)
             penalty = kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
         return self._taking_part(penalty, captured)
@@ -455,15 +452,14 @@ class SaliencyRegularizer(StateModule, Removable):
             )
         return self._capture.take()
 
-    def _nothing_here(self, error: NoHeadRanError) -> Tensor:
+    def _nothing_here(self, error: NoHeadRanError, losses: Losses | Tensor | None) -> Tensor:
         """No head ran on this process: right if one did on another."""
         zero = self._zero()
         if self._joiner.ranks.size == 1:
             raise error
         _, factor = self._sample(())
-        joined = self._join(Brought([], None, 0, None), zero.device, self.current_strength * factor)
-        if not bool(joined.samples.any()):
-            raise error
+        brought = Brought((), None, 0, sum_of_losses(losses, self.tasks, zero.device), error)
+        self._report_on(*self._join(brought, zero.device), self.current_strength * factor)
         return self._taking_part(zero, ())
 
     def _taking_part(self, penalty: Tensor, captured: Sequence[Captured]) -> Tensor:
@@ -485,10 +481,8 @@ class SaliencyRegularizer(StateModule, Removable):
         if self.steps.device != distances.device:
             self.to(distances.device)
         brought = Brought(present, distances.detach(), evaluated.batch_size, losses)
-        joined = self._join(brought, distances.device, factor)
-        weights = self.relations.matrix()
-        if joined.factors is not None:
-            weights = weights * joined.factors.to(weights)
+        joined, relations = self._join(brought, distances.device)
+        weights = relations if joined.factors is None else relations * joined.factors.to(relations)
         if len(present) < len(self.tasks):
             weights = weights[present][:, present]
         if factor > 0:
@@ -496,16 +490,18 @@ class SaliencyRegularizer(StateModule, Removable):
             self._measure_reach(penalty, evaluated)
         else:
             penalty = distances.new_zeros(())  # also where distances are not finite
+        self._report_on(joined, relations, factor, penalty)
         self._feature_shape = list(feature.shape)
         self._closed_form = evaluated.closed_form
         self._reminders.called(present, self._step_hook is not None, stacklevel=6)  # past torch.nn.Module
         return penalty
 
-    def _join(self, brought: Brought, device: torch.device, factor: float) -> Joined:
-        """Put what all processes brought into the report and the coming step of the relations."""
+    def _join(self, brought: Brought, device: torch.device) -> tuple[Joined, Tensor]:
+        """What all processes brought, which goes into the coming step of the relations; and these as they are."""
         if self.steps.device != device:
             self.to(device)
-        joined = self._joiner.join(brought, device, self._configuration)
+        relations = self.relations.matrix()
+        joined = self._joiner.join(brought, relations, self._configuration)
         if self.check_finite and not torch.isfinite(joined.distances).all():
             raise NonFiniteError(
                 f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look "
@@ -514,17 +510,20 @@ class SaliencyRegularizer(StateModule, Removable):
             )
         self.pending.add(joined.distances, joined.samples)
         self._has_pending = True  # on all processes alike, also on one that brought nothing
-        relations = self.relations.matrix()
+        return joined, relations
+
+    def _report_on(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor | None = None) -> None:
+        if penalty is None or joined.factors is not None:  # of several processes, not what this one returns
+            penalty = factor * (relations.to(joined.distances) * joined.distances).triu(1).sum()
         self._report = SaliencyReport(
             tasks=self.tasks,
-            samples=joined.samples.amax(1),
+            samples=joined.samples.diagonal(),
             strength=self.current_strength,
-            penalty=factor * (relations.to(joined.distances) * joined.distances).triu(1).sum(),
+            penalty=penalty.detach(),
             losses=joined.losses,
             distances=torch.where(joined.samples > 0, joined.distances, torch.nan),
             relations=relations,
         )
-        return joined
 
     def _configuration(self, thorough: bool) -> dict[str, Any]:
         """What has to be the same on all processes."""
@@ -536,11 +535,15 @@ class SaliencyRegularizer(StateModule, Removable):
             "optimizer steps so far": self._steps,
             "relations": repr(self.relations),
             "metric and reduction": (self.metric, self.reduction),
-            "saliencies (target, pool, scalarize)": (
+            "heads and feature": None if self._capture is None else self._capture.describe(),
+            "saliencies (target, pool, scalarize, channel_axis, loss_reduction)": (
                 self._evaluator.target,
                 self._evaluator.pool,
                 scalarize if isinstance(scalarize, str) else "one per task, or a function",
+                self._evaluator.channel_axis,
+                self._evaluator.loss_reduction,
             ),
+            "check_finite": self.check_finite,
             "max_tasks_per_step and seed": (self.sampler.most, self.sampler.seed),
             "surgery": None if self.surgery is None else type(self.surgery.weighting).__name__,
         }
@@ -550,17 +553,11 @@ class SaliencyRegularizer(StateModule, Removable):
         return found
 
     def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
-        self._gather_heads()
         known = self._reaches_backbone
         names = [self.tasks[task] for task in evaluated.present]
         self._reaches_backbone = self._first_call.reach(penalty, evaluated.saliencies, names, evaluated.edges, known)
         if known is None and self._reaches_backbone is False:
             logger.warning(NO_REACH)
-
-    def _gather_heads(self) -> None:
-        """Before each pass through heads: the one before may have let FSDP2 free their parameters."""
-        if self._capture is not None and self._joiner.ranks.size > 1:
-            self._capture.sharded.gather()
 
     def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
         if self._capture is None or outputs is not None:

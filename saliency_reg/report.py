@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,14 +17,15 @@ __all__ = ["SaliencyReport"]
 class SaliencyReport:
     """Figures of one training step. Tensors stay on their device until they are read, so keeping it costs nothing.
 
-    In several processes all figures are those of the joined batch, the same on each of them.
+    In several processes all figures are those of the joined batch, the same on each of them, and in float64.
 
     Attributes:
         tasks: the T task names, in the order of the matrices.
-        samples: ``[T]``, how many samples each head ran on in this step.
+        samples: ``[T]``, how many samples each head ran on in this step (of ``max_tasks_per_step``: of the chosen ones).
         strength: the factor of the penalty in this step, after warm-up.
         penalty: 0-dim, ``strength * sum_{i<j} w_ij D_ij``: what was returned, or its mean over the processes.
-        losses: 0-dim, the sum of the task losses, if they were given; its mean over the processes.
+        losses: 0-dim, the sum of the task losses, if they were given; its mean over the processes (0 for one without heads,
+            and NaN if another one gave none).
         distances: ``[T, T]``, ``D``; NaN for pairs of which a head did not run.
         relations: ``[T, T]``, the weights ``w`` that multiplied them.
         surgery: conflicts between the task gradients, once the backward pass has been; ``None`` without surgery.
@@ -62,6 +64,8 @@ class SaliencyReport:
         if self.losses is None:
             return None
         losses = abs(float(self.losses))
+        if math.isnan(losses):
+            return losses
         return float(self.penalty) / losses if losses > 0 else float("inf")
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,10 +38,18 @@ def forkserver():
     return context
 
 
+def as_rank(rank):
+    """What torchrun tells a process."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+
+
 class Net(nn.Module):
     def __init__(self, tasks, dropout, width):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 8), nn.Tanh())
+        self.backbone = nn.Sequential(
+            nn.Linear(6, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 8), nn.Tanh()
+        )
         self.heads = nn.ModuleDict({task: nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 1)) for task in tasks})
 
     def forward(self, inputs):
@@ -107,10 +115,12 @@ class Training:
         precision="no",
         trackers=(),
         after_epoch=None,
+        scale=None,
+        model=None,
         **plan,
     ):
         torch.manual_seed(0)
-        self.model = Net(tasks, dropout, width).to(dtype)
+        self.model = Net(tasks, dropout, width).to(dtype) if model is None else model
         optimizer = torch.optim.AdamW(
             [
                 {"params": self.model.backbone.parameters(), "lr": 0.01},
@@ -118,6 +128,8 @@ class Training:
             ]
         )
         accelerator = open_accelerator(precision, trackers=trackers, folder=folder)
+        if scale is not None:
+            accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         surgery, with_penalty = METHODS[method]
         self.backward = Backward(
             self.model,

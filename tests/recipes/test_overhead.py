@@ -141,8 +141,22 @@ def test_only_the_collectives_of_the_group_are_timed_and_without_waiting() -> No
     found = run_on_two_processes(_calls_that_are_timed)
     for others, calls, restored, total in found:
         assert (others, len(calls), restored, total) == (0, 1, True, [8.0, 8.0])
-    (((waited, inside, _),), ((waited_of_other, inside_of_other, _),)) = found[0][1], found[1][1]
-    assert waited_of_other > 0.2 > max(waited, inside, inside_of_other)
+    ((came, began, ended, _),), ((came_of_other, began_of_other, ended_of_other, _),) = found[0][1], found[1][1]
+    assert began_of_other - came_of_other > 0.2 > max(began - came, ended - began, ended_of_other - began_of_other)
+
+
+def test_seconds_count_from_when_the_last_process_came() -> None:
+    one, other = [(0.0, 1.0, 6.0, 0.5), (10.0, 11.0, 14.0, 0.5)], [(0.0, 4.0, 5.0, 0.1), (10.0, 12.0, 13.0, 0.1)]
+    found = []
+    for calls in (one, other):
+        steps = {"seconds": [20.0], "cpu_seconds": [2.0], "calls": [[]]}
+        found.append(dict.fromkeys(("plain", "regularizer", "regularizer_local"), steps))
+        found[-1]["regularizer_timed"] = {"calls": [calls]}
+    row = collective_row("regularizer", 3, None, found)
+    assert row["median_seconds_in_collectives"] == 2 + 2
+    assert row["median_seconds_waited_before"] == (1 + 1 + 4 + 2) / 2
+    assert row["share_of_plain"] == {"median": 4 / 20, "low": 4 / 20, "high": 4 / 20}
+    assert row["cpu_share_of_plain"]["median"] == pytest.approx((1 + 0.2) / 2 / 2)
 
 
 def test_a_step_without_collectives_is_an_error() -> None:
