@@ -27,7 +27,10 @@ class ConflictWatch:
         self._model = model
         self._heads = copy.deepcopy(model.heads)
         # Of its weights only the report is used: no gradient leaves the heads.
-        self._surgery = FeatureSurgery(torch.nn.ModuleDict({"heads": self._heads}), heads="heads")
+        # Every process sees all examples.
+        self._surgery = FeatureSurgery(
+            torch.nn.ModuleDict({"heads": self._heads}), heads="heads", process_group="local"
+        )
 
     def measure(self, examples: Examples) -> float:
         """Share of the pairs of tasks whose gradients conflict, on all examples at once; NaN if there is none to see."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -11,8 +12,12 @@ from .errors import ConfigurationError, WrongTypeError
 
 __all__ = ["LOCAL", "Ranks"]
 
+#: In the place of a group that a copy could not take along.
+_LOST = "lost"
 #: As process group: this process trains by itself, whatever the others do.
 LOCAL = "local"
+#: One group for each set of members (``None``: all), whatever needs it: groups are not given back.
+_groups: dict[Any, Any] = {}
 
 
 class Ranks:
@@ -27,11 +32,16 @@ class Ranks:
             all there are.
 
     Raises:
-        ConfigurationError: another text.
+        ConfigurationError: another text, or a group without this process.
         WrongTypeError: no process group.
     """
 
     def __init__(self, process_group: Any = None, model: nn.Module | None = None) -> None:
+        if process_group is not None and process_group is _not_a_member():
+            raise ConfigurationError(
+                "this process is not a member of process_group. Build the regularizer on its members only, or pass each "
+                f"process a group that it is in; {LOCAL!r} for one that trains by itself."
+            )
         if isinstance(process_group, str) and process_group != LOCAL:
             raise ConfigurationError(
                 f"unknown process_group {process_group!r}. Pass a group of torch.distributed, or {LOCAL!r} for this process "
@@ -44,14 +54,17 @@ class Ranks:
             )
         self._given = process_group
         self._wrapped_in: Any = getattr(model, "process_group", None) if _is_wrapped(model) else None
-        self._own: Any = None
-        self._made_in: Any = None
 
     @property
     def size(self) -> int:
         """Number of processes; 1 outside distributed runs."""
         if self._given == LOCAL or not (dist.is_available() and dist.is_initialized()):
             return 1
+        if self._given == _LOST:
+            raise ConfigurationError(
+                "this copy does not have the process group of the original, which cannot be copied. Build a new one with "
+                "process_group=, and load the state dict."
+            )
         return dist.get_world_size(self._given if self._given is not None else self._wrapped_in)
 
     @property
@@ -88,20 +101,30 @@ class Ranks:
     def _group(self) -> Any:
         if self._given is not None:
             return self._given
-        if self._own is None or self._made_in is not dist.group.WORLD:  # also after a new start of the default group
-            if self._wrapped_in is None or dist.get_world_size(self._wrapped_in) == dist.get_world_size():
-                self._own = dist.new_group()
-            else:
-                # The other processes may not come here.
-                members = dist.get_process_group_ranks(self._wrapped_in)
-                self._own = dist.new_group(members, use_local_synchronization=True)
-            self._made_in = dist.group.WORLD
-        return self._own
+        members = tuple(dist.get_process_group_ranks(self._wrapped_in)) if self._in_a_part() else None
+        if _groups.get("made in") is not dist.group.WORLD:  # also after a new start of the default group
+            _groups.clear()
+            _groups["made in"] = dist.group.WORLD
+        if members not in _groups:
+            timeout = _timeout_of(self._wrapped_in or dist.group.WORLD)
+            # The processes that are no members may not come here.
+            _groups[members] = (
+                dist.new_group(timeout=timeout)
+                if members is None
+                else dist.new_group(list(members), timeout=timeout, use_local_synchronization=True)
+            )
+        return _groups[members]
+
+    def _in_a_part(self) -> bool:
+        """Whether the wrapped model is trained by some of the processes only."""
+        return self._wrapped_in is not None and dist.get_world_size(self._wrapped_in) < dist.get_world_size()
 
     def __getstate__(self) -> dict[str, Any]:
         # Groups belong to their processes.
-        given = LOCAL if self._given == LOCAL else None
-        return {"_given": given, "_wrapped_in": None, "_own": None, "_made_in": None}
+        given = self._given if isinstance(self._given, str) else None if self._given is None else _LOST
+        if given is None and dist.is_available() and dist.is_initialized() and self._in_a_part():
+            given = _LOST
+        return {"_given": given, "_wrapped_in": None}
 
 
 def _is_wrapped(model: nn.Module | None) -> bool:
@@ -110,3 +133,17 @@ def _is_wrapped(model: nn.Module | None) -> bool:
 
 def _is_group(value: Any) -> bool:
     return dist.is_available() and isinstance(value, dist.ProcessGroup)
+
+
+def _not_a_member() -> Any:
+    return dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+
+
+def _timeout_of(group: Any) -> Any:
+    """How long its collectives wait, where that can be found out; ``None`` for torch's default."""
+    for device in ("cpu", "cuda"):
+        try:
+            return group._get_backend(torch.device(device)).options._timeout
+        except (RuntimeError, AttributeError):
+            continue
+    return None

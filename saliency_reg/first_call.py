@@ -107,7 +107,13 @@ class FirstCall:
         self._saw_no_static_graph = True
 
     def found_unmixed(self, captured: Sequence[Captured], heads: Sequence[nn.Module]) -> bool:
-        """Whether these heads, with all parts in the mode they are in, have been seen to keep samples apart."""
+        """Whether these heads, with all parts in the mode they are in, have been seen to keep samples apart.
+
+        A single sample is apart from all others, unless that is known to be otherwise for more of them: so that a resumed
+        run which begins with one goes the way of the uninterrupted run.
+        """
+        if len(captured[0].feature) == 1:
+            return not _as_they_are(captured, heads) & self._mixed
         return _as_they_are(captured, heads) <= self._unmixed
 
     def reach(
@@ -171,7 +177,6 @@ def reach_of_penalty(
     Raises:
         SecondDerivativeError: a part between the feature map and an output has no second derivative; the task and what
             torch said of it are named.
-        ConfigurationError: a part between them is sharded and was freed.
     """
     if not penalty.requires_grad:
         return False
@@ -180,12 +185,6 @@ def reach_of_penalty(
         # With respect to the feature map alone: gradients of parameters would call the hooks that users set on them.
         found = _gradients([penalty], places)
     except RuntimeError as error:
-        if "storage of size 0" in str(error):
-            raise ConfigurationError(
-                "a module between the feature map and the heads is sharded (fully_shard), and its parameters were freed "
-                "before the second derivative. Choose a feature map that only the heads read (leave feature= out), or leave "
-                "that module out of fully_shard: it is then a part of the module around it, which is kept whole."
-            ) from error
         if not any(words in str(error) for words in _NO_SECOND_DERIVATIVE):
             raise
         task = _culprit(saliencies, present, places)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -80,6 +81,9 @@ class TestSettings:
             ({}, {"relations": {"temperature": 0.5}}, "ConfigurationError", "temperature=0.5"),
             ({}, {"metric": "cosine"}, "ConfigurationError", "different metric and reduction"),
             ({}, {"pool": "mean"}, "ConfigurationError", "different saliencies"),
+            ({}, {"loss_reduction": "sum"}, "ConfigurationError", "different saliencies"),
+            ({}, {"feature": "backbone.0"}, "ConfigurationError", "different heads and feature"),
+            ({}, {"check_finite": True}, "ConfigurationError", "different check_finite"),
             ({}, {"max_tasks_per_step": 2}, "ConfigurationError", "different max_tasks_per_step and seed"),
             ({}, {"warmup_steps": 5}, "ConfigurationError", "different warmup_steps"),
             (
@@ -100,10 +104,26 @@ class TestSettings:
             assert found == "ConfigurationError"
             assert "different strength" in text
 
+    def test_relations_that_differ_by_a_rounding(self) -> None:
+        """With every call, exactly: gradients would be those of no objective."""
+        for found, text in run_on_two_processes(other_relations_later):
+            assert found == "ConfigurationError"
+            assert "different relation weights" in text
+
     def test_state_loaded_on_one_process_only(self) -> None:
         for found, text in run_on_two_processes(load_on_one):
             assert found == "ConfigurationError"
             assert "different optimizer steps so far: 3 on rank 0, 0 on rank 1" in text
+
+
+def other_relations_later(rank: int) -> tuple[str, str]:
+    model = build_model()
+    relations = RelationWeights(3, "fixed")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, relations=relations)
+    one_call(model, regularizer, share(rank)).backward()
+    if rank:
+        relations.pair_weights[0] += 1e-12
+    return error_of(lambda: one_call(model, regularizer, share(rank)))
 
 
 def change_later(rank: int) -> tuple[str, str]:
@@ -203,6 +223,21 @@ class TestBatches:
             for name, wanted in expected.gradients.items():
                 torch.testing.assert_close(gradients[name], wanted, rtol=1e-10, atol=1e-10, msg=name)
 
+    def test_no_two_heads_on_any_process(self) -> None:
+        """There is no distance, and nobody is left alone with an error."""
+        for samples, penalty, present, share_of_losses in run_on_two_processes(single_heads):
+            assert samples == [4.0, 0.0, 0.0]
+            assert penalty == 0
+            assert present == ("first",)
+            assert share_of_losses == 0
+
+    @pytest.mark.parametrize("columns", ["linear columns", "mlp columns"])
+    def test_no_samples_for_a_head_with_columns_under_surgery(self, columns: str) -> None:
+        first, second = run_on_two_processes(empty_columns, columns)
+        for ours, theirs in zip(first, second):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+            assert bool(torch.isfinite(ours).all())
+
     def test_no_heads_anywhere_is_an_error(self) -> None:
         for found, text in run_on_two_processes(no_heads_anywhere):
             assert found == "NoHeadRanError"
@@ -232,6 +267,26 @@ class TestBatches:
         assert first[0] == second[0]
         assert len({tuple(present) for present in first[0]}) > 1
         assert torch.equal(first[1], second[1])
+
+
+def single_heads(rank: int) -> tuple[list[float], float, tuple[str, ...], float | None]:
+    model = build_model()
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    mine = share(rank, ran=() if rank else TASKS[:1])
+    losses = losses_of(model(mine.inputs, mine.ran), mine.targets)
+    penalty = regularizer(losses=losses)
+    report = regularizer.report
+    return report.samples.tolist(), penalty.item(), report.present, report.share
+
+
+def empty_columns(rank: int, name: str) -> list[Tensor]:
+    quiet()
+    entry = build(name)
+    model = DistributedDataParallel(entry.model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, surgery=PCGrad(), **entry.options)
+    outputs = model(entry.inputs[: 0 if rank else 4])
+    (outputs.square().sum() + regularizer()).backward()
+    return [parameter.grad for parameter in entry.model.parameters()]
 
 
 def no_losses(rank: int, strength: float) -> dict[str, Tensor]:
@@ -363,6 +418,17 @@ class TestProcessGroups:
         first, second = run_on_two_processes(relations_of_group, "one each")
         assert not torch.equal(first, second)
 
+    def test_a_copy_does_not_take_it_along(self) -> None:
+        for found, text in run_on_two_processes(copied_with_group):
+            assert found == "ConfigurationError"
+            assert "cannot be copied" in text
+
+    def test_of_other_processes(self) -> None:
+        first, second = run_on_two_processes(group_of_the_first)
+        assert first == ("no error", "")
+        assert second[0] == "ConfigurationError"
+        assert "not a member" in second[1]
+
     def test_a_given_group(self) -> None:
         first, second = run_on_two_processes(relations_of_group, "given")
         assert torch.equal(first, second)
@@ -375,6 +441,20 @@ class TestProcessGroups:
             assert found == kind
             assert "process_group" in text
         assert error_of(lambda: ParameterSurgery(model, process_group=group))[0] == kind
+
+
+def copied_with_group(rank: int) -> tuple[str, str]:
+    group = dist.new_group([0, 1])
+    regularizer = SaliencyRegularizer(None, tasks=["a", "b"], process_group=group)
+    feature = torch.ones(4, 2, requires_grad=True)
+    outputs = {"a": feature.sum(1), "b": 3 * feature.sum(1)}
+    copied = copy.deepcopy(regularizer)
+    return error_of(lambda: copied(outputs=outputs, features=feature))
+
+
+def group_of_the_first(rank: int) -> tuple[str, str]:
+    group = dist.new_group([0])
+    return error_of(lambda: SaliencyRegularizer(build_model(), "heads", process_group=group))
 
 
 def relations_of_group(rank: int, what: str) -> Tensor:

@@ -91,7 +91,11 @@ def slow_joined_step(
         at_features = combine([torch.cat(_gradients(loss, features)) for loss in losses.values() if loss.requires_grad])
         of_penalty = torch.cat(_gradients(penalty, features))
         behind = torch.autograd.grad(
-            torch.cat(features), list(parameters.values()), at_features + of_penalty, retain_graph=True, allow_unused=True
+            torch.cat(features),
+            list(parameters.values()),
+            at_features + of_penalty,
+            retain_graph=True,
+            allow_unused=True,
         )
         found = [own if other is None else other for own, other in zip(found, behind)]
     return Joined(dict(zip(parameters, found)), distances, samples)
