@@ -18,7 +18,7 @@ from .state import StateModule, state_dtype
 from .surgery_report import SurgeryReport
 from .weighting import Weighting, check_weighting, task_weights
 
-__all__ = ["ForkSurgery"]
+__all__ = ["ForkSurgery", "checked_level"]
 
 
 class _Mode(Enum):
@@ -166,3 +166,18 @@ class ForkSurgery(StateModule):
         state = vars(self).copy()
         state.update(_report=None, _task_gradients=None, _mode=_Mode.COMBINE)
         return state
+
+
+def checked_level(surgery: Any) -> Any:
+    """What a regularizer was given as ``surgery=``, if it can be a weighting.
+
+    Raises:
+        ConfigurationError: it is a surgery itself.
+    """
+    if isinstance(surgery, ForkSurgery) or hasattr(surgery, "backward"):
+        raise ConfigurationError(
+            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
+            "type surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
+            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
+        )
+    return surgery

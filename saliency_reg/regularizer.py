@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,11 @@ from .errors import (
     MissingArgumentError,
     NoHeadRanError,
     NonFiniteError,
-    StateMismatchError,
     WrongTypeError,
 )
 from .evaluation import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
 from .first_call import FirstCall
-from .fork_surgery import ForkSurgery
+from .fork_surgery import ForkSurgery, checked_level
 from .forward import Captured
 from .heads import HeadsChoice, check_task_names, resolve_heads
 from .hooks import StepHook, check_not_closure_only, unwrap_optimizer
@@ -43,6 +41,7 @@ from .sampling import TaskSampler
 from .scalarization import ScalarizeChoice
 from .schedule import StrengthSchedule
 from .state import StateModule
+from .state_checks import check_state, settings
 from .structure import NO_REACH, REACH, HeadForm, form_of_heads, reaches_backbone
 from .taking_part import taking_part
 
@@ -195,7 +194,7 @@ class SaliencyRegularizer(StateModule, Removable):
         self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model))
         self.surgery = None
         if surgery is not None:
-            self.surgery = ForkSurgery(self.tasks, _level_checked(surgery), self._joiner.ranks)
+            self.surgery = ForkSurgery(self.tasks, checked_level(surgery), self._joiner.ranks)
         self._first_call = FirstCall(cross_sample)
         self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -501,7 +500,7 @@ class SaliencyRegularizer(StateModule, Removable):
         if self.steps.device != device:
             self.to(device)
         relations = self.relations.matrix()
-        joined = self._joiner.join(brought, relations, self._configuration)
+        joined = self._joiner.join(brought, relations, self._settings)
         if self.check_finite and not torch.isfinite(joined.distances).all():
             raise NonFiniteError(
                 f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look "
@@ -525,32 +524,20 @@ class SaliencyRegularizer(StateModule, Removable):
             relations=relations,
         )
 
-    def _configuration(self, thorough: bool) -> dict[str, Any]:
-        """What has to be the same on all processes."""
-        scalarize = self._evaluator.scalarize
-        found: dict[str, Any] = {
-            "tasks": self.tasks,
-            "strength": self._schedule.strength,
-            "warmup_steps and start_step": (self._schedule.warmup_steps, self._schedule.start_step),
-            "optimizer steps so far": self._steps,
-            "relations": repr(self.relations),
-            "metric and reduction": (self.metric, self.reduction),
-            "heads and feature": None if self._capture is None else self._capture.describe(),
-            "saliencies (target, pool, scalarize, channel_axis, loss_reduction)": (
-                self._evaluator.target,
-                self._evaluator.pool,
-                scalarize if isinstance(scalarize, str) else "one per task, or a function",
-                self._evaluator.channel_axis,
-                self._evaluator.loss_reduction,
-            ),
-            "check_finite": self.check_finite,
-            "max_tasks_per_step and seed": (self.sampler.most, self.sampler.seed),
-            "surgery": None if self.surgery is None else type(self.surgery.weighting).__name__,
-        }
-        if thorough:
-            pairs = self.relations.matrix().flatten().tolist()
-            found["relation weights"] = f"checksum {zlib.crc32(repr(pairs).encode()):08x}"
-        return found
+    def _settings(self, thorough: bool) -> dict[str, Any]:
+        return settings(
+            self.tasks,
+            self._steps,
+            self._schedule,
+            self.relations,
+            (self.metric, self.reduction),
+            self._evaluator,
+            self._capture,
+            self.sampler,
+            self.surgery,
+            self.check_finite,
+            thorough,
+        )
 
     def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
         known = self._reaches_backbone
@@ -588,35 +575,9 @@ class SaliencyRegularizer(StateModule, Removable):
         return state
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(prefix + "task_names")
-        if saved is not None and not torch.equal(saved.cpu(), self.task_names.cpu()):
-            names = bytes(saved.tolist()).decode(errors="replace").split("\n")
-            raise StateMismatchError(
-                f"the state dict was saved for the tasks {names}, but this regularizer has {list(self.tasks)}. Build it "
-                "with the same tasks in the same order."
-            )
-        with_surgery = any(key.startswith(prefix + "surgery.") for key in state_dict)
-        if with_surgery and self.surgery is None:
-            raise StateMismatchError(
-                "the state dict was saved with gradient surgery, but this regularizer has none. Build it with surgery=..., "
-                "or leave out the keys that begin with 'surgery.'."
-            )
-        if self.surgery is not None and not with_surgery:  # surgery that is new in a resumed run
-            own = {f"{prefix}surgery.{key}": value for key, value in self.surgery.state_dict().items()}
-            cast("dict[str, Any]", state_dict).update(own)
+        check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._steps = int(self.steps)
         pending = state_dict.get(prefix + "pending.samples")
         self._has_pending = pending is not None and bool((pending > 0).any())
         self._update_fork()
-
-
-def _level_checked(surgery: Any) -> Any:
-    """A weighting, or what it was taken for."""
-    if isinstance(surgery, ForkSurgery) or hasattr(surgery, "backward"):
-        raise ConfigurationError(
-            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
-            "type surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
-            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
-        )
-    return surgery
