@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import torch
 
-from .extras import need
 from .ranks import PRECISIONS, launched_precision
 
-__all__ = ["add_training_arguments", "check_training_arguments", "folder_name", "real_number", "whole_number"]
+__all__ = [
+    "OneVoiceParser",
+    "add_training_arguments",
+    "check_training_arguments",
+    "folder_name",
+    "real_number",
+    "whole_number",
+]
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "aim", "comet_ml", "clearml", "dvclive", "swanlab", "trackio")
+#: What accelerate calls a tracker, which is also the module, to its package.
+TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "aim": "aim",
+    "comet_ml": "comet-ml",
+    "clearml": "clearml",
+    "dvclive": "dvclive",
+    "swanlab": "swanlab",
+    "trackio": "trackio",
+}
+#: A launcher ends all processes as soon as one has failed: the silent ones leave the first one time to speak.
+SECONDS_OF_SILENCE = 2.0
+
+
+class OneVoiceParser(argparse.ArgumentParser):
+    """Of the processes that a launcher starts, only the first one prints; the others end with the same code."""
+
+    def error(self, message: str) -> NoReturn:
+        if not _speaks():
+            time.sleep(SECONDS_OF_SILENCE)
+            self.exit(2)
+        super().error(message)
+
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        if _speaks():
+            super().print_help(file)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -91,7 +131,12 @@ def add_training_arguments(steps: Any, run: Any) -> None:
         help="steps between the checkpoints of a training (default: 0: none but the one that SIGTERM asks for)",
     )
     run.add_argument(
-        "--trackers", nargs="+", choices=TRACKERS, default=[], metavar="NAME", help=f"some of {', '.join(TRACKERS)}"
+        "--trackers",
+        nargs="+",
+        choices=list(TRACKERS),
+        default=[],
+        metavar="NAME",
+        help=f"some of {', '.join(TRACKERS)}",
     )
 
 
@@ -112,4 +157,11 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
             "argument --mixed-precision: fp16 needs a GPU, and none was found. Type --mixed-precision bf16, or no."
         )
     for tracker in options.trackers:
-        need(tracker)
+        try:
+            importlib.import_module(tracker)
+        except ImportError as error:
+            package = TRACKERS[tracker]
+            parser.error(
+                f"argument --trackers: {tracker} needs the package {package}, which could not be imported ({error}). Type: "
+                f"pip install {package}"
+            )

@@ -8,14 +8,18 @@ drawn for a sample.
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from .errors import OptionError
 from .random_state import derived_seed, kept_random_state, seed_for_sample
 
 __all__ = [
@@ -47,11 +51,13 @@ class BatchSource(Protocol):
     """A dataset that gives many samples at once, such as rows of tensors. It has to draw nothing."""
 
     def __len__(self) -> int: ...
-    def batch(self, indices: Sequence[int], /) -> Any:
+    def rows_as_batch(self, indices: Sequence[int], /) -> Any:
         """The samples as a batch: tensors ``[b, ...]``, in tuples, lists or mappings."""
 
 
 Source = SampleSource | BatchSource
+#: So long a data worker goes on after SIGTERM, for the step and the checkpoint of its training.
+_SECONDS_TO_SAVE = 30.0
 #: Single samples to a batch.
 Collate = Callable[[list[Any]], Any]
 
@@ -169,6 +175,8 @@ class Feed:
             # PyTorch's default on Linux, but not within processes that were spawned themselves: there each data worker would
             # import everything anew.
             multiprocessing_context="fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None,
+            # A signal to all processes of a group is for the training, which saves and then ends its workers.
+            worker_init_fn=_outlive_termination if workers else None,
             # By default it would take a number from the global generator in every epoch, and again after a resume.
             generator=torch.Generator(),
         )
@@ -177,6 +185,12 @@ class Feed:
         """The batches, in order."""
         self._wanted.batches = wanted
         return iter(self._loader)
+
+    def close(self) -> None:
+        """End the data workers, whoever still holds an iterator over their batches."""
+        iterator = self._loader._iterator
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
 
 
 class _Wanted:
@@ -211,7 +225,7 @@ class _Batches:
 
     def _batch(self, epoch: int, indices: Sequence[int]) -> Any:
         if isinstance(self._source, BatchSource):
-            return self._source.batch(indices)
+            return self._source.rows_as_batch(indices)
         if not self._alone:  # the generators of a data worker are its own
             return self._collate([self._sample(epoch, index) for index in indices])
         with kept_random_state():
@@ -226,11 +240,38 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
+def _outlive_termination(worker: int) -> None:
+    del worker
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    del number, frame
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_SAVE)
+
+
 def _without_rows(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return {key: _without_rows(value) for key, value in batch.items()}
+    """The batch of one sample with 0 rows.
+
+    Raises:
+        OptionError: a part of it is of an unknown kind.
+    """
+    if isinstance(batch, MutableMapping):
+        emptied = copy.copy(batch)  # also of a kind with methods of its own
+        for key, value in batch.items():
+            emptied[key] = _without_rows(value)
+        return emptied
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(_without_rows(value) for value in batch))
     if isinstance(batch, (list, tuple)):
+        if all(isinstance(value, (str, bytes, int, float)) for value in batch):  # one for each sample
+            return type(batch)()
         return type(batch)(_without_rows(value) for value in batch)
-    return batch[:0] if isinstance(batch, torch.Tensor) and batch.ndim else batch
+    if isinstance(batch, (torch.Tensor, np.ndarray)):
+        return batch[:0] if batch.ndim else batch
+    if batch is None or isinstance(batch, (str, bytes, int, float)):
+        return batch
+    raise OptionError(
+        f"a process has no samples in this step, and a batch with a {type(batch).__name__} cannot be emptied. Let collate "
+        "return tensors in tuples, lists or dictionaries, or choose a batch size that gives every process some."
+    )

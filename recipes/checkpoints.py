@@ -21,7 +21,9 @@ __all__ = ["Checkpoints", "check", "load"]
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
-_HIDDEN = (".writing-", ".replaced-", ".unusable-")
+#: What a killed write or removal leaves. What is set aside as ".unusable-" is kept for whoever wants to look at it.
+_LEFTOVERS = (".writing-", ".removed-")
+_REPLACED = ".replaced-"
 _BLOCK = 1 << 20
 
 
@@ -85,31 +87,50 @@ class Checkpoints:
         return sorted(found, key=step_of)
 
     def newest(self, complain: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint that is whole. Newer ones are set aside, each with a complaint that says why."""
+        """The newest checkpoint that is whole. Newer ones are set aside, each with a complaint that says why.
+
+        Raises:
+            OSError: one is there, but cannot be read now.
+        """
+        damaged = False
         for path in reversed(self.all()):
             try:
                 check(path)
             except CheckpointError as error:
-                complain(f"{error} An older checkpoint takes its place, if there is one.")
+                damaged = True
+                complain(f"{error} It is set aside, and an older checkpoint takes its place.")
                 aside = path.with_name(f".unusable-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
             else:
                 return path
+        if damaged:
+            complain(f"no checkpoint in {self.folder} is whole: the training starts from the beginning.")
         return None
 
     def clean(self) -> None:
-        """Remove what writes that were killed have left, and what was set aside."""
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if path.name.startswith(_HIDDEN) and path.is_dir():
+        """Remove what writes that were killed have left; one that was killed between two renames is undone."""
+        if not self.folder.is_dir():
+            return
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith(_REPLACED) and path.is_dir():
+                original = self.folder / path.name.removeprefix(_REPLACED)
+                if original.exists():
                     shutil.rmtree(path, ignore_errors=True)
+                else:
+                    os.replace(path, original)
+        for path in list(self.folder.iterdir()):
+            if path.name.startswith(_LEFTOVERS) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def remove_all(self) -> None:
         """Remove every checkpoint, for a training whose result is kept elsewhere."""
         for path in self.all():
             _remove(path)
         self.clean()
+        if self.folder.is_dir():
+            for path in list(self.folder.glob(".unusable-*")):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
@@ -129,12 +150,13 @@ def check(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: naming the file that is missing, truncated or changed.
+        OSError: the file is there, but cannot be read now.
     """
     manifest_path = path / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(manifest_path.read_text(encoding="utf-8"))
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{manifest_path} cannot be read ({type(error).__name__}: {error}).") from error
     for name, (size, checksum) in files.items():
         file = path / name
@@ -144,7 +166,7 @@ def check(path: Path) -> dict[str, Any]:
                 raise CheckpointError(f"{file} is truncated or was changed: it has {found} bytes instead of {size}.")
             if _checksum(file) != checksum:
                 raise CheckpointError(f"{file} was changed: its checksum is not that of the manifest.")
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
     return manifest
 
@@ -232,7 +254,7 @@ def _checksum(path: Path) -> str:
 
 def _remove(path: Path) -> None:
     # Hidden first: a removal that is killed half-way must not leave a checkpoint without files.
-    hidden = path.with_name(f".replaced-{path.name}")
+    hidden = path.with_name(f".removed-{path.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)

@@ -27,7 +27,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def rows_as_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Inputs and labels of some of them."""
         index = torch.as_tensor(indices)
         return self.inputs[index], self.labels[index]

@@ -16,6 +16,7 @@ from typing import Any
 
 from . import pictures, tables
 from .arguments import (
+    OneVoiceParser,
     add_training_arguments,
     check_training_arguments,
     folder_name,
@@ -35,6 +36,7 @@ from .training import DTYPES, Schedule, train
 
 __all__ = ["main"]
 
+RECIPE = "digits"
 SCHEMA_VERSION = 3
 #: What can be seen in a picture. The results have the conflicts of all methods with a shared backbone.
 _CONFLICTS_OF = (BASELINE, "srdml_entropic", *PCGRAD, *(f"srdml_{key}" for key in PCGRAD))
@@ -58,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> int:
     _choose_workers(parser, options, ranks)
-    with listening():
-        folder = open_shared_folder(parser, options, ranks)
+    with listening(), open_shared_folder(parser, options, ranks, (RECIPE, SCHEMA_VERSION)) as folder:
         if ranks.is_main:
             print(_introduction(options, ranks), flush=True)
         comparison = Comparison(
@@ -86,7 +87,7 @@ class _Run(StudyRun):
     """The comparison behind the tables."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, comparison: Comparison, ranks: Ranks) -> None:
-        super().__init__(folder, options, "digits", SCHEMA_VERSION, ranks)
+        super().__init__(folder, options, RECIPE, SCHEMA_VERSION, ranks)
         self._processes = ranks.size
         self.comparison = comparison
 
@@ -94,18 +95,18 @@ class _Run(StudyRun):
         """All trainings; results.json is brought up to date after each."""
         options = self.options
         schedule = Schedule(
-            options.epochs,
-            options.batch_size,
-            options.learning_rate,
-            options.activation,
-            options.temperature,
-            options.dtype,
-            options.accumulation,
-            options.mixed_precision,
-            options.data_workers,
-            options.clip_norm,
-            options.checkpoint_steps,
-            tuple(options.trackers),
+            epochs=options.epochs,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            activation=options.activation,
+            temperature=options.temperature,
+            dtype=options.dtype,
+            accumulation=options.accumulation,
+            mixed_precision=options.mixed_precision,
+            data_workers=options.data_workers,
+            clip_norm=options.clip_norm,
+            checkpoint_steps=options.checkpoint_steps,
+            trackers=tuple(options.trackers),
         )
         split = functools.partial(
             digit_splits,
@@ -198,7 +199,7 @@ def _introduction(options: argparse.Namespace, ranks: Ranks) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m recipes.digits", description=__doc__)
+    parser = OneVoiceParser(prog="python -m recipes.digits", description=__doc__)
     count, positive, non_negative = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
     def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:

@@ -74,6 +74,12 @@ class Plan:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least.get(name, 0):
                 raise OptionError(f"{name} must be a whole number from {least.get(name, 0)} on, found {value!r}.")
+        if self.evaluation_batch_size is not None and not (
+            isinstance(self.evaluation_batch_size, int) and self.evaluation_batch_size > 0
+        ):
+            raise OptionError(
+                f"evaluation_batch_size must be a whole number from 1 on, or None; found {self.evaluation_batch_size!r}."
+            )
         if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
             raise OptionError(f"clip_norm must be a finite number above 0, or None; found {self.clip_norm!r}.")
         if self.decay not in DECAYS:
@@ -88,7 +94,8 @@ class Engine:
     """Trains one model.
 
     With the same seed a step is the same, up to rounding, for any number of processes and micro-batches (but surgery at the
-    feature map weighs each micro-batch on its own), and to the bit for any number of data workers, and after a resume.
+    feature map weighs each micro-batch on its own, and dropout draws on each process for itself), and to the bit for any
+    number of data workers, and after a resume.
 
     Args:
         accelerator: of :func:`open_accelerator`; one for each engine.
@@ -160,7 +167,7 @@ class Engine:
         self._of_interval = LossSums(objective.tasks, accelerator.device)
         parts = Parts(
             # A position counts steps of these.
-            identity={"seed": plan.seed, "batch_size": plan.batch_size, "samples": len(source)},
+            identity=_identity(plan, objective, source, optimizer, accelerator.mixed_precision),
             model=model,
             optimizer=optimizer,
             scheduler=self._scheduler,
@@ -175,6 +182,8 @@ class Engine:
         if folder is not None:
             self._saved = SavedTraining(folder, plan.keep_checkpoints, parts, self.ranks, accelerator.device, self._log)
         self._gradient_norm: Tensor | None = None
+        self._rates: list[Any] = []
+        self._resumed = False
 
     # What a recipe calls.
 
@@ -196,6 +205,7 @@ class Engine:
         device = self.accelerator.device
         with kept_random_state(device), deferred() as asked:
             seed_all(derived_seed("training", self.plan.seed, self.ranks.rank))
+            self._resumed = resume != "never"
             if self._saved is not None:
                 self._saved.resume(resume)
             elif resume not in ("never", "auto"):
@@ -204,13 +214,22 @@ class Engine:
             try:
                 self._train(after_epoch, asked)
             finally:
-                self._feeds.clear()  # and with them their data workers
+                for _, feed in self._feeds.values():
+                    feed.close()
+                self._feeds.clear()
                 for tracker in self.accelerator.trackers:
                     tracker.finish()  # not end_training(), which ends the process group, too
 
     @torch.no_grad()
     def evaluate(self, source: Source) -> dict[str, Tensor]:
-        """Predictions for all samples in their order, ``[N, ...]`` on the host, each exactly once, on every process."""
+        """Predictions for all samples in their order, ``[N, ...]`` on the host, each exactly once, on every process.
+
+        Raises:
+            OptionError: no samples, or predictions whose rows differ in shape between processes (padded tokens: pad to one
+                length).
+        """
+        if len(source) == 0:
+            raise OptionError("there are no samples to predict. Choose other data.")
         self.model.eval()
         self.ranks.same_weights(list(self.model.buffers()))  # statistics of normalisations are each process' own
         sizes = even_parts(len(source), self.ranks.size)
@@ -277,6 +296,7 @@ class Engine:
 
     def _take(self, step: Step, batches: list[Any], weights: list[Tensor | None], counts: Tensor) -> None:
         accelerator = self.accelerator
+        self._inner_optimizer.zero_grad()  # whatever others have left there
         divisors = [self.ranks.size / count if count > 0 else 0.0 for count in counts.tolist()]
         for number, (loaded, own) in enumerate(zip(batches, weights)):
             batch = self._on_device(loaded)
@@ -297,6 +317,7 @@ class Engine:
         self._of_interval.count(counts)
         if self.plan.clip_norm is not None:
             self._gradient_norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
+        self._rates = self._scheduler.get_last_lr()
         skipped = False
         if accelerator.scaler is None:
             self._inner_optimizer.step()  # accelerate's own takes as long again for small models
@@ -347,14 +368,15 @@ class Engine:
         self._log.write(event, {"epoch": self.position.epoch, "step": self.position.step, **values})
         if self.accelerator.trackers:
             self.accelerator.log(_flat(event, values), step=self.position.step)
-            if (regularizer := self._backward.regularizer) is not None and regularizer.report is not None:
-                log_report(regularizer, self.accelerator, self.position.step)
+            for part in self._backward.attached.values():
+                if part.report is not None:
+                    log_report(part, self.accelerator, self.position.step)
 
     def _log_interval(self) -> None:
         losses = self._of_interval.means(self.ranks)
         self._of_interval.reset()
         values: dict[str, Any] = {"loss": dict(zip(self._objective.tasks, losses))}
-        values["learning_rate"] = self._scheduler.get_last_lr()
+        values["learning_rate"] = self._rates
         if self._gradient_norm is not None:
             values["gradient_norm"] = float(self._gradient_norm)
         if (regularizer := self._backward.regularizer) is not None and regularizer.report is not None:
@@ -366,7 +388,7 @@ class Engine:
             return
         name, options = self._tracked
         # What a killed run has logged behind the checkpoint is taken out of the charts.
-        purge = {"tensorboard": {"purge_step": self.position.step + 1}} if self.position.step else {}
+        purge = {"tensorboard": {"purge_step": self.position.step + 1}} if self._resumed else {}
         self.accelerator.init_trackers(name, dict(options), init_kwargs=purge)
 
     def _due(self) -> bool:
@@ -383,6 +405,29 @@ class Engine:
         else:
             where = f" after step {self.position.step}, without a checkpoint"
         raise Terminated(f"Terminated{where}.")
+
+
+def _identity(
+    plan: Plan, objective: Objective, source: Source, optimizer: torch.optim.Optimizer, precision: str
+) -> dict[str, Any]:
+    """What has to be the same in a resumed training; micro-batches, processes and data workers may be others."""
+    groups = optimizer.param_groups
+    identity: dict[str, Any] = {
+        "tasks": list(objective.tasks),
+        "seed": plan.seed,
+        "batch_size": plan.batch_size,
+        "samples": len(source),
+        "clip_norm": plan.clip_norm,
+        "warmup_steps": plan.warmup_steps,
+        "decay": plan.decay,
+        "mixed precision": precision,
+        "dtype": str(groups[0]["params"][0].dtype),
+        "learning rates": [float(group.get("initial_lr", group["lr"])) for group in groups],
+        "weight decays": [float(group.get("weight_decay", 0.0)) for group in groups],
+    }
+    if plan.decay != "constant":  # otherwise a training may be made longer
+        identity["epochs"] = plan.epochs
+    return identity
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:

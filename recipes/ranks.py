@@ -148,6 +148,11 @@ class Ranks:
         own = own.detach()
         if self.size == 1:
             return own.cpu()
+        shapes = self.of_all((list(own.shape[1:]), str(own.dtype)))
+        if any(shape != shapes[0] for shape in shapes):
+            raise OptionError(
+                f"the processes predict rows of different shapes or formats: {shapes}. Pad them to one length."
+            )
         padded = own.new_zeros(max(sizes), *own.shape[1:])
         padded[: len(own)] = own
         gathered = [torch.empty_like(padded) for _ in sizes]

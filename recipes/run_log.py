@@ -47,6 +47,13 @@ class RunLog:
             self._flush(durable=True)
         return self._length
 
+    def start_anew(self) -> None:
+        """Begin an empty log; an earlier one is kept beside it, with ``.old`` behind its name."""
+        self._waiting = b""
+        if self.path is not None and self._length:
+            os.replace(self.path, self.path.with_name(f"{self.path.name}.old"))
+        self._length = 0
+
     def cut(self, length: int) -> None:
         """Forget what is behind the first ``length`` bytes."""
         if self.path is None:

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["machine", "new_run_folder", "versions", "write_json"]
+__all__ = ["LOCK", "locked", "machine", "new_run_folder", "now", "versions", "write_json"]
+
+#: In the folder of a run. It stays there: who removes it may remove that of another process.
+LOCK = ".lock"
 
 
 def new_run_folder(parent: Path, name: str | None) -> Path:
@@ -36,6 +40,27 @@ def new_run_folder(parent: Path, name: str | None) -> Path:
             folder.mkdir(parents=True)
             return folder
     raise FileExistsError(f"{parent / stamp} exists. Give the run a name of its own with --name.")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Within, no other process can have the folder; the lock ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    with contextlib.ExitStack() as held:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                file = held.enter_context((folder / LOCK).open("a", encoding="utf-8"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # some file systems have no locks
+        yield
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

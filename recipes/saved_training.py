@@ -51,7 +51,7 @@ class Parts:
         seed: of the training, for processes without a saved random state.
     """
 
-    identity: Mapping[str, int]
+    identity: Mapping[str, Any]
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: Stateful
@@ -81,26 +81,40 @@ class SavedTraining:
         self._ranks = ranks
         self._device = device
         self._log = log
+        self._saved_step: int | None = None
+        self._read_back = False
 
     def save(self) -> bool:
-        """Write a checkpoint, on all processes; whether it is there. A disk that is full does not end the training."""
+        """Write a checkpoint, on all processes; whether it is there. A disk that is full does not end the training.
+
+        Raises:
+            CheckpointError: what was written the first time cannot be read again.
+        """
         parts = self._parts
+        if self._saved_step == parts.position.step:
+            return True
         own = {
             "random": random_state(self._device),
             "sums": {name: sums.state_dict() for name, sums in parts.sums.items()},
         }
         of_ranks = self._ranks.of_all(own)
+        self._saved_step = parts.position.step
         if not self._ranks.is_main:
             return True
         about = {**parts.identity, "processes": self._ranks.size, "log_bytes": self._log.settle()}
         try:
-            self.checkpoints.save(parts.position.step, self._content(of_ranks), about)
+            written = self.checkpoints.save(parts.position.step, self._content(of_ranks), about)
         except OSError as error:
+            self._saved_step = None
             self._complain(
                 f"no checkpoint could be written at step {parts.position.step} in {self.checkpoints.folder} "
-                f"({error.strerror}). The older ones are whole; training goes on."
+                f"({error.strerror}). Training goes on; there are {len(self.checkpoints.all())} older ones, which are whole."
             )
             return False
+        if not self._read_back:  # now, and not when it is needed
+            self._read_back = True
+            for part in ("training", "others", "processes"):
+                load(written, part)
         return True
 
     def resume(self, how: str | Path) -> None:
@@ -152,13 +166,16 @@ class SavedTraining:
                     "go on there, or choose another folder."
                 )
             checkpoints.clean()
-            self._log.cut(0)
+            self._log.start_anew()
             return None
         checkpoints.clean()
         if how == "auto":
             complaints: list[str] = []
             path = checkpoints.newest(complaints.append)
-            self._log.cut(0 if path is None else int(check(path)["log_bytes"]))
+            if path is None:
+                self._log.start_anew()
+            else:
+                self._log.cut(int(check(path)["log_bytes"]))
             for complaint in complaints:
                 self._complain(complaint)
             return path
@@ -169,7 +186,10 @@ class SavedTraining:
                 f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, or "
                 "type --resume auto."
             )
-        self._log.cut(int(manifest["log_bytes"]))
+        if path.parent.resolve() == checkpoints.folder.resolve():
+            self._log.cut(int(manifest["log_bytes"]))
+        else:  # the checkpoint of another run, with a log of its own
+            self._log.start_anew()
         return path
 
     def _load(self, path: Path) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from .extras import need
 from .ranks import Ranks
-from .runs import machine, new_run_folder, now, versions, write_json
+from .runs import LOCK, locked, machine, new_run_folder, now, versions, write_json
 from .termination import TERMINATED, Terminated, deferred
 from .workers import Workers
 
@@ -22,6 +24,9 @@ __all__ = ["FIRST_TUNING_SEED", "INTERRUPTED", "StudyRun", "open_folder", "open_
 FIRST_TUNING_SEED = 1000
 #: Exit code of a program that Ctrl-C ended.
 INTERRUPTED = 130
+#: Exit code of a run whose files are not all there.
+NOT_WRITTEN = 1
+RESULTS = "results.json"
 #: Writing results.json takes longer than the smallest trainings.
 SECONDS_BETWEEN_SAVES = 1.0
 
@@ -31,21 +36,34 @@ _WITHOUT_EFFECT = ("out", "name", "resume")
 _MAY_CHANGE = (*_WITHOUT_EFFECT, "workers", "data_workers", "checkpoint_steps", "trackers")
 
 
-def open_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Path:
-    """The folder of a run, from its ``--out``, ``--name`` and, where there is one, ``--resume``."""
+def open_folder(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, kind: tuple[str, int] | None = None
+) -> Path:
+    """The folder of a run, from its ``--out``, ``--name`` and, where there is one, ``--resume``.
+
+    Args:
+        parser: of the options, for errors.
+        options: of the command line.
+        kind: recipe and schema version of a run that can be resumed.
+    """
     resume = getattr(options, "resume", "never")
     if resume not in ("auto", "never"):
         folder = Path(resume)
         if not folder.is_dir():
             parser.error(f"argument --resume: {folder} is no folder. Type auto, never, or the folder of a run.")
-        _check_same_run(parser, options, folder)
+        if not (folder / RESULTS).exists():
+            parser.error(
+                f"argument --resume: {folder} has no {RESULTS}, so it is not the folder of a run. Type auto with the --name "
+                "of a run, never, or the folder of a run."
+            )
+        _check_same_run(parser, options, folder, kind)
         return folder
     if resume == "auto":
         if options.name is None:
             parser.error("argument --resume: auto goes on in the folder of a name. Type --name, too.")
         folder = Path(options.out, options.name)
         if folder.is_dir():
-            _check_same_run(parser, options, folder)
+            _check_same_run(parser, options, folder, kind)
             return folder
     try:
         return new_run_folder(options.out, options.name)
@@ -56,26 +74,51 @@ def open_folder(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
 
 
-def open_shared_folder(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> Path:
-    """The same in several processes: the main one opens it, and all get it."""
-    try:
-        folder = open_folder(parser, options) if ranks.is_main else None
-    except SystemExit as stop:
-        ranks.from_main((None, stop.code))
-        raise
-    shared, code = ranks.from_main((folder, 0))
-    if shared is None:
-        raise SystemExit(code)
-    return Path(shared)
+@contextlib.contextmanager
+def open_shared_folder(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks, kind: tuple[str, int]
+) -> Iterator[Path]:
+    """The same in several processes: the main one opens it, locks it within the context, and all get it."""
+    with contextlib.ExitStack() as held:
+        try:
+            folder = open_folder(parser, options, kind) if ranks.is_main else None
+            if folder is not None:
+                _lock(parser, folder, held)
+        except SystemExit as stop:
+            ranks.from_main((None, stop.code))
+            raise
+        shared, code = ranks.from_main((folder, 0))
+        if shared is None:
+            raise SystemExit(code)
+        yield Path(shared)
 
 
-def _check_same_run(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> None:
+def _lock(parser: argparse.ArgumentParser, folder: Path, held: contextlib.ExitStack) -> None:
     try:
-        content: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        held.enter_context(locked(folder))
+    except BlockingIOError:
+        parser.error(
+            f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Type another --name, or stop "
+            "the other run."
+        )
+
+
+def _check_same_run(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path, kind: tuple[str, int] | None
+) -> None:
+    path = folder / RESULTS
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return  # it was stopped before its first training
-    except ValueError as error:
-        parser.error(f"argument --resume: {folder / 'results.json'} cannot be read ({error}). Type another --name.")
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --resume: {path} cannot be read ({error}). Type another --name.")
+    found = (content.get("recipe"), content.get("schema_version")) if isinstance(content, dict) else (None, None)
+    if kind is not None and found != kind:
+        parser.error(
+            f"argument --resume: {path} is of the recipe {found[0]!r} with schema version {found[1]!r}, expected "
+            f"{kind[0]!r} with {kind[1]!r}. Type the folder of such a run, or another --name."
+        )
     before = content.get("options", {})
     for name, value in vars(options).items():
         if name not in _MAY_CHANGE and before.get(name) != value:
@@ -116,10 +159,16 @@ class StudyRun(ABC):
         self._several = ranks is not None and ranks.size > 1
         self._recipe = recipe
         self._schema_version = schema_version
+        before = _read(folder / RESULTS) if self.is_main else {}
+        self._was_complete = before.get("status") == "complete"
+        self._sessions = _sessions(before)
         self._date = now()
+        self._trained_anew = False
+        self._not_written: dict[str, str] = {}
         self._started = time.monotonic()
         self._saved = -SECONDS_BETWEEN_SAVES
-        self._house = {"versions": versions(), "machine": machine()}
+        self._versions = versions()
+        self._machine = machine()
 
     @abstractmethod
     def train(self) -> None:
@@ -148,13 +197,31 @@ class StudyRun(ABC):
         try:
             content = self.save()
             if self.is_main:
-                self.show(content)
+                self._show(content)
             self._print(f"\n{time.monotonic() - self._started:.0f} s. Written to {self.folder}: {self._written()}")
         except KeyboardInterrupt:  # again: results.json is there, the pictures may not be
             return INTERRUPTED
         except Terminated:
             return self._end_terminated()
-        return 0 if self.status == "complete" else INTERRUPTED
+        if self._not_written:
+            self._print(f"Not written: {'; '.join(f'{name} ({why})' for name, why in self._not_written.items())}")
+        if self.status != "complete":
+            return INTERRUPTED
+        return NOT_WRITTEN if self._not_written else 0
+
+    def _show(self, content: dict[str, Any]) -> None:
+        try:
+            self.show(content)
+        except OSError as error:
+            self._warn_not_written("pictures", error)
+
+    def _warn_not_written(self, name: str, error: OSError) -> None:
+        if name not in self._not_written:
+            warnings.warn(
+                f"{name} could not be written in {self.folder} ({_reason(error)}). The run goes on without it.",
+                stacklevel=2,
+            )
+        self._not_written[name] = _reason(error)
 
     def _end_terminated(self) -> int:
         # Whoever terminates has little patience: no pictures.
@@ -165,7 +232,7 @@ class StudyRun(ABC):
         return TERMINATED
 
     def _written(self) -> str:
-        return ", ".join(sorted(path.name for path in self.folder.iterdir()))
+        return ", ".join(sorted(path.name for path in self.folder.iterdir() if path.name != LOCK))
 
     def _print(self, text: str) -> None:
         if self.is_main:
@@ -177,6 +244,9 @@ class StudyRun(ABC):
         bar = need("tqdm").tqdm(total=total, desc="tuning", unit="training", disable=None if self.is_main else True)
         with bar, Workers(self.options.workers) as workers:
             for trained in trainings(workers):
+                self._trained_anew |= not getattr(trained, "restored", False)
+                if (not_written := getattr(trained, "not_written", None)) is not None:
+                    self._not_written.update([not_written])
                 if time.monotonic() - self._saved > SECONDS_BETWEEN_SAVES:
                     self.save()
                 bar.set_description("reported" if trained.job.reported else "tuning")
@@ -184,18 +254,53 @@ class StudyRun(ABC):
                 bar.update()
 
     def save(self) -> dict[str, Any]:
-        """Write results.json and return its content."""
+        """Write results.json and return its content; that of a complete run stays unless something is trained again."""
+        sessions = [
+            *self._sessions,
+            {
+                "date": self._date,
+                "seconds": round(time.monotonic() - self._started, 2),
+                "versions": self._versions,
+            },
+        ]
         content = {
             "schema_version": self._schema_version,
             "recipe": self._recipe,
             "status": self.status,
-            "date": self._date,
-            "wall_seconds": round(time.monotonic() - self._started, 2),
+            "date": sessions[0]["date"],
+            "wall_seconds": round(sum(session["seconds"] for session in sessions), 2),
+            "sessions": sessions,
             "options": {name: value for name, value in vars(self.options).items() if name not in _WITHOUT_EFFECT},
-            **self._house,
+            "versions": self._versions,
+            "machine": self._machine,
             **self.content(),
         }
-        if self.is_main:
-            write_json(self.folder / "results.json", content)
+        if self.is_main and (self._trained_anew or not self._was_complete):
+            try:
+                write_json(self.folder / RESULTS, content)
+                self._not_written.pop(RESULTS, None)
+            except OSError as error:
+                self._warn_not_written(RESULTS, error)
         self._saved = time.monotonic()
         return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Of a run that is resumed, whose options were checked; otherwise nothing."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _sessions(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of a run so far; results.json did not always list them."""
+    if "date" not in before:
+        return []
+    one = {"date": before["date"], "seconds": before["wall_seconds"], "versions": before["versions"]}
+    return list(before.get("sessions", [one]))
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

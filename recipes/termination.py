@@ -19,6 +19,7 @@ class Terminated(SystemExit):
 
     def __init__(self, message: str = "terminated") -> None:
         super().__init__(TERMINATED)
+        _State.requested = False
         self.message = message
 
 

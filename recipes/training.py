@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,10 +105,18 @@ class Trained:
     """At the best epoch."""
     test: dict[str, list[float]] = field(default_factory=dict)
     """Metric to its value for each task."""
+    restored: bool = field(default=False, compare=False)
+    """Was finished before, and not trained again."""
+    not_written: tuple[str, str] | None = field(default=None, compare=False)
+    """File and reason, if the result could not be saved."""
 
     def save(self, path: Path) -> None:
-        """Write everything but the job."""
-        values = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self) if entry.name != "job"}
+        """Write what was trained and measured."""
+        values = {
+            entry.name: getattr(self, entry.name)
+            for entry in dataclasses.fields(self)
+            if entry.name != "job" and entry.compare
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, values)
 
@@ -119,17 +128,17 @@ class Trained:
             CheckpointError: something else.
         """
         try:
-            found = cls(job, **json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
+            found = cls(job, **json.loads(path.read_text(encoding="utf-8")), restored=True)
+            # JSON has no numbers that are not finite: of a training that diverged.
+            found.validation_auc = -math.inf if found.validation_auc is None else found.validation_auc
+            found.validation_loss = math.inf if found.validation_loss is None else found.validation_loss
+            found.curves = {
+                name: [math.nan if value is None else value for value in curve] for name, curve in found.curves.items()
+            }
+        except (ValueError, TypeError, AttributeError, OSError) as error:
             raise CheckpointError(
                 f"{path} is no result of this version ({error}). Remove it to train again."
             ) from error
-        # JSON has no numbers that are not finite: of a training that diverged.
-        found.validation_auc = -math.inf if found.validation_auc is None else found.validation_auc
-        found.validation_loss = math.inf if found.validation_loss is None else found.validation_loss
-        found.curves = {
-            name: [math.nan if value is None else value for value in curve] for name, curve in found.curves.items()
-        }
         return found
 
 
@@ -157,8 +166,7 @@ def train(
     ranks = Ranks(accelerator)
     result = None if own_folder is None else own_folder / "result.json"
     if result is not None and resume == "auto":
-        own = Trained.load(result, job) if ranks.is_main and result.exists() else None
-        finished: Trained | None = ranks.from_main(own)
+        finished = _finished(result, job, ranks)
         if finished is not None:
             if ranks.is_main:  # it may have been killed just before
                 Checkpoints(result.parent).remove_all()
@@ -166,9 +174,35 @@ def train(
     training = _Training(job, split(job.seed), schedule, accelerator, own_folder)
     trained = ranks.from_main(training.run(resume))
     if result is not None and ranks.is_main:
-        trained.save(result)
-        training.engine.remove_checkpoints()
+        try:
+            trained.save(result)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            warnings.warn(
+                f"{result} could not be written ({reason}). The result is kept in memory, and the run goes on.",
+                stacklevel=2,
+            )
+            trained.not_written = (str(result), reason)
+        else:
+            training.engine.remove_checkpoints()
     return trained  # type: ignore[no-any-return]
+
+
+def _finished(result: Path, job: Job, ranks: Ranks) -> Trained | None:
+    own: Trained | None = None
+    failure: CheckpointError | None = None
+    if ranks.is_main and result.exists():
+        try:
+            own = Trained.load(result, job)
+        except CheckpointError as error:
+            failure = error
+    # An error of the main process is one of all: the others would wait.
+    found, failed = ranks.from_main((own, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if failed is not None:
+        raise CheckpointError(failed)
+    return found  # type: ignore[no-any-return]
 
 
 class _Training:

@@ -178,8 +178,10 @@ class Training:
         }
 
 
-def run_in_process(folder, options, resume, limit=None):
+def run_in_process(folder, options, resume, limit=None, own_group=False):
     """The body of a process of :func:`forkserver`: train, and leave ``outcome.pt``."""
+    if own_group:
+        os.setpgid(0, 0)
     torch.set_num_threads(1)
     listen()
     if limit is not None:
@@ -199,8 +201,8 @@ def run_in_process(folder, options, resume, limit=None):
     os.replace(temporary, Path(folder) / "outcome.pt")
 
 
-def start(folder, options, resume="auto", limit=None):
-    process = forkserver().Process(target=run_in_process, args=(str(folder), options, resume, limit))
+def start(folder, options, resume="auto", limit=None, own_group=False):
+    process = forkserver().Process(target=run_in_process, args=(str(folder), options, resume, limit, own_group))
     process.start()
     return process
 

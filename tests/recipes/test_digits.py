@@ -1,6 +1,7 @@
 """The digits recipe, run for real on a few images and epochs."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from recipes import arguments as recipe_arguments
+from recipes import study_run, training
 from recipes.comparison import METHODS, Comparison
 from recipes.conflicts import ConflictWatch
 from recipes.data import TEST_IMAGES, digit_splits, most_per_class
@@ -23,7 +26,7 @@ from recipes.extras import need
 from recipes.metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
 from recipes.models import SharedNetwork, task_losses
 from recipes.pictures import draw_conflicts, draw_learning_curves, draw_relations
-from recipes.runs import new_run_folder, write_json
+from recipes.runs import locked, new_run_folder, write_json
 from recipes.surgery import MGDA_UB, MGDA_UB_UNIT
 from recipes.training import Job, Schedule, train
 
@@ -130,7 +133,7 @@ class TestRun:
 
     def test_folder_holds_nothing_else(self, finished):
         names = {path.name for path in finished[0].iterdir()}
-        assert names == {"results.json", "trainings", *(f"{name}.png" for name in PICTURES)}
+        assert names == {".lock", "results.json", "trainings", *(f"{name}.png" for name in PICTURES)}
 
     def test_printed_table_is_what_the_file_says(self, finished):
         folder, text = finished
@@ -403,6 +406,63 @@ class TestOptions:
         assert stop.value.code == 2
         assert "Type another --name" in capsys.readouterr().err
 
+    @pytest.mark.parametrize(("tracker", "package"), [("wandb", "wandb"), ("comet_ml", "comet-ml")])
+    def test_tracker_that_is_not_installed(self, tracker, package, monkeypatch, tmp_path, capsys):
+        monkeypatch.setitem(sys.modules, tracker, None)
+        with pytest.raises(SystemExit) as stop:
+            main(["--out", str(tmp_path), "--trackers", tracker])
+        assert stop.value.code == 2
+        complaints = " ".join(capsys.readouterr().err.split())
+        assert f"{tracker} needs the package {package}" in complaints
+        assert complaints.endswith(f"Type: pip install {package}")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+    def test_two_runs_in_one_folder(self, tmp_path, capsys):
+        place = ["--out", str(tmp_path), "--name", "mine", "--resume", "auto"]
+        (tmp_path / "mine").mkdir()
+        with locked(tmp_path / "mine"), pytest.raises(SystemExit) as stop:
+            main([*TINY, *place])
+        assert stop.value.code == 2
+        complaints = " ".join(capsys.readouterr().err.split())
+        assert str(tmp_path / "mine" / ".lock") in complaints
+        assert "Type another --name, or stop the other run" in complaints
+        with locked(tmp_path / "mine"):
+            pass
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (None, "has no results.json"),
+            ("{", "cannot be read"),
+            ("[]", "is of the recipe None with schema version None, expected 'digits' with 3"),
+            ('{"recipe": "synthetic", "schema_version": 3}', "is of the recipe 'synthetic' with schema version 3"),
+            ('{"recipe": "digits", "schema_version": 2}', "with schema version 2, expected 'digits' with 3"),
+        ],
+    )
+    def test_resume_takes_runs_of_this_recipe_only(self, content, message, tmp_path, capsys):
+        if content is not None:
+            (tmp_path / "results.json").write_text(content)
+        before = list(tmp_path.iterdir())
+        with pytest.raises(SystemExit) as stop:
+            main(["--resume", str(tmp_path)])
+        assert stop.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+        assert list(tmp_path.iterdir()) == before
+
+    def test_only_the_first_process_complains(self, monkeypatch, capsys):
+        monkeypatch.setattr(recipe_arguments, "SECONDS_OF_SILENCE", 0.0)
+        monkeypatch.setenv("RANK", "1")
+        for option, code in (("--epochs=0", 2), ("--help", 0)):
+            with pytest.raises(SystemExit) as stop:
+                main([option])
+            assert stop.value.code == code
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(SystemExit):
+            main(["--epochs=0"])
+        assert "Type a whole number" in capsys.readouterr().err
+
     def test_help_explains_every_option(self, capsys):
         with pytest.raises(SystemExit):
             main(["--help"])
@@ -419,6 +479,59 @@ class TestOptions:
         ):
             assert f"--{option} " in text
         assert most_per_class() == 97
+
+
+class TestFullDisk:
+    ARGUMENTS = (
+        *TINY,
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--methods",
+        "hard_sharing",
+        "--workers",
+        "1",
+        "--name",
+        "full",
+    )
+
+    def test_run_goes_on_and_says_what_is_missing(self, monkeypatch, tmp_path, capsys):
+        def refuse(path, content):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        arguments = [*self.ARGUMENTS, "--out", str(tmp_path), "--resume", "auto"]
+        with monkeypatch.context() as full:
+            full.setattr(training, "write_json", refuse)
+            full.setattr(study_run, "write_json", refuse)
+            with pytest.warns(UserWarning, match="could not be written") as warned:
+                assert main(arguments) == 1
+        texts = [str(warning.message) for warning in warned]
+        assert len([text for text in texts if text.startswith("results.json")]) == 1, "said once"
+        assert len(texts) == 4
+        printed = capsys.readouterr().out
+        assert "AUC %" in printed
+        missing = printed.split("Not written: ")[1]
+        assert missing.count("result.json (No space left on device)") == 3
+        assert "results.json (No space left on device)" in missing
+
+        assert main(arguments) == 0
+        assert read(tmp_path / "full")["status"] == "complete"
+        assert "Not written" not in capsys.readouterr().out
+
+    def test_short_shortage_leaves_nothing_missing(self, monkeypatch, tmp_path, capsys):
+        calls = []
+
+        def refuse_once(path, content):
+            calls.append(path)
+            if len(calls) == 1:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write_json(path, content)
+
+        monkeypatch.setattr(study_run, "write_json", refuse_once)
+        with pytest.warns(UserWarning, match="could not be written"):
+            assert main([*self.ARGUMENTS, "--out", str(tmp_path)]) == 0
+        assert "Not written" not in capsys.readouterr().out
 
 
 class TestHouse:

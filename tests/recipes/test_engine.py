@@ -24,7 +24,6 @@ from recipes.random_state import derived_seed, kept_random_state, load_random_st
 from recipes.ranks import open_accelerator
 from recipes.run_log import RunLog
 from recipes.termination import Terminated, deferred, listening
-from saliency_reg import SaliencyRegError
 from tests.two_processes import run_on_two_processes
 
 from .small_training import METHODS, Samples, Training, as_rank, finish, outcome_of, same, start
@@ -173,6 +172,13 @@ class TestSteps:
         plain = Training(method=method, **UNEVEN).run()
         assert same(Training(method=method, scale=1024.0, **UNEVEN).run(), plain)
 
+    def test_gradients_that_others_left_do_not_count(self):
+        expected = Training(**UNEVEN).run()
+        training = Training(**UNEVEN)
+        for parameter in training.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        assert same(training.run(), expected)
+
     def test_step_that_overflows_is_skipped_by_everything(self):
         training = Training(samples=5, epochs=2, scale=1024.0, decay="linear")
         training.engine._source.labels[0] = math.inf
@@ -280,12 +286,16 @@ class TestCheckpoints:
         said = [line for line in lines_of(copied) if line["event"] == "warning"]
         assert len(said) == 1
         assert f"checkpoint-00000010/{file}" in said[0]["message"]
-        assert not list(copied.glob(".*"))
+        # For whoever wants to know what happened to it.
+        assert [path.name for path in copied.glob(".*")] == [".unusable-checkpoint-00000010"]
 
     def test_without_any_whole_one_it_starts_anew(self, stopped, copied):
         for path in copied.glob("checkpoint-*/model.pt"):
             path.write_bytes(b"")
-        with pytest.warns(UserWarning, match=r"model\.pt is truncated"):
+        with (
+            pytest.warns(UserWarning, match=r"model\.pt is truncated"),
+            pytest.warns(UserWarning, match="the training starts from the beginning"),
+        ):
             assert same(Training(copied, **SAVING).run("auto"), stopped[1])
         assert [line["step"] for line in lines_of(copied) if line["event"] == "step"] == list(range(1, 17))
 
@@ -295,6 +305,28 @@ class TestCheckpoints:
         (leftover / "manifest.json").unlink()
         assert same(Training(copied, **SAVING).run("auto"), stopped[1])
         assert not leftover.exists()
+
+    def test_kill_between_the_two_renames_is_undone(self, stopped, copied):
+        """One of the same step was moved away, and the new one was not yet in its place."""
+        newest = Checkpoints(copied).all()[-1]
+        newest.rename(newest.with_name(f".replaced-{newest.name}"))
+        shutil.copytree(Checkpoints(copied).all()[-1], copied / f".writing-{newest.name}-1")
+        Checkpoints(copied).clean()
+        assert Checkpoints(copied).all()[-1] == newest
+        assert not list(copied.glob(".*"))
+
+    def test_what_cannot_be_read_again_is_told_at_once(self, tmp_path):
+        class Measured:
+            def state_dict(self):
+                return {"best": [np.float64(0.5)]}
+
+            def load_state_dict(self, state):
+                pass
+
+        training = Training(tmp_path, **SAVING)
+        training.engine._saved._parts.others["measured"] = Measured()
+        with pytest.raises(CheckpointError, match="others.pt cannot be loaded"):
+            training.run()
 
     def test_one_of_the_same_step_is_replaced(self, tmp_path):
         for content in ("old", "new"):
@@ -308,7 +340,7 @@ class TestCheckpoints:
             Training(copied, **SAVING).run()
 
     def test_other_tasks_are_an_error(self, copied):
-        with pytest.raises(SaliencyRegError, match=r"saved for the tasks \['a', 'b', 'c'\]"):
+        with pytest.raises(CheckpointMismatchError, match=r"saved with tasks \['a', 'b', 'c'\]"):
             Training(copied, **SAVING, tasks=("a", "b", "d")).run("auto")
 
     @pytest.mark.parametrize(
@@ -319,6 +351,8 @@ class TestCheckpoints:
             ({"batch_size": 4}, "saved with batch_size 5, but here it is 4"),
             ({"seed": 4}, "saved with seed 0, but here it is 4"),
             ({"samples": 19}, "saved with samples 20, but here it is 19"),
+            ({"clip_norm": 0.5}, "saved with clip_norm .*, but here it is 0.5"),
+            ({"decay": "linear"}, "saved with decay .*, but here it is linear"),
         ],
     )
     def test_other_trainings_are_an_error(self, copied, changed, message):
@@ -437,7 +471,7 @@ class TestFullDisk:
             f"no checkpoint could be written at step {step} " in text
             for step, text in zip((4, 6, 8)[-len(said) :], said)
         )
-        assert all(reason in text and "training goes on" in text for text in said)
+        assert all(reason in text and "Training goes on" in text for text in said)
         whole = sorted(folder.glob("checkpoint-*"))
         assert whole
         for path in whole:

@@ -109,6 +109,17 @@ class TestKill:
 
 
 class TestTermination:
+    def test_signal_to_the_whole_group_spares_the_data_workers(self, undisturbed, tmp_path):
+        """As schedulers of clusters send it: the training saves all the same."""
+        options = {**EVERYTHING, "data_workers": 2}
+        process = start(tmp_path, options, own_group=True)
+        wait(process, lambda: last_step(tmp_path) >= 10)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert finish(process) == 143
+        assert (tmp_path / f"checkpoint-{last_step(tmp_path):08d}").is_dir()
+        assert finish(start(tmp_path, options)) == 0
+        assert same(outcome_of(tmp_path), outcome_of(undisturbed))
+
     def test_sigterm_saves_after_the_step_and_says_how_to_go_on(self, undisturbed, tmp_path):
         process = start(tmp_path, EVERYTHING)
         wait(process, lambda: last_step(tmp_path) >= 10)

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -116,6 +117,37 @@ class TestTwoProcesses:
         assert message in " ".join(answers[0][1].split())
         assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
+    def test_same_tables_as_one_in_float32(self, tmp_path):
+        arguments = [*TINY, "--dtype", "float32", "--methods", "hard_sharing", "srdml_entropic", "--workers", "1"]
+        with contextlib.redirect_stdout(io.StringIO()) as alone:
+            assert main([*arguments, "--out", str(tmp_path), "--name", "alone"]) == 0
+        answers = run_on_two_processes(run_on_rank, [*arguments, "--out", str(tmp_path), "--name", "both"])
+        assert [code for code, _, _ in answers] == [0, 0]
+        assert self.tables(answers[0][1]) == self.tables(alone.getvalue())
+
+    def test_damaged_result_ends_all_processes_with_the_same_error(self, alone, tmp_path):
+        folder = tmp_path / "run"
+        shutil.copytree(alone[0], folder)
+        damaged = next(folder.glob("trainings/*/result.json"))
+        damaged.write_text("{")
+        arguments = [*TINY, "--methods", *METHODS, "--resume", str(folder)]
+        answers = run_on_two_processes(run_on_rank, arguments)
+        assert [code for code, _, _ in answers] == [1, 1]
+        for _, _, complaints in answers:
+            assert f"{damaged} is no result of this version" in complaints
+            assert "Remove it to train again" in complaints
+            assert "Traceback" not in complaints
+
+
+def run_on_rank(rank, arguments):
+    as_rank(rank)
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(io.StringIO()) as complaints,
+    ):
+        code = main(arguments)
+    return code, printed.getvalue(), complaints.getvalue()
+
 
 def refused_on_rank(rank, arguments):
     as_rank(rank)
@@ -169,6 +201,8 @@ class TestResume:
         assert process.returncode == 143
         assert f"--out {tmp_path} --name run --resume auto" in printed
         assert read(folder)["status"] == "terminated"
+        first = read(folder)
+        assert [session["date"] for session in first["sessions"]] == [first["date"]]
         before = finished_in(folder)
         assert 1 <= len(before) < len(METHODS) * 2
 
@@ -182,17 +216,25 @@ class TestResume:
         with contextlib.redirect_stdout(io.StringIO()):
             assert main([*TINY, "--methods", *METHODS, *place, "--workers", "1"]) == 0
         assert numbers(folder) == numbers(alone[0])
-        assert read(folder)["status"] == "complete"
+        content = read(folder)
+        assert content["status"] == "complete"
+        assert content["date"] == first["date"]
+        assert len(content["sessions"]) == 3
+        assert content["sessions"][0] == first["sessions"][0]
+        assert content["wall_seconds"] == pytest.approx(sum(session["seconds"] for session in content["sessions"]))
+        assert all(session["versions"] == content["versions"] for session in content["sessions"])
         assert not list(folder.glob("trainings/*/checkpoint-*"))
         for name, moment in moments.items():
             assert (folder / "trainings" / name / "result.json").stat().st_mtime_ns == moment, "trained twice"
 
     def test_finished_run_is_only_drawn_again(self, alone, tmp_path):
         folder, printed = alone
+        before = (folder / "results.json").read_bytes()
         started = time.monotonic()
         with contextlib.redirect_stdout(io.StringIO()) as again:
             assert main([*TINY, "--methods", *METHODS, "--resume", str(folder), "--workers", "1"]) == 0
         assert time.monotonic() - started < 10
+        assert (folder / "results.json").read_bytes() == before
         assert TestTwoProcesses.tables(again.getvalue()) == TestTwoProcesses.tables(printed)
 
     @pytest.mark.parametrize(
