@@ -7,6 +7,7 @@ import faulthandler
 import io
 import multiprocessing
 import multiprocessing.connection
+import os
 import tempfile
 import time
 import traceback
@@ -126,6 +127,7 @@ def _packed(value: Any) -> bytes:
 
 def _serve(rank: int, pipe: Any, folder: str) -> None:
     torch.set_num_threads(1)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # daemons may have no children
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     with (Path(folder) / f"rank {rank}").open("w") as notes:
         while True:
