@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -67,13 +68,13 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(final, aside)
             os.replace(temporary, final)
-            _settle_folder(self.folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             if aside.exists() and not final.exists():
                 os.replace(aside, final)
             raise
         with contextlib.suppress(OSError):  # it is there, whatever happens to the old ones
+            _settle_folder(self.folder)
             self.clean()
             for old in self.all()[: -self.keep]:
                 _remove(old)
@@ -240,6 +241,9 @@ def _settle_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise
     finally:
         os.close(handle)
 

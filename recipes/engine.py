@@ -184,6 +184,7 @@ class Engine:
         self._gradient_norm: Tensor | None = None
         self._rates: list[Any] = []
         self._resumed = False
+        self._running = False
 
     # What a recipe calls.
 
@@ -211,9 +212,11 @@ class Engine:
             elif resume not in ("never", "auto"):
                 raise OptionError(f"found resume={str(resume)!r} without a folder. Pass the folder of the training.")
             self._open_trackers()
+            self._running = True
             try:
                 self._train(after_epoch, asked)
             finally:
+                self._running = False
                 for _, feed in self._feeds.values():
                     feed.close()
                 self._feeds.clear()
@@ -231,6 +234,7 @@ class Engine:
         if len(source) == 0:
             raise OptionError("there are no samples to predict. Choose other data.")
         self.model.eval()
+        fed = set(self._feeds)
         self.ranks.same_weights(list(self.model.buffers()))  # statistics of normalisations are each process' own
         sizes = even_parts(len(source), self.ranks.size)
         start = sum(sizes[: self.ranks.rank])
@@ -242,6 +246,9 @@ class Engine:
             self._objective.predictions(self.model, self._on_device(batch))
             for batch in self._load(source, wanted or [MicroBatch(-1, [0], 0)])
         ]
+        if not self._running:  # in a run, data workers stay for the next epoch
+            for key in set(self._feeds) - fed:
+                self._feeds.pop(key)[1].close()
         joined = {name: torch.cat([part[name] for part in parts])[: len(own)] for name in parts[0]}
         return {name: self.ranks.rows_of_all(rows, sizes) for name, rows in joined.items()}
 

@@ -44,7 +44,7 @@ def new_run_folder(parent: Path, name: str | None) -> Path:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Within, no other process can have the folder; the lock ends with the process, however that ends.
+    """Within, no other process can have the folder; the lock ends with the process and its data workers, however they end.
 
     Raises:
         BlockingIOError: another one has it.

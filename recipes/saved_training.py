@@ -88,7 +88,7 @@ class SavedTraining:
         """Write a checkpoint, on all processes; whether it is there. A disk that is full does not end the training.
 
         Raises:
-            CheckpointError: what was written the first time cannot be read again.
+            CheckpointError: it cannot be written or read again for another reason, which the main process tells; on all.
         """
         parts = self._parts
         if self._saved_step == parts.position.step:
@@ -98,14 +98,27 @@ class SavedTraining:
             "sums": {name: sums.state_dict() for name, sums in parts.sums.items()},
         }
         of_ranks = self._ranks.of_all(own)
-        self._saved_step = parts.position.step
-        if not self._ranks.is_main:
-            return True
+        written, failure, failed = False, None, None
+        if self._ranks.is_main:
+            try:
+                written = self._write(of_ranks)
+            except Exception as error:
+                failure, failed = error, f"{type(error).__name__}: {error}"
+        # What happened to the main process is known to all: the others would wait for it, or it for them.
+        written, failed = self._ranks.from_main((written, failed))
+        if failure is not None:
+            raise failure
+        if failed is not None:
+            raise CheckpointError(f"the main process could not write a checkpoint ({failed}).")
+        self._saved_step = parts.position.step if written else None
+        return bool(written)
+
+    def _write(self, of_ranks: list[dict[str, Any]]) -> bool:
+        parts = self._parts
         about = {**parts.identity, "processes": self._ranks.size, "log_bytes": self._log.settle()}
         try:
             written = self.checkpoints.save(parts.position.step, self._content(of_ranks), about)
         except OSError as error:
-            self._saved_step = None
             self._complain(
                 f"no checkpoint could be written at step {parts.position.step} in {self.checkpoints.folder} "
                 f"({error.strerror}). Training goes on; there are {len(self.checkpoints.all())} older ones, which are whole."

@@ -125,17 +125,21 @@ class Trained:
         """What :meth:`save` has written.
 
         Raises:
-            CheckpointError: something else.
+            CheckpointError: something else, or it cannot be read now.
         """
         try:
-            found = cls(job, **json.loads(path.read_text(encoding="utf-8")), restored=True)
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read now ({error.strerror}). Try again.") from error
+        try:
+            found = cls(job, **json.loads(text), restored=True)
             # JSON has no numbers that are not finite: of a training that diverged.
             found.validation_auc = -math.inf if found.validation_auc is None else found.validation_auc
             found.validation_loss = math.inf if found.validation_loss is None else found.validation_loss
             found.curves = {
                 name: [math.nan if value is None else value for value in curve] for name, curve in found.curves.items()
             }
-        except (ValueError, TypeError, AttributeError, OSError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is no result of this version ({error}). Remove it to train again."
             ) from error

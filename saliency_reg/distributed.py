@@ -16,7 +16,7 @@ __all__ = ["LOCAL", "Ranks"]
 _LOST = "lost"
 #: As process group: this process trains by itself, whatever the others do.
 LOCAL = "local"
-#: One group for each set of members (``None``: all), whatever needs it: groups are not given back.
+#: One group for each set of members (``None``: all), for all that can share one: groups are not given back.
 _groups: dict[Any, Any] = {}
 
 
@@ -28,6 +28,7 @@ class Ranks:
 
     Args:
         process_group: a group to use instead of a new one, or ``"local"`` for this process alone.
+        apart: not with the group that others share: for collectives within backward passes, whose order may differ.
         model: without a group given, the new one has the processes of a ``DistributedDataParallel`` around the model, or
             all there are.
 
@@ -36,7 +37,7 @@ class Ranks:
         WrongTypeError: no process group.
     """
 
-    def __init__(self, process_group: Any = None, model: nn.Module | None = None) -> None:
+    def __init__(self, process_group: Any = None, model: nn.Module | None = None, *, apart: bool = False) -> None:
         if process_group is not None and process_group is _not_a_member():
             raise ConfigurationError(
                 "this process is not a member of process_group. Build the regularizer on its members only, or pass each "
@@ -53,6 +54,8 @@ class Ranks:
                 f"mesh), found {type(process_group).__name__}."
             )
         self._given = process_group
+        self._apart = apart
+        self._own_groups: dict[Any, Any] = {}
         self._wrapped_in: Any = getattr(model, "process_group", None) if _is_wrapped(model) else None
 
     @property
@@ -102,18 +105,19 @@ class Ranks:
         if self._given is not None:
             return self._given
         members = tuple(dist.get_process_group_ranks(self._wrapped_in)) if self._in_a_part() else None
-        if _groups.get("made in") is not dist.group.WORLD:  # also after a new start of the default group
-            _groups.clear()
-            _groups["made in"] = dist.group.WORLD
-        if members not in _groups:
+        groups = self._own_groups if self._apart else _groups
+        if groups.get("made in") is not dist.group.WORLD:  # also after a new start of the default group
+            groups.clear()
+            groups["made in"] = dist.group.WORLD
+        if members not in groups:
             timeout = _timeout_of(self._wrapped_in or dist.group.WORLD)
             # The processes that are no members may not come here.
-            _groups[members] = (
+            groups[members] = (
                 dist.new_group(timeout=timeout)
                 if members is None
                 else dist.new_group(list(members), timeout=timeout, use_local_synchronization=True)
             )
-        return _groups[members]
+        return groups[members]
 
     def _in_a_part(self) -> bool:
         """Whether the wrapped model is trained by some of the processes only."""
@@ -124,7 +128,7 @@ class Ranks:
         given = self._given if isinstance(self._given, str) else None if self._given is None else _LOST
         if given is None and dist.is_available() and dist.is_initialized() and self._in_a_part():
             given = _LOST
-        return {"_given": given, "_wrapped_in": None}
+        return {"_given": given, "_wrapped_in": None, "_apart": self._apart, "_own_groups": {}}
 
 
 def _is_wrapped(model: nn.Module | None) -> bool:

@@ -81,7 +81,9 @@ class FeatureSurgery(ForkSurgery, Removable):
         if not isinstance(model, nn.Module):
             raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
         found = resolve_heads(model, heads, tasks)
-        super().__init__(found.tasks, PCGrad() if weighting is None else weighting, Ranks(process_group, model))
+        super().__init__(
+            found.tasks, PCGrad() if weighting is None else weighting, Ranks(process_group, model, apart=True)
+        )
         if optimizer is not None:
             check_not_closure_only(unwrap_optimizer(optimizer))
         self._capture: FeatureCapture | None = FeatureCapture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class JoinedBatch:
             configuration: what else has to be the same, in words; with ``True`` also what takes long to tell.
 
         Raises:
-            TaskError, ConfigurationError: it is not; in all processes at once.
+            TaskError, ConfigurationError: it is not (weights up to rounding); in all processes at once.
             NoHeadRanError: no process had a head; in all of them.
         """
         summed, own_samples = self._spread(brought, relations.device)
@@ -152,16 +153,28 @@ class JoinedBatch:
         everywhere: list[Configuration] = self.ranks.of_all(dict(configuration))
         for what, own in configuration.items():
             values = [other.get(what) for other in everywhere]
-            if any(value != own for value in values):
+            if any(not _alike(value, own) for value in values):
+                values = [_shown(value) for value in values]
                 raise (TaskError if what == "tasks" else ConfigurationError)(
                     f"the processes have different {what}: "
-                    + ", ".join(f"{value!r} on rank {rank}" for rank, value in enumerate(values))
+                    + ", ".join(f"{value} on rank {rank}" for rank, value in enumerate(values))
                     + ". Build the regularizer with the same arguments on all of them, change it on all at once, and load "
                     "the same state. For a process that trains by itself type process_group='local'."
                 )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_calls": 0}  # a copy is compared anew
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal; lists of numbers up to rounding, which may differ between kinds of processors."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one, other))
+    return bool(one == other)
+
+
+def _shown(value: Any) -> str:
+    return f"checksum {zlib.crc32(repr(value).encode()):08x}" if isinstance(value, list) else repr(value)
 
 
 def _marks(configuration: Configuration, relations: Tensor) -> tuple[Tensor, ...]:

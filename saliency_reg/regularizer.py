@@ -191,7 +191,7 @@ class SaliencyRegularizer(StateModule, Removable):
         self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
         self.pending = PendingDistances(len(self.tasks), reduction)
         self.sampler = TaskSampler(max_tasks_per_step, seed)
-        self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model))
+        self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model, apart=surgery is not None))
         self.surgery = None
         if surgery is not None:
             self.surgery = ForkSurgery(self.tasks, checked_level(surgery), self._joiner.ranks)

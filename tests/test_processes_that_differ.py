@@ -104,11 +104,13 @@ class TestSettings:
             assert found == "ConfigurationError"
             assert "different strength" in text
 
-    def test_relations_that_differ_by_a_rounding(self) -> None:
-        """With every call, exactly: gradients would be those of no objective."""
-        for found, text in run_on_two_processes(other_relations_later):
+    def test_relations_that_differ_later(self) -> None:
+        """With every call: gradients would be those of no objective. Other kinds of processors may round otherwise."""
+        for found, text in run_on_two_processes(other_relations_later, 1e-6):
             assert found == "ConfigurationError"
             assert "different relation weights" in text
+        for found, text in run_on_two_processes(other_relations_later, 1e-15):
+            assert found == "no error", text
 
     def test_state_loaded_on_one_process_only(self) -> None:
         for found, text in run_on_two_processes(load_on_one):
@@ -116,13 +118,13 @@ class TestSettings:
             assert "different optimizer steps so far: 3 on rank 0, 0 on rank 1" in text
 
 
-def other_relations_later(rank: int) -> tuple[str, str]:
+def other_relations_later(rank: int, difference: float) -> tuple[str, str]:
     model = build_model()
     relations = RelationWeights(3, "fixed")
     regularizer = SaliencyRegularizer(model, "heads", strength=0.1, relations=relations)
     one_call(model, regularizer, share(rank)).backward()
     if rank:
-        relations.pair_weights[0] += 1e-12
+        relations.pair_weights[0] += difference
     return error_of(lambda: one_call(model, regularizer, share(rank)))
 
 
