@@ -14,10 +14,8 @@ import importlib.util
 import logging
 import math
 import numbers
-import re
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -27,7 +25,6 @@ from saliency_reg import (
     ParameterSurgery,
     SaliencyRegularizer,
     SaliencyReport,
-    SurgeryReport,
 )
 from saliency_reg.errors import (
     CaptureError,
@@ -39,12 +36,8 @@ from saliency_reg.errors import (
 )
 from saliency_reg.evaluation import Losses
 from saliency_reg.hooks import check_not_closure_only, unwrap_optimizer
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    _Image = NDArray[np.uint8]
+from saliency_reg.integrations.relation_image import image_of
+from saliency_reg.integrations.report_figures import figures_of, figures_of_surgery
 
 __all__ = ["backward", "log_report", "register"]
 
@@ -169,7 +162,7 @@ def backward(
     if engine is not None:
         _check_engine(surgery, engine, None)
 
-    def scaled(loss: Any) -> Any:
+    def as_accelerate_scales(loss: Any) -> Any:
         if not isinstance(loss, Tensor):  # refused, or a penalty without a gradient
             return loss
         loss = loss / accelerator.gradient_accumulation_steps
@@ -177,10 +170,10 @@ def backward(
 
     given: Any = losses
     if isinstance(losses, Mapping):
-        given = {task: scaled(loss) for task, loss in losses.items()}
+        given = {task: as_accelerate_scales(loss) for task, loss in losses.items()}
     elif isinstance(losses, Sequence):
-        given = [scaled(loss) for loss in losses]
-    surgery.backward(given, scaled(penalty), accumulate=not accelerator.sync_gradients)
+        given = [as_accelerate_scales(loss) for loss in losses]
+    surgery.backward(given, as_accelerate_scales(penalty), accumulate=not accelerator.sync_gradients)
 
 
 def log_report(
@@ -253,7 +246,7 @@ def log_report(
         )
     if not accelerator.trackers:
         return {}
-    figures = _figures(report, max_pairs) if isinstance(report, SaliencyReport) else _figures_of_surgery(report)
+    figures = figures_of(report, max_pairs) if isinstance(report, SaliencyReport) else figures_of_surgery(report)
     figures = {f"{prefix}/{name}": value for name, value in figures.items() if math.isfinite(value)}
     if isinstance(report, SaliencyReport) and image_every is not None:
         latest = _latest_image.get(regularizer)
@@ -271,9 +264,15 @@ class _Checkpoint:
         self.object = kept
 
     def state_dict(self) -> dict[str, Any]:
+        """Whatever the object keeps."""
         return self.object.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
+        """Give it back.
+
+        Raises:
+            SaliencyRegError: it is the state of something else.
+        """
         try:
             self.object.load_state_dict(state)
         except SaliencyRegError:
@@ -353,63 +352,11 @@ def _check_not_compiled_by(accelerator: Any) -> None:
     )
 
 
-# Figures.
-
-
-def _figures(report: SaliencyReport, max_pairs: int) -> dict[str, float]:
-    # To plain numbers at once: a device is waited for a few times, not for each pair.
-    distances, relations = report.distances.tolist(), report.relations.tolist()
-    size = len(report.tasks)
-    pairs = [(i, j) for i in range(size) for j in range(i + 1, size)]
-    known = [distances[i][j] for i, j in pairs if math.isfinite(distances[i][j])]
-    weights = [relations[i][j] for i, j in pairs]
-    figures = {
-        "penalty": float(report.penalty),
-        "strength": float(report.strength),
-        "distance_mean": sum(known) / len(known) if known else math.nan,
-        "relation_mean": sum(weights) / len(weights),
-        "relation_max": max(weights),
-        "relation_min": min(weights),
-    }
-    share = report.share
-    if share is not None:
-        figures["share"] = share
-    names = _pair_names(report.tasks, pairs)
-    for i, j in sorted(pairs, key=lambda pair: -relations[pair[0]][pair[1]])[:max_pairs]:
-        figures[f"distance/{names[i, j]}"] = distances[i][j]
-        figures[f"relation/{names[i, j]}"] = relations[i][j]
-    if report.surgery is not None:
-        figures.update(_figures_of_surgery(report.surgery))
-    return figures
-
-
-def _figures_of_surgery(report: SurgeryReport) -> dict[str, float]:
-    weights = zip(_labels(report.tasks), report.weights.tolist())
-    return {"surgery/conflicts": report.conflicts, **{f"surgery/weight/{task}": weight for task, weight in weights}}
-
-
-def _pair_names(tasks: Sequence[str], pairs: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    labels = _labels(tasks)
-    names = {(i, j): f"{labels[i]}-{labels[j]}" for i, j in pairs}
-    if len(set(names.values())) < len(pairs):  # "a-b" and "c" beside "a" and "b-c"
-        return {(i, j): f"{i}_{labels[i]}-{j}_{labels[j]}" for i, j in pairs}
-    return names
-
-
-def _labels(tasks: Sequence[str]) -> list[str]:
-    """Task names with the characters that all trackers take; a slash would open another group of charts."""
-    labels = [re.sub(r"[^\w.-]+", "_", task) for task in tasks]
-    return labels if len(set(labels)) == len(tasks) else [f"{index}_{label}" for index, label in enumerate(labels)]
-
-
-# Images.
-
-
 def _send_image(trackers: Sequence[Any], name: str, report: SaliencyReport, step: int) -> None:
     takers = [tracker for tracker in trackers if hasattr(tracker, "log_images")]
     if not takers:
         return
-    image = _image_of(report)
+    image = image_of(report)
     for tracker in takers:
         # What log_images takes is not the same everywhere.
         if tracker.name == "tensorboard":
@@ -423,53 +370,3 @@ def _send_image(trackers: Sequence[Any], name: str, report: SaliencyReport, step
             tracker.log_images({name: image}, step=step)
         else:
             tracker.log_images({name: [image]}, step=step)
-
-
-def _image_of(report: SaliencyReport) -> _Image:
-    """``[height, width, 3]``: the relations from 0 (dark) to the largest one (bright); grey where there are none."""
-    import numpy as np
-
-    relations = report.relations.detach().cpu().double().numpy().copy()
-    np.fill_diagonal(relations, np.nan)
-    relations[~np.isfinite(relations)] = np.nan
-    known = relations[~np.isnan(relations)]
-    largest = float(known.max()) if known.size and known.max() > 0 else 1.0
-    try:
-        figure = importlib.import_module("matplotlib.figure")
-        backend = importlib.import_module("matplotlib.backends.backend_agg")
-    except ImportError:
-        return _plain_image(relations / largest)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # glyphs that the font does not have
-        return _labelled_image(relations, largest, report.tasks, figure, backend)
-
-
-def _plain_image(shares: NDArray[np.float64]) -> _Image:
-    import numpy as np
-
-    stops = np.linspace(0, 1, 5)
-    colours = np.array([(70, 0, 85), (60, 80, 140), (30, 145, 140), (95, 200, 95), (255, 230, 35)])
-    cells = np.stack([np.interp(np.nan_to_num(shares), stops, channel) for channel in colours.T], axis=-1)
-    cells[np.isnan(shares)] = 211
-    pixels = min(64, max(8, 480 // len(shares)))
-    return cells.astype(np.uint8).repeat(pixels, axis=0).repeat(pixels, axis=1)
-
-
-def _labelled_image(
-    relations: NDArray[np.float64], largest: float, tasks: Sequence[str], figure: Any, backend: Any
-) -> _Image:
-    import numpy as np
-
-    labels = [task if len(task) <= 24 else task[:23] + "\N{HORIZONTAL ELLIPSIS}" for task in tasks]
-    inches = 3 + 0.25 * min(len(tasks), 80)
-    drawn = figure.Figure(figsize=(inches + 0.5, inches), dpi=100, layout="constrained")
-    canvas = backend.FigureCanvasAgg(drawn)
-    axes = drawn.add_subplot(facecolor="lightgrey")
-    picture = axes.imshow(relations, vmin=0, vmax=largest, cmap="viridis", interpolation="nearest")
-    # Without parse_math a dollar sign in a name would be taken for mathematics.
-    axes.set_xticks(range(len(tasks)), labels, rotation=90, fontsize=8, parse_math=False)
-    axes.set_yticks(range(len(tasks)), labels, fontsize=8, parse_math=False)
-    drawn.colorbar(picture, ax=axes, shrink=0.8)
-    canvas.draw()
-    image: _Image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return image

@@ -818,11 +818,11 @@ def test_names_in_the_picture_cost_no_matplotlib_state() -> None:
     pytest.importorskip("matplotlib")
     code = (
         "import sys, torch; from saliency_reg import SaliencyRegularizer; "
-        "from saliency_reg.integrations import accelerate as i; "
+        "from saliency_reg.integrations import accelerate, relation_image; "
         "assert not {'accelerate', 'matplotlib', 'tensorboard'} & set(sys.modules), 'import'; "
         "r = SaliencyRegularizer(None, tasks=['a', 'b']); f = torch.ones(4, 2, requires_grad=True); "
         "r(outputs={'a': f.sum(1), 'b': 2 * f.sum(1)}, features=f); "
-        "print(i._image_of(r.report).shape, 'matplotlib.pyplot' in sys.modules)"
+        "print(relation_image.image_of(r.report).shape, 'matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -975,7 +975,7 @@ def test_figures_of_surgery_alone(kind: str) -> None:
 
 
 def test_without_a_tracker_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(integration, "_figures", None)
+    monkeypatch.setattr(integration, "figures_of", None)
     monkeypatch.setattr(integration, "_send_image", None)
     assert log_report(called(with_fixed_relations()), accelerate.Accelerator(cpu=True), 0) == {}
 
@@ -986,14 +986,14 @@ def log_on(rank: int, folder: str) -> dict[str, Any]:
     with one_of_two(rank, log_with="tensorboard", project_dir=str(own)) as accelerator:
         accelerator.init_trackers("run")
         if rank:
-            read, integration._figures = integration._figures, None
+            read, integration.figures_of = integration.figures_of, None
         try:
             model, optimizer, regularizer, _ = prepared(accelerator, "before prepare", wrapped=True)
             steps_with(accelerator, model, optimizer, regularizer, range(2), shift=10 * rank)
             sent = log_report(regularizer, accelerator, 1)
         finally:
             if rank:
-                integration._figures = read
+                integration.figures_of = read
         for tracker in accelerator.trackers:
             tracker.finish()
         return {"sent": sent, "files": sorted(path.name for path in own.rglob("*") if path.is_file())}

@@ -57,15 +57,6 @@ def size_of_png(path):
     return struct.unpack(">II", content[16:24])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """As in the recipe: a second thread only waits for a busy core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder and printed text of one tiny run of everything."""

@@ -33,14 +33,6 @@ UNEVEN = {"samples": 11, "epochs": 3, "batch_size": 5}
 TOLERANCE = 1e-10
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def assert_close(one, other):
     for name, value in one["model"].items():
         assert (value - other["model"][name]).abs().max() < TOLERANCE, name

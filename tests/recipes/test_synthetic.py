@@ -32,14 +32,6 @@ def job(key, setting=None, seed=0, reported=True):
     return Job(method, setting or (method.settings or (Setting(),))[0], seed, reported)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Folder and printed text of one tiny run of everything."""
