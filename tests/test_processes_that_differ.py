@@ -599,11 +599,14 @@ class TestFullySharded:
             assert same
 
 
-def test_a_plain_call_is_not_changed_by_a_single_process_group() -> None:
-    """Outside distributed runs nothing is asked of anybody."""
+def penalty_of(rank: int, process_group: str | None) -> float:
     entry = build("tanh heads")
-    regularizer = SaliencyRegularizer(entry.model, "heads", process_group="local")
-    entry.model(entry.inputs)
-    penalty = regularizer()
-    assert float(penalty.detach()) == pytest.approx(float(regularizer.report.penalty))
-    assert regularizer.report.samples.tolist() == [4.0, 4.0, 4.0]
+    regularizer = SaliencyRegularizer(entry.model, "heads", process_group=process_group)
+    entry.model(entry.inputs[: 2 + rank])
+    return regularizer().item()
+
+
+def test_local_is_what_a_process_has_outside_of_distributed_runs() -> None:
+    alone = [penalty_of(rank, None) for rank in range(2)]
+    assert run_on_two_processes(penalty_of, "local") == pytest.approx(alone, rel=1e-14)
+    assert run_on_two_processes(penalty_of, None) != pytest.approx(alone, rel=1e-3)

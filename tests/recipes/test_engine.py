@@ -148,15 +148,17 @@ class TestSteps:
         assert seen == [pytest.approx(expected)]
 
     def test_task_without_any_label_changes_nothing_but_its_decay(self):
-        training = Training(method="regularizer", epochs=1)
+        training = Training(method="plain", epochs=1)  # a penalty needs no labels, and would train that head, too
         training.engine._source.known[:, 1] = False
         before = {name: value.clone() for name, value in training.model.state_dict().items()}
         seen = []
         training.engine.run(lambda epoch, losses: seen.extend(losses) or {})
         assert math.isnan(seen[1])
         assert math.isfinite(seen[0])
-        assert all(torch.isfinite(value).all() for value in training.model.state_dict().values())
-        assert not same(before, training.model.state_dict())
+        decay = (1 - 0.03 * 0.01) ** 3  # of AdamW, in three steps
+        for name, value in training.model.state_dict().items():
+            only_decayed = torch.allclose(value, before[name] * decay, rtol=1e-12, atol=0)
+            assert only_decayed == name.startswith("heads.b."), name
 
     @pytest.mark.parametrize("method", METHODS)
     def test_loss_scale_changes_nothing(self, method):
@@ -188,14 +190,13 @@ class TestSteps:
         assert_close(alone, run_on_two_processes(stages_on_rank)[1])
 
     def test_global_random_state_is_left_alone(self):
+        training = Training(dropout=0.5, noise=0.1)  # building the model seeds PyTorch
         before = random_state()
-        Training(dropout=0.5, noise=0.1).run()
-        torch.manual_seed(0)  # building the model does that
-        torch.set_rng_state(before["torch"])
+        training.run()
         with kept_random_state():
             np.random.rand()  # noqa: NPY002
-        assert same(before["python"], random_state()["python"])
-        assert torch.equal(before["numpy"][1], random_state()["numpy"][1])
+            torch.rand(1)
+        assert same(before, random_state())
 
 
 def ids_on_rank(rank, count):
