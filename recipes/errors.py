@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "CheckpointMismatchError", "OptionError", "RecipeError"]
+__all__ = ["CheckpointError", "CheckpointMismatchError", "DataError", "OptionError", "RecipeError"]
 
 
 class RecipeError(Exception):
@@ -11,6 +11,10 @@ class RecipeError(Exception):
 
 class OptionError(RecipeError, ValueError):
     """An option has a value that cannot work, alone or with the others."""
+
+
+class DataError(RecipeError, ValueError):
+    """Files, columns or labels cannot be used as they are."""
 
 
 class CheckpointError(RecipeError, RuntimeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 import warnings
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .runs import now
+from .runs import finite, now
 
 __all__ = ["CLOCK_FIELDS", "RunLog"]
 
@@ -37,7 +36,7 @@ class RunLog:
         if self.path is None:
             return
         clock = {"time": now(), "seconds": round(time.monotonic() - self._started, 3)}
-        line = json.dumps({"event": event, **_finite(values), **clock}, allow_nan=False)
+        line = json.dumps({"event": event, **finite(values), **clock}, allow_nan=False)
         self._waiting += line.encode() + b"\n"
         self._flush(durable=False)
 
@@ -86,11 +85,3 @@ class RunLog:
                         os.fsync(file.fileno())
         except OSError as error:
             warnings.warn(f"{self.path} could not be written ({error.strerror}). Its lines wait.", stacklevel=3)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

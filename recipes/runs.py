@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["LOCK", "locked", "machine", "new_run_folder", "now", "versions", "write_json"]
+__all__ = ["LOCK", "finite", "locked", "machine", "new_run_folder", "now", "versions", "write_json"]
 
 #: In the folder of a run. It stays there: who removes it may remove that of another process.
 LOCK = ".lock"
@@ -65,7 +65,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write at once or not at all, so that a run that is stopped leaves the previous version whole."""
-    text = json.dumps(_finite(content), indent=1, allow_nan=False)
+    text = json.dumps(finite(content), indent=1, allow_nan=False)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -77,12 +77,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null in their place."""
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null in their place."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
+        return {str(key): finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,0 +1,1 @@
+"""Image data of the recipes: CIFAR-10, CelebA, and folders of images."""

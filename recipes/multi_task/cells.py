@@ -1,0 +1,80 @@
+"""Results that are computed once: a file with one line for each training, found again by everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import DataError
+from ..runs import finite
+
+__all__ = ["CellFile", "key_of"]
+
+
+def key_of(cell: Mapping[str, Any]) -> str:
+    """Of everything that a result depends on, as plain numbers and texts."""
+    text = json.dumps(finite(cell), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class CellFile:
+    """The results so far. Only one process may write; a run that is killed loses the line it was writing, and no other.
+
+    Args:
+        path: of the file, in JSON Lines; need not exist.
+
+    Raises:
+        DataError: it is no such file, or cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._results: dict[str, dict[str, Any]] = {}
+        #: What is known about the first result.
+        self.about: dict[str, Any] = {}
+        self._whole = 0
+        if path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def get(self, cell: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Its result, if it was computed."""
+        return self._results.get(key_of(cell))
+
+    def add(self, cell: Mapping[str, Any], result: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Write a result, with what should be known about it but does not tell it from others."""
+        line = json.dumps(finite({"cell": cell, "result": result, "about": about}), allow_nan=False)
+        with self._path.open("r+b" if self._path.exists() else "wb") as file:
+            file.seek(self._whole)
+            file.truncate()  # half a line of a run that was killed
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self._whole = file.tell()
+        entry = json.loads(line)
+        self._results[key_of(cell)] = entry["result"]
+        self.about = self.about or entry["about"]
+
+    def _read(self) -> None:
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self._path} cannot be read ({error.strerror}). Type another file.") from error
+        whole, newline, rest = content.rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                entry = json.loads(line)
+                self._results[key_of(entry["cell"])] = entry["result"]
+                self.about = self.about or entry["about"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"line {number} of {self._path} is no result ({error}). Type another file.") from error
+        self._whole = len(whole) + len(newline)
+        if rest:
+            warnings.warn(f"{self._path} ends in half a line, of a run that was killed: it is dropped.", stacklevel=3)

@@ -1,0 +1,61 @@
+"""What a task predicts, and what its labels look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import DataError
+
+__all__ = ["BINARY", "TaskKind", "columns_of"]
+
+_KINDS = ("binary", "classes", "number")
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One kind of task. Labels are floats; NaN is a missing label.
+
+    Attributes:
+        name: ``"binary"`` (labels 0 and 1), ``"classes"`` (labels 0 to K-1) or ``"number"`` (any finite number).
+        classes: K, the number of outputs; 1 for binary tasks and numbers.
+        mean, spread: of the training labels of a number: its model predicts ``(label - mean) / spread``.
+    """
+
+    name: str
+    classes: int = 1
+    mean: float = 0.0
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in _KINDS:
+            raise DataError(f"found the kind of task {self.name!r}. Type one of {', '.join(_KINDS)}.")
+        if (self.classes == 1) == (self.name == "classes") or self.classes < 1:
+            raise DataError(
+                f"a task of kind {self.name!r} cannot have {self.classes} outputs. Type 2 or more for 'classes', and 1 for "
+                "the others."
+            )
+        if not (math.isfinite(self.mean) and math.isfinite(self.spread) and self.spread > 0):
+            raise DataError(f"mean and spread must be finite, and spread above 0; found {self.mean} and {self.spread}.")
+
+    @property
+    def score(self) -> str:
+        """The metric that a model is chosen by; more is better."""
+        return {"binary": "auc", "classes": "accuracy", "number": "explained_variance"}[self.name]
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+BINARY = TaskKind("binary")
+
+
+def columns_of(kinds: Mapping[str, TaskKind] | Sequence[TaskKind]) -> list[slice]:
+    """Where the outputs of each task are if those of all are side by side."""
+    found, start = [], 0
+    for kind in kinds.values() if isinstance(kinds, Mapping) else kinds:
+        found.append(slice(start, start + kind.classes))
+        start += kind.classes
+    return found
