@@ -3,8 +3,8 @@
 >>> from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups
 """
 
+from .classifier import find_classifier, find_feature
 from .errors import (
-    AttentionInTheWayError,
     CheckpointError,
     CheckpointNotFoundError,
     ClassifierNotFoundError,
@@ -17,9 +17,10 @@ from .errors import (
 from .head_config import HeadConfig
 from .model import TimmMultiTaskModel
 from .parameter_groups import parameter_groups
+from .saliency_maps import task_saliency_maps
+from .unmodified import saliency_regularizer
 
 __all__ = [
-    "AttentionInTheWayError",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ClassifierNotFoundError",
@@ -30,5 +31,9 @@ __all__ = [
     "PretrainedWeightsError",
     "TimmMultiTaskModel",
     "UnknownModelError",
+    "find_classifier",
+    "find_feature",
     "parameter_groups",
+    "saliency_regularizer",
+    "task_saliency_maps",
 ]

@@ -106,4 +106,5 @@ def _can_be_built(timm: Any, name: str, options: Mapping[str, Any]) -> bool:
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line."""
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or ["no message"]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200].rstrip(".")

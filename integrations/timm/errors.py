@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from saliency_reg.errors import ModuleNotFoundInModelError, SaliencyRegError, SecondDerivativeError, ShapeError
+from saliency_reg.errors import ModuleNotFoundInModelError, SaliencyRegError, ShapeError
 
 __all__ = [
-    "AttentionInTheWayError",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ClassifierNotFoundError",
@@ -48,6 +47,3 @@ class ClassifierNotFoundError(ModuleNotFoundInModelError):
 class FeatureNotFoundError(ModuleNotFoundInModelError):
     """No module returns the feature map that was asked for."""
 
-
-class AttentionInTheWayError(SecondDerivativeError):
-    """Fused attention lies between the chosen feature and the outputs."""

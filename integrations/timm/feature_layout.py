@@ -26,6 +26,8 @@ __all__ = [
     "Tokens",
     "Vector",
     "find_layout",
+    "layout_of",
+    "prefix_tokens",
     "token_grid",
 ]
 
@@ -273,6 +275,31 @@ def _joined_layout(features: Sequence[Tensor], model: nn.Module, num_features: i
     return Joined(sum(part.channels for part in parts), grid, prefixes.pop(), tuple(parts))
 
 
+def layout_of(feature: Tensor, model: nn.Module, image_size: Size, channels_last: bool) -> FeatureLayout:
+    """The layout of a feature map from somewhere inside of a model, whose number of channels is not known.
+
+    Args:
+        feature: ``[B, ...]``.
+        model: the timm model.
+        image_size: ``(height, width)``, to whose shape that of the positions belongs.
+        channels_last: how the model arranges its last map, for a shape that does not tell.
+
+    Raises:
+        NoSpatialFeatureError: it has another number of axes.
+    """
+    shape = feature.shape
+    if len(shape) == 4:
+        first, last = _shaped_as(shape[2:4], image_size), _shaped_as(shape[1:3], image_size)
+        if channels_last if first == last else last:
+            return ChannelsLast(shape[3], (shape[1], shape[2]))
+        return ChannelsFirst(shape[1], (shape[2], shape[3]))
+    return _layout_of(feature, model, -1, image_size)
+
+
+def _shaped_as(grid: Sequence[int], image_size: Size) -> bool:
+    return grid[0] * image_size[1] == grid[1] * image_size[0]
+
+
 def _layout_of(feature: Tensor, model: nn.Module, channels: int, image_size: Size) -> FeatureLayout:
     shape = feature.shape
     if len(shape) == 4:
@@ -283,7 +310,7 @@ def _layout_of(feature: Tensor, model: nn.Module, channels: int, image_size: Siz
     if len(shape) == 3:
         if shape[1] == channels and shape[2] != channels:
             return ChannelsFirstTokens(shape[1], token_grid(shape[2], image_size))
-        prefix = _prefix_tokens(shape[1], model, image_size)
+        prefix = prefix_tokens(shape[1], model, image_size)
         grid = token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
         return Tokens(shape[2], grid, prefix)
     if len(shape) == 2:
@@ -294,7 +321,7 @@ def _layout_of(feature: Tensor, model: nn.Module, channels: int, image_size: Siz
     )
 
 
-def _prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
+def prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
     """How many tokens are no positions. Not every model tells; then those are left whose grid is shaped as the image."""
     told = getattr(model, "num_prefix_tokens", None)
     if isinstance(told, int):
@@ -302,12 +329,11 @@ def _prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
     has_class_token = getattr(model, "global_pool", None) == "token" or any(
         name.rpartition(".")[2].startswith("cls_token") for name, _ in model.named_parameters()
     )
-    candidates = [*range(1, _MOST_PREFIX_TOKENS), 0] if has_class_token else [*range(_MOST_PREFIX_TOKENS)]
+    candidates: list[int] = [*range(1, _MOST_PREFIX_TOKENS), 0] if has_class_token else [*range(_MOST_PREFIX_TOKENS)]
     for prefix in candidates:
         if prefix == tokens:
             return prefix
         if prefix < tokens:
-            height, width = token_grid(tokens - prefix, image_size)
-            if height * image_size[1] == width * image_size[0]:
+            if _shaped_as(token_grid(tokens - prefix, image_size), image_size):
                 return prefix
     return 1 if has_class_token else 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["blank_images", "parameters_behind", "undisturbed"]
+__all__ = ["blank_images", "calls_noted", "image_shape_of", "parameters_behind", "undisturbed", "unwrapped"]
 
 
 @contextlib.contextmanager
@@ -34,6 +34,69 @@ def blank_images(model: nn.Module, channels: int, image_size: tuple[int, int], b
     """``[B, channels, height, width]`` zeros in the model's number format, on its device."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(batch_size, channels, *image_size, dtype=like.dtype, device=like.device)
+
+
+def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
+    """``(channels, height, width)`` of the images that a timm model was built for."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    channels, height, width = config.get("input_size", (3, 224, 224))
+    built_for = [getattr(model, "_traits", {}).get("img_size"), getattr(model, "_model_args", {}).get("img_size")]
+    for size in [*built_for, *(getattr(module, "img_size", None) for module in model.modules())]:
+        if isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size):
+            height, width = size
+            break
+        if isinstance(size, int):
+            height = width = size
+            break
+    first = config.get("first_conv")
+    for name in (first,) if isinstance(first, str) else tuple(first or ()):
+        try:
+            weight = getattr(model.get_submodule(name), "weight", None)
+        except AttributeError:
+            continue
+        if isinstance(weight, Tensor) and weight.ndim == 4:
+            groups = getattr(model.get_submodule(name), "groups", 1)
+            channels = weight.shape[1] * (groups if isinstance(groups, int) else 1)
+            break
+    return int(channels), int(height), int(width)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of ``DistributedDataParallel`` or a wrapper like it, which calls it ``module``."""
+    inner = getattr(model, "module", None)
+    return inner if isinstance(inner, nn.Module) and not hasattr(model, "forward_features") else model
+
+
+@contextlib.contextmanager
+def calls_noted(
+    model: nn.Module, method: str, then: Callable[[Any], Any] | None = None
+) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Any]]]:
+    """Within, each call of a method of ``model`` is noted as ``(args, kwargs, returned)``.
+
+    Args:
+        model: whose method it is.
+        method: its name.
+        then: called with what a call returned; what it returns takes its place.
+    """
+    original = getattr(model, method)
+    before = vars(model).get(method)
+    calls: list[tuple[tuple[Any, ...], dict[str, Any], Any]] = []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        returned = original(*args, **kwargs)
+        if then is not None:
+            returned = then(returned)
+        calls.append((args, kwargs, returned))
+        return returned
+
+    vars(model)[method] = noting
+    try:
+        yield calls
+    finally:
+        if before is None:
+            del vars(model)[method]
+        else:
+            vars(model)[method] = before
 
 
 def parameters_behind(outputs: Sequence[Any]) -> set[int]:

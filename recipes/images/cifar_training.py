@@ -13,10 +13,10 @@ from torch import nn
 
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel
 
+from ..multi_task.cells import timed
 from ..multi_task.kinds import BINARY
 from ..multi_task.study import Cell
 from ..multi_task.training import Data, Options, train_tasks
-from ..runs import machine, now, versions
 from .cifar import cifar_splits, fingerprint
 from .small_backbone import register_small_backbone
 
@@ -39,46 +39,38 @@ class CifarCell:
         """The cell, its result (``None`` after the deadline), and what else should be known about it."""
         if self.deadline is not None and time.time() > self.deadline:
             return cell, None, {}
-        started, worked = time.monotonic(), time.process_time()
         values = cell.setting.values
-        splits = cifar_splits(
-            self.data,
-            seed=cell.seed,
-            train_images=values["train_images"],
-            validation_images=values["validation_images"],
-            image_size=values["image_size"],
-            tasks=values["tasks"],
-            labelled=values["labelled"],
-        )
-        outcome = train_tasks(
-            lambda: build_model(values, splits.tasks),
-            Data(
-                dict.fromkeys(splits.tasks, BINARY),
-                splits.train,
-                splits.validation,
-                splits.test if cell.reported else None,
-            ),
-            cell.method,
-            cell.value,
-            Options(
-                epochs=values["epochs"],
-                batch_size=values["batch_size"],
-                learning_rate=values["learning_rate"],
-                weight_decay=values["weight_decay"],
-                evaluations=values["evaluations"],
-                temperature=values["temperature"],
-                channels_last=True,
-            ),
-            cell.seed,
-        )
-        about = {
-            "data": fingerprint(self.data, values["image_size"]),
-            "date": now(),
-            "seconds": round(time.monotonic() - started, 1),
-            "processor_seconds": round(time.process_time() - worked, 1),
-            "machine": machine(),
-            "versions": versions(),
-        }
+        with timed(fingerprint(self.data, values["image_size"])) as about:
+            splits = cifar_splits(
+                self.data,
+                seed=cell.seed,
+                train_images=values["train_images"],
+                validation_images=values["validation_images"],
+                image_size=values["image_size"],
+                tasks=values["tasks"],
+                labelled=values["labelled"],
+            )
+            outcome = train_tasks(
+                lambda: build_model(values, splits.tasks),
+                Data(
+                    dict.fromkeys(splits.tasks, BINARY),
+                    splits.train,
+                    splits.validation,
+                    splits.test if cell.reported else None,
+                ),
+                cell.method,
+                cell.value,
+                Options(
+                    epochs=values["epochs"],
+                    batch_size=values["batch_size"],
+                    learning_rate=values["learning_rate"],
+                    weight_decay=values["weight_decay"],
+                    evaluations=values["evaluations"],
+                    temperature=values["temperature"],
+                    channels_last=True,
+                ),
+                cell.seed,
+            )
         return cell, outcome.to_dict(), about
 
 

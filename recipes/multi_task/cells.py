@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from ..runs import finite
+from ..runs import finite, machine, now, versions
 
-__all__ = ["CellFile", "key_of"]
+__all__ = ["CellFile", "key_of", "timed"]
 
 
 def key_of(cell: Mapping[str, Any]) -> str:
     """Of everything that a result depends on, as plain numbers and texts."""
     text = json.dumps(finite(cell), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@contextlib.contextmanager
+def timed(data: str) -> Iterator[dict[str, Any]]:
+    """What should be known about a result but does not tell it from others; complete after the context.
+
+    Args:
+        data: fingerprint of the data.
+    """
+    about: dict[str, Any] = {"data": data, "date": now(), "machine": machine(), "versions": versions()}
+    started, worked = time.monotonic(), time.process_time()
+    yield about
+    about["seconds"] = round(time.monotonic() - started, 1)
+    about["processor_seconds"] = round(time.process_time() - worked, 1)
 
 
 class CellFile:

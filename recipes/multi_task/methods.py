@@ -13,7 +13,7 @@ from saliency_reg import RelationWeights, SaliencyRegularizer
 
 from ..surgery import PCGRAD, Backward, Surgery
 
-__all__ = ["BASELINE", "METHODS", "Method", "backward_of"]
+__all__ = ["BASELINE", "FULL_LABELS", "METHODS", "MISSING_LABELS", "Method", "backward_of"]
 
 BASELINE = "hard_sharing"
 
@@ -53,6 +53,10 @@ METHODS = {
         Method("srdml_authors", "SRDML, `authors`", rule="authors"),
     )
 }
+
+#: The tables with all labels, and those with few, where other metrics may do better.
+FULL_LABELS = (BASELINE, "uniform", "srdml_projected", "srdml_entropic", "pcgrad", "srdml_pcgrad")
+MISSING_LABELS = (*FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *FULL_LABELS[4:])
 
 
 def backward_of(

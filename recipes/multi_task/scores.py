@@ -32,7 +32,7 @@ def task_scores(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) 
 
     Returns:
         ``{task: {metric: value}}``. ``accuracy`` of a binary task is at a probability of one half. ``nmse`` is the mean
-        squared error over the variance of the labels; ``explained_variance`` is one minus that.
+        squared error over the square of the task's ``spread``; ``explained_variance`` is one minus that.
     """
     found = {}
     for (task, kind), columns, truth in zip(kinds.items(), columns_of(kinds), labels.unbind(1)):
@@ -69,9 +69,7 @@ def _scores(kind: TaskKind, outputs: Tensor, truth: Tensor) -> dict[str, float]:
         return {"accuracy": float((outputs.argmax(1) == truth.long()).double().mean())}
     values, labels = outputs[:, 0].double(), truth.double()
     if kind.name == "number":
-        error = (values * kind.spread + kind.mean - labels).square().mean()
-        variance = labels.var(correction=0)
-        nmse = float(error / variance) if variance > 0 else math.nan
+        nmse = float((values - (labels - kind.mean) / kind.spread).square().mean())
         return {"nmse": nmse, "explained_variance": 1 - nmse}
     return _binary(values, labels)
 

@@ -1,0 +1,164 @@
+"""The feature map at which saliency maps are taken, with its place in the graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_reg.errors import CaptureError
+from saliency_reg.places import contents
+
+from .feature_layout import FeatureLayout, Joined, Tokens, layout_of
+from .probing import calls_noted
+
+__all__ = ["MapFeature", "deepest_feature", "last_feature", "named_feature", "recorded"]
+
+
+@dataclass(frozen=True)
+class MapFeature:
+    """Feature maps of one forward.
+
+    Attributes:
+        tensors: which require grad.
+        layouts: of each.
+        name: for a person.
+    """
+
+    tensors: tuple[Tensor, ...]
+    layouts: tuple[FeatureLayout, ...]
+    name: str
+
+    @property
+    def spatial(self) -> bool:
+        """Whether all of them have positions."""
+        return all(layout.spatial for layout in self.layouts)
+
+    def maps(self, tensors: Sequence[Tensor], image_size: tuple[int, int], shared: bool = False) -> Tensor:
+        """Such tensors, or their gradients, as one map ``[B, C, H, W]`` at the finest grid.
+
+        Args:
+            tensors: as many as there are feature maps.
+            image_size: ``(height, width)``.
+            shared: divide what one position of a coarse map has by the positions of the finest that it covers.
+        """
+        maps = [layout.to_maps(tensor, image_size) for layout, tensor in zip(self.layouts, tensors)]
+        finest = max((each.shape[2:] for each in maps), key=lambda grid: grid[0] * grid[1])
+        brought = []
+        for each in maps:
+            covered = finest.numel() / each.shape[2:].numel() if shared else 1.0
+            same = each.shape[2:] == finest
+            brought.append(each if same else nn.functional.interpolate(each, finest, mode="nearest-exact") / covered)
+        return torch.cat(brought, 1)
+
+
+@contextlib.contextmanager
+def last_feature(model: nn.Module, method: str, layout: FeatureLayout, name: str) -> Iterator[list[MapFeature]]:
+    """Within, what a method of ``model`` returns is noted, as tensors that require grad and have nothing in front.
+
+    Args:
+        model: of which ``method`` is called once in the forward.
+        method: ``"forward_features"`` of a timm model, ``"forward"`` of a :class:`Backbone`.
+        layout: of what it returns.
+        name: for a person.
+    """
+    found: list[MapFeature] = []
+
+    def cut(returned: Any) -> Any:
+        several = isinstance(returned, (list, tuple))
+        tensors = tuple(each.detach().requires_grad_() for each in (returned if several else (returned,)))
+        layouts = layout.parts if several and isinstance(layout, Joined) else (layout,)
+        found.append(MapFeature(tensors, layouts, name))
+        return list(tensors) if several else tensors[0]
+
+    with calls_noted(model, method, cut):
+        yield found
+
+
+@contextlib.contextmanager
+def named_feature(
+    module: nn.Module, name: str, layout: Callable[[Tensor], FeatureLayout]
+) -> Iterator[list[MapFeature]]:
+    """Within, the output of a module is noted, as a tensor that requires grad and has nothing in front.
+
+    Args:
+        module: whose last run counts.
+        name: of it.
+        layout: of its output.
+
+    Raises:
+        CaptureError: it returns something else than a tensor.
+    """
+    found: list[MapFeature] = []
+
+    def cut(own: nn.Module, args: Any, output: Any) -> Tensor:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            raise CaptureError(
+                f"the feature {name!r} is {contents(output)}, expected a floating-point tensor. Choose a module that "
+                "returns one."
+            )
+        feature = output.detach().requires_grad_()
+        found[:] = [MapFeature((feature,), (layout(feature),), name)]
+        return feature
+
+    handle = module.register_forward_hook(cut)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
+    """Within, names and outputs of all modules are noted in the order in which they end."""
+    outputs: list[tuple[str, Tensor]] = []
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(own: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                outputs.append((name, output))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def deepest_feature(
+    outputs: Sequence[tuple[str, Tensor]],
+    scalars: Sequence[Tensor],
+    timm_model: nn.Module,
+    channels: int,
+    image_size: tuple[int, int],
+) -> MapFeature | None:
+    """The last of the recorded outputs at whose positions every scalar has a gradient; ``None`` if there is none.
+
+    Only maps with as many channels as the model's features count: others are inside of blocks.
+    """
+    places: list[tuple[str, Tensor, FeatureLayout]] = []
+    for name, output in outputs:
+        if output.ndim not in (3, 4) or channels not in output.shape[1:]:
+            continue
+        layout = layout_of(output, timm_model, image_size, channels_last=output.shape[-1] == channels)
+        if layout.spatial and layout.channels == channels and (isinstance(layout, Tokens) or output.ndim == 4):
+            places.append((name, output, layout))
+    if not places:
+        return None
+    reached = [True] * len(places)
+    for scalar in scalars:
+        found = torch.autograd.grad(scalar, [output for _, output, _ in places], retain_graph=True, allow_unused=True)
+        for index, ((_, _, layout), gradient) in enumerate(zip(places, found)):
+            reached[index] &= gradient is not None and bool(layout.to_maps(gradient, image_size).any())
+    last = [place for place, whether in zip(places, reached) if whether]
+    if not last:
+        return None
+    name, output, layout = last[-1]
+    return MapFeature((output,), (layout,), name)

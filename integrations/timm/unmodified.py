@@ -1,0 +1,130 @@
+"""The regularizer on the classifier of an unmodified timm model, one task per class."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from saliency_reg import SaliencyRegularizer
+from saliency_reg.errors import ConfigurationError, TaskError
+from saliency_reg.heads import check_task_names
+
+from .classifier import Classifier, look_at, timm_model
+from .classifier_part import ClassifierPart, install, uninstall
+from .errors import ClassifierNotFoundError
+from .feature_layout import Joined
+
+__all__ = ["saliency_regularizer"]
+
+
+def saliency_regularizer(
+    model: nn.Module,
+    tasks: Sequence[str],
+    *,
+    strength: float = 0.1,
+    feature: str | nn.Module | Sequence[str | nn.Module] = "auto",
+    **options: Any,
+) -> SaliencyRegularizer:
+    """Attach a :class:`SaliencyRegularizer` to ``timm.create_model(name, num_classes=len(tasks))``.
+
+    Args:
+        model: the timm model, alone or inside of ``DistributedDataParallel``.
+        tasks: a name for each class, in the order of the columns.
+        strength: factor of the penalty.
+        feature: ``"auto"``: what the classifier reads, ``[B, C]``. Where the classifier is a ``Linear`` behind average
+            pooling, the saliency there is its weight row, in closed form, and that is also the saliency of the map before
+            pooling under ``pool="sum"``. Nothing is between it and the logits that has no second derivative. Where several
+            modules make the logits together (distilled pairs, a head per branch), it is ``"map"``.
+            ``"map"``: the map before pooling, what ``forward_features`` returns, with its positions; attention pooling
+            then runs without fused kernels. Or the name of a module, as in :class:`SaliencyRegularizer`.
+        options: of :class:`SaliencyRegularizer`.
+
+    Returns:
+        The regularizer. Its ``remove()`` leaves the model as it was.
+
+    Raises:
+        TaskError: another number of names than classes, or doubled ones.
+        ClassifierNotFoundError: the model has no classifier (``num_classes=0``).
+        AlreadyAttachedError: a regularizer is attached already.
+        ImageSizeError: the model could not be run on a blank image.
+        SaliencyRegError: those of :class:`SaliencyRegularizer`.
+
+    Example:
+        >>> import timm, torch
+        >>> from saliency_reg.integrations.timm import saliency_regularizer
+        >>> model = timm.create_model("test_resnet", num_classes=3)
+        >>> regularizer = saliency_regularizer(model, tasks=["smiling", "young", "glasses"], strength=0.1)
+        >>> logits = model(torch.randn(2, 3, 64, 64))
+        >>> bool(regularizer() > 0)
+        True
+    """
+    if clash := sorted({"heads", "output"} & set(options)):
+        raise ConfigurationError(f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...).")
+    inner = timm_model(model)
+    names = check_task_names(tasks)
+    found = look_at(model)
+    if found.columns != len(names):
+        raise TaskError(
+            f"tasks has {len(names)} names, but {type(inner).__name__} has {found.columns} classes. Name each class once, or "
+            f"build the model for them: timm.create_model(name, num_classes={len(names)})."
+        )
+    if isinstance(feature, str) and feature == "auto":
+        feature = "input of the classifier" if found.whole else "map"
+    if found.whole and feature != "map":
+        chosen = {} if feature == "input of the classifier" else {"feature": feature}
+        return SaliencyRegularizer(model, heads=found.modules[0], tasks=names, strength=strength, **chosen, **options)
+    return _on_classifier_part(model, inner, names, strength, feature, found, options)
+
+
+def _on_classifier_part(
+    model: nn.Module,
+    inner: nn.Module,
+    tasks: list[str],
+    strength: float,
+    feature: Any,
+    found: Classifier,
+    options: dict[str, Any],
+) -> SaliencyRegularizer:
+    if not found.part:
+        raise ClassifierNotFoundError(
+            f"the logits of {type(inner).__name__} do not come out of forward_head(features) alone. Name what is found: "
+            f"SaliencyRegularizer(model, heads={found.names[0]!r}, tasks=[...]), or call regularizer(outputs=..., "
+            "features=...) yourself."
+        )
+    layout = found.layout
+    parts = layout.parts if isinstance(layout, Joined) else (layout,)
+    part = ClassifierPart(inner, found.modules)
+    sources = install(inner, part, len(parts))
+    try:
+        if feature != "map":
+            options = {**options, "feature": feature}
+        else:
+            axes = [each.channel_axis for each in parts]
+            options = {"channel_axis": axes if len(axes) > 1 else axes[0], **options}
+            if sources:
+                options["feature"] = sources
+        return _PartRegularizer(model, part, inner, tasks=tasks, strength=strength, **options)
+    except BaseException:
+        uninstall(weakref.ref(inner))
+        raise
+
+
+class _PartRegularizer(SaliencyRegularizer):
+    """Takes the classifier part off the model again, too."""
+
+    def __init__(self, model: nn.Module, part: ClassifierPart, inner: nn.Module, **options: Any) -> None:
+        super().__init__(model, heads=part, **options)
+        # The finalizer must not refer to the regularizer.
+        self._taken_off: Any = weakref.finalize(self, uninstall, weakref.ref(inner))
+        self._taken_off.atexit = False
+
+    def remove(self) -> None:
+        super().remove()
+        if self._taken_off is not None:
+            self._taken_off()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_taken_off": None}
