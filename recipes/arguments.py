@@ -87,16 +87,19 @@ def folder_name(text: str) -> str:
     return text
 
 
-def add_training_arguments(steps: Any, run: Any) -> None:
+def add_training_arguments(steps: Any, run: Any, *, formats: bool = True, checkpoint_steps: int = 0) -> None:
     """Add the options that every recipe on the engine has.
 
     Args:
         steps: group of an argument parser for what a step is.
         run: group for what the numbers do not depend on.
+        checkpoint_steps: default of ``--checkpoint-steps``.
+        formats: whether there is another one than float32 for weights and data.
     """
-    steps.add_argument(
-        "--dtype", choices=["float32", "float64"], default="float32", help="of weights and data (default: float32)"
-    )
+    if formats:
+        steps.add_argument(
+            "--dtype", choices=["float32", "float64"], default="float32", help="of weights and data (default: float32)"
+        )
     steps.add_argument(
         "--accumulation",
         type=whole_number(1),
@@ -126,9 +129,10 @@ def add_training_arguments(steps: Any, run: Any) -> None:
     run.add_argument(
         "--checkpoint-steps",
         type=whole_number(0),
-        default=0,
+        default=checkpoint_steps,
         metavar="N",
-        help="steps between the checkpoints of a training (default: 0: none but the one that SIGTERM asks for)",
+        help="steps between the checkpoints of a training; 0 for none but the one that SIGTERM asks for (default: "
+        f"{checkpoint_steps})",
     )
     run.add_argument(
         "--trackers",
@@ -147,7 +151,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
             f"argument --accumulation: a batch of {options.batch_size} cannot be split into {options.accumulation} "
             f"micro-batches. Type --accumulation {options.batch_size} or less."
         )
-    if options.mixed_precision != "no" and options.dtype == "float64":
+    if options.mixed_precision != "no" and getattr(options, "dtype", "float32") == "float64":
         parser.error(
             f"argument --mixed-precision: {options.mixed_precision} would take the digits that --dtype float64 gives. Type "
             "--mixed-precision no, or --dtype float32."

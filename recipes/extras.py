@@ -9,7 +9,7 @@ __all__ = ["need"]
 
 
 def need(name: str) -> ModuleType:
-    """Import a module of the ``recipes`` extra, or say how to install it.
+    """Import a module of the ``recipes`` (or ``timm``) extra, or say how to install it.
 
     Raises:
         ImportError: the package is not installed.
@@ -17,7 +17,9 @@ def need(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = {"sklearn": "scikit-learn"}.get(name.partition(".")[0], name.partition(".")[0])
+        top = name.partition(".")[0]
+        package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top)
+        extra = "recipes,timm" if top == "timm" else "recipes"
         raise ImportError(
-            f'this recipe needs {package}, which could not be imported. Type: pip install "saliency-reg[recipes]"'
+            f'this recipe needs {package}, which could not be imported. Type: pip install "saliency-reg[{extra}]"'
         ) from error

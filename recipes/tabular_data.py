@@ -99,7 +99,9 @@ def school_splits(folder: str, *, seed: int, validation_share: float) -> Tabular
 
     def examples(inputs: Tensor, scores: Tensor, schools: Tensor) -> Examples:
         labels = torch.full((len(inputs), len(names)), torch.nan)
-        labels[torch.arange(len(inputs)), torch.tensor([column[school] for school in schools.tolist()])] = scores.float()
+        labels[torch.arange(len(inputs)), torch.tensor([column[school] for school in schools.tolist()])] = (
+            scores.float()
+        )
         return _examples((inputs - mean) / spread, labels)
 
     return TabularSplits(

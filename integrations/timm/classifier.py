@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +84,10 @@ def find_feature(model: nn.Module) -> str:
     """
     found = look_at(model)
     if len(found.features) != 1:
-        several = f"returns {len(found.features)} maps, of {', '.join(found.features)}" if found.features else (
-            "computes its feature map behind the last module"
+        several = (
+            f"returns {len(found.features)} maps, of {', '.join(found.features)}"
+            if found.features
+            else ("computes its feature map behind the last module")
         )
         raise FeatureNotFoundError(
             f"{type(unwrapped(model)).__name__} {several}, so that one name does not say it. Type "
@@ -112,11 +114,10 @@ def look_at(model: nn.Module) -> Classifier:
         behind.append(len(outputs))
         return features
 
-    hooks = [
-        module.register_forward_hook(lambda own, args, output, name=name: outputs.append((name, own, output)))
-        for name, module in inner.named_modules()
-        if name
-    ]
+    def note(name: str) -> Callable[..., None]:
+        return lambda own, _, output: outputs.append((name, own, output))
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in inner.named_modules() if name]
     try:
         with (
             paused(inner),

@@ -49,7 +49,8 @@ class _Installed:
 
     def __call__(self, features: Any, *args: Any, **keywords: Any) -> Any:
         if args or keywords.get("pre_logits"):
-            return type(self._model()).forward_head(self._model(), features, *args, **keywords)  # type: ignore[attr-defined]
+            model: Any = self._model()
+            return type(model).forward_head(model, features, *args, **keywords)
         if self._maps:
             features = [own(each) for own, each in zip(self._maps, features)]
         return self._part(features, **keywords)

@@ -46,4 +46,3 @@ class ClassifierNotFoundError(ModuleNotFoundInModelError):
 
 class FeatureNotFoundError(ModuleNotFoundInModelError):
     """No module returns the feature map that was asked for."""
-

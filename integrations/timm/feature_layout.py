@@ -333,7 +333,6 @@ def prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
     for prefix in candidates:
         if prefix == tokens:
             return prefix
-        if prefix < tokens:
-            if _shaped_as(token_grid(tokens - prefix, image_size), image_size):
-                return prefix
+        if prefix < tokens and _shaped_as(token_grid(tokens - prefix, image_size), image_size):
+            return prefix
     return 1 if has_class_token else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saliency_reg.errors import CaptureError
 from saliency_reg.places import contents
 
-from .feature_layout import FeatureLayout, Joined, Tokens, layout_of
+from .feature_layout import FeatureLayout, Joined, layout_of
 from .probing import calls_noted
 
 __all__ = ["MapFeature", "deepest_feature", "last_feature", "named_feature", "recorded"]
@@ -73,7 +73,8 @@ def last_feature(model: nn.Module, method: str, layout: FeatureLayout, name: str
         tensors = tuple(each.detach().requires_grad_() for each in (returned if several else (returned,)))
         layouts = layout.parts if several and isinstance(layout, Joined) else (layout,)
         found.append(MapFeature(tensors, layouts, name))
-        return list(tensors) if several else tensors[0]
+        # Copies: what comes next may work in place, which a leaf does not allow.
+        return [each.clone() for each in tensors] if several else tensors[0].clone()
 
     with calls_noted(model, method, cut):
         yield found
@@ -95,7 +96,7 @@ def named_feature(
     """
     found: list[MapFeature] = []
 
-    def cut(own: nn.Module, args: Any, output: Any) -> Tensor:
+    def cut(_module: nn.Module, _args: Any, output: Any) -> Tensor:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise CaptureError(
                 f"the feature {name!r} is {contents(output)}, expected a floating-point tensor. Choose a module that "
@@ -103,7 +104,7 @@ def named_feature(
             )
         feature = output.detach().requires_grad_()
         found[:] = [MapFeature((feature,), (layout(feature),), name)]
-        return feature
+        return feature.clone()  # what comes next may work in place
 
     handle = module.register_forward_hook(cut)
     try:
@@ -118,8 +119,9 @@ def recorded(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
     outputs: list[tuple[str, Tensor]] = []
 
     def note(name: str) -> Callable[..., None]:
-        def hook(own: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.requires_grad:
+        def hook(own: nn.Module, _args: Any, output: Any) -> None:
+            # A projection is one of several ways (queries, keys, values) that begin at the norm in front of it.
+            if isinstance(output, Tensor) and output.requires_grad and not isinstance(own, nn.Linear):
                 outputs.append((name, output))
 
         return hook
@@ -136,19 +138,19 @@ def deepest_feature(
     outputs: Sequence[tuple[str, Tensor]],
     scalars: Sequence[Tensor],
     timm_model: nn.Module,
-    channels: int,
+    channels: Collection[int],
     image_size: tuple[int, int],
 ) -> MapFeature | None:
     """The last of the recorded outputs at whose positions every scalar has a gradient; ``None`` if there is none.
 
-    Only maps with as many channels as the model's features count: others are inside of blocks.
+    Only maps with one of these numbers of channels count, those of the model's features: others are inside of blocks.
     """
     places: list[tuple[str, Tensor, FeatureLayout]] = []
     for name, output in outputs:
-        if output.ndim not in (3, 4) or channels not in output.shape[1:]:
+        if output.ndim not in (3, 4):
             continue
-        layout = layout_of(output, timm_model, image_size, channels_last=output.shape[-1] == channels)
-        if layout.spatial and layout.channels == channels and (isinstance(layout, Tokens) or output.ndim == 4):
+        layout = layout_of(output, timm_model, image_size, channels_last=output.shape[-1] in channels)
+        if layout.spatial and layout.channels in channels:
             places.append((name, output, layout))
     if not places:
         return None

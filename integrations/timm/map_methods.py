@@ -12,7 +12,7 @@ __all__ = ["MAP_METHODS"]
 
 def _gradient(gradient: Tensor, activation: Tensor) -> Tensor:
     """``||G||`` over the channels."""
-    return gradient.norm(dim=1)
+    return gradient.square().sum(1).sqrt()
 
 
 def _gradient_times_activation(gradient: Tensor, activation: Tensor) -> Tensor:

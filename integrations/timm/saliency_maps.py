@@ -20,7 +20,7 @@ from .attached import paused
 from .backbone import image_size_pair
 from .classifier import timm_model
 from .errors import NoSpatialFeatureError
-from .feature_layout import ChannelsLast, FeatureLayout, find_layout, layout_of
+from .feature_layout import ChannelsLast, FeatureLayout, Joined, find_layout, layout_of
 from .head_config import check_choice
 from .map_feature import MapFeature, deepest_feature, last_feature, named_feature, recorded
 from .map_methods import MAP_METHODS
@@ -61,8 +61,8 @@ def task_saliency_maps(
             the outputs do not depend on its positions (a class token behind the last attention), the last map that
             they do depend on.
         method: one of those above.
-        size: of the maps: that of the feature map by default, ``"image"``, or a side or ``(height, width)``, to which they are
-            interpolated bilinearly.
+        size: of the maps: by default that of the feature map; ``"image"``, a side, or ``(height, width)`` to interpolate
+            them bilinearly.
 
     Returns:
         ``[T, B, H, W]``, detached, float32, or float64 for such a model.
@@ -81,7 +81,9 @@ def task_saliency_maps(
         torch.Size([2, 4, 64, 64])
     """
     check_choice("method", method, tuple(MAP_METHODS))
-    wanted = _checked_size(size)
+    wanted = None if isinstance(size, str) else _checked_size(size)
+    if isinstance(size, str) and size != "image":
+        raise ConfigurationError(f"unknown size {size!r}. Type size='image', a number, or (height, width).")
     inner = unwrapped(model) if isinstance(model, nn.Module) else model
     if not isinstance(inner, TimmMultiTaskModel):
         inner = timm_model(model)
@@ -100,8 +102,8 @@ def task_saliency_maps(
         images = images.detach().clone()
         chosen, scalars = _run(inner, images, tasks, feature, image_size)
         maps = _maps(chosen, scalars, image_size, MAP_METHODS[method])
-    if wanted is not None:
-        target = image_size if wanted == "image" else wanted
+    target = image_size if isinstance(size, str) else wanted
+    if target is not None:
         maps = nn.functional.interpolate(maps, target, mode="bilinear", align_corners=False)
     return maps
 
@@ -114,7 +116,9 @@ def _run(
     image_size: tuple[int, int],
 ) -> tuple[MapFeature, list[Tensor]]:
     """The feature map of a forward, and the scalars of the tasks."""
-    inner, last = (model.backbone.model, model.backbone.layout) if isinstance(model, TimmMultiTaskModel) else (model, None)
+    inner, last = (
+        (model.backbone.model, model.backbone.layout) if isinstance(model, TimmMultiTaskModel) else (model, None)
+    )
     if feature is not None:
         name, module = find_module(model, feature, "feature")
         channels_last = isinstance(last, ChannelsLast) or str(getattr(inner, "output_fmt", "")).endswith("NHWC")
@@ -143,7 +147,10 @@ def _run(
     # A class token behind the last attention: the positions of this map do not count.
     with recorded(inner) as seen:
         scalars = _scalars(_outputs(model, images.requires_grad_(), tasks))
-    found = deepest_feature(seen, scalars, inner, int(getattr(inner, "num_features", 0) or 0), image_size)
+    channels = {layout.channels for each in noted for layout in each.layouts}
+    for each in noted:
+        channels |= {part.channels for layout in each.layouts if isinstance(layout, Joined) for part in layout.parts}
+    found = deepest_feature(seen, scalars, inner, channels, image_size)
     if found is None:
         raise NoSpatialFeatureError(
             f"{type(inner).__name__} has no feature map on whose positions all of these tasks depend: a head may be blind "
@@ -168,7 +175,8 @@ def _maps(
                 f"a task does not depend on the feature {chosen.name!r}. Name a module that all tasks read."
             )
         gradients = [
-            torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in zip(found, chosen.tensors)
+            torch.zeros_like(tensor) if gradient is None else gradient
+            for gradient, tensor in zip(found, chosen.tensors)
         ]
         gradient = chosen.maps([each.to(dtype) for each in gradients], image_size, shared=True)
         maps.append(method(gradient, activation))
@@ -240,13 +248,9 @@ def _parameters_fixed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _checked_size(size: object) -> tuple[int, int] | str | None:
-    if isinstance(size, str):
-        if size != "image":
-            raise ConfigurationError(f"unknown size {size!r}. Type size='image', a number, or (height, width).")
-        return size
+def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     try:
-        return image_size_pair(size)  # type: ignore[arg-type]
+        return image_size_pair(size)
     except WrongTypeError as error:
         raise WrongTypeError(f"size must be 'image', an int or (height, width), found {size!r}.") from error
 

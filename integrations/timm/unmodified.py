@@ -62,19 +62,21 @@ def saliency_regularizer(
         True
     """
     if clash := sorted({"heads", "output"} & set(options)):
-        raise ConfigurationError(f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...).")
+        raise ConfigurationError(
+            f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...)."
+        )
     inner = timm_model(model)
     names = check_task_names(tasks)
     found = look_at(model)
     if found.columns != len(names):
         raise TaskError(
-            f"tasks has {len(names)} names, but {type(inner).__name__} has {found.columns} classes. Name each class once, or "
-            f"build the model for them: timm.create_model(name, num_classes={len(names)})."
+            f"tasks has {len(names)} names, but {type(inner).__name__} has {found.columns} classes. Name each class "
+            f"once, or build the model for them: timm.create_model(name, num_classes={len(names)})."
         )
     if isinstance(feature, str) and feature == "auto":
         feature = "input of the classifier" if found.whole else "map"
     if found.whole and feature != "map":
-        chosen = {} if feature == "input of the classifier" else {"feature": feature}
+        chosen: dict[str, Any] = {} if feature == "input of the classifier" else {"feature": feature}
         return SaliencyRegularizer(model, heads=found.modules[0], tasks=names, strength=strength, **chosen, **options)
     return _on_classifier_part(model, inner, names, strength, feature, found, options)
 

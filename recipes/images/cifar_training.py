@@ -78,4 +78,7 @@ def build_model(values: Mapping[str, Any], tasks: tuple[str, ...]) -> nn.Module:
     """The backbone with a head for each task."""
     register_small_backbone()
     head = HeadConfig(1, hidden=(values["head_width"],), activation=values["activation"])
-    return TimmMultiTaskModel(values["backbone"], dict.fromkeys(tasks, head), image_size=values["image_size"])
+    model: nn.Module = TimmMultiTaskModel(
+        values["backbone"], dict.fromkeys(tasks, head), image_size=values["image_size"]
+    )
+    return model

@@ -1,0 +1,192 @@
+"""CelebA: forty attributes of faces, with any timm backbone, from the hub (``flwrlabs/celeba``) or parquet files like it."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saliency_reg.integrations.timm import TimmMultiTaskModel
+
+from .arguments import OneVoiceParser, real_number, whole_number
+from .errors import DataError, OptionError
+from .images import single_run
+from .images.hub import load_splits
+from .images.label_columns import check_columns, labels_of, without_constant_tasks
+from .images.pictured import Picture, first_images
+from .images.run_arguments import add_run_arguments
+from .images.single_run import Loaded
+from .multi_task.kinds import TaskKind
+from .multi_task.training import Data
+
+__all__ = ["ATTRIBUTES", "main"]
+
+HUB_ID = "flwrlabs/celeba"
+ATTRIBUTES = (
+    "5_o_Clock_Shadow",
+    "Arched_Eyebrows",
+    "Attractive",
+    "Bags_Under_Eyes",
+    "Bald",
+    "Bangs",
+    "Big_Lips",
+    "Big_Nose",
+    "Black_Hair",
+    "Blond_Hair",
+    "Blurry",
+    "Brown_Hair",
+    "Bushy_Eyebrows",
+    "Chubby",
+    "Double_Chin",
+    "Eyeglasses",
+    "Goatee",
+    "Gray_Hair",
+    "Heavy_Makeup",
+    "High_Cheekbones",
+    "Male",
+    "Mouth_Slightly_Open",
+    "Mustache",
+    "Narrow_Eyes",
+    "No_Beard",
+    "Oval_Face",
+    "Pale_Skin",
+    "Pointy_Nose",
+    "Receding_Hairline",
+    "Rosy_Cheeks",
+    "Sideburns",
+    "Smiling",
+    "Straight_Hair",
+    "Wavy_Hair",
+    "Wearing_Earrings",
+    "Wearing_Hat",
+    "Wearing_Lipstick",
+    "Wearing_Necklace",
+    "Wearing_Necktie",
+    "Young",
+)
+_SPLITS = {"train": "train", "validation": "valid", "test": "test"}
+
+
+class HubImages:
+    """Rows of a data set of the hub, decoded when they are needed.
+
+    Args:
+        split: with a column ``image``.
+        rows: of the split.
+        labels: ``[n, T]`` of these rows, NaN where one is missing.
+        transform: from a PIL image to ``[3, H, W]``.
+    """
+
+    def __init__(self, split: Any, rows: Sequence[int], labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self._split = split
+        self._rows = list(rows)
+        self._labels = labels
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = self._rows[index]
+        try:
+            image = self._split[row]["image"].convert("RGB")
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"row {row} of the data has no readable image ({error}). Remove it.") from error
+        return self._transform(image), self._labels[index]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one model and return the exit code."""
+    return single_run.main("celeba", _parser(), _load, arguments)
+
+
+def _load(options: argparse.Namespace) -> Loaded:
+    splits = load_splits(options.data, tuple(_SPLITS.values()))
+    tasks = options.tasks or list(ATTRIBUTES)
+    generator = torch.Generator().manual_seed(options.seed)
+    rows, columns = {}, {}
+    for name, hub_name in _SPLITS.items():
+        check_columns(["image", *tasks], splits[hub_name].column_names, f"the {hub_name} split of {options.data}")
+        wanted = getattr(options, f"{name}_images")
+        rows[name] = _rows(len(splits[hub_name]), wanted, name, generator)
+        own = splits[hub_name].select_columns(tasks)[rows[name].tolist()]
+        columns[name] = torch.stack([labels_of(task, own[task], "binary")[1] for task in tasks], dim=1)
+    if options.labelled < 1:
+        kept = torch.rand(columns["train"].shape, generator=generator) < options.labelled
+        columns["train"] = torch.where(kept, columns["train"], torch.nan)
+    sizes = [len(own) for own in columns.values()]
+    binary = {task: TaskKind("binary") for task in tasks}
+    kinds, labels, left_out = without_constant_tasks(binary, torch.cat(list(columns.values())), torch.arange(sizes[0]))
+    labels_by_split = dict(zip(columns, labels.split(sizes)))
+
+    def split(name: str, transform: Callable[[Any], Tensor]) -> HubImages:
+        return HubImages(splits[_SPLITS[name]], rows[name].tolist(), labels_by_split[name], transform)
+
+    def data(model: TimmMultiTaskModel) -> Data:
+        plain = model.transforms(train=False)
+        return Data(
+            kinds, split("train", model.transforms(train=True)), split("validation", plain), split("test", plain)
+        )
+
+    def picture(model: TimmMultiTaskModel) -> Picture:
+        return first_images(model, split("test", model.transforms(train=False)))
+
+    return Loaded(
+        kinds,
+        data,
+        picture,
+        (
+            f"CelebA, {len(kinds)} attributes: "
+            + ", ".join(f"{size} {name}" for name, size in zip(rows, sizes))
+            + " images.",
+        ),
+        {"left_out": left_out},
+    )
+
+
+def _rows(count: int, wanted: int | None, name: str, generator: torch.Generator) -> Tensor:
+    if count == 0:
+        raise DataError(f"the {name} split is empty. Choose other data.")
+    if wanted is None:
+        return torch.arange(count)
+    if wanted > count:
+        raise OptionError(f"--{name}-images {wanted} were asked for, but there are {count}. Type {count} or less.")
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
+
+
+def _parser() -> argparse.ArgumentParser:
+
+    parser = OneVoiceParser(prog="python -m recipes.celeba", description=__doc__)
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        default=HUB_ID,
+        metavar="DATA",
+        help=f"folder of parquet files (train, valid, test), or id on the hub ({HUB_ID})",
+    )
+    data.add_argument("--tasks", nargs="+", default=[], metavar="NAME", help="some of the attributes (default: all 40)")
+    for name in _SPLITS:
+        data.add_argument(
+            f"--{name}-images", type=whole_number(1), metavar="N", help="drawn at random with --seed (default: all)"
+        )
+    data.add_argument(
+        "--labelled",
+        type=real_number(above_zero=True),
+        default=1.0,
+        metavar="X",
+        help="share of the training labels that is kept, drawn for each image and attribute (default: 1)",
+    )
+    add_run_arguments(
+        parser, "celeba", backbone="resnet18", image_size=64, epochs=15, batch_size=256, learning_rate=1e-3
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

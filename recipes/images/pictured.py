@@ -1,0 +1,43 @@
+"""Test images for the saliency picture."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from saliency_reg.integrations.timm import TimmMultiTaskModel
+
+from ..batches import SampleSource
+
+__all__ = ["Picture", "first_images"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Some test images for the saliency picture.
+
+    Attributes:
+        images: ``[n, 3, H, W]``, as the model takes them.
+        labels: ``[n, T]``, NaN where one is missing.
+        mean, std: of the channels in [0, 1].
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def first_images(model: TimmMultiTaskModel, images: SampleSource, count: int = 6) -> Picture:
+    """The first ones of a data set with the model's transform."""
+    pixels, labels = zip(*(images[index] for index in range(min(count, len(images)))))
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    for step in model.transforms(train=False).transforms:
+        if hasattr(step, "mean") and hasattr(step, "std"):
+            mean, std = tuple(map(float, step.mean)), tuple(map(float, step.std))
+    return Picture(torch.stack(pixels), torch.stack(labels), mean, std)

@@ -1,0 +1,199 @@
+"""One timm model through everything that a training step with the regularizer has: in both ways, on random images."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_reg import PCGrad, SaliencyRegularizer
+from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, saliency_regularizer, task_saliency_maps
+from saliency_reg.integrations.timm.errors import ImageSizeError
+
+__all__ = ["SIZES", "check_family", "smallest_image"]
+
+#: Sides of images that are tried, from the smallest on.
+SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
+TASKS = ("first", "second", "third")
+BATCH_SIZE = 2
+
+
+class CheckFailedError(Exception):
+    """A step ran, but not as it must."""
+
+
+def check_family(name: str, seed: int = 0) -> dict[str, Any]:
+    """What works with a timm model.
+
+    Returns:
+        ``image_size``, ``layout``, for each of the ways ``multi_task``, ``unmodified`` and ``unmodified_map`` whether it
+        works, ``reasons`` of those that do not, ``notes``, and ``seconds``.
+    """
+    begun = time.monotonic()
+    result: dict[str, Any] = {"image_size": None, "layout": None, "reasons": {}, "notes": []}
+    ways: dict[str, Callable[[], None]] = {}
+    torch.manual_seed(seed)
+    try:
+        model = smallest_image(name)
+        size = model.image_size
+        result.update(image_size=size[0], layout=model.backbone.layout.describe())
+        ways["multi_task"] = lambda: _check_multi_task(model)
+        ways["unmodified"] = lambda: _check_unmodified(name, size, "auto")
+        ways["unmodified_map"] = lambda: _check_unmodified(name, size, "map")
+    except Exception as error:
+        result["reasons"]["multi_task"] = result["reasons"]["unmodified"] = _reason(error)
+    for way in ("multi_task", "unmodified", "unmodified_map"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                if way in ways:
+                    ways[way]()
+                result[way] = way in ways
+            except Exception as error:
+                result[way] = False
+                result["reasons"][way] = _reason(error)
+        result["notes"] += [f"{way}: {str(each.message)[:120]}" for each in caught]
+    result["seconds"] = time.monotonic() - begun
+    return result
+
+
+def smallest_image(name: str) -> TimmMultiTaskModel:
+    """A multi-task model for the smallest images that give it a map of at least 2x2 positions, or any positions.
+
+    Raises:
+        ImageSizeError: none of :data:`SIZES`, nor its own size.
+    """
+    own = _published(name).input_size[-1]
+    heads = {TASKS[0]: 1, TASKS[1]: 1, TASKS[2]: 3}
+    fallback: TimmMultiTaskModel | None = None
+    refused: Exception = CheckFailedError("no size was tried")
+    for size in [*(size for size in SIZES if size < own), own]:
+        try:
+            model = TimmMultiTaskModel(name, heads, head=HeadConfig(hidden=(8,)), image_size=size)
+            with torch.no_grad():
+                model.train()(_images(size))  # BatchNorm refuses a single value per channel
+        except (ImageSizeError, ValueError, RuntimeError, AssertionError) as error:
+            refused = error
+            continue
+        grid = model.backbone.layout.grid
+        if grid is not None and min(grid) >= 2:
+            return model
+        fallback = fallback or model
+    if fallback is not None:
+        return fallback
+    assert refused is not None
+    raise refused
+
+
+def _check_multi_task(model: TimmMultiTaskModel) -> None:
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    regularizer = model.regularizer(strength=0.1, surgery=PCGrad(), optimizer=optimizer)
+    try:
+        images = _images(model.image_size[0])
+        outputs = model(images)
+        shapes = [list(output.shape) for output in outputs.values()]
+        _must(shapes == [[BATCH_SIZE], [BATCH_SIZE], [BATCH_SIZE, 3]], f"outputs of shapes {shapes}")
+        losses = {task: output.square().mean() for task, output in outputs.items()}
+        _check_step(model.backbone, regularizer, optimizer, losses)
+        _check_maps(model, images)
+    finally:
+        regularizer.remove()
+
+
+def _check_unmodified(name: str, size: tuple[int, int], feature: str) -> None:
+    model = _unmodified(name, size).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    regularizer = saliency_regularizer(
+        model, TASKS, strength=0.1, feature=feature, surgery=PCGrad(), optimizer=optimizer
+    )
+    try:
+        images = _images(size[0])
+        logits = model(images)
+        _must(list(logits.shape) == [BATCH_SIZE, 3], f"logits of shape {list(logits.shape)}")
+        losses = {task: logits[:, column].square().mean() for column, task in enumerate(TASKS)}
+        _check_step(model, regularizer, optimizer, losses)
+        _check_maps(model, images)
+    finally:
+        regularizer.remove()
+
+
+def _unmodified(name: str, size: tuple[int, int]) -> nn.Module:
+    """As a user would build it: with ``img_size`` where the model takes it."""
+    import timm
+
+    own = _published(name).input_size[-1]
+    if size[0] == own:
+        model: nn.Module = timm.create_model(name, num_classes=3)
+        return model
+    options: Sequence[dict[str, Any]] = [{"img_size": size[0]}, {}]
+    if not _published(name).fixed_input_size:
+        options = options[::-1]
+    for keywords in options:
+        try:
+            model = timm.create_model(name, num_classes=3, **keywords)
+            with torch.no_grad():
+                model.eval()(_images(size[0]))
+            return model
+        except (TypeError, RuntimeError, AssertionError, ValueError):
+            continue
+    raise CheckFailedError(f"timm itself cannot build {name} for images of {size[0]}")
+
+
+def _published(name: str) -> Any:
+    import timm
+
+    return timm.get_pretrained_cfg(name)
+
+
+def _check_step(
+    shared: nn.Module,
+    regularizer: SaliencyRegularizer,
+    optimizer: torch.optim.Optimizer,
+    losses: dict[str, Tensor],
+) -> None:
+    """Penalty, backward pass under surgery, and optimizer step."""
+    penalty = regularizer(losses=losses)
+    _must(
+        bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad,
+        f"a penalty of {float(penalty.detach())}",
+    )
+    loss: Tensor = torch.stack(list(losses.values())).sum() + penalty
+    loss.backward()  # type: ignore[no-untyped-call]
+    report = regularizer.report
+    _must(report is not None and report.surgery is not None, "no report of the surgery")
+    gradients = [parameter.grad for parameter in shared.parameters() if parameter.grad is not None]
+    _must(bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients), "gradients not finite")
+    _must(any(bool(gradient.any()) for gradient in gradients), "gradients that are all zero")
+    before = [parameter.detach().clone() for parameter in shared.parameters()]
+    optimizer.step()
+    moved = any(not torch.equal(old, new) for old, new in zip(before, shared.parameters()))
+    _must(moved, "no parameter that moved")
+    _must(int(regularizer.relations.updates) == 1, "relations that did not move")
+
+
+def _check_maps(model: nn.Module, images: Tensor) -> None:
+    maps = task_saliency_maps(model, images)
+    _must(list(maps.shape[:2]) == [3, BATCH_SIZE] and maps.ndim == 4, f"saliency maps of shape {list(maps.shape)}")
+    _must(bool(maps.isfinite().all()), "saliency maps that are not finite")
+    _must(all(bool(own.any()) for own in maps), "saliency maps that are all zero")
+
+
+def _images(size: int) -> Tensor:
+    return torch.randn(BATCH_SIZE, 3, size, size)
+
+
+def _must(holds: bool, found: str) -> None:
+    if not holds:
+        raise CheckFailedError(f"found {found}")
+
+
+def _reason(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return f"{type(error).__name__} at {place}: {str(error).strip()[:300]}"
