@@ -17,7 +17,7 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 from .arguments import OneVoiceParser, real_number, whole_number
 from .errors import DataError, OptionError
 from .images import single_run
-from .images.hub import load_splits
+from .images.hub import load_splits, with_images
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments
@@ -107,12 +107,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(options: argparse.Namespace) -> Loaded:
+    if options.labelled > 1:
+        raise OptionError(f"the share of labels that is kept must be at most 1, found --labelled {options.labelled:g}.")
     splits = load_splits(options.data, tuple(_SPLITS.values()))
-    tasks = options.tasks or list(ATTRIBUTES)
+    tasks = list(dict.fromkeys(options.tasks)) or list(ATTRIBUTES)
     generator = torch.Generator().manual_seed(options.seed)
     rows, columns = {}, {}
     for name, hub_name in _SPLITS.items():
-        check_columns(["image", *tasks], splits[hub_name].column_names, f"the {hub_name} split of {options.data}")
+        place = f"{hub_name} split of {options.data}"
+        check_columns(["image", *tasks], splits[hub_name].column_names, f"the {place}")
+        splits[hub_name] = with_images(splits[hub_name], "image", place, decode=True)
         wanted = getattr(options, f"{name}_images")
         rows[name] = _rows(len(splits[hub_name]), wanted, name, generator)
         own = splits[hub_name].select_columns(tasks)[rows[name].tolist()]
@@ -161,7 +165,6 @@ def _rows(count: int, wanted: int | None, name: str, generator: torch.Generator)
 
 
 def _parser() -> argparse.ArgumentParser:
-
     parser = OneVoiceParser(prog="python -m recipes.celeba", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(

@@ -52,7 +52,8 @@ def _load(options: argparse.Namespace) -> Loaded:
 
     def picture(model: TimmMultiTaskModel) -> Picture:
         del model
-        rows = torch.tensor([int(torch.nonzero(splits.test_classes == number)[0]) for number in _SHOWN])
+        known = splits.test_classes.tolist()
+        rows = torch.tensor([known.index(number) for number in _SHOWN if number in known])
         return Picture(splits.test.normalised(splits.test.pixels[rows]), splits.test.labels[rows], MEAN, STD)
 
     return Loaded(

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from saliency_reg.integrations.plot import draw_relations
+
 from . import pictures, tables
 from .arguments import (
     OneVoiceParser,
@@ -147,11 +149,11 @@ class _Run(StudyRun):
             print(tables.difference_table(methods, content["difference_to_hard_sharing"]))
         for key, relations in content["relations"].items():
             seeds = len(relations["seeds"])
-            pictures.draw_relations(
-                self.folder / f"relations_{key}.png",
+            draw_relations(
                 relations["mean"],
                 relations["tasks"],
-                f"Learned relations, {methods[key]['label']}, mean of {seeds} seed{'s' if seeds > 1 else ''}",
+                self.folder / f"relations_{key}.png",
+                title=f"Learned relations, {methods[key]['label']}, mean of {seeds} seed{'s' if seeds > 1 else ''}",
             )
         self._draw_curves(content["learning_curves"], {key: method["label"] for key, method in methods.items()})
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .extras import need
 
-__all__ = ["draw_conflicts", "draw_learning_curves", "draw_relations", "new_figure", "save"]
+__all__ = ["draw_conflicts", "draw_learning_curves", "new_figure", "save"]
 
 DOTS_PER_INCH = 200
 #: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
@@ -28,45 +28,6 @@ _STYLES = (
 )
 #: Bands of more lines than this hide each other.
 _MOST_BANDS = 5
-#: More tasks than this make the numbers in the cells unreadable.
-_MOST_NUMBERED = 16
-
-
-def draw_relations(path: Path, matrix: Sequence[Sequence[float]], tasks: Sequence[str], title: str) -> None:
-    """Heat map of relation weights, relative to uniform weights: a cell at 1 is a pair without preference."""
-    numpy = need("numpy")
-    relative = numpy.array(matrix, dtype=float)
-    relative *= len(tasks) * (len(tasks) - 1) / relative.sum()
-    figure, axes = new_figure(5.2, 4.5)
-    # Zero and twice the uniform weight are always on the scale, and its neutral middle is the uniform weight: weights
-    # that are nearly uniform look uniform.
-    top = max(2.0, float(relative.max()))
-    scale = need("matplotlib.colors").TwoSlopeNorm(1.0, vmin=0.0, vmax=top)
-    colours = need("matplotlib").colormaps["PuOr_r"].with_extremes(bad="#bdbdbd")
-    diagonal = numpy.eye(len(tasks), dtype=bool)
-    image = axes.imshow(numpy.ma.masked_where(diagonal, relative), cmap=colours, norm=scale)
-    axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_yticks(range(len(tasks)), tasks)
-    for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks([edge - 0.5 for edge in range(1, len(tasks))], minor=True)
-    axes.grid(which="minor", color="white", linewidth=0.8)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_xlabel("task")
-    axes.set_ylabel("task")
-    axes.set_title(title, fontsize=10)
-    if len(tasks) <= _MOST_NUMBERED:
-        for row, column in numpy.argwhere(~diagonal).tolist():
-            value = float(relative[row, column])
-            text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-            red, green, blue, _ = colours(float(scale(value)))
-            colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    ticks = [0.0, 0.5, 1.0, (1 + top) / 2, top]
-    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, ticks=ticks, format="{x:.2g}")
-    bar.set_label("relation weight / uniform weight")
-    bar.outline.set_visible(False)
-    save(figure, path)
 
 
 def draw_learning_curves(path: Path, curves: Mapping[str, Any], labels: Mapping[str, str]) -> None:

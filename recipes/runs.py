@@ -96,7 +96,7 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, such as +cpu
-    for package in ("saliency-reg", "scikit-learn", "numpy", "torchjd", "accelerate"):
+    for package in ("saliency-reg", "scikit-learn", "numpy", "torchjd", "accelerate", "timm", "datasets"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

@@ -95,7 +95,7 @@ def sweep(chosen: Sequence[str], processes: int, seconds: int) -> dict[str, dict
         for number, future in enumerate(as_completed(waiting), start=1):
             family = waiting[future]
             results[family] = {**found[family], **future.result()}
-            word = "ok" if passes(results[family]) else "FAILED"
+            word = "ok" if passes(results[family]) else f"FAILED {results[family]['reasons']}"
             print(f"{number}/{len(waiting)} {family} {found[family]['model']}: {word}", flush=True)
     for family, entry in found.items():
         if entry["model"] is None:

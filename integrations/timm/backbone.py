@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saliency_reg.errors import ConfigurationError, WrongTypeError
 
-from .creating import create_timm_model, first_line
+from .creating import check_model_name, create_timm_model, first_line
 from .errors import ImageSizeError, NoSpatialFeatureError
 from .feature_layout import FeatureLayout, find_layout
 from .freezing import Freezing
@@ -20,7 +20,7 @@ from .head_config import check_count
 from .library import import_timm
 from .probing import blank_images, parameters_behind, undisturbed
 
-__all__ = ["Backbone", "create_backbone", "image_size_pair"]
+__all__ = ["Backbone", "checked_options", "create_backbone", "image_size_pair"]
 
 #: Options of ``timm.create_model`` that have a place of their own here.
 _ARGUMENTS_HERE = {
@@ -86,8 +86,10 @@ class Backbone(Freezing):
         assert isinstance(norm, nn.LayerNorm)
         weight, bias = norm.weight, norm.bias
         copied = nn.LayerNorm(norm.normalized_shape, norm.eps, weight is not None, bias is not None)
+        if weight is not None:
+            copied.to(weight)  # first, or the values are rounded on their way
         copied.load_state_dict({name: value for name, value in norm.state_dict().items() if name in ("weight", "bias")})
-        return copied if weight is None else copied.to(weight)
+        return copied
 
     def extra_repr(self) -> str:
         return self.layout.describe()
@@ -108,8 +110,9 @@ def create_backbone(
         SaliencyRegError: one of its kinds; see :class:`TimmMultiTaskModel`.
     """
     timm = import_timm()
+    check_model_name(name)
     check_count("in_chans", in_chans)
-    keywords = _checked_options(options)
+    keywords = dict(options or {})
     keywords.update(num_classes=0, in_chans=in_chans)
     if drop_path_rate is not None:
         keywords["drop_path_rate"] = drop_path_rate
@@ -154,7 +157,13 @@ def _own_image_size(model: nn.Module) -> tuple[int, int]:
     return int(size[-2]), int(size[-1])
 
 
-def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Further options of ``timm.create_model``.
+
+    Raises:
+        WrongTypeError: no mapping of names.
+        ConfigurationError: an option that is given in another way.
+    """
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):

@@ -78,30 +78,29 @@ def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -
             )
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        return model
     except Exception as error:  # whatever a constructor or a download raises
-        if pretrained and _can_be_built(timm, name, options):
+        refused = _refusal(timm, name, options) if pretrained else error
+        if refused is None:
             raise PretrainedWeightsError(
                 f"the pretrained weights of {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}). "
                 "Without a connection, download the file elsewhere and type checkpoint_path='weights.safetensors'; or "
                 "type pretrained=False for random weights."
             ) from error
-        given = (
-            ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "num_classes") or "none"
-        )
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "num_classes")
         raise ConfigurationError(
-            f"timm could not build {name!r} ({type(error).__name__}: {first_line(error)}). Options: {given}. Leave out the "
-            "one that it names (backbone_options=, drop_path_rate=, image_size=, in_chans=), or choose another model."
-        ) from error
-    return model
+            f"timm could not build {name!r} ({type(refused).__name__}: {first_line(refused)}). Options: {given}. Leave out "
+            "the one that it names (backbone_options=, drop_path_rate=, image_size=, in_chans=), or choose another model."
+        ) from refused
 
 
-def _can_be_built(timm: Any, name: str, options: Mapping[str, Any]) -> bool:
-    """Whether only the weights are missing."""
+def _refusal(timm: Any, name: str, options: Mapping[str, Any]) -> Exception | None:
+    """Why the model cannot be built without weights either."""
     try:
         timm.create_model(name, pretrained=False, **options)
-    except Exception:
-        return False
-    return True
+    except Exception as error:
+        return error
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -77,6 +77,10 @@ class FeatureLayout(ABC):
             NoSpatialFeatureError: it has no positions.
         """
 
+    def gradient_to_maps(self, gradient: Tensor, image_size: Size) -> Tensor:
+        """The gradient at :meth:`to_maps` of a feature, if ``gradient`` is that at the feature."""
+        return self.to_maps(gradient, image_size)
+
     def to_sequence(self, feature: Tensor) -> Tensor:
         """``[B, ...] -> [B, L, C]``, prefix tokens first."""
         return feature.flatten(2).transpose(1, 2)
@@ -168,6 +172,9 @@ class HiddenStates(ChannelsFirstTokens):
     def to_maps(self, feature: Tensor, image_size: Size) -> Tensor:
         return feature.mean(2)[:, :, None, None]
 
+    def gradient_to_maps(self, gradient: Tensor, image_size: Size) -> Tensor:
+        return gradient.sum(2)[:, :, None, None]  # exact where all states have the same, as behind their mean
+
 
 @dataclass(frozen=True)
 class Vector(FeatureLayout):
@@ -256,7 +263,7 @@ def find_layout(features: Any, model: nn.Module, image_size: Size) -> FeatureLay
 def _joined_layout(features: Sequence[Tensor], model: nn.Module, num_features: int, image_size: Size) -> FeatureLayout:
     parts = []
     for feature in features:
-        if feature.ndim == 3:
+        if all(each.ndim == 3 for each in features):
             on_axis_1 = sum(each.shape[1] for each in features) == num_features
             on_axis_2 = sum(each.shape[2] for each in features) == num_features
             channels = feature.shape[1] if on_axis_1 and not on_axis_2 else feature.shape[2]

@@ -27,6 +27,11 @@ class Freezing(nn.Module):
         self._idle: frozenset[str] = frozenset()
         self._frozen: frozenset[str] = frozenset()
 
+    @property
+    def idle(self) -> frozenset[str]:
+        """Names of parameters that get no gradient here, and stay frozen."""
+        return self._idle
+
     def freeze(self, up_to: str | None = None) -> None:
         """Freeze all layers, or those up to and including a module.
 

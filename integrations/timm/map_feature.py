@@ -38,22 +38,26 @@ class MapFeature:
         """Whether all of them have positions."""
         return all(layout.spatial for layout in self.layouts)
 
-    def maps(self, tensors: Sequence[Tensor], image_size: tuple[int, int], shared: bool = False) -> Tensor:
-        """Such tensors, or their gradients, as one map ``[B, C, H, W]`` at the finest grid.
+    def activation(self, image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """All of them as one map ``[B, C, H, W]`` at the finest grid."""
+        tensors = [tensor.detach().to(dtype) for tensor in self.tensors]
+        return _side_by_side([own.to_maps(each, image_size) for own, each in zip(self.layouts, tensors)], shared=False)
 
-        Args:
-            tensors: as many as there are feature maps.
-            image_size: ``(height, width)``.
-            shared: divide what one position of a coarse map has by the positions of the finest that it covers.
-        """
-        maps = [layout.to_maps(tensor, image_size) for layout, tensor in zip(self.layouts, tensors)]
-        finest = max((each.shape[2:] for each in maps), key=lambda grid: grid[0] * grid[1])
-        brought = []
-        for each in maps:
-            covered = finest.numel() / each.shape[2:].numel() if shared else 1.0
-            same = each.shape[2:] == finest
-            brought.append(each if same else nn.functional.interpolate(each, finest, mode="nearest-exact") / covered)
-        return torch.cat(brought, 1)
+    def gradient(self, gradients: Sequence[Tensor], image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """The gradient at :meth:`activation`, from those at the tensors."""
+        pairs = zip(self.layouts, gradients)
+        return _side_by_side([own.gradient_to_maps(each.to(dtype), image_size) for own, each in pairs], shared=True)
+
+
+def _side_by_side(maps: Sequence[Tensor], shared: bool) -> Tensor:
+    """``[B, C_i, H_i, W_i]`` at the finest grid; ``shared``: what one position has is divided among those it covers."""
+    finest = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
+    brought = []
+    for each in maps:
+        covered = finest.numel() / each.shape[2:].numel() if shared else 1.0
+        same = each.shape[2:] == finest
+        brought.append(each if same else nn.functional.interpolate(each, finest, mode="nearest-exact") / covered)
+    return torch.cat(brought, 1)
 
 
 @contextlib.contextmanager

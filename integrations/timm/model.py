@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError, ShapeError, WrongTypeError
 
-from .backbone import create_backbone, image_size_pair
+from .backbone import Backbone, checked_options, create_backbone, image_size_pair
 from .backbone_checkpoint import load_backbone
 from .head_config import HeadConfig, HeadsDescription, check_rate, head_configs
 from .library import import_timm
@@ -97,16 +97,16 @@ class TimmMultiTaskModel(nn.Module):
             "image_size": size,
             "drop_rate": drop_rate,
             "drop_path_rate": drop_path_rate,
-            "backbone_options": None if backbone_options is None else dict(backbone_options),
+            "backbone_options": checked_options(backbone_options),
         }
         self.head_configs = configs
-        self.backbone = create_backbone(
+        self.backbone: Backbone = create_backbone(
             name,
             pretrained=pretrained,
             in_chans=in_chans,
             image_size=size,
             drop_path_rate=drop_path_rate,
-            options=backbone_options,
+            options=self.description["backbone_options"],
         )
         if checkpoint_path is not None:
             load_backbone(self.backbone.model, checkpoint_path, in_chans)

@@ -64,7 +64,8 @@ def parameter_groups(
         _check("layer_decay", layer_decay, above_zero=True)
     backbone = model.backbone.model
     layers = layer_of_parameters(backbone)
-    heads_layer = 1 + max(layers.values(), default=-1)
+    idle = model.backbone.idle
+    heads_layer = 1 + max((layer for name, layer in layers.items() if name not in idle), default=-1)
     patterns = _without_decay(backbone)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
 

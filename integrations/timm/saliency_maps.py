@@ -166,11 +166,11 @@ def _maps(
     method: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     dtype = at_least_float32(chosen.tensors[0].dtype)
-    activation = chosen.maps([tensor.detach().to(dtype) for tensor in chosen.tensors], image_size)
+    activation = chosen.activation(image_size, dtype)
     maps = []
     for scalar in scalars:
         found = torch.autograd.grad(scalar, chosen.tensors, retain_graph=True, allow_unused=True)
-        if any(gradient is None for gradient in found) and all(gradient is None for gradient in found):
+        if all(gradient is None for gradient in found):
             raise NoSpatialFeatureError(
                 f"a task does not depend on the feature {chosen.name!r}. Name a module that all tasks read."
             )
@@ -178,8 +178,7 @@ def _maps(
             torch.zeros_like(tensor) if gradient is None else gradient
             for gradient, tensor in zip(found, chosen.tensors)
         ]
-        gradient = chosen.maps([each.to(dtype) for each in gradients], image_size, shared=True)
-        maps.append(method(gradient, activation))
+        maps.append(method(chosen.gradient(gradients, image_size, dtype), activation))
     return torch.stack(maps).detach()
 
 

@@ -49,7 +49,7 @@ class CifarSplits:
     """Train, validation and test images of the same tasks."""
 
     tasks: tuple[str, ...]
-    train: AugmentedImages
+    train: AugmentedImages | Images
     validation: Images
     test: Images
     test_classes: Tensor
@@ -65,6 +65,7 @@ def cifar_splits(
     image_size: int = 32,
     tasks: str = "classes",
     labelled: float = 1.0,
+    augmented: bool = True,
 ) -> CifarSplits:
     """Splits with equally many images of each class.
 
@@ -78,6 +79,7 @@ def cifar_splits(
         image_size: height and width.
         tasks: ``"classes"`` (one against the rest) or ``"attributes"``.
         labelled: share of the training labels that is kept, drawn at random for each image and task.
+        augmented: mirror and shift training images at random.
 
     Raises:
         DataError: the data cannot be read, or are others.
@@ -110,9 +112,10 @@ def cifar_splits(
     if labelled < 1:
         kept = torch.rand(labels.shape, generator=generator) < labelled
         labels = torch.where(kept, labels, torch.nan)
+    images = Images(pixels[train_rows], labels, MEAN, STD)
     return CifarSplits(
         tuple(TASK_SETS[tasks]),
-        AugmentedImages(Images(pixels[train_rows], labels, MEAN, STD)),
+        AugmentedImages(images) if augmented else images,
         Images(pixels[validation_rows], table[classes[validation_rows]], MEAN, STD),
         Images(test_pixels, table[test_classes], MEAN, STD),
         test_classes,
@@ -147,9 +150,14 @@ def _images_and_classes(split: Any, data: str, name: str) -> tuple[Tensor, Tenso
                 f"the {name} split of {data} has the columns {', '.join(split.column_names)}, expected 'img' and 'label' as "
                 f"in {HUB_ID}. Type --data {HUB_ID}, or the folder of a copy."
             )
-    classes = torch.tensor(split["label"], dtype=torch.long)
-    if len(classes) == 0:
+    if len(split) == 0:
         raise DataError(f"the {name} split of {data} is empty. Choose other data.")
+    try:
+        classes = torch.tensor(split["label"], dtype=torch.long)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the {name} split of {data} has labels that are no whole numbers ({error}), expected 0 to 9. Choose CIFAR-10."
+        ) from error
     if classes.min() < 0 or classes.max() > 9:
         raise DataError(
             f"the {name} split of {data} has labels from {classes.min()} to {classes.max()}, expected 0 to 9. Choose "

@@ -49,6 +49,7 @@ class CifarCell:
                 image_size=values["image_size"],
                 tasks=values["tasks"],
                 labelled=values["labelled"],
+                augmented=values.get("augmented", True),
             )
             outcome = train_tasks(
                 lambda: build_model(values, splits.tasks),

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..extras import need
 
-__all__ = ["decoded_pixels", "load_splits"]
+__all__ = ["decoded_pixels", "load_splits", "with_images"]
 
 
 def load_splits(data: str, names: Sequence[str]) -> dict[str, Any]:
@@ -47,7 +47,10 @@ def load_splits(data: str, names: Sequence[str]) -> dict[str, Any]:
     try:
         found = datasets.load_dataset("parquet", data_files={name: list(map(str, own)) for name, own in files.items()})
     except Exception as error:  # of pyarrow and of datasets: many kinds
-        raise DataError(f"the parquet files in {data} cannot be read ({type(error).__name__}: {error}).") from error
+        reason = error.__cause__ or error  # datasets says only that there is one
+        raise DataError(
+            f"the parquet files in {data} cannot be read ({type(reason).__name__}: {reason}). Download them again."
+        ) from error
     return {name: _split(found, name, data) for name in names}
 
 
@@ -65,6 +68,20 @@ def _files(folder: Path, name: str) -> list[Path]:
     raise DataError(f"found no {name}.parquet and no {name}-*.parquet in {folder}. Type the folder that has them.")
 
 
+def with_images(split: Any, column: str, place: str, decode: bool) -> Any:
+    """The split with a column of images, also if whoever wrote the files did not note that.
+
+    Raises:
+        DataError: the column has something else.
+    """
+    try:
+        return split.cast_column(column, need("datasets").Image(decode=decode))
+    except Exception as error:  # of pyarrow and of datasets: many kinds
+        raise DataError(
+            f"column {column!r} of the {place} has no images ({type(error).__name__}: {error}). Choose other data."
+        ) from error
+
+
 def decoded_pixels(split: Any, column: str, place: str) -> Tensor:
     """``[N, 3, H, W]``, uint8, of images that all have the same size.
 
@@ -72,7 +89,7 @@ def decoded_pixels(split: Any, column: str, place: str) -> Tensor:
         DataError: an image that cannot be decoded, or of another size.
     """
     image = need("PIL.Image")
-    encoded = split.cast_column(column, need("datasets").Image(decode=False))[column]
+    encoded = with_images(split, column, place, decode=False)[column]
     arrays = []
     for row, entry in enumerate(encoded):
         try:

@@ -18,6 +18,7 @@ __all__ = ["check_columns", "labels_of", "without_constant_tasks"]
 
 #: More different whole numbers than this are taken for numbers, not for classes.
 _MOST_CLASSES = 20
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def check_columns(wanted: Sequence[str], found: Sequence[str], place: str) -> None:
@@ -58,14 +59,17 @@ def labels_of(
             f"column {name!r} has texts such as {texts[0]!r} and numbers. If {texts[0]!r} stands for a missing label, type "
             f"--missing-value {texts[0]}; otherwise write one kind of labels."
         )
-    if any(isinstance(cell, float) and not math.isfinite(cell) for cell in known):
-        raise DataError(f"column {name!r} has infinite labels. Leave these cells empty, or remove the rows.")
+    if any(isinstance(cell, float) and abs(cell) > _LARGEST for cell in known):
+        raise DataError(
+            f"column {name!r} has infinite labels, or larger ones than float32 holds. Leave these cells empty, or remove "
+            "the rows."
+        )
     found = kind or _kind_of(name, known, bool(texts))
     if found == "binary":
         return BINARY, _binary(name, cells), ()
     if found == "number":
         if texts:
-            raise DataError(f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Type classes.")
+            raise DataError(f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Type --kind {name}=classes.")
         return TaskKind("number"), _tensor([math.nan if cell is None else float(cell) for cell in cells]), ()
     return _classes(name, cells)
 
@@ -152,7 +156,7 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
 
 def _binary(name: str, cells: Sequence[float | str | None]) -> Tensor:
     values = {cell for cell in cells if cell is not None}
-    if values == {-1.0, 1.0}:  # as the attribute file of CelebA has them
+    if -1.0 in values and values <= {-1.0, 1.0}:  # as the attribute file of CelebA has them; some rows may be all -1
         return _tensor([math.nan if cell is None else float(cell == 1.0) for cell in cells])
     if wrong := sorted(values - {0.0, 1.0}, key=str):
         shown = wrong[0] if isinstance(wrong[0], str) else f"{wrong[0]:g}"

@@ -114,8 +114,8 @@ def check_run_arguments(parser: argparse.ArgumentParser, options: argparse.Names
     check_training_arguments(parser, options)
     if options.pretrained and options.checkpoint_path is not None:
         parser.error("--pretrained and --checkpoint-path both name weights. Leave one of them out.")
-    if METHODS[options.method].rule is None and options.temperature is not None:
-        parser.error(f"argument --temperature: {options.method} has no relations. Leave it out.")
+    if METHODS[options.method].rule != "entropic" and options.temperature is not None:
+        parser.error(f"argument --temperature: {options.method} does not have the entropic rule. Leave it out.")
     if options.method == BASELINE and options.pretraining_epochs:
         parser.error(
             "argument --pretraining-epochs: hard sharing is what would come before. Type more --epochs instead."

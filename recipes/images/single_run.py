@@ -85,7 +85,7 @@ def main(
         try:
             return _run(recipe, parser, options, load, Ranks(state))
         except (RecipeError, SaliencyRegError) as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            print(f"{parser.prog}: error: {_text_of(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("\nInterrupted.")
@@ -133,10 +133,18 @@ def _run(
                 print(f"\nTerminated. To go on, type the same command with {where} --resume auto.", flush=True)
             return TERMINATED
         if ranks.is_main:
+            model.save(folder / "model")
             results.write("complete", outcome)
             results.show(outcome, model)
             print(f"\n{time.monotonic() - started:.0f} s. Written to {folder}: {results.names()}")
     return 0
+
+
+def _text_of(error: Exception) -> str:
+    text = str(error)
+    if text.startswith("Caught "):  # by a data worker, with its traceback
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 def _is_complete(folder: Path) -> bool:
@@ -205,10 +213,15 @@ class _Results:
         write_json(self._folder / "results.json", {**content, **(outcome.to_dict() if outcome is not None else {})})
 
     def show(self, outcome: Outcome, model: TimmMultiTaskModel) -> None:
-        """Print the table, save the model, and draw the pictures."""
-        print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
+        """Print the table, and draw the pictures."""
+        if outcome.best_epoch:
+            print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
+        else:
+            print(
+                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (type a "
+                "smaller --learning-rate), or no task has validation labels of two kinds. Test:"
+            )
         print(_score_table(outcome))
-        model.save(self._folder / "model")
         tasks = list(self._loaded.kinds)
         if outcome.relations is not None:
             title = f"Learned relations, {METHODS[self._options.method].label.replace('`', '')}"

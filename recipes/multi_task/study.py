@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,7 +146,8 @@ class Study:
         """The same of the difference to hard sharing within a seed."""
         ours, theirs = self.reported(setting, method), self.reported(setting, METHODS[BASELINE])
         pairs = [(ours[seed]["macro"], theirs[seed]["macro"]) for seed in sorted(set(ours) & set(theirs))]
-        return _statistics([{name: a[name] - b[name] for name in metrics} for a, b in pairs], metrics)
+        rows = [{name: _number(a[name]) - _number(b[name]) for name in metrics} for a, b in pairs]
+        return _statistics(rows, metrics)
 
     def to_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Everything that the tables show."""
@@ -200,12 +202,17 @@ def _score(result: Mapping[str, Any]) -> float:
     return -float("inf") if score is None else float(score)  # JSON has no infinity: a training that diverged
 
 
-def _statistics(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value  # JSON has no NaN, either
+
+
+def _statistics(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, tuple[float, float]]:
     if not rows:
         return {}
     found = {}
     for name in names:
-        values = [float("nan") if row[name] is None else row[name] for row in rows]
-        deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-        found[name] = statistics.fmean(values), deviation
+        values = [_number(row[name]) for row in rows]
+        # Python 3.11's stdev stumbles on NaN.
+        known = len(values) > 1 and not any(map(math.isnan, values))
+        found[name] = statistics.fmean(values), statistics.stdev(values) if known else math.nan
     return found

@@ -62,7 +62,7 @@ def _row(study: Study, setting: Setting, key: str, metrics: Sequence[str], compa
 
 
 def _text(name: str, statistic: tuple[float, float] | None, sign: str = "") -> str:
-    if statistic is None:
+    if statistic is None or math.isnan(statistic[0]):
         return "-"
     factor, digits = (100, 2) if name in _PERCENT else (1, 4)
     mean, deviation = statistic

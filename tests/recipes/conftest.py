@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from recipes.extras import need
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -11,3 +13,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def quiet_hub(tmp_path_factory):
+    """Copies that ``datasets`` makes go into a folder of the tests, without progress bars; the folder."""
+    datasets = need("datasets")
+    folder = tmp_path_factory.mktemp("datasets")
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = folder
+    datasets.disable_progress_bars()
+    yield folder
+    datasets.config.HF_DATASETS_CACHE = before
+    datasets.enable_progress_bars()

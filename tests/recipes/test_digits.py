@@ -25,7 +25,7 @@ from recipes.digits import main
 from recipes.extras import need
 from recipes.metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
 from recipes.models import SharedNetwork, task_losses
-from recipes.pictures import draw_conflicts, draw_learning_curves, draw_relations
+from recipes.pictures import draw_conflicts, draw_learning_curves
 from recipes.runs import locked, new_run_folder, write_json
 from recipes.surgery import MGDA_UB, MGDA_UB_UNIT
 from recipes.training import Job, Schedule, train
@@ -543,13 +543,10 @@ class TestHouse:
     def test_two_runs_within_a_second(self, tmp_path):
         assert new_run_folder(tmp_path, None) != new_run_folder(tmp_path, None)
 
-    def test_collapsed_relations_and_curves_with_gaps_are_drawn(self, tmp_path):
-        matrix = torch.zeros(10, 10)
-        matrix[2, 5] = matrix[5, 2] = 1.0
-        draw_relations(tmp_path / "one.png", matrix.tolist(), [str(digit) for digit in range(10)], "one pair")
+    def test_curves_with_gaps_are_drawn(self, tmp_path):
         statistic = {"mean": [0.5, float("nan"), 1.0], "std": [0.0, 0.0, 0.0]}
         curves = {"a": {"seeds": [0], "validation_loss": statistic, "validation_auc": statistic}}
         draw_learning_curves(tmp_path / "two.png", curves, {"a": "A"})
         draw_conflicts(tmp_path / "three.png", {"b": {"seeds": [0, 1], "conflicts": statistic}}, {"a": "A", "b": "B"})
-        for name in ("one", "two", "three"):
+        for name in ("two", "three"):
             assert size_of_png(tmp_path / f"{name}.png")

@@ -1,0 +1,1 @@
+"""The timm integration, on real timm models with random weights."""

@@ -1,0 +1,58 @@
+"""The slow way: one sample, one task, one pair at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from saliency_reg import RelationWeights
+
+
+def uniform(tasks: int) -> RelationWeights:
+    """All pairs weigh 1."""
+    return RelationWeights(tasks, "fixed", mass=float(tasks * (tasks - 1) // 2))
+
+
+def scalar(output: Tensor) -> Tensor:
+    """Of one sample's output: the logit, or the largest minus the mean logit."""
+    return output.squeeze() if output.numel() == 1 else output.max() - output.mean()
+
+
+def gradients(
+    feature_of: Callable[[Tensor], Tensor], tasks: Sequence[Callable[[Tensor], Tensor]], images: Tensor
+) -> list[list[tuple[Tensor, Tensor]]]:
+    """``[task][sample]``: gradient and feature, ``[...]`` each."""
+    found: list[list[tuple[Tensor, Tensor]]] = []
+    for task in tasks:
+        found.append([])
+        for image in images:
+            feature = feature_of(image[None]).detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(scalar(task(feature)), feature)
+            found[-1].append((gradient[0], feature[0].detach()))
+    return found
+
+
+def penalty(
+    feature_of: Callable[[Tensor], Tensor],
+    tasks: Sequence[Callable[[Tensor], Tensor]],
+    images: Tensor,
+    positions: tuple[int, ...],
+) -> float:
+    """Sum over pairs of the mean over samples of the l1 distance of the saliencies, summed over positions."""
+    found = gradients(feature_of, tasks, images)
+    total = 0.0
+    for first in range(len(tasks)):
+        for second in range(first + 1, len(tasks)):
+            for (one, _), (other, _) in zip(found[first], found[second]):
+                total += float((one.sum(positions) - other.sum(positions)).abs().sum()) / len(images)
+    return total
+
+
+def is_clean(model: nn.Module) -> bool:
+    """No hook, and no attribute that a class does not have."""
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or "__getstate__" in vars(module)
+        for module in model.modules()
+    ) and not {"forward_head", "forward_features", "forward"} & set(vars(model))
