@@ -111,7 +111,7 @@ def _table(options: argparse.Namespace) -> _Table:
     frame = frame.iloc[kept]
     found = {task: labels_of(task, frame[task].tolist(), chosen.get(task), options.missing_value) for task in tasks}
     if options.split_column:
-        rows = rows_by_column(frame[options.split_column].tolist(), options.split_column)
+        rows = rows_by_column(frame[options.split_column].tolist(), options.split_column, kept)
     else:
         rows = rows_by_chance(len(frame), options.validation_share, options.test_share, options.seed)
     kinds, labels, left_out = without_constant_tasks(

@@ -153,7 +153,10 @@ def _columns(split: Any, folder: str, names: Sequence[str]) -> Tensor:
     missing = [name for name in names if name not in split.column_names]
     if missing:
         raise DataError(f"{folder} has no columns {', '.join(missing)}; found {', '.join(split.column_names)}.")
-    values = torch.tensor([split[name] for name in names], dtype=torch.float64).T
+    try:
+        values = torch.tensor([split[name] for name in names], dtype=torch.float64).T
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{folder} has cells that are no numbers ({error}). Remove these rows.") from error
     if not torch.isfinite(values).all():
         raise DataError(f"{folder} has values that are not finite. Remove these rows.")
     return values

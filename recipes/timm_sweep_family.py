@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import PCGrad, SaliencyRegularizer
-from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, saliency_regularizer, task_saliency_maps
+from saliency_reg.integrations.timm import (
+    HeadConfig,
+    TimmMultiTaskModel,
+    find_classifier,
+    saliency_regularizer,
+    task_saliency_maps,
+)
 from saliency_reg.integrations.timm.errors import ImageSizeError
 
 __all__ = ["SIZES", "check_family", "smallest_image"]
@@ -69,30 +75,41 @@ def smallest_image(name: str) -> TimmMultiTaskModel:
         ImageSizeError: none of :data:`SIZES`, nor its own size.
     """
     own = _published(name).input_size[-1]
-    heads = {TASKS[0]: 1, TASKS[1]: 1, TASKS[2]: 3}
+    sizes = [*(size for size in SIZES if size < own), own]
+    with torch.device("meta"):  # shapes alone, in no time also for large models
+        quick = [size for size in sizes if _at_size(name, size)[0] is not None]
     fallback: TimmMultiTaskModel | None = None
     refused: Exception = CheckFailedError("no size was tried")
-    for size in [*(size for size in SIZES if size < own), own]:
-        try:
-            model = TimmMultiTaskModel(name, heads, head=HeadConfig(hidden=(8,)), image_size=size)
-            with torch.no_grad():
-                model.train()(_images(size))  # BatchNorm refuses a single value per channel
-        except (ImageSizeError, ValueError, RuntimeError, AssertionError) as error:
-            refused = error
+    for size in [*quick, *(size for size in sizes if size not in quick)]:
+        if fallback is not None and size not in quick:
+            break
+        model, error = _at_size(name, size)
+        if model is None:
+            refused = error or refused
             continue
         grid = model.backbone.layout.grid
         if grid is not None and min(grid) >= 2:
             return model
         fallback = fallback or model
-    if fallback is not None:
-        return fallback
-    assert refused is not None
-    raise refused
+    if fallback is None:
+        raise refused
+    return fallback
+
+
+def _at_size(name: str, size: int) -> tuple[TimmMultiTaskModel | None, Exception | None]:
+    heads = {TASKS[0]: 1, TASKS[1]: 1, TASKS[2]: 3}
+    try:
+        model = TimmMultiTaskModel(name, heads, head=HeadConfig(hidden=(8,)), image_size=size)
+        with torch.no_grad():
+            model.train()(_images(size))  # BatchNorm refuses a single value per channel
+    except (ImageSizeError, ValueError, RuntimeError, AssertionError) as error:
+        return None, error
+    return model, None
 
 
 def _check_multi_task(model: TimmMultiTaskModel) -> None:
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     regularizer = model.regularizer(strength=0.1, surgery=PCGrad(), optimizer=optimizer)
     try:
         images = _images(model.image_size[0])
@@ -108,7 +125,13 @@ def _check_multi_task(model: TimmMultiTaskModel) -> None:
 
 def _check_unmodified(name: str, size: tuple[int, int], feature: str) -> None:
     model = _unmodified(name, size).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for classifier in map(model.get_submodule, find_classifier(model)):
+        for module in classifier.modules():
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.ndim > 1 and not bool(weight.any()):
+                # Some families begin with a classifier of zeros, where all saliencies are zero and equal.
+                nn.init.normal_(weight, std=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     regularizer = saliency_regularizer(
         model, TASKS, strength=0.1, feature=feature, surgery=PCGrad(), optimizer=optimizer
     )

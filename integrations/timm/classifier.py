@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from saliency_reg.errors import WrongTypeError
 
 from .attached import paused
+from .backbone import image_size_pair
 from .creating import first_line
 from .errors import ClassifierNotFoundError, FeatureNotFoundError, ImageSizeError
 from .feature_layout import FeatureLayout, find_layout
@@ -43,11 +44,12 @@ class Classifier:
     features: tuple[str, ...]
 
 
-def find_classifier(model: nn.Module) -> tuple[str, ...]:
+def find_classifier(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> tuple[str, ...]:
     """Names of the modules that end in the logits of a timm model.
 
     Args:
         model: of ``timm.create_model``.
+        image_size: side, or ``(height, width)``, of images that it can process; by default what it was built for.
 
     Returns:
         One name (``("fc",)``), or several for a distilled pair or a head per branch.
@@ -63,14 +65,15 @@ def find_classifier(model: nn.Module) -> tuple[str, ...]:
         >>> find_classifier(timm.create_model("test_convnext", num_classes=3))
         ('head.fc',)
     """
-    return look_at(model).names
+    return look_at(model, image_size).names
 
 
-def find_feature(model: nn.Module) -> str:
+def find_feature(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> str:
     """Name of the module whose output is the feature map before pooling, what ``forward_features`` returns.
 
     Args:
         model: of ``timm.create_model``.
+        image_size: side, or ``(height, width)``, of images that it can process; by default what it was built for.
 
     Raises:
         FeatureNotFoundError: no module returns it (something is computed behind the last one), or there are several maps.
@@ -82,7 +85,7 @@ def find_feature(model: nn.Module) -> str:
         >>> find_feature(timm.create_model("resnet18", num_classes=3))
         'layer4'
     """
-    found = look_at(model)
+    found = look_at(model, image_size)
     if len(found.features) != 1:
         several = (
             f"returns {len(found.features)} maps, of {', '.join(found.features)}"
@@ -96,7 +99,7 @@ def find_feature(model: nn.Module) -> str:
     return found.features[0]
 
 
-def look_at(model: nn.Module) -> Classifier:
+def look_at(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Classifier:
     """Run a timm model once on a blank image; nothing is left of it.
 
     Raises:
@@ -106,7 +109,8 @@ def look_at(model: nn.Module) -> Classifier:
     name = type(inner).__name__
     if getattr(inner, "num_classes", None) == 0:
         raise _no_classifier(inner)
-    channels, height, width = image_shape_of(inner)
+    channels, *own_size = image_shape_of(inner)
+    height, width = image_size_pair(image_size) or own_size
     outputs: list[tuple[str, nn.Module, Any]] = []
     behind: list[int] = []  # number of outputs when the features were complete
 
@@ -132,7 +136,7 @@ def look_at(model: nn.Module) -> Classifier:
             raise _no_classifier(inner) from error
         raise ImageSizeError(
             f"{name} could not be run on a blank image [1, {channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{first_line(error)}). Build it for the size of your images: timm.create_model(name, img_size=...)."
+            f"{first_line(error)}). Type image_size= with the size of images that it was built for."
         ) from error
     finally:
         for hook in hooks:

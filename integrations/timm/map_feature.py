@@ -16,7 +16,7 @@ from saliency_reg.places import contents
 from .feature_layout import FeatureLayout, Joined, layout_of
 from .probing import calls_noted
 
-__all__ = ["MapFeature", "deepest_feature", "last_feature", "named_feature", "recorded"]
+__all__ = ["MapFeature", "deepest_feature", "gradients_of", "last_feature", "named_feature", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,9 @@ def deepest_feature(
     channels: Collection[int],
     image_size: tuple[int, int],
 ) -> MapFeature | None:
-    """The last of the recorded outputs at whose positions every scalar has a gradient; ``None`` if there is none.
+    """The last of the recorded outputs at whose positions every scalar has a gradient, but for those without any.
+
+    ``None`` if there is none.
 
     Only maps with one of these numbers of channels count, those of the model's features: others are inside of blocks.
     """
@@ -160,7 +162,9 @@ def deepest_feature(
         return None
     reached = [True] * len(places)
     for scalar in scalars:
-        found = torch.autograd.grad(scalar, [output for _, output, _ in places], retain_graph=True, allow_unused=True)
+        found = gradients_of(scalar, [output for _, output, _ in places])
+        if not any(gradient is not None and bool(gradient.any()) for gradient in found):
+            continue  # a head that depends on nothing
         for index, ((_, _, layout), gradient) in enumerate(zip(places, found)):
             reached[index] &= gradient is not None and bool(layout.to_maps(gradient, image_size).any())
     last = [place for place, whether in zip(places, reached) if whether]
@@ -168,3 +172,10 @@ def deepest_feature(
         return None
     name, output, layout = last[-1]
     return MapFeature((output,), (layout,), name)
+
+
+def gradients_of(scalar: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """At each of the tensors; ``None`` where the scalar does not depend on it."""
+    if not scalar.requires_grad:
+        return (None,) * len(tensors)
+    return torch.autograd.grad(scalar, list(tensors), retain_graph=True, allow_unused=True)

@@ -48,17 +48,20 @@ def image_shape_of(model: nn.Module) -> tuple[int, int, int]:
         if isinstance(size, int):
             height = width = size
             break
-    first = config.get("first_conv")
+    return _in_chans(model, int(channels)), int(height), int(width)
+
+
+def _in_chans(model: nn.Module, published: int) -> int:
+    """Channels of the images: what the model says of itself, or else its first convolution."""
+    told = getattr(model, "in_chans", None) or getattr(model, "_model_args", {}).get("in_chans")
+    if isinstance(told, int):
+        return told
+    first = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv")
     for name in (first,) if isinstance(first, str) else tuple(first or ()):
-        try:
-            weight = getattr(model.get_submodule(name), "weight", None)
-        except AttributeError:
-            continue
-        if isinstance(weight, Tensor) and weight.ndim == 4:
-            groups = getattr(model.get_submodule(name), "groups", 1)
-            channels = weight.shape[1] * (groups if isinstance(groups, int) else 1)
-            break
-    return int(channels), int(height), int(width)
+        module = dict(model.named_modules()).get(name)
+        if isinstance(module, nn.Conv2d) and module.in_channels not in (4 * published, 16 * published):
+            return module.in_channels  # else pixels are moved into channels in front of it
+    return published
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

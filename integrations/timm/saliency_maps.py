@@ -22,7 +22,7 @@ from .classifier import timm_model
 from .errors import NoSpatialFeatureError
 from .feature_layout import ChannelsLast, FeatureLayout, Joined, find_layout, layout_of
 from .head_config import check_choice
-from .map_feature import MapFeature, deepest_feature, last_feature, named_feature, recorded
+from .map_feature import MapFeature, deepest_feature, gradients_of, last_feature, named_feature, recorded
 from .map_methods import MAP_METHODS
 from .model import TimmMultiTaskModel
 from .probing import undisturbed, unwrapped
@@ -169,7 +169,7 @@ def _maps(
     activation = chosen.activation(image_size, dtype)
     maps = []
     for scalar in scalars:
-        found = torch.autograd.grad(scalar, chosen.tensors, retain_graph=True, allow_unused=True)
+        found = gradients_of(scalar, chosen.tensors)
         if all(gradient is None for gradient in found):
             raise NoSpatialFeatureError(
                 f"a task does not depend on the feature {chosen.name!r}. Name a module that all tasks read."
@@ -226,10 +226,14 @@ def _scalars(outputs: dict[str, Tensor]) -> list[Tensor]:
 
 
 def _reaches_positions(feature: MapFeature, scalars: Sequence[Tensor], image_size: tuple[int, int]) -> bool:
+    """Whether all tasks depend on positions, but for those that depend on nothing at all (a dead or new head)."""
     for scalar in scalars:
-        found = torch.autograd.grad(scalar, feature.tensors, retain_graph=True, allow_unused=True)
+        found = gradients_of(scalar, feature.tensors)
         pairs = zip(feature.layouts, found)
-        if not any(each is not None and bool(layout.to_maps(each, image_size).any()) for layout, each in pairs):
+        depends = any(each is not None and bool(each.any()) for each in found)
+        if depends and not any(
+            each is not None and bool(layout.to_maps(each, image_size).any()) for layout, each in pairs
+        ):
             return False
     return True
 

@@ -26,6 +26,7 @@ def saliency_regularizer(
     *,
     strength: float = 0.1,
     feature: str | nn.Module | Sequence[str | nn.Module] = "auto",
+    image_size: int | tuple[int, int] | None = None,
     **options: Any,
 ) -> SaliencyRegularizer:
     """Attach a :class:`SaliencyRegularizer` to ``timm.create_model(name, num_classes=len(tasks))``.
@@ -40,6 +41,8 @@ def saliency_regularizer(
             modules make the logits together (distilled pairs, a head per branch), it is ``"map"``.
             ``"map"``: the map before pooling, what ``forward_features`` returns, with its positions; attention pooling
             then runs without fused kernels. Or the name of a module, as in :class:`SaliencyRegularizer`.
+        image_size: side, or ``(height, width)``, of images that the model can process, for the one forward on a blank image
+            that finds its classifier; by default what it was built for.
         options: of :class:`SaliencyRegularizer`.
 
     Returns:
@@ -67,7 +70,7 @@ def saliency_regularizer(
         )
     inner = timm_model(model)
     names = check_task_names(tasks)
-    found = look_at(model)
+    found = look_at(model, image_size)
     if found.columns != len(names):
         raise TaskError(
             f"tasks has {len(names)} names, but {type(inner).__name__} has {found.columns} classes. Name each class "

@@ -69,7 +69,9 @@ def labels_of(
         return BINARY, _binary(name, cells), ()
     if found == "number":
         if texts:
-            raise DataError(f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Type --kind {name}=classes.")
+            raise DataError(
+                f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Type --kind {name}=classes."
+            )
         return TaskKind("number"), _tensor([math.nan if cell is None else float(cell) for cell in cells]), ()
     return _classes(name, cells)
 

@@ -218,8 +218,8 @@ class _Results:
             print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
         else:
             print(
-                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (type a "
-                "smaller --learning-rate), or no task has validation labels of two kinds. Test:"
+                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (type "
+                "a smaller --learning-rate), or no task has validation labels of two kinds. Test:"
             )
         print(_score_table(outcome))
         tasks = list(self._loaded.kinds)

@@ -14,8 +14,13 @@ __all__ = ["SPLITS", "rows_by_column", "rows_by_chance"]
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def rows_by_column(values: Sequence[object], column: str) -> dict[str, Tensor]:
+def rows_by_column(values: Sequence[object], column: str, numbers: Sequence[int] | None = None) -> dict[str, Tensor]:
     """Rows of each split, from a column that says which one a row is of.
+
+    Args:
+        values: cells of the column.
+        column: its name, for errors.
+        numbers: of the rows in the table, for errors; from 0 on by default.
 
     Raises:
         DataError: another value, or a split without rows.
@@ -25,8 +30,9 @@ def rows_by_column(values: Sequence[object], column: str) -> dict[str, Tensor]:
     for row, value in enumerate(values):
         split = names.get(str(value).strip().lower())
         if split is None:
+            number = row if numbers is None else numbers[row]
             raise DataError(
-                f"row {row} has {value!r} in the column {column!r}, expected train, validation or test. Type another "
+                f"row {number} has {value!r} in the column {column!r}, expected train, validation or test. Type another "
                 "--split-column, or leave it out for random splits."
             )
         found[split].append(row)

@@ -45,9 +45,9 @@ class MultiTaskObjective(Objective):
         outputs = [output.float().reshape(len(inputs), -1) for output in self._outputs(model, inputs)]
         return {"outputs": torch.cat(outputs, dim=1), "labels": labels}
 
-    def weights(self, batch: tuple[Tensor, Tensor]) -> Tensor | None:
-        missing = torch.isnan(batch[1])
-        return (~missing).T.float() if missing.any() else None
+    def weights(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        # Also where no label is missing: other micro-batches of the step, or other processes, may have missing ones.
+        return (~torch.isnan(batch[1])).T.float()
 
     def regularizer_arguments(self, batch: tuple[Tensor, Tensor], losses: TaskLosses) -> dict[str, Any]:
         # Of this micro-batch, and only for the report of the penalty's share.

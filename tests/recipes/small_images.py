@@ -4,11 +4,11 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-from pyarrow import parquet
 
 from recipes.celeba import ATTRIBUTES
 from recipes.extras import need
+
+pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
 
 #: Training and test images of each class.
 CIFAR_TRAIN, CIFAR_TEST = 8, 2
@@ -60,9 +60,11 @@ def write_celeba(folder, sizes=None, label=bool):
     """A folder like the copy of ``flwrlabs/celeba``. ``Bald`` is never true, and ``Male`` can be seen."""
     for number, (split, size) in enumerate((sizes or SPLITS).items()):
         truth = np.random.default_rng(number).random((size, 40)) < 0.5
-        truth[:2] = [[False] * 40, [True] * 40]
+        truth[:2] = np.array([[False], [True]])[:size]
         truth[:, ATTRIBUTES.index("Bald")] = False
-        images = [encoded(noise(row, 24, 20) + 110 * truth[row, ATTRIBUTES.index("Male")], "JPEG") for row in range(size)]
+        images = [
+            encoded(noise(row, 24, 20) + 110 * truth[row, ATTRIBUTES.index("Male")], "JPEG") for row in range(size)
+        ]
         columns = {"image": image_column(images), "celeb_id": list(range(size))}
         columns |= {name: list(map(label, truth[:, index].tolist())) for index, name in enumerate(ATTRIBUTES)}
         write_parquet(Path(folder, "data", f"{split}-00000-of-00001.parquet"), columns)
@@ -101,7 +103,9 @@ def write_tables(folder, rows=90, schools=5, each=12):
         inputs = draw.normal(size=(count, 21))
         slopes = np.random.default_rng(9).normal(size=(21, 7))
         names = [f"{kind}_{joint}" for kind in ("position", "velocity", "acceleration") for joint in range(1, 8)]
-        columns = dict(zip(names, inputs.T)) | {f"torque_{joint + 1}": (inputs @ slopes)[:, joint] for joint in range(7)}
+        columns = dict(zip(names, inputs.T)) | {
+            f"torque_{joint + 1}": (inputs @ slopes)[:, joint] for joint in range(7)
+        }
         write_parquet(folder / "sarcos" / f"{split}.parquet", columns)
         pupils = draw.integers(0, 2, (schools * each, 28))
         columns = {f"x{column:02d}": pupils[:, column] for column in range(28)}

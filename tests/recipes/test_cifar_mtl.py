@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from recipes import cifar_grid, cifar_mtl
+from recipes.extras import need
 from recipes.images.cifar import CLASSES, cifar_splits
 from recipes.images.cifar_training import CifarCell, build_model
 from recipes.images.small_backbone import register_small_backbone
 from recipes.multi_task.kinds import BINARY
+from recipes.multi_task.methods import METHODS
 from recipes.multi_task.scores import task_scores
-from recipes.multi_task.study import Setting
+from recipes.multi_task.study import Cell, Setting
 from recipes.run_log import CLOCK_FIELDS
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 from tests.two_processes import run_on_two_processes
@@ -132,8 +134,7 @@ class TestRun:
     @pytest.mark.parametrize("method", ["srdml_entropic", "hard_sharing", "pcgrad_parameters", "srdml_authors"])
     def test_methods(self, data, tmp_path, method):
         activation = ("--activation", "tanh") if method == "srdml_authors" else ()
-        code, printed = run(data, tmp_path, "one", "--method", method, "--epochs", "1", *activation)
-        assert code == 0
+        assert run(data, tmp_path, "one", "--method", method, "--epochs", "1", *activation)[0] == 0
         content = read(tmp_path / "one")
         with_relations = method.startswith("srdml")
         assert (content["relations"] is not None) is with_relations
@@ -155,8 +156,7 @@ class TestRun:
 
 def process(data, out, quiet_hub, arguments):
     """In a process of its own; ends with the exit code."""
-    import datasets
-
+    datasets = need("datasets")
     torch.set_num_threads(1)
     datasets.config.HF_DATASETS_CACHE = quiet_hub
     datasets.disable_progress_bars()
@@ -183,7 +183,7 @@ def log_of(path):
 class TestTermination:
     def test_resumed_run_is_the_same_to_the_bit(self, data, tmp_path, quiet_hub):
         """Terminated in the pretraining, and again in the training."""
-        options = ("--epochs", "6", "--pretraining-epochs", "6", "--checkpoint-steps", "1", "--method", "srdml_pcgrad")
+        options = ("--epochs", "4", "--pretraining-epochs", "4", "--checkpoint-steps", "1", "--method", "srdml_pcgrad")
         assert run(data, tmp_path, "alone", *options)[0] == 0
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tests.recipes.test_cifar_mtl", "accelerate.accelerator", "datasets"])
@@ -206,8 +206,7 @@ class TestTermination:
 
 
 def on_rank(rank, data, out, cache, arguments):
-    import datasets
-
+    datasets = need("datasets")
     datasets.config.HF_DATASETS_CACHE = cache
     datasets.disable_progress_bars()
     as_rank(rank)
@@ -267,7 +266,11 @@ class TestBadInput:
             (["--strength", "-1"], 2, "argument --strength: found '-1'. Type a finite number from 0 on"),
             (["--method", "srdml"], 2, "argument --method: invalid choice: 'srdml'"),
             (["--method", "hard_sharing", "--temperature", "1"], 2, "hard_sharing does not have the entropic rule"),
-            (["--method", "srdml_projected", "--temperature", "1"], 2, "srdml_projected does not have the entropic rule"),
+            (
+                ["--method", "srdml_projected", "--temperature", "1"],
+                2,
+                "srdml_projected does not have the entropic rule",
+            ),
             (["--method", "hard_sharing", "--pretraining-epochs", "1"], 2, "Type more --epochs instead"),
             (["--accumulation", "21"], 2, "Type --accumulation 20 or less"),
             (["--resume", "nowhere"], 2, "nowhere is no folder"),
@@ -289,7 +292,10 @@ class TestBadInput:
         common = ("--method", "srdml_pcgrad", "--pretraining-epochs", "1")
         for arguments, message in (
             (common, "one exists in"),
-            ((*common, "--resume", "auto", "--seed", "1"), "had --seed 0, but found 1. Type the same options as before"),
+            (
+                (*common, "--resume", "auto", "--seed", "1"),
+                "had --seed 0, but found 1. Type the same options as before",
+            ),
         ):
             with pytest.raises(SystemExit) as stop:
                 run(data, folder.parent, "one", *arguments)
@@ -298,12 +304,29 @@ class TestBadInput:
 
 
 VALUES = {
-    **{"version": 1, "data": "cifar10", "tasks": "classes", "train_images": 20, "validation_images": 20},
-    **{"labelled": 1.0, "image_size": 32, "backbone": "saliency_reg_resnet8", "activation": "gelu", "head_width": 8},
-    **{"epochs": 1, "batch_size": 20, "learning_rate": 1e-3, "weight_decay": 0.05, "evaluations": 1, "temperature": None},
+    "version": 1,
+    "data": "cifar10",
+    "tasks": "classes",
+    "train_images": 20,
+    "validation_images": 20,
+    "labelled": 1.0,
+    "image_size": 32,
+    "backbone": "saliency_reg_resnet8",
+    "activation": "gelu",
+    "head_width": 8,
+    "epochs": 1,
+    "batch_size": 20,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "evaluations": 1,
+    "temperature": None,
 }
 SETTING = Setting(
-    "tiny", "A tiny setting", VALUES, ("hard_sharing", "srdml_entropic"), {"weight decay": (0.0, 0.5), "strength, l1": (0.1,)}
+    "tiny",
+    "A tiny setting",
+    VALUES,
+    ("hard_sharing", "srdml_entropic"),
+    {"weight decay": (0.0, 0.5), "strength, l1": (0.1,)},
 )
 COMMAND = dataclasses.replace(cifar_grid.COMMAND, settings={"tiny": SETTING})
 
@@ -311,7 +334,19 @@ COMMAND = dataclasses.replace(cifar_grid.COMMAND, settings={"tiny": SETTING})
 def study(data, results, *arguments):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         code = COMMAND.main(
-            ["--data", data, "--results", str(results), "--seeds", "2", "--tuning-seeds", "1", "--workers", "1", *arguments]
+            [
+                "--data",
+                data,
+                "--results",
+                str(results),
+                "--seeds",
+                "2",
+                "--tuning-seeds",
+                "1",
+                "--workers",
+                "1",
+                *arguments,
+            ]
         )
     return code, printed.getvalue()
 
@@ -321,8 +356,7 @@ class TestGrid:
         path = tmp_path / "study" / "results.jsonl"
         assert study(data, path, "--minutes", "0")[1].endswith(f"0 of 7 trainings are done. Results: {path}\n")
         assert not path.exists()
-        code, one = study(data, path, "--seeds", "1")
-        assert code == 0
+        assert study(data, path, "--seeds", "1")[0] == 0
         first = path.read_bytes()
         code, both = study(data, path)
         assert code == 0
@@ -339,13 +373,12 @@ class TestGrid:
         tried = {line["cell"]["value"]: line["result"] for line in lines if line["cell"]["method"] == "hard_sharing"}
         reported = [line["result"] for line in lines if line["cell"]["reported"]]
         assert all(result["macro"] and len(result["scores"]) == 10 for result in reported)
-        assert all(not line["result"]["scores"] for line in lines if not line["cell"]["reported"]), "trials see no test split"
+        assert all(not line["result"]["scores"] for line in lines if not line["cell"]["reported"]), (
+            "trials see no test split"
+        )
         assert len(tried) == 2
 
     def test_cell_is_the_same_again(self, data):
-        from recipes.multi_task.methods import METHODS
-        from recipes.multi_task.study import Cell
-
         cell = Cell(SETTING, METHODS["srdml_entropic"], 0.1, 3, reported=True)
         one, other = (CifarCell(data)(cell)[1] for _ in range(2))
         assert one == other
@@ -368,5 +401,5 @@ class TestGrid:
         for key, setting in cifar_grid.SETTINGS.items():
             assert setting.key == key
             assert set(VALUES) == set(setting.values)
-            assert all(setting.trials(__import__("recipes").multi_task.methods.METHODS[own]) for own in setting.methods)
+            assert all(setting.trials(METHODS[own]) for own in setting.methods)
         assert build_model(cifar_grid.SETTINGS["classes-500-relu"].values, CLASSES).tasks == CLASSES

@@ -1,10 +1,10 @@
 """Images and labels from files: kinds of labels, what is missing, splits, and what is wrong with them."""
 
+import io
 import math
 import re
 
 import numpy as np
-import pandas
 import pytest
 import torch
 
@@ -59,7 +59,7 @@ class TestLabels:
         assert tensor.dtype == torch.float32
         assert same(tensor, labels)
 
-    @pytest.mark.parametrize("value", [None, NAN, "", "  ", "nan", "NaN", np.float64("nan"), pandas.NA, "<NA>"])
+    @pytest.mark.parametrize("value", [None, NAN, "", "  ", "nan", "NaN", np.float64("nan"), need("pandas").NA, "<NA>"])
     def test_spellings_of_missing(self, value):
         assert same(labels_of("x", [1, value, 0])[1], [1.0, NAN, 0.0])
 
@@ -97,14 +97,22 @@ class TestLabels:
     @pytest.mark.parametrize(
         ("values", "kind", "message"),
         [
-            ([0, 1, "?"], None, "'x' has texts such as '?' and numbers. If '?' stands for a missing label, type --missing-value ?"),
+            (
+                [0, 1, "?"],
+                None,
+                "'x' has texts such as '?' and numbers. If '?' stands for a missing label, type --missing-value ?",
+            ),
             ([0, 1, math.inf], None, "'x' has infinite labels"),
             (["0", "-inf"], None, "infinite labels"),
             ([0.0, 1e39], None, "infinite labels"),
             ([-1, 0, 1], None, "-1 may be a missing label or a class. Type --missing-value -1, or --kind x=number"),
             (["a", "b"], "number", "texts such as 'a', and these are no numbers"),
             (["a", "b"], "binary", "'x' has the label a, expected 0 and 1"),
-            ([0, 1, 2], "binary", "'x' has the label 2, expected 0 and 1. If it stands for a missing label, type --missing-value 2"),
+            (
+                [0, 1, 2],
+                "binary",
+                "'x' has the label 2, expected 0 and 1. If it stands for a missing label, type --missing-value 2",
+            ),
             ([f"t{number}" for number in range(1001)], None, "1001 different labels, which are too many for classes"),
         ],
     )
@@ -113,21 +121,22 @@ class TestLabels:
             labels_of("x", values, kind)
 
 
-class TestConstantTasks:
-    KINDS = {"a": BINARY, "b": TaskKind("number"), "c": BINARY, "d": TaskKind("classes", 3), "e": BINARY}
-    #: Rows 0 to 2 are of the training split.
-    LABELS = torch.tensor(
-        [
-            [0.0, 2.0, 1.0, 0.0, NAN],
-            [1.0, 4.0, NAN, 2.0, NAN],
-            [NAN, 6.0, 1.0, NAN, NAN],
-            [1.0, 900.0, 0.0, 1.0, 1.0],
-        ]
-    )
+SOME_KINDS = {"a": BINARY, "b": TaskKind("number"), "c": BINARY, "d": TaskKind("classes", 3), "e": BINARY}
+#: Rows 0 to 2 are of the training split.
+SOME_LABELS = torch.tensor(
+    [
+        [0.0, 2.0, 1.0, 0.0, NAN],
+        [1.0, 4.0, NAN, 2.0, NAN],
+        [NAN, 6.0, 1.0, NAN, NAN],
+        [1.0, 900.0, 0.0, 1.0, 1.0],
+    ]
+)
 
+
+class TestConstantTasks:
     def test_are_left_out_with_one_warning(self):
         with pytest.warns(UserWarning, match="nothing to learn") as caught:
-            kinds, labels, left_out = without_constant_tasks(self.KINDS, self.LABELS, torch.arange(3))
+            kinds, labels, left_out = without_constant_tasks(SOME_KINDS, SOME_LABELS, torch.arange(3))
         assert len(caught) == 1
         assert left_out == {
             "c": "all 2 labels of training images are the same",
@@ -135,12 +144,12 @@ class TestConstantTasks:
         }
         assert all(f"{task!r} ({reason})" in str(caught[0].message) for task, reason in left_out.items())
         assert list(kinds) == ["a", "b", "d"]
-        assert same(labels, self.LABELS[:, [0, 1, 3]].tolist())
+        assert same(labels, SOME_LABELS[:, [0, 1, 3]].tolist())
         assert kinds["b"] == TaskKind("number", mean=4.0, spread=2.0), "of the training rows alone"
 
     def test_nothing_is_said_where_all_can_be_learned(self):
         kinds, labels, left_out = without_constant_tasks(
-            {task: self.KINDS[task] for task in "ab"}, self.LABELS[:, :2], torch.arange(3)
+            {task: SOME_KINDS[task] for task in "ab"}, SOME_LABELS[:, :2], torch.arange(3)
         )
         assert list(kinds) == ["a", "b"]
         assert labels.shape == (4, 2)
@@ -151,7 +160,7 @@ class TestConstantTasks:
             pytest.warns(UserWarning, match="left out"),
             pytest.raises(DataError, match=re.escape("only 1 task(s) can be learned, and relations need two")),
         ):
-            without_constant_tasks({"a": BINARY, "c": BINARY}, self.LABELS[:, [0, 2]], torch.arange(3))
+            without_constant_tasks({"a": BINARY, "c": BINARY}, SOME_LABELS[:, [0, 2]], torch.arange(3))
 
 
 class TestColumns:
@@ -183,7 +192,9 @@ class TestSplits:
             rows_by_chance(100, *shares, seed=0)
 
     def test_empty_split_by_chance(self):
-        with pytest.raises(DataError, match="the validation split is empty: there are 4 for train, 0 for validation, 1 for test"):
+        with pytest.raises(
+            DataError, match="the validation split is empty: there are 4 for train, 0 for validation, 1 for test"
+        ):
             rows_by_chance(5, 0.05, 0.2, seed=0)
 
     def test_by_column(self):
@@ -237,7 +248,9 @@ class TestFiles:
         assert readable(paths, "none", strict=True) == list(range(5))
 
     def test_strict(self, paths):
-        with pytest.raises(DataError, match=r"3 of 5 images cannot be read: .*cut.jpg.*Leave out --strict to skip them"):
+        with pytest.raises(
+            DataError, match=r"3 of 5 images cannot be read: .*cut.jpg.*Leave out --strict to skip them"
+        ):
             readable(paths, "decode", strict=True)
 
     def test_whole_ones_are_no_matter(self, paths):
@@ -273,7 +286,7 @@ class TestHub:
         split = load_splits(cifar, ("train", "test"))["test"]
         pixels = decoded_pixels(split, "img", "test split")
         assert pixels.shape == (20, 3, 32, 32)
-        expected = np.asarray(need("PIL.Image").open(__import__("io").BytesIO(cifar_image(3, 10_013))))
+        expected = np.asarray(need("PIL.Image").open(io.BytesIO(cifar_image(3, 10_013))))
         assert np.array_equal(pixels[13].permute(1, 2, 0).numpy(), expected)
 
     @pytest.mark.parametrize(
@@ -300,7 +313,11 @@ class TestHub:
     def test_images_that_cannot_be_used(self, tmp_path):
         for name, second, message in (
             ("broken", b"none", "row 1 of the data has no readable image"),
-            ("other size", encoded(noise(0, 16, 16)), r"row 1 of the data is an image of \(16, 16\) pixels, the first one"),
+            (
+                "other size",
+                encoded(noise(0, 16, 16)),
+                r"row 1 of the data is an image of \(16, 16\) pixels, the first one",
+            ),
         ):
             write_parquet(tmp_path / name / "train.parquet", {"img": image_column([encoded(noise(0)), second])})
             with pytest.raises(DataError, match=message):
@@ -354,7 +371,11 @@ class TestCifar:
         assert not torch.isnan(few.test.labels).any()
 
     def test_fingerprint_is_of_the_content(self, cifar, tmp_path):
-        assert fingerprint(cifar) == fingerprint(write_cifar(tmp_path / "same")) != fingerprint(write_cifar(tmp_path / "other", 7))
+        assert (
+            fingerprint(cifar)
+            == fingerprint(write_cifar(tmp_path / "same"))
+            != fingerprint(write_cifar(tmp_path / "other", 7))
+        )
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -372,7 +393,12 @@ class TestCifar:
 
     @pytest.mark.parametrize(
         ("labels", "message"),
-        [([0, 10], "labels from 0 to 10, expected 0 to 9"), ([0, None], "label"), (["cat", "dog"], "label"), ([], "is empty|cannot be read")],
+        [
+            ([0, 10], "labels from 0 to 10, expected 0 to 9"),
+            ([0, None], "label"),
+            (["cat", "dog"], "label"),
+            ([], "is empty|cannot be read"),
+        ],
     )
     def test_labels_that_are_none(self, tmp_path, labels, message):
         for split in ("train", "test"):
@@ -384,7 +410,9 @@ class TestCifar:
     def test_other_columns(self, tmp_path):
         for split in ("train", "test"):
             write_parquet(tmp_path / f"{split}.parquet", {"image": [1], "fine_label": [0]})
-        with pytest.raises(DataError, match=r"columns image, fine_label, expected 'img' and 'label' as in uoft-cs/cifar10"):
+        with pytest.raises(
+            DataError, match=r"columns image, fine_label, expected 'img' and 'label' as in uoft-cs/cifar10"
+        ):
             self.splits(str(tmp_path))
 
 
@@ -396,7 +424,9 @@ class TestImages:
 
     def test_are_normalised(self, images):
         inputs, labels = images.rows_as_batch([4, 1])
-        expected = (images.pixels[4].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        expected = (images.pixels[4].double() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
+            3, 1, 1
+        )
         assert torch.allclose(inputs[0].double(), expected, atol=1e-5)
         assert labels.tolist() == [[8.0, 9.0], [2.0, 3.0]]
 

@@ -123,10 +123,12 @@ class TestObjective:
                     expected = slow_loss(kind, model(inputs)[task][row], labels[row, column])
                     assert losses[column][row].item() == pytest.approx(expected.item(), rel=1e-12)
 
-    def test_no_weights_where_no_label_is_missing(self):
-        assert MultiTaskObjective(MIXED).weights(drawn(MIXED, missing=-1.0)) is not None, "the first sample has none"
+    def test_weights_of_every_batch_are_of_the_same_kind(self):
+        """Of a step, some micro-batches and processes may have all labels, and others not."""
         inputs, labels = drawn(MIXED, missing=-1.0)
-        assert MultiTaskObjective(MIXED).weights((inputs[1:], labels[1:])) is None
+        for batch in ((inputs, labels), (inputs[1:], labels[1:]), (inputs[:0], labels[:0])):
+            weights = MultiTaskObjective(MIXED).weights(batch)
+            assert torch.equal(weights, (~torch.isnan(batch[1])).T.float())
 
     @KINDS
     def test_gradients_do_not_depend_on_whether_graphs_are_apart(self, kinds):
@@ -173,7 +175,14 @@ def examples(inputs, labels):
 
 def trained(kinds, inputs, labels, key="hard_sharing", value=0.0, model=None, **options):
     """One training with plain gradient descent, without anything random."""
-    options = {"epochs": 1, "batch_size": len(inputs), "learning_rate": RATE, "decay": "constant", "evaluations": 1, **options}
+    options = {
+        "epochs": 1,
+        "batch_size": len(inputs),
+        "learning_rate": RATE,
+        "decay": "constant",
+        "evaluations": 1,
+        **options,
+    }
     held_out = examples(*drawn(kinds, 20, 0.2, seed=5, dtype=inputs.dtype))
     return train_tasks(
         lambda: net(kinds, dtype=inputs.dtype) if model is None else copy.deepcopy(model),
@@ -197,7 +206,16 @@ class TestStep:
         assert ours.best_epoch == 1
         for (name, before), after in zip(model.named_parameters(), ours.model.parameters()):
             assert torch.allclose(before - RATE * before.grad, after, rtol=1e-10, atol=1e-12), name
-        assert ours.curves["training_loss"][0] == pytest.approx(slow_total(net(kinds), kinds, inputs, labels).item() / 3)
+        assert ours.curves["training_loss"][0] == pytest.approx(
+            slow_total(net(kinds), kinds, inputs, labels).item() / 3
+        )
+
+    @KINDS
+    def test_micro_batches_without_missing_labels_count(self, kinds):
+        inputs, labels = drawn(kinds, missing=-1.0)
+        one, other = (trained(kinds, inputs, labels, accumulation=count).model for count in (1, SAMPLES))
+        for name, weight in one.named_parameters():
+            assert torch.allclose(weight, other.get_parameter(name), rtol=1e-10, atol=1e-12), name
 
     def test_sample_without_labels_counts_for_the_saliency_alone(self):
         inputs, labels = drawn(ALL_BINARY)
@@ -221,7 +239,7 @@ class TestScores:
     @pytest.mark.parametrize("seed", [0, 1])
     def test_are_those_of_scikit_learn(self, seed):
         torch.manual_seed(seed)
-        inputs, labels = drawn(MIXED, 60, seed=seed)
+        labels = drawn(MIXED, 60, seed=seed)[1]
         outputs = torch.randn(60, 5).round(decimals=1)  # with ties
         found = task_scores(outputs, labels, MIXED)
         known = ~torch.isnan(labels)
@@ -302,7 +320,7 @@ class TestMethods:
         assert relations.triu(1).sum() == pytest.approx(1.0)
         assert ours.curves["epoch"] == [2.0, 4.0]
         assert set(ours.curves) == {"epoch", "training_loss", "validation_score", "penalty_share", "conflicts"}
-        assert all(0 < share for share in ours.curves["penalty_share"])
+        assert all(share > 0 for share in ours.curves["penalty_share"])
         best = ours.curves["epoch"].index(ours.best_epoch)
         assert ours.validation == max(ours.curves["validation_score"]) == ours.curves["validation_score"][best]
         assert trained(MIXED, inputs, labels).relations is None

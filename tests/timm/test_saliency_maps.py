@@ -285,9 +285,27 @@ def test_wrong_models_and_images() -> None:
             task_saliency_maps(model, images(), wrong)
 
 
-def test_a_blind_head() -> None:
-    model = built()
+@pytest.mark.parametrize(("name", "size", "side"), [("test_resnet", 64, 2), ("test_vit", 32, 2), ("pit_ti_224", 64, 2)])
+def test_a_head_that_depends_on_nothing_has_a_map_of_zeros(name: str, size: int, side: int) -> None:
+    model = built(name, size)
+    expected = task_saliency_maps(model, images(size))
     nn.init.zeros_(model.heads["b"][-2].weight)
-    with pytest.raises(NoSpatialFeatureError, match="a head may be blind"):
-        task_saliency_maps(model, images())
-    assert task_saliency_maps(model, images(), ["a"]).shape == (1, 2, 2, 2)
+    found = task_saliency_maps(model, images(size))
+    assert found.shape == (3, 2, side, side)
+    assert not bool(found[1].any())
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+
+
+def test_a_feature_that_no_task_reads() -> None:
+    model = built()
+    model.aside = nn.Conv2d(3, 4, 3).double()
+
+    def look_aside(_: nn.Module, args: tuple) -> None:
+        model.aside(args[0])
+
+    model.backbone.register_forward_pre_hook(look_aside)
+    with pytest.raises(NoSpatialFeatureError, match="a task does not depend on the feature 'aside'"):
+        task_saliency_maps(model, images(), feature="aside")
+    model.unused = nn.Conv2d(3, 4, 3)
+    with pytest.raises(CaptureError, match="the feature 'unused' did not run"):
+        task_saliency_maps(model, images(), feature="unused")

@@ -38,11 +38,10 @@ def test_family(name: str) -> None:
 
 def test_the_smallest_models() -> None:
     assert len(families()) > 80
-    found = smallest_models(["resnet", "deepseek_vit", "vgg"], 3)
+    found = smallest_models(["gemma4_vit", "tnt"], 3)
     assert {family: entry["model"] for family, entry in found.items()} == {
-        "resnet": "test_resnet",
-        "deepseek_vit": "deepseek_vit_412m",  # not its encoder, which is smaller
-        "vgg": "vgg11",
+        "gemma4_vit": "gemma4_vit_167m",  # not its encoder, which is smaller
+        "tnt": "tnt_s_legacy_patch16_224",
     }
 
 
@@ -50,20 +49,20 @@ def test_a_sweep_fails_if_families_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def result(model: str, seconds: int) -> dict:
-        good = model != "vgg11"
+        good = model != "inception_v4"
         return {
             "image_size": 32, "layout": "[B, C, H, W]", "multi_task": True, "unmodified": good, "unmodified_map": True,
             "reasons": {} if good else {"unmodified": "no memory"}, "notes": [], "seconds": 1.5,
         }  # fmt: skip
 
     monkeypatch.setattr(timm_sweep, "_in_child", result)
-    assert timm_sweep.main(["--families", "vgg", "inception_v3", "--out", str(tmp_path), "--name", "bad"]) == 1
+    assert timm_sweep.main(["--families", "inception_v4", "inception_v3", "--out", str(tmp_path), "--name", "bad"]) == 1
     printed = capsys.readouterr().out
     assert "both ways: 1 of 2 families (50.0 %)" in printed
     assert "unmodified: no memory" in printed
     written = json.loads((tmp_path / "bad" / "results.json").read_text())
     assert (written["passed"], written["families"]) == (1, 2)
-    assert written["results"]["vgg"]["parameters"] > 1e8
+    assert written["results"]["inception_v4"]["parameters"] > 1e7
     assert timm_sweep.main(["--families", "inception_v3", "--out", str(tmp_path), "--name", "good"]) == 0
     with pytest.raises(SystemExit):
         timm_sweep.main(["--families", "inception_v3", "--out", str(tmp_path), "--name", "good"])

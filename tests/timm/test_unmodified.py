@@ -330,3 +330,17 @@ def test_a_model_that_does_not_run() -> None:
     with pytest.raises(ImageSizeError, match=r"could not be run on a blank image \[1, 3, 32, 32\] \(RuntimeError: "):
         find_classifier(model)
     assert is_clean(model)
+
+
+def test_a_model_that_does_not_tell_its_size() -> None:
+    """As VOLO of older versions of timm."""
+    model = built("deit_tiny_distilled_patch16_224", 32)
+    model._traits = model._model_args = {}
+    model.patch_embed.img_size = None
+    model.patch_embed.strict_img_size = False
+    with pytest.raises(ImageSizeError, match=r"\[1, 3, 224, 224\].*Type image_size= with the size"):
+        find_classifier(model)
+    assert find_classifier(model, 32) == ("head", "head_dist")
+    assert find_feature(model, (32, 32)) == "norm"
+    saliency_regularizer(model, TASKS, image_size=32).remove()
+    assert is_clean(model)
