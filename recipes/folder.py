@@ -27,7 +27,7 @@ from .images.label_columns import check_columns, labels_of, without_constant_tas
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments
 from .images.single_run import Loaded
-from .images.splitting import rows_by_chance, rows_by_column
+from .images.splitting import SPLITS, rows_by_chance, rows_by_column
 from .multi_task.kinds import TaskKind
 from .multi_task.training import Data
 
@@ -104,6 +104,7 @@ def _table(options: argparse.Namespace) -> _Table:
     check_columns(others, columns, place)
     tasks = options.tasks or [name for name in columns if name not in (options.image_column, *others)]
     check_columns(tasks, columns, place)
+    _check_no_split(frame, tasks)
     chosen = _kinds(options.kind, tasks)
     root = Path(options.images) if options.images else Path(options.table).parent
     paths = [root / str(path) for path in frame[options.image_column]]
@@ -150,6 +151,16 @@ def _read(path: Path) -> Any:
     if not len(frame):
         raise DataError(f"{path} has no rows. Choose another table.")
     return frame
+
+
+def _check_no_split(frame: Any, tasks: Sequence[str]) -> None:
+    names = {alias for aliases in SPLITS.values() for alias in aliases}
+    for task in tasks:
+        if {str(value).strip().lower() for value in frame[task].tolist()} <= names:
+            raise DataError(
+                f"column {task!r} says train, validation or test, and is no task. Type --split-column {task}, or name the "
+                "label columns after --tasks."
+            )
 
 
 def _kinds(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:

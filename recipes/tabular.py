@@ -7,20 +7,18 @@ never computed again: stop the command whenever you like, and type it again to g
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from .models import ACTIVATIONS
-from .multi_task.cells import timed
+from .multi_task.cell_training import CellTraining, options_of
 from .multi_task.grid_command import GridCommand
 from .multi_task.methods import FULL_LABELS, MISSING_LABELS
 from .multi_task.study import Cell, Setting
-from .multi_task.training import Data, Options, train_tasks
+from .multi_task.training import Data, Outcome, train_tasks
 from .tabular_data import TabularSplits, fingerprint, sarcos_splits, school_splits
 
 __all__ = ["COMMAND", "SETTINGS", "TabularCell", "main"]
@@ -81,40 +79,24 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class TabularCell:
-    """Trains cells in any process.
+class TabularCell(CellTraining):
+    """Trains cells on a folder that has the folders ``sarcos`` and ``school``."""
 
-    Attributes:
-        data: folder that has the folders ``sarcos`` and ``school``.
-        deadline: of ``time.time()``, after which no training begins.
-    """
+    def fingerprint(self, cell: Cell) -> str:
+        del cell  # both data sets count
+        return fingerprint(self.data)
 
-    data: str
-    deadline: float | None = None
-
-    def __call__(self, cell: Cell) -> tuple[Cell, dict[str, Any] | None, dict[str, Any]]:
-        """The cell, its result (``None`` after the deadline), and what else should be known about it."""
-        if self.deadline is not None and time.time() > self.deadline:
-            return cell, None, {}
+    def train(self, cell: Cell) -> Outcome:
         values = cell.setting.values
-        with timed(fingerprint(self.data)) as about:
-            splits = _splits(self.data, values, cell.seed)
-            outcome = train_tasks(
-                lambda: SharedMLP(splits, values),
-                Data(splits.kinds, splits.train, splits.validation, splits.test if cell.reported else None),
-                cell.method,
-                cell.value,
-                Options(
-                    epochs=values["epochs"],
-                    batch_size=values["batch_size"],
-                    learning_rate=values["learning_rate"],
-                    weight_decay=values["weight_decay"],
-                    evaluations=values["evaluations"],
-                ),
-                cell.seed,
-            )
-        return cell, outcome.to_dict(), about
+        splits = _splits(self.data, values, cell.seed)
+        return train_tasks(
+            lambda: SharedMLP(splits, values),
+            Data(splits.kinds, splits.train, splits.validation, splits.test if cell.reported else None),
+            cell.method,
+            cell.value,
+            options_of(cell),
+            cell.seed,
+        )
 
 
 class SharedMLP(nn.Module):

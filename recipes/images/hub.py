@@ -31,7 +31,7 @@ def load_splits(data: str, names: Sequence[str]) -> dict[str, Any]:
     datasets = need("datasets")
     folder = Path(data)
     if not folder.exists():
-        if data.startswith((".", "/", "~")) or data.count("/") != 1:
+        if data.startswith((".", "/", "~")) or data.count("/") != 1 or folder.parent.is_dir():
             raise DataError(
                 f"found no folder {data}. Type the folder of parquet files, or the id of a data set on the hub."
             )

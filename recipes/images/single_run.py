@@ -88,7 +88,7 @@ def main(
             print(f"{parser.prog}: error: {_text_of(error)}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted.")
+            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
             return INTERRUPTED
 
 
