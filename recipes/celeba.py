@@ -17,6 +17,7 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 from .arguments import OneVoiceParser, real_number, whole_number
 from .errors import DataError, OptionError
 from .images import single_run
+from .images.fingerprints import fingerprint_of
 from .images.hub import load_splits, with_images
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
@@ -150,7 +151,7 @@ def _load(options: argparse.Namespace) -> Loaded:
             + ", ".join(f"{size} {name}" for name, size in zip(rows, sizes))
             + " images.",
         ),
-        {"left_out": left_out},
+        {"fingerprint": fingerprint_of(labels, *rows.values()), "left_out": left_out},
     )
 
 

@@ -16,8 +16,8 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 
 from .arguments import OneVoiceParser, real_number, whole_number
 from .images import single_run
-from .images.cifar import HUB_ID, MEAN, STD, TASK_SETS, cifar_splits, fingerprint
-from .images.pictured import Picture
+from .images.cifar import HUB_ID, TASK_SETS, cifar_splits, fingerprint
+from .images.pictured import Picture, mean_and_std
 from .images.run_arguments import add_run_arguments
 from .images.single_run import Loaded
 from .multi_task.kinds import BINARY
@@ -47,14 +47,21 @@ def _load(options: argparse.Namespace) -> Loaded:
     kinds = dict.fromkeys(splits.tasks, BINARY)
 
     def data(model: TimmMultiTaskModel) -> Data:
-        del model
-        return Data(kinds, splits.train, splits.validation, splits.test)
+        # As the backbone's weights expect them, and as the transforms of the saved model make them.
+        statistics = mean_and_std(model)
+        return Data(
+            kinds,
+            splits.train.with_statistics(*statistics),
+            splits.validation.with_statistics(*statistics),
+            splits.test.with_statistics(*statistics),
+        )
 
     def picture(model: TimmMultiTaskModel) -> Picture:
-        del model
+        mean, std = mean_and_std(model)
+        test = splits.test.with_statistics(mean, std)
         known = splits.test_classes.tolist()
         rows = torch.tensor([known.index(number) for number in _SHOWN if number in known])
-        return Picture(splits.test.normalised(splits.test.pixels[rows]), splits.test.labels[rows], MEAN, STD)
+        return Picture(test.normalised(test.pixels[rows]), test.labels[rows], mean, std)
 
     return Loaded(
         kinds,

@@ -23,11 +23,12 @@ from .errors import DataError
 from .extras import need
 from .images import single_run
 from .images.files import FileImages, readable
+from .images.fingerprints import fingerprint_of
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments
 from .images.single_run import Loaded
-from .images.splitting import SPLITS, rows_by_chance, rows_by_column
+from .images.splitting import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
 from .multi_task.kinds import TaskKind
 from .multi_task.training import Data
 
@@ -83,6 +84,9 @@ def _load(options: argparse.Namespace) -> Loaded:
             + f"; {100 * known:.0f} % of the labels are there.",
         ),
         {
+            "fingerprint": fingerprint_of(
+                table.labels, *table.rows.values(), texts=[str(path) for path in table.paths]
+            ),
             "classes": {task: list(names) for task, names in table.classes.items()},
             "left_out": table.left_out,
             "skipped_images": table.skipped,
@@ -104,24 +108,26 @@ def _table(options: argparse.Namespace) -> _Table:
     check_columns(others, columns, place)
     tasks = options.tasks or [name for name in columns if name not in (options.image_column, *others)]
     check_columns(tasks, columns, place)
-    _check_no_split(frame, tasks)
     chosen = _kinds(options.kind, tasks)
     root = Path(options.images) if options.images else Path(options.table).parent
     paths = [root / str(path) for path in frame[options.image_column]]
     kept = readable(paths, options.check, options.strict)
     frame = frame.iloc[kept]
     found = {task: labels_of(task, frame[task].tolist(), chosen.get(task), options.missing_value) for task in tasks}
+    _check_no_split(frame, tasks)
+    images = [paths[index] for index in kept]
     if options.split_column:
         rows = rows_by_column(frame[options.split_column].tolist(), options.split_column, kept)
+        check_no_image_twice(images, rows)
     else:
-        rows = rows_by_chance(len(frame), options.validation_share, options.test_share, options.seed)
+        rows = rows_by_chance(images, options.validation_share, options.test_share, options.seed)
     kinds, labels, left_out = without_constant_tasks(
         {task: kind for task, (kind, _, _) in found.items()},
         torch.stack([labels for _, labels, _ in found.values()], dim=1),
         rows["train"],
     )
     return _Table(
-        [paths[index] for index in kept],
+        images,
         kinds,
         labels,
         {task: names for task, (_, _, names) in found.items() if names and task in kinds},
@@ -141,11 +147,12 @@ def _read(path: Path) -> Any:
             f"{path} ends in {kind or 'nothing'}, expected .csv, .tsv or .parquet. Save the table as one of them."
         )
     try:
-        frame = (
-            pandas.read_parquet(path)
-            if kind == ".parquet"
-            else pandas.read_csv(path, sep="\t" if kind == ".tsv" else ",")
-        )
+        if kind == ".parquet":
+            frame = pandas.read_parquet(path)
+        else:
+            # All as texts: pandas would take the path 001 for a number, and the class None for a missing label.
+            separator = "\t" if kind == ".tsv" else ","
+            frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except Exception as error:  # of pandas and pyarrow: many kinds
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
     if not len(frame):

@@ -13,13 +13,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from saliency_reg.errors import SaliencyRegError
+
 from .extras import need
 from .ranks import Ranks
 from .runs import LOCK, locked, machine, new_run_folder, now, versions, write_json
 from .termination import TERMINATED, Terminated, deferred
 from .workers import Workers
 
-__all__ = ["FIRST_TUNING_SEED", "INTERRUPTED", "StudyRun", "open_folder", "open_shared_folder"]
+__all__ = ["FIRST_TUNING_SEED", "INTERRUPTED", "NOT_WRITTEN", "StudyRun", "open_folder", "open_shared_folder"]
 
 FIRST_TUNING_SEED = 1000
 #: Exit code of a program that Ctrl-C ended.
@@ -212,10 +214,10 @@ class StudyRun(ABC):
     def _show(self, content: dict[str, Any]) -> None:
         try:
             self.show(content)
-        except OSError as error:
+        except (OSError, SaliencyRegError) as error:
             self._warn_not_written("pictures", error)
 
-    def _warn_not_written(self, name: str, error: OSError) -> None:
+    def _warn_not_written(self, name: str, error: Exception) -> None:
         if name not in self._not_written:
             warnings.warn(
                 f"{name} could not be written in {self.folder} ({_reason(error)}). The run goes on without it.",
@@ -302,5 +304,5 @@ def _sessions(before: dict[str, Any]) -> list[dict[str, Any]]:
     return list(before.get("sessions", [one]))
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -61,7 +61,11 @@ def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows
     kinds = {}
     for joint in range(JOINTS):
         known = labels[train][own == joint, joint]
-        kinds[f"torque {joint + 1}"] = TaskKind("number", mean=float(known.mean()), spread=float(known.std()))
+        # Of all rows: a unit of few rows would be another one for each seed.
+        unit = float(labels[:, joint].std())
+        kinds[f"torque {joint + 1}"] = TaskKind(
+            "number", mean=float(known.mean()), spread=float(known.std()), unit=unit
+        )
     return TabularSplits(
         kinds,
         _examples((inputs[train] - mean) / spread, kept),
@@ -94,7 +98,7 @@ def school_splits(folder: str, *, seed: int, validation_share: float) -> Tabular
     spread = torch.where(spread > 0, spread, torch.ones_like(spread))
     # One mean and spread for all: scores of all schools are of the same examination.
     known = scores[~validation]
-    kind = TaskKind("number", mean=float(known.mean()), spread=float(known.std()))
+    kind = TaskKind("number", mean=float(known.mean()), spread=float(known.std()), unit=float(scores.std()))
     column = {school: index for index, school in enumerate(names)}
 
     def examples(inputs: Tensor, scores: Tensor, schools: Tensor) -> Examples:
@@ -112,12 +116,21 @@ def school_splits(folder: str, *, seed: int, validation_share: float) -> Tabular
     )
 
 
+@functools.lru_cache(maxsize=2)
 def fingerprint(folder: str) -> str:
-    """Of the files, to tell results on other data apart."""
+    """Of the files, to tell results on other data apart.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = sorted(path for data in ("sarcos", "school") for path in Path(folder, data).glob("*.parquet"))
+    if not files:
+        raise DataError(
+            f"found no parquet files in {Path(folder, 'sarcos')} or {Path(folder, 'school')}. Type the folder that has them."
+        )
     digest = hashlib.sha256()
-    for data in ("sarcos", "school"):
-        for path in sorted(Path(folder, data).glob("*.parquet")):
-            digest.update(path.read_bytes())
+    for path in files:
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

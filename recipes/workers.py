@@ -9,13 +9,15 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import TypeVar
 
 import torch
 
+from .errors import RecipeError
 from .termination import TERMINATED, Terminated, listen
 
 __all__ = ["Workers"]
@@ -55,16 +57,27 @@ class Workers:
                 child.terminate()
         self._stack.close()
 
-    def run_all(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        """Results in the order of the items; the same ones for any number of processes."""
+    def run_all(
+        self, function: Callable[[Item], Result], items: Sequence[Item], *, ordered: bool = True
+    ) -> Iterator[Result]:
+        """Results in the order of the items, or each as soon as it is there; the same ones for any number of processes.
+
+        Raises:
+            RecipeError: a process was killed, for lack of memory for instance.
+        """
         if self._executor is None:
             yield from map(function, items)
             return
         with _interrupt_blocked():
             # Not executor.map: it cancels what is left, on which the executor stumbles when its processes end.
             futures = [self._executor.submit(_run, function, item) for item in items]
-        for future in futures:
-            yield future.result()
+        try:
+            for future in futures if ordered else as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise RecipeError(
+                "a process that trains was killed, perhaps for lack of memory. Type a smaller number after --workers."
+            ) from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DataError, OptionError
 from .examples import AugmentedImages, Images, resized
+from .fingerprints import fingerprint_of
 from .hub import decoded_pixels, load_splits
 
 __all__ = ["ATTRIBUTES", "CLASSES", "HUB_ID", "TASK_SETS", "CifarSplits", "cifar_splits", "fingerprint"]
@@ -122,12 +122,10 @@ def cifar_splits(
     )
 
 
+@functools.lru_cache(maxsize=2)
 def fingerprint(data: str, image_size: int = 32) -> str:
     """Of the images and classes, to tell results on other data apart: the hub has other JPEG or PNG files than a copy."""
-    digest = hashlib.sha256()
-    for tensor in _loaded(data, image_size):
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return fingerprint_of(*_loaded(data, image_size))
 
 
 def _label_table(tasks: str) -> Tensor:

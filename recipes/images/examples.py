@@ -36,6 +36,10 @@ class Images:
         index = torch.as_tensor(indices, dtype=torch.long)
         return self.normalised(self.pixels[index]), self.labels[index]
 
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> Images:
+        """The same images with another normalisation."""
+        return Images(self.pixels, self.labels, mean, std)
+
     def normalised(self, pixels: Tensor) -> Tensor:
         """Float32, of mean 0 and standard deviation 1."""
         return (pixels.float() - self._mean) * self._scale
@@ -49,20 +53,24 @@ class AugmentedImages:
     """
 
     def __init__(self, images: Images) -> None:
-        self._images = images
+        self.images = images
         self._reach = images.pixels.shape[-1] // 8
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
+
+    def with_statistics(self, mean: Sequence[float], std: Sequence[float]) -> AugmentedImages:
+        """The same images with another normalisation."""
+        return AugmentedImages(self.images.with_statistics(mean, std))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        pixels = self._images.normalised(self._images.pixels[index])
+        pixels = self.images.normalised(self.images.pixels[index])
         down, right = torch.randint(0, 2 * self._reach + 1, (2,)).tolist()
         padded = functional.pad(pixels.unsqueeze(0), [self._reach] * 4, mode="replicate").squeeze(0)
         height, width = pixels.shape[1:]
         shifted = padded[:, down : down + height, right : right + width]
         mirrored = bool(torch.randint(0, 2, ()))
-        return (shifted.flip(2) if mirrored else shifted), self._images.labels[index]
+        return (shifted.flip(2) if mirrored else shifted), self.images.labels[index]
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:

@@ -153,6 +153,13 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
     whole = all(float(value).is_integer() for value in values)
     if whole and values == set(map(float, range(len(values)))) and len(values) <= _MOST_CLASSES:
         return "classes"
+    least, most = min(map(float, values)), max(map(float, values))
+    if whole and len(values) <= _MOST_CLASSES and most - least == len(values) - 1:
+        warnings.warn(
+            f"column {name!r} has the whole numbers {least:g} to {most:g} and becomes a regression. If they are classes, "
+            f"type --kind {name}=classes.",
+            stacklevel=3,
+        )
     return "number"
 
 

@@ -13,7 +13,7 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 
 from ..batches import SampleSource
 
-__all__ = ["Picture", "first_images"]
+__all__ = ["Picture", "first_images", "mean_and_std"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,12 @@ class Picture:
 def first_images(model: TimmMultiTaskModel, images: SampleSource, count: int = 6) -> Picture:
     """The first ones of a data set with the model's transform."""
     pixels, labels = zip(*(images[index] for index in range(min(count, len(images)))))
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    return Picture(torch.stack(pixels), torch.stack(labels), *mean_and_std(model))
+
+
+def mean_and_std(model: TimmMultiTaskModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of the channels in [0, 1], that the model's transform brings to 0 and 1."""
     for step in model.transforms(train=False).transforms:
         if hasattr(step, "mean") and hasattr(step, "std"):
-            mean, std = tuple(map(float, step.mean)), tuple(map(float, step.std))
-    return Picture(torch.stack(pixels), torch.stack(labels), mean, std)
+            return tuple(map(float, step.mean)), tuple(map(float, step.std))
+    return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

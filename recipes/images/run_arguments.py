@@ -14,6 +14,7 @@ from ..multi_task.training import Options
 
 __all__ = ["add_run_arguments", "check_run_arguments", "method_value", "training_options"]
 
+DEFAULT_STRENGTH = 0.03
 _COUNT, _POSITIVE, _NON_NEGATIVE = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
 
@@ -72,7 +73,12 @@ def add_run_arguments(
         metavar="METHOD",
         help=f"one of {', '.join(METHODS)} (default: srdml_entropic)",
     )
-    _number(method, "--strength", 0.03, "of the penalty", _NON_NEGATIVE)
+    method.add_argument(
+        "--strength",
+        type=_NON_NEGATIVE,
+        metavar="X",
+        help=f"of the penalty, for methods that have one (default: {DEFAULT_STRENGTH:g})",
+    )
     _number(method, "--temperature", None, "of the entropic rule", _POSITIVE)
     method.add_argument(
         "--pretraining-epochs",
@@ -116,6 +122,8 @@ def check_run_arguments(parser: argparse.ArgumentParser, options: argparse.Names
         parser.error("--pretrained and --checkpoint-path both name weights. Leave one of them out.")
     if METHODS[options.method].rule != "entropic" and options.temperature is not None:
         parser.error(f"argument --temperature: {options.method} does not have the entropic rule. Leave it out.")
+    if METHODS[options.method].rule is None and options.strength is not None:
+        parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
     if options.method == BASELINE and options.pretraining_epochs:
         parser.error(
             "argument --pretraining-epochs: hard sharing is what would come before. Type more --epochs instead."
@@ -149,5 +157,6 @@ def training_options(options: argparse.Namespace) -> Options:
 
 def method_value(options: argparse.Namespace) -> float:
     """The value of what the method tunes."""
-    value: float = options.weight_decay if METHODS[options.method].rule is None else options.strength
-    return value
+    if METHODS[options.method].rule is None:
+        return float(options.weight_decay)
+    return DEFAULT_STRENGTH if options.strength is None else float(options.strength)

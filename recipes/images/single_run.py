@@ -20,16 +20,17 @@ from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_saliency, draw_task_tree
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups, task_saliency_maps
 
+from ..checkpoints import Checkpoints
 from ..errors import RecipeError
 from ..extras import need
 from ..multi_task.kinds import TaskKind
 from ..multi_task.methods import METHODS
 from ..multi_task.scores import METRICS_OF
-from ..multi_task.training import Data, Outcome, train_tasks
+from ..multi_task.training import PRETRAINING, Data, Outcome, train_tasks
 from ..pictures import new_figure, save
 from ..ranks import Ranks, started_ranks
 from ..runs import machine, now, versions, write_json
-from ..study_run import INTERRUPTED, open_shared_folder
+from ..study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder
 from ..tables import aligned
 from ..termination import TERMINATED, Terminated, listening
 from .pictured import Picture
@@ -103,7 +104,7 @@ def _run(
     loaded = load(options)
     # Before the folder: what is wrong with the model should leave nothing behind.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        torch.default_generator.manual_seed(options.seed)
         model = _model(options, loaded.kinds)
     with listening(), open_shared_folder(parser, options, ranks, (recipe, SCHEMA_VERSION)) as folder:
         if ranks.from_main(_is_complete(folder) if ranks.is_main else None):
@@ -111,6 +112,8 @@ def _run(
                 print(f"The run in {folder} is complete. Type another --name to train again.")
             return 0
         results = _Results(recipe, folder, options, loaded, ranks)
+        if ranks.from_main(results.of_other_data() if ranks.is_main else None):
+            parser.error(f"argument --resume: the run in {folder} was begun with other data. Type another --name.")
         if ranks.is_main:
             print("\n".join([*loaded.about, f"{METHODS[options.method].label} on {options.backbone}."]), flush=True)
             results.write("running", None)
@@ -135,8 +138,13 @@ def _run(
         if ranks.is_main:
             model.save(folder / "model")
             results.write("complete", outcome)
-            results.show(outcome, model)
+            for own in (folder, folder / PRETRAINING):
+                Checkpoints(own).remove_all()
+            not_drawn = results.show(outcome, model)
             print(f"\n{time.monotonic() - started:.0f} s. Written to {folder}: {results.names()}")
+            if not_drawn is not None:
+                print(f"Not all pictures were drawn: {not_drawn}")
+                return NOT_WRITTEN
     return 0
 
 
@@ -212,8 +220,17 @@ class _Results:
         }
         write_json(self._folder / "results.json", {**content, **(outcome.to_dict() if outcome is not None else {})})
 
-    def show(self, outcome: Outcome, model: TimmMultiTaskModel) -> None:
-        """Print the table, and draw the pictures."""
+    def of_other_data(self) -> bool:
+        """Whether the folder has a run that was begun with other images or labels."""
+        try:
+            content = json.loads((self._folder / "results.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        before = content.get("data", {}).get("fingerprint")
+        return before is not None and before != (self._loaded.figures or {}).get("fingerprint")
+
+    def show(self, outcome: Outcome, model: TimmMultiTaskModel) -> str | None:
+        """Print the table, and draw the pictures; return what went wrong with them, if anything."""
         if outcome.best_epoch:
             print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
         else:
@@ -222,6 +239,13 @@ class _Results:
                 "a smaller --learning-rate), or no task has validation labels of two kinds. Test:"
             )
         print(_score_table(outcome))
+        try:
+            self._draw(outcome, model)
+        except (OSError, SaliencyRegError) as error:  # the training is worth more than its pictures
+            return str(error)
+        return None
+
+    def _draw(self, outcome: Outcome, model: TimmMultiTaskModel) -> None:
         tasks = list(self._loaded.kinds)
         if outcome.relations is not None:
             title = f"Learned relations, {METHODS[self._options.method].label.replace('`', '')}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError
 
-__all__ = ["SPLITS", "rows_by_column", "rows_by_chance"]
+__all__ = ["SPLITS", "check_no_image_twice", "rows_by_chance", "rows_by_column"]
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
@@ -39,8 +39,15 @@ def rows_by_column(values: Sequence[object], column: str, numbers: Sequence[int]
     return _none_empty({split: torch.tensor(rows, dtype=torch.long) for split, rows in found.items()})
 
 
-def rows_by_chance(count: int, validation_share: float, test_share: float, seed: int) -> dict[str, Tensor]:
-    """Rows of each split, drawn once for a seed.
+def rows_by_chance(
+    images: Sequence[Hashable], validation_share: float, test_share: float, seed: int
+) -> dict[str, Tensor]:
+    """Rows of each split, drawn once for a seed. All rows of one image go into the same split.
+
+    Args:
+        images: of each row.
+        validation_share, test_share: of the images.
+        seed: of the draw.
 
     Raises:
         OptionError: shares that leave nothing to train.
@@ -50,11 +57,27 @@ def rows_by_chance(count: int, validation_share: float, test_share: float, seed:
         raise OptionError(
             f"--validation-share {validation_share:g} and --test-share {test_share:g} leave nothing to train. Type less."
         )
+    number = {image: index for index, image in enumerate(dict.fromkeys(images))}
+    count = len(number)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     validation, test = round(count * validation_share), round(count * test_share)
-    return _none_empty(
-        {"train": order[validation + test :], "validation": order[:validation], "test": order[validation:][:test]}
-    )
+    drawn = {"train": order[validation + test :], "validation": order[:validation], "test": order[validation:][:test]}
+    own = torch.tensor([number[image] for image in images])
+    if count == len(own):
+        return _none_empty(drawn)
+    return _none_empty({split: torch.nonzero(torch.isin(own, chosen)).squeeze(1) for split, chosen in drawn.items()})
+
+
+def check_no_image_twice(images: Sequence[Hashable], rows: Mapping[str, Tensor]) -> None:
+    """Raise DataError if an image is in two splits."""
+    seen: dict[Hashable, str] = {}
+    for split, own in rows.items():
+        for row in own.tolist():
+            if seen.setdefault(images[row], split) != split:
+                raise DataError(
+                    f"{images[row]} is in the {seen[images[row]]} and in the {split} split, so that results would be too "
+                    "good. Give all rows of an image the same split."
+                )
 
 
 def _none_empty(rows: dict[str, Tensor]) -> dict[str, Tensor]:

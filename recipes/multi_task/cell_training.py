@@ -44,11 +44,11 @@ class CellTraining(ABC):
 
 
 def options_of(cell: Cell, **more: Any) -> Options:
-    """The options of a cell's training that its setting names.
+    """The options of a cell's training that its setting names, on which its numbers depend.
 
     Args:
         cell: of which.
-        more: options that change no number.
+        more: options on which they depend up to rounding alone.
     """
     values = cell.setting.values
     return Options(

@@ -18,10 +18,21 @@ from ..runs import finite, machine, now, versions
 __all__ = ["CellFile", "key_of", "timed"]
 
 
+#: Of every line.
+_BEGINNING = b'{"cell": '
+
+
 def key_of(cell: Mapping[str, Any]) -> str:
     """Of everything that a result depends on, as plain numbers and texts."""
     text = json.dumps(finite(cell), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _is_result(line: bytes) -> bool:
+    try:
+        return line.startswith(_BEGINNING) and isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager
@@ -51,9 +62,10 @@ class CellFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._results: dict[str, dict[str, Any]] = {}
-        #: What is known about the first result.
-        self.about: dict[str, Any] = {}
+        #: Fingerprints of the data behind the results.
+        self.data: set[str] = set()
         self._whole = 0
+        self._separator = b""
         if path.exists():
             self._read()
 
@@ -70,13 +82,17 @@ class CellFile:
         with self._path.open("r+b" if self._path.exists() else "wb") as file:
             file.seek(self._whole)
             file.truncate()  # half a line of a run that was killed
-            file.write(line.encode() + b"\n")
+            file.write(self._separator + line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-            self._whole = file.tell()
+            self._whole, self._separator = file.tell(), b""
         entry = json.loads(line)
-        self._results[key_of(cell)] = entry["result"]
-        self.about = self.about or entry["about"]
+        self._keep(entry)
+
+    def _keep(self, entry: Mapping[str, Any]) -> None:
+        self._results[key_of(entry["cell"])] = entry["result"]
+        if "data" in entry["about"]:
+            self.data.add(entry["about"]["data"])
 
     def _read(self) -> None:
         try:
@@ -84,13 +100,16 @@ class CellFile:
         except OSError as error:
             raise DataError(f"{self._path} cannot be read ({error.strerror}). Type another file.") from error
         whole, newline, rest = content.rpartition(b"\n")
+        if _is_result(rest):  # but for its end, which an editor may have taken
+            whole, newline, rest, self._separator = content, b"", b"", b"\n"
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 entry = json.loads(line)
-                self._results[key_of(entry["cell"])] = entry["result"]
-                self.about = self.about or entry["about"]
+                self._keep(entry)
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(f"line {number} of {self._path} is no result ({error}). Type another file.") from error
         self._whole = len(whole) + len(newline)
+        if rest and not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
+            raise DataError(f"the last line of {self._path} is no result. Type another file.")
         if rest:
             warnings.warn(f"{self._path} ends in half a line, of a run that was killed: it is dropped.", stacklevel=3)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from saliency_reg.errors import SaliencyRegError
 
 from ..arguments import OneVoiceParser, real_number, whole_number
 from ..errors import RecipeError
@@ -58,7 +61,7 @@ class GridCommand:
         options = parser.parse_args(arguments)
         try:
             return self._run(parser, options)
-        except RecipeError as error:
+        except (RecipeError, SaliencyRegError) as error:
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 1
 
@@ -93,7 +96,7 @@ class GridCommand:
         if options.data is None:
             parser.error(f"argument --data: needed for the trainings that are missing. Type {self.data[1]}.")
         found = self.fingerprint(options.data)
-        if cells.about.get("data", found) != found:
+        if not cells.data <= {found}:
             parser.error(
                 f"argument --data: the results in {options.results} are of other data than {options.data}. Type another "
                 "--results."
@@ -104,7 +107,9 @@ class GridCommand:
         bar = need("tqdm").tqdm(total=study.trainings, initial=study.done, unit="training", disable=None)
         try:
             with listening(), bar, Workers(options.workers) as workers:
-                for cell in study.run(workers.run_all, self.trainer(options.data, deadline)):
+                for cell in study.run(
+                    functools.partial(workers.run_all, ordered=False), self.trainer(options.data, deadline)
+                ):
                     bar.set_postfix_str(f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}")
                     bar.update()
         except KeyboardInterrupt:

@@ -22,12 +22,15 @@ class TaskKind:
         name: ``"binary"`` (labels 0 and 1), ``"classes"`` (labels 0 to K-1) or ``"number"`` (any finite number).
         classes: K, the number of outputs; 1 for binary tasks and numbers.
         mean, spread: of the training labels of a number: its model predicts ``(label - mean) / spread``.
+        unit: errors of a number are told in; ``spread`` if ``None``. The same for all draws of training rows that are
+            compared.
     """
 
     name: str
     classes: int = 1
     mean: float = 0.0
     spread: float = 1.0
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
@@ -37,8 +40,16 @@ class TaskKind:
                 f"a task of kind {self.name!r} cannot have {self.classes} outputs. Type 2 or more for 'classes', and 1 for "
                 "the others."
             )
-        if not (math.isfinite(self.mean) and math.isfinite(self.spread) and self.spread > 0):
-            raise DataError(f"mean and spread must be finite, and spread above 0; found {self.mean} and {self.spread}.")
+        unit = self.error_unit
+        if not (all(map(math.isfinite, (self.mean, self.spread, unit))) and self.spread > 0 and unit > 0):
+            raise DataError(
+                f"mean, spread and unit must be finite, the latter two above 0; found {self.mean}, {self.spread}, {unit}."
+            )
+
+    @property
+    def error_unit(self) -> float:
+        """What the error of a number is divided by."""
+        return self.spread if self.unit is None else self.unit
 
     @property
     def score(self) -> str:

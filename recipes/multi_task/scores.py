@@ -32,8 +32,10 @@ def task_scores(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) 
 
     Returns:
         ``{task: {metric: value}}``. ``accuracy`` of a binary task is at a probability of one half. ``nmse`` is the mean
-        squared error over the square of the task's ``spread``; ``explained_variance`` is one minus that.
+        squared error over the square of the kind's unit; ``explained_variance`` is one minus that.
     """
+    if not torch.isfinite(outputs).all():  # a mean over fewer tasks would flatter a model that diverged
+        return {task: dict.fromkeys(METRICS_OF[kind.name], math.nan) for task, kind in kinds.items()}
     found = {}
     for (task, kind), columns, truth in zip(kinds.items(), columns_of(kinds), labels.unbind(1)):
         known = ~torch.isnan(truth)
@@ -42,7 +44,10 @@ def task_scores(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) 
 
 
 def macro(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each metric over the tasks that have it; a task without a value is left out."""
+    """The mean of each metric over the tasks that have it.
+
+    A task whose labels allow no value is left out. With outputs that are not finite, no task has any: the mean is NaN.
+    """
     names = dict.fromkeys(name for own in scores.values() for name in own)
     means = {}
     for name in names:
@@ -63,13 +68,14 @@ def score_of(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) -> 
 
 def _scores(kind: TaskKind, outputs: Tensor, truth: Tensor) -> dict[str, float]:
     names = METRICS_OF[kind.name]
-    if not len(truth) or not torch.isfinite(outputs).all():
+    if not len(truth):
         return dict.fromkeys(names, math.nan)
     if kind.name == "classes":
         return {"accuracy": float((outputs.argmax(1) == truth.long()).double().mean())}
     values, labels = outputs[:, 0].double(), truth.double()
     if kind.name == "number":
-        nmse = float((values - (labels - kind.mean) / kind.spread).square().mean())
+        errors = (values * kind.spread + kind.mean - labels) / kind.error_unit
+        nmse = float(errors.square().mean())
         return {"nmse": nmse, "explained_variance": 1 - nmse}
     return _binary(values, labels)
 

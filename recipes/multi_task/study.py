@@ -149,27 +149,6 @@ class Study:
         rows = [{name: _number(a[name]) - _number(b[name]) for name in metrics} for a, b in pairs]
         return _statistics(rows, metrics)
 
-    def to_dict(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """Everything that the tables show."""
-        return {
-            setting.key: {
-                "label": setting.label,
-                "values": dict(setting.values),
-                "methods": {
-                    key: {
-                        "label": METHODS[key].label,
-                        "tuning": {f"{value:g}": score for value, score in self.tuning(setting, METHODS[key]).items()},
-                        "chosen": self.chosen(setting, METHODS[key]),
-                        "seeds": list(self.reported(setting, METHODS[key])),
-                        "summary": self.summary(setting, METHODS[key], metrics),
-                        "difference": {} if key == BASELINE else self.difference(setting, METHODS[key], metrics),
-                    }
-                    for key in setting.methods
-                },
-            }
-            for setting in self.settings
-        }
-
     def _trials(self, setting: Setting) -> list[Cell]:
         return [
             Cell(setting, METHODS[key], value, seed, reported=False)

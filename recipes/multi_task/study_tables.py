@@ -15,7 +15,7 @@ _TITLES = {
     "auc": "AUC %",
     "precision": "precision %",
     "recall": "recall %",
-    "nmse": "nMSE",
+    "nmse": "nMSE (lower is better)",
     "explained_variance": "explained variance",
 }
 _PERCENT = ("accuracy", "auc", "precision", "recall")
@@ -38,7 +38,7 @@ def _table(study: Study, setting: Setting, metrics: Sequence[str], compared: Seq
         "tuned",
         "seeds",
         *(_TITLES[name] for name in metrics),
-        *(f"difference in {_TITLES[name].removesuffix(' %')}" for name in compared),
+        *(f"difference in {_TITLES[name].removesuffix(' %').partition(' (')[0]}" for name in compared),
     ]
     rows = [_row(study, setting, key, metrics, compared) for key in setting.methods]
     lines = [titles, ["---"] * len(titles), *rows]

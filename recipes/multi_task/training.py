@@ -24,7 +24,11 @@ from .methods import Method, backward_of
 from .objective import MultiTaskObjective
 from .scores import macro, score_of, task_scores
 
-__all__ = ["Data", "Options", "Outcome", "train_tasks"]
+__all__ = ["PRETRAINING", "Data", "Options", "Outcome", "train_tasks"]
+
+
+#: Folder of its checkpoints, within that of a training.
+PRETRAINING = "pretraining"
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,12 @@ class Options:
 
     Attributes:
         epochs, batch_size, learning_rate, weight_decay, decay, warmup_steps, clip_norm, accumulation: of AdamW's steps.
-        evaluations: how often the validation split is looked at, evenly over the epochs; the best one is kept.
+        evaluations: the validation split is looked at after every ``epochs // evaluations`` epochs (at least one), and after
+            the last one; the best weights are kept.
         pretraining_epochs: of hard sharing before the method sets in, with an optimizer of its own, as the authors do.
         temperature: of the ``entropic`` rule.
         mixed_precision, data_workers, checkpoint_steps, evaluation_batch_size, progress, trackers: of the engine.
-        channels_last: memory format of images and convolutions; quicker on most machines, equal up to rounding.
+        channels_last: memory format of convolutions; quicker on most machines, equal up to rounding.
     """
 
     epochs: int
@@ -158,12 +163,12 @@ def train_tasks(
         raise OptionError(f"found {options.evaluations} evaluations. Type 1 or more.")
     accelerator = open_accelerator(options.mixed_precision, trackers=options.trackers, folder=folder)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of GPUs, which would stay so
         model = build()
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.pretraining_epochs:
-        _pretrain(model, data, options, seed, accelerator, folder, resume, make_optimizer)
+        _pretrain(model, data, options, seed, folder, resume, make_optimizer)
     training = _Training(
         model, data, method, value, options, seed, accelerator, folder, make_optimizer, tracked, options.epochs
     )
@@ -175,7 +180,6 @@ def _pretrain(
     data: Data,
     options: Options,
     seed: int,
-    accelerator: Any,
     folder: Path | None,
     resume: str | Path,
     make_optimizer: MakeOptimizer,
@@ -183,7 +187,9 @@ def _pretrain(
     """The base of all methods: hard sharing, of which the best weights by validation stay in the model."""
     from .methods import BASELINE, METHODS
 
-    own = None if folder is None else folder / "pretraining"
+    own = None if folder is None else folder / PRETRAINING
+    # Its own: an accelerator remembers every optimizer, and would unscale their gradients twice.
+    accelerator = open_accelerator(options.mixed_precision, folder=own)
     training = _Training(
         model,
         data,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from recipes import folder
 from recipes.extras import need
+from recipes.images import single_run
 from recipes.images.small_backbone import register_small_backbone
 from recipes.multi_task.kinds import TaskKind
 from recipes.multi_task.scores import task_scores
@@ -180,6 +182,7 @@ def test_two_processes_of_which_one_may_have_all_labels_of_a_step(table, tmp_pat
         (["--kind", "brigth=number"], "Did you mean 'bright'?"),
         (["--kind", "stripe=number"], "these are no numbers. Type --kind stripe=classes"),
         (["--kind", "level=binary"], "column 'level' has the label 20, expected 0 and 1"),
+        (["--kind", "bright=binary"], "column 'part' says train, validation or test, and is no task"),
         (["--image-column", "file"], "has no column 'file'. It has 'image', 'bright'"),
         (["--tasks", "bright", "strip"], "has no column 'strip'. Did you mean 'stripe'?"),
         (["--tasks", "bright"], "only 1 task(s) can be learned"),
@@ -243,3 +246,42 @@ def test_broken_image_that_was_not_looked_for(table, tmp_path, capsys, workers):
     complaint = error_of(capsys)
     assert complaint.startswith(f"{Path(table).parent / 'pictures' / '003.jpeg'} cannot be read")
     assert complaint.endswith("Type --check decode to find and skip such files before the training.")
+
+
+def test_names_that_look_like_numbers_or_nothing_stay_what_they_are(tmp_path):
+    rows = []
+    for number in range(12):
+        Image.new("RGB", (32, 32), (20 * number, 0, 99)).save(tmp_path / f"{number:03d}", format="png")
+        rows.append(f"{number:03d},{('None', 'NA', 'cat')[number % 3]},{number % 2 if number != 4 else ''}")
+    (tmp_path / "table.csv").write_text("\n".join(["image,kind,odd", *rows]) + "\n")
+    found = loaded(str(tmp_path / "table.csv"))
+    assert found.figures["classes"] == {"kind": ["NA", "None", "cat"]}
+    assert found.figures["skipped_images"] == 0
+    assert "97 % of the labels are there" not in found.about[0]
+    assert "96 % of the labels are there" in found.about[0]  # 23 of 24
+
+
+def test_resume_with_other_labels_is_refused(table, tmp_path, capsys):
+    assert run(table, tmp_path, *TASKS)[0] == 0
+    results = tmp_path / "one" / "results.json"
+    content = json.loads(results.read_text(encoding="utf-8"))
+    results.write_text(json.dumps({**content, "status": "running"}), encoding="utf-8")
+    path = Path(table)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        run(table, tmp_path, *TASKS, "--resume", "auto")
+    assert stop.value.code == 2
+    assert "was begun with other data" in capsys.readouterr().err
+
+
+def test_pictures_that_fail_do_not_lose_the_run(table, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(single_run, "draw_saliency", fail)
+    code, printed = run(table, tmp_path, *TASKS)
+    assert code == 1
+    assert "Not all pictures were drawn: [Errno 28] No space left on device" in printed
+    assert read(tmp_path / "one")["status"] == "complete"
+    assert TimmMultiTaskModel.from_pretrained(tmp_path / "one" / "model").tasks

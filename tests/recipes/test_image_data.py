@@ -16,7 +16,7 @@ from recipes.images.examples import AugmentedImages, Images, resized
 from recipes.images.files import FileImages, readable
 from recipes.images.hub import decoded_pixels, load_splits
 from recipes.images.label_columns import check_columns, labels_of, without_constant_tasks
-from recipes.images.splitting import rows_by_chance, rows_by_column
+from recipes.images.splitting import check_no_image_twice, rows_by_chance, rows_by_column
 from recipes.multi_task.kinds import BINARY, TaskKind
 
 from .small_images import cifar_image, encoded, image_column, noise, write_cifar, write_parquet
@@ -45,7 +45,6 @@ class TestLabels:
             ([0, 1, 2], TaskKind("classes", 3), [0.0, 1.0, 2.0]),
             (["2", "nan", "0", "1"], TaskKind("classes", 3), [2.0, NAN, 0.0, 1.0]),
             (["cat", None, " dog", "cat "], TaskKind("classes", 2), [0.0, NAN, 1.0, 0.0]),
-            ([1, 2, 3], TaskKind("number"), [1.0, 2.0, 3.0]),
             ([0, 1, 3], TaskKind("number"), [0.0, 1.0, 3.0]),
             ([0.0, 0.5], TaskKind("number"), [0.0, 0.5]),
             (["1e3", "-2.5"], TaskKind("number"), [1000.0, -2.5]),
@@ -77,6 +76,15 @@ class TestLabels:
         assert labels_of("x", ["b", "a", None, "c"])[2] == ("a", "b", "c")
         assert labels_of("x", [7, 3, 3], "classes")[2] == ("3", "7")
         assert labels_of("x", [7, 3, 3.5], "classes")[2] == ("3", "3.5", "7")
+
+    def test_ratings_become_numbers_with_a_warning(self):
+        with pytest.warns(
+            UserWarning, match="whole numbers 1 to 3 and becomes a regression. If they are classes, type --kind"
+        ):
+            found, labels, _ = labels_of("x", [1, 3, None, 2])
+        assert found == TaskKind("number")
+        assert same(labels, [1.0, 3.0, NAN, 2.0])
+        assert labels_of("x", [1, 3, None, 2], "classes")[0] == TaskKind("classes", 3)
 
     @pytest.mark.parametrize(
         ("values", "kind", "expected", "labels"),
@@ -179,23 +187,33 @@ class TestColumns:
 
 class TestSplits:
     def test_by_chance_are_disjoint_and_complete(self):
-        rows = rows_by_chance(41, 0.2, 0.25, seed=3)
+        rows = rows_by_chance(range(41), 0.2, 0.25, seed=3)
         assert {split: len(own) for split, own in rows.items()} == {"train": 23, "validation": 8, "test": 10}
         assert sorted(torch.cat(list(rows.values())).tolist()) == list(range(41))
-        again, other = rows_by_chance(41, 0.2, 0.25, seed=3), rows_by_chance(41, 0.2, 0.25, seed=4)
+        again, other = rows_by_chance(range(41), 0.2, 0.25, seed=3), rows_by_chance(range(41), 0.2, 0.25, seed=4)
         assert all(torch.equal(own, again[split]) for split, own in rows.items())
         assert not torch.equal(rows["train"], other["train"])
+
+    def test_all_rows_of_an_image_are_in_one_split(self):
+        images = [f"{row % 20}.png" for row in range(50)]
+        rows = rows_by_chance(images, 0.2, 0.2, seed=0)
+        assert sorted(torch.cat(list(rows.values())).tolist()) == list(range(50))
+        of_splits = [{images[row] for row in own.tolist()} for own in rows.values()]
+        assert sum(map(len, of_splits)) == 20
+        check_no_image_twice(images, rows)
+        with pytest.raises(DataError, match="0.png is in the train and in the test split"):
+            check_no_image_twice(images, {"train": torch.tensor([0, 1]), "test": torch.tensor([20])})
 
     @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.3)])
     def test_shares_that_leave_nothing(self, shares):
         with pytest.raises(OptionError, match="leave nothing to train. Type less"):
-            rows_by_chance(100, *shares, seed=0)
+            rows_by_chance(range(100), *shares, seed=0)
 
     def test_empty_split_by_chance(self):
         with pytest.raises(
             DataError, match="the validation split is empty: there are 4 for train, 0 for validation, 1 for test"
         ):
-            rows_by_chance(5, 0.05, 0.2, seed=0)
+            rows_by_chance(range(5), 0.05, 0.2, seed=0)
 
     def test_by_column(self):
         rows = rows_by_column(["train", " Val", "TEST", "training", "valid", "validation", "dev"], "part")
@@ -335,7 +353,7 @@ class TestCifar:
 
     def test_as_many_of_each_class_and_none_twice(self, cifar):
         splits = self.splits(cifar)
-        train, validation = splits.train._images, splits.validation
+        train, validation = splits.train.images, splits.validation
         assert splits.tasks == CLASSES
         assert train.labels.sum(0).tolist() == [5.0] * 10
         assert validation.labels.sum(0).tolist() == [2.0] * 10
@@ -350,8 +368,8 @@ class TestCifar:
 
     def test_seed_draws_training_images_and_leaves_the_test_images(self, cifar):
         one, same, other = self.splits(cifar), self.splits(cifar), self.splits(cifar, seed=1)
-        assert torch.equal(one.train._images.pixels, same.train._images.pixels)
-        assert not torch.equal(one.train._images.pixels, other.train._images.pixels)
+        assert torch.equal(one.train.images.pixels, same.train.images.pixels)
+        assert not torch.equal(one.train.images.pixels, other.train.images.pixels)
         assert torch.equal(one.test.pixels, other.test.pixels)
 
     def test_attributes_are_those_of_the_classes(self, cifar):
@@ -363,10 +381,10 @@ class TestCifar:
 
     def test_some_training_labels_are_kept(self, cifar):
         whole, few = self.splits(cifar), self.splits(cifar, labelled=0.3)
-        assert torch.equal(whole.train._images.pixels, few.train._images.pixels)
-        kept = ~torch.isnan(few.train._images.labels)
+        assert torch.equal(whole.train.images.pixels, few.train.images.pixels)
+        kept = ~torch.isnan(few.train.images.labels)
         assert 0.2 < kept.float().mean() < 0.4
-        assert torch.equal(few.train._images.labels[kept], whole.train._images.labels[kept])
+        assert torch.equal(few.train.images.labels[kept], whole.train.images.labels[kept])
         assert not torch.isnan(few.validation.labels).any()
         assert not torch.isnan(few.test.labels).any()
 

@@ -67,9 +67,27 @@ class TestCellFile:
         for found in (cells, CellFile(path)):
             assert len(found) == 1
             assert found.get(dict(reversed(CELL.items()))) == {"score": 0.5}, "whatever the order of the values"
-            assert found.about == ABOUT
+            assert found.data == {ABOUT["data"]}
             for other in ({**CELL, "seed": 1}, {**CELL, "value": 0.2}, {**CELL, "more": 1}, {"data": "digits"}):
                 assert found.get(other) is None
+
+    def test_file_of_something_else_is_left_alone(self, path):
+        path.write_text("notes\nof mine")
+        with pytest.raises(DataError, match="is no result"):
+            CellFile(path)
+        path.write_text("notes of mine, in one line")
+        with pytest.raises(DataError, match="the last line of .* is no result"):
+            CellFile(path)
+        assert path.read_text() == "notes of mine, in one line"
+
+    def test_whole_line_without_its_end_counts(self, path):
+        CellFile(path).add(CELL, {"score": 0.5}, ABOUT)
+        path.write_bytes(path.read_bytes().rstrip())
+        cells = CellFile(path)
+        assert cells.get(CELL) == {"score": 0.5}
+        cells.add({**CELL, "seed": 7}, {"score": 0.6}, ABOUT)
+        assert len(path.read_text().splitlines()) == 2
+        assert len(CellFile(path)) == 2
 
     def test_key_is_the_same_tomorrow(self):
         assert key_of(CELL) == "e0e557cd95bb9b8a80e9" != key_of({**CELL, "seed": 1})
@@ -116,7 +134,7 @@ class TestCellFile:
         with timed("abc") as about:
             time.sleep(0.06)
         assert about["data"] == "abc"
-        assert about["seconds"] == pytest.approx(0.1)
+        assert about["seconds"] >= 0.1
         assert {"date", "machine", "versions", "processor_seconds"} <= set(about)
 
 
@@ -226,7 +244,7 @@ class TestTables:
         assert lines == [
             "### Setting one",
             "",
-            "| method | tuned | seeds | accuracy % | nMSE | difference in accuracy |",
+            "| method | tuned | seeds | accuracy % | nMSE (lower is better) | difference in accuracy |",
             "| --- | --- | --- | --- | --- | --- |",
             "| hard sharing | weight decay 0.5 | 3 | 60.00 +- 10.00 | 2.0000 +- 0.0000 | - |",
             "| SRDML, `entropic` | strength 0.01 | 3 | 70.00 +- 15.00 | 2.0000 +- 0.0000 | +10.00 +- 5.00 |",
@@ -252,11 +270,3 @@ class TestTables:
         list(ours.run(in_turn, Trained(train)))
         line = markdown(ours, ["accuracy"], ["accuracy"]).splitlines()[-1]
         assert line == "| SRDML, `entropic` | strength 0.01 | 3 | - | - |"
-
-    def test_everything_as_numbers(self, finished):
-        content = finished.to_dict(["accuracy"])["one"]
-        assert content["methods"]["srdml_entropic"]["chosen"] == 0.01
-        assert content["methods"]["srdml_entropic"]["tuning"] == {"0.01": 0.7, "0.1": 0.5}
-        assert content["methods"]["srdml_entropic"]["seeds"] == [0, 1, 2]
-        assert content["methods"]["hard_sharing"]["difference"] == {}
-        json.dumps(content, allow_nan=False)
