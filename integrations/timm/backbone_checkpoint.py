@@ -15,12 +15,16 @@ from .library import import_timm
 
 __all__ = ["load_backbone"]
 
+#: Of names in a saved multi-task model.
+_OF_BACKBONE = "backbone.model."
+
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int) -> None:
     """Load a timm checkpoint (``.safetensors``, ``.pth``, ...) into a timm model without classifier.
 
     As timm does for pretrained weights: names of other formats are translated, position embeddings resized, the first
-    convolution adapted to the number of channels; weights of a classifier are left out.
+    convolution adapted to the number of channels; weights of a classifier, and of the heads of a multi-task model, are left
+    out.
 
     Raises:
         CheckpointNotFoundError: no such file.
@@ -45,11 +49,10 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
             f"{str(file)!r} holds no tensors but {list(state)[:4]}. Expected a state_dict: torch.save(model.state_dict(), "
             "path)."
         )
-    if any(name.startswith("backbone.model.") for name in tensors):
-        raise CheckpointError(
-            f"{str(file)!r} holds a whole multi-task model. Type TimmMultiTaskModel.from_pretrained({str(file.parent)!r}); "
-            "checkpoint_path= is for the backbone alone."
-        )
+    if any(name.startswith(_OF_BACKBONE) for name in tensors):  # a whole multi-task model
+        tensors = {
+            name.removeprefix(_OF_BACKBONE): value for name, value in tensors.items() if name.startswith(_OF_BACKBONE)
+        }
     own = model.state_dict()
     as_it_is = all(name in tensors and tensors[name].shape == value.shape for name, value in own.items())
     translate = None if as_it_is else getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

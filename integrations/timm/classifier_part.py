@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from saliency_reg.errors import AlreadyAttachedError
+from saliency_reg.errors import AlreadyAttachedError, ConfigurationError
 
 __all__ = ["ClassifierPart", "install", "is_installed", "uninstall"]
 
@@ -72,11 +72,19 @@ def install(model: nn.Module, part: ClassifierPart, maps: int) -> list[nn.Module
 
     Raises:
         AlreadyAttachedError: there is one.
+        ConfigurationError: the instance has another ``forward_head`` than its class.
     """
     if is_installed(model):
         raise AlreadyAttachedError(
             f"a regularizer is attached to the classifier of this {type(model).__name__} already. Call .remove() on it "
             "first, or use it."
+        )
+    own = vars(model).get("forward_head")
+    # Copies of a model with a part have the method of their class as an attribute.
+    if own is not None and getattr(own, "__func__", None) is not type(model).forward_head:  # type: ignore[attr-defined]
+        raise ConfigurationError(
+            f"forward_head of this {type(model).__name__} was replaced by hand, and would be passed by here. Type "
+            "saliency_regularizer(model, ..., feature='auto'), or replace it in a class derived from the model's."
         )
     # One class each: a regularizer tells modules outside of the model by their class.
     sources: list[nn.Module] = [type(f"map_{index}", (nn.Identity,), {})() for index in range(maps if maps > 1 else 0)]

@@ -59,11 +59,15 @@ class HeadConfig:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         for width in self.hidden:
             check_count("each width in hidden", width)
+        # Plain numbers, which a file can hold.
+        object.__setattr__(self, "classes", int(self.classes))
+        object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("norm", self.norm, NORMS)
         if self.dropout is not None:
             check_rate("dropout", self.dropout)
+            object.__setattr__(self, "dropout", float(self.dropout))
 
 
 #: What the public ``heads=`` accepts: ``{task: classes}``, ``{task: HeadConfig}``, or task names.

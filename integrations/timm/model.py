@@ -93,10 +93,10 @@ class TimmMultiTaskModel(nn.Module):
         #: What is needed to build the model again, without its weights.
         self.description: dict[str, Any] = {
             "name": name,
-            "in_chans": in_chans,
+            "in_chans": int(in_chans),
             "image_size": size,
-            "drop_rate": drop_rate,
-            "drop_path_rate": drop_path_rate,
+            "drop_rate": float(drop_rate),
+            "drop_path_rate": None if drop_path_rate is None else float(drop_path_rate),
             "backbone_options": checked_options(backbone_options),
         }
         self.head_configs = configs
@@ -174,7 +174,9 @@ class TimmMultiTaskModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> TimmMultiTaskModel:
-        """The model that :meth:`save` has written: the same logits to the bit. Nothing is downloaded, nothing is frozen.
+        """The model that :meth:`save` has written: the same logits to the bit. No weights are downloaded, nothing is frozen.
+
+        A name that begins with ``hf-hub:`` still has its configuration read from the hub, or from its cache.
 
         Raises:
             CheckpointNotFoundError: a file is missing.
@@ -182,8 +184,8 @@ class TimmMultiTaskModel(nn.Module):
             SaliencyRegError: this timm cannot build the model any more.
         """
         description, heads = read_config(folder)
-        name = description.pop("name")
-        model = cls(name, heads, **description)
+        name, dtype = description.pop("name"), description.pop("dtype")
+        model = cls(name, heads, **description).to(dtype)
         load_weights(model, folder)
         return model
 

@@ -13,6 +13,7 @@ from saliency_reg.errors import ConfigurationError, WrongTypeError
 
 from .layer_groups import layer_of_parameters
 from .model import TimmMultiTaskModel
+from .probing import unwrapped
 
 __all__ = ["parameter_groups"]
 
@@ -28,7 +29,7 @@ def parameter_groups(
     """Groups for any ``torch.optim`` optimizer, of the parameters that are not frozen.
 
     Args:
-        model: the multi-task model.
+        model: the multi-task model, alone or inside of ``DistributedDataParallel`` or ``torch.compile``.
         learning_rate: of the heads.
         weight_decay: of matrices. Parameters with one axis (biases, norms) and those that the timm model names in
             ``no_weight_decay()`` have none.
@@ -52,11 +53,13 @@ def parameter_groups(
         >>> groups[-1]["name"], groups[-1]["lr"]
         ('heads, no weight decay', 0.001)
     """
-    if not isinstance(model, TimmMultiTaskModel):
+    inner = unwrapped(model) if isinstance(model, nn.Module) else model
+    if not isinstance(inner, TimmMultiTaskModel):
         raise WrongTypeError(
             f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model type "
-            "timm.optim.param_groups_layer_decay(model), and pass the model inside a wrapper such as DDP as model.module."
+            "timm.optim.param_groups_layer_decay(model)."
         )
+    model = inner
     _check("learning_rate", learning_rate, above_zero=True)
     _check("weight_decay", weight_decay)
     _check("backbone_rate_factor", backbone_rate_factor)

@@ -65,7 +65,8 @@ def _in_chans(model: nn.Module, published: int) -> int:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of ``DistributedDataParallel`` or a wrapper like it, which calls it ``module``."""
+    """The model inside of ``DistributedDataParallel`` or a wrapper like it, or of ``torch.compile``."""
+    model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "module", None)
     return inner if isinstance(inner, nn.Module) and not hasattr(model, "forward_features") else model
 

@@ -45,6 +45,7 @@ def save_model(
         "timm": import_timm().__version__,
         "torch": str(torch.__version__),
         **description,
+        "dtype": str(_dtype_of(model)).removeprefix("torch."),
         "heads": [{"task": task, **dataclasses.asdict(config)} for task, config in heads.items()],
     }
     try:
@@ -63,7 +64,7 @@ def save_model(
 
 
 def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, HeadConfig]]:
-    """Arguments that build the model again, and the configurations of its heads.
+    """Arguments that build the model again, its number format as ``"dtype"``, and the configurations of its heads.
 
     Raises:
         CheckpointNotFoundError: no such file.
@@ -94,6 +95,7 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
             "drop_rate": content["drop_rate"],
             "drop_path_rate": content["drop_path_rate"],
             "backbone_options": content["backbone_options"],
+            "dtype": _dtype_named(content["dtype"]),
         }
         heads = {}
         for entry in content["heads"]:
@@ -105,6 +107,17 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
             "again with model.save(folder)."
         ) from error
     return description, heads
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"dtype is {name!r}")
+    return found
 
 
 def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:

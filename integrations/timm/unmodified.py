@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from saliency_reg import SaliencyRegularizer
+from saliency_reg.compiled import check_not_compiled
 from saliency_reg.errors import ConfigurationError, TaskError
 from saliency_reg.heads import check_task_names
 
@@ -99,6 +100,8 @@ def _on_classifier_part(
             f"SaliencyRegularizer(model, heads={found.names[0]!r}, tasks=[...]), or call regularizer(outputs=..., "
             "features=...) yourself."
         )
+    # The part that stands in is no module of the model: what is compiled around it is looked for here.
+    check_not_compiled(model, found.names, found.modules)
     layout = found.layout
     parts = layout.parts if isinstance(layout, Joined) else (layout,)
     part = ClassifierPart(inner, found.modules)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -196,10 +197,29 @@ def test_wrong_checkpoints(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(CheckpointError, match=r"holds no tensors but \['epoch'\]"):
         loaded("test_vit", "epoch.pth")
-    built().save(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"holds a whole multi-task model. Type TimmMultiTaskModel.from_pretrained\("
-    ):
-        loaded("test_vit", "model.safetensors")
     with pytest.raises(ConfigurationError, match="both name weights for the backbone. Leave one of them out"):
         TimmMultiTaskModel("test_vit", ["a"], pretrained=True, checkpoint_path="weights.pth")
+
+
+def test_number_format_and_numbers_of_numpy(tmp_path: Path) -> None:
+    head = HeadConfig(classes=np.int64(3), hidden=(np.int64(4),), dropout=np.float32(0.5))
+    model = TimmMultiTaskModel("test_resnet", {"a": head, "b": np.int64(2)}, image_size=64, drop_rate=np.float32(0.25))
+    model.double().eval().save(tmp_path)
+    same = TimmMultiTaskModel.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.equal(same(images)["a"], model(images)["a"])
+
+
+def test_the_backbone_of_a_saved_multi_task_model(tmp_path: Path) -> None:
+    before = built()
+    before.save(tmp_path)
+    model = TimmMultiTaskModel(
+        "test_vit",
+        ["other"],
+        checkpoint_path=tmp_path / "model.safetensors",
+        **{name: before.description[name] for name in ("in_chans", "image_size")},
+    )
+    for name, value in before.backbone.model.state_dict().items():
+        assert torch.equal(model.backbone.model.state_dict()[name], value), name
+    with pytest.raises(CheckpointError, match="is no checkpoint of 'test_resnet'"):
+        TimmMultiTaskModel("test_resnet", ["a"], checkpoint_path=tmp_path / "model.safetensors", in_chans=2)

@@ -27,6 +27,7 @@ from saliency_reg.integrations.timm import (
     find_classifier,
     find_feature,
     saliency_regularizer,
+    task_saliency_maps,
 )
 
 from .reference import is_clean, penalty, uniform
@@ -344,3 +345,23 @@ def test_a_model_that_does_not_tell_its_size() -> None:
     assert find_feature(model, (32, 32)) == "norm"
     saliency_regularizer(model, TASKS, image_size=32).remove()
     assert is_clean(model)
+
+
+def test_a_compiled_model_is_refused_and_looked_at_all_the_same() -> None:
+    model = built("test_resnet", 64)
+    compiled = torch.compile(model)
+    for feature in ("auto", "map"):
+        with pytest.raises(ConfigurationError, match=r"compiled by torch.compile.*Compile the backbone alone"):
+            saliency_regularizer(compiled, ["a", "b", "c"], feature=feature)
+    assert is_clean(model)
+    maps = task_saliency_maps(compiled, images(64))
+    assert torch.equal(maps, task_saliency_maps(model, images(64)))
+
+
+def test_a_forward_head_by_hand_is_neither_passed_by_nor_lost() -> None:
+    model = built("test_resnet", 64)
+    own = model.forward_head
+    model.forward_head = lambda features, **options: 2 * own(features, **options)
+    with pytest.raises(ConfigurationError, match="was replaced by hand"):
+        saliency_regularizer(model, ["a", "b", "c"], feature="map")
+    assert torch.equal(model.eval()(images(64)), 2 * own(model.forward_features(images(64))))
