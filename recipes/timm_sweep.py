@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=whole_number(1), default=2, metavar="N", help="models at a time (default: 2)"
     )
     parser.add_argument(
-        "--seconds", type=whole_number(1), default=300, metavar="N", help="limit for each model (default: 300)"
+        "--seconds", type=whole_number(1), default=900, metavar="N", help="limit for each model (default: 900)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/timm_sweep"), metavar="FOLDER", help="of all sweeps")
     parser.add_argument("--name", type=folder_name, metavar="NAME", help="of this sweep (default: the present time)")
