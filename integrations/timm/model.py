@@ -43,6 +43,7 @@ class TimmMultiTaskModel(nn.Module):
 
     Attributes:
         backbone: returns the feature map; ``backbone.model`` is the timm model, ``backbone.layout`` how the map is arranged.
+        pooling: of the feature map, where all heads pool alike; otherwise it does nothing, and each head has its own.
         heads: ``nn.ModuleDict`` in the order of the tasks.
 
     Shape:
@@ -110,7 +111,7 @@ class TimmMultiTaskModel(nn.Module):
         )
         if checkpoint_path is not None:
             load_backbone(self.backbone.model, checkpoint_path, in_chans)
-        self.heads = build_heads(configs, self.backbone, drop_rate)
+        self.pooling, self.heads = build_heads(configs, self.backbone, drop_rate)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -119,8 +120,12 @@ class TimmMultiTaskModel(nn.Module):
 
     @property
     def channel_axis(self) -> int:
-        """Axis of the channels of the feature map, to be passed to ``SaliencyRegularizer(channel_axis=...)``."""
-        return self.backbone.layout.channel_axis
+        """Axis of the channels of what the heads read, to be passed to ``SaliencyRegularizer(channel_axis=...)``."""
+        return 1 if self._pools_for_all else self.backbone.layout.channel_axis
+
+    @property
+    def _pools_for_all(self) -> bool:
+        return not isinstance(self.pooling, nn.Identity)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -136,13 +141,16 @@ class TimmMultiTaskModel(nn.Module):
         in_chans = self.description["in_chans"]
         if images.ndim != 4 or images.shape[1] != in_chans:
             raise ShapeError(f"images must be [B, {in_chans}, H, W], found {list(images.shape)}.")
-        feature = self.backbone(images)
+        feature = self.pooling(self.backbone(images))
         return {task: head(feature) for task, head in self.heads.items()}
 
-    def regularizer(self, **options: Any) -> SaliencyRegularizer:
+    def regularizer(self, *, feature: str = "auto", **options: Any) -> SaliencyRegularizer:
         """A :class:`SaliencyRegularizer` on the heads, with the channel axis of this backbone.
 
         Args:
+            feature: ``"auto"``: what the heads read. That is one vector per image where all of them pool alike; under
+                ``pool="sum"`` penalty and surgery are the same there as at the map before pooling. ``"map"``: that map,
+                for another ``pool=``; it takes more time and memory.
             options: of the class: ``strength``, ``optimizer``, ``surgery``, ...
 
         Raises:
@@ -153,6 +161,14 @@ class TimmMultiTaskModel(nn.Module):
                 f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, heads='heads', "
                 "channel_axis=model.channel_axis)."
             )
+        if feature not in ("auto", "map"):
+            raise ConfigurationError(
+                f"unknown feature {feature!r}. Type 'auto' or 'map', or name a module in SaliencyRegularizer(model, "
+                "heads='heads', feature=...)."
+            )
+        if feature == "map" and self._pools_for_all:
+            axis = self.backbone.layout.channel_axis
+            return SaliencyRegularizer(self, heads="heads", feature="backbone", channel_axis=axis, **options)
         return SaliencyRegularizer(self, heads="heads", channel_axis=self.channel_axis, **options)
 
     def freeze_backbone(self, up_to: str | None = None) -> None:

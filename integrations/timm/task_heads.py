@@ -13,8 +13,14 @@ from .pooling import FeaturePooling, own_pooling, pooled_width
 __all__ = ["build_heads"]
 
 
-def build_heads(configs: Mapping[str, HeadConfig], backbone: Backbone, drop_rate: float) -> nn.ModuleDict:
-    """A head for each task; see :class:`HeadConfig`.
+def build_heads(
+    configs: Mapping[str, HeadConfig], backbone: Backbone, drop_rate: float
+) -> tuple[nn.Module, nn.ModuleDict]:
+    """What pools the feature map for all tasks, and a head for each task; see :class:`HeadConfig`.
+
+    Heads with the same pooling share it. Then what they read is one vector per image: summed over positions, the saliency
+    at the map is that at the vector, for every pooling but ``"none"``, and to take it there is H * W times cheaper. Heads
+    with different poolings each have their own, and what pools for all does nothing.
 
     Args:
         configs: of the tasks.
@@ -25,11 +31,14 @@ def build_heads(configs: Mapping[str, HeadConfig], backbone: Backbone, drop_rate
         ConfigurationError: a pooling that the layout does not allow.
     """
     layout = backbone.layout
+    own = own_pooling(backbone.model, layout)
+    kinds = {task: own if config.pooling == "auto" else config.pooling for task, config in configs.items()}
+    poolings = {task: FeaturePooling(layout, kind) for task, kind in kinds.items()}
+    shared = len(set(kinds.values())) == 1 and "none" not in kinds.values()
     heads = {}
     for task, config in configs.items():
-        kind = own_pooling(backbone.model, layout) if config.pooling == "auto" else config.pooling
-        layers: list[nn.Module] = [FeaturePooling(layout, kind)]
-        width = pooled_width(layout, kind)
+        layers: list[nn.Module] = [] if shared else [poolings[task]]
+        width = pooled_width(layout, kinds[task])
         if config.norm == "layer":
             layers.append(nn.LayerNorm(width))
         elif (
@@ -47,4 +56,4 @@ def build_heads(configs: Mapping[str, HeadConfig], backbone: Backbone, drop_rate
             # [B, 1] -> [B]: beside labels [B], a loss would broadcast to [B, B] without a word.
             layers.append(nn.Flatten(0))
         heads[task] = nn.Sequential(*layers)
-    return nn.ModuleDict(heads)
+    return next(iter(poolings.values())) if shared else nn.Identity(), nn.ModuleDict(heads)

@@ -50,6 +50,11 @@ def penalty(
     return total
 
 
+def heads_on_map(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
+    """From the map before pooling to each task's output, also where the model pools once for all heads."""
+    return [lambda feature, head=head: head(model.pooling(feature)) for head in model.heads.values()]
+
+
 def is_clean(model: nn.Module) -> bool:
     """No hook, and no attribute that a class does not have."""
     return not any(

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import PCGrad, SaliencyRegularizer
+from saliency_reg.errors import ConfigurationError
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel
 from saliency_reg.integrations.timm.feature_layout import ChannelsFirst, ChannelsLast, Tokens, Vector, token_grid
 from saliency_reg.integrations.timm.pooling import FeaturePooling
 
-from .reference import penalty, uniform
+from .reference import heads_on_map, penalty, uniform
 
 #: Name, image size, axes, grid, prefix tokens.
 LAYOUTS = [
@@ -51,7 +52,8 @@ def test_layouts(name: str, size: int, axes: str, grid: tuple[int, int] | None, 
     assert (layout.axes, layout.grid, layout.num_prefix_tokens) == (axes, grid, prefix)
     batch = images(size, 2).float()
     feature = model.backbone(batch)
-    assert feature.shape[model.channel_axis] == layout.channels
+    assert feature.shape[layout.channel_axis] == layout.channels
+    assert model.pooling(feature).shape == (2, layout.channels)
     assert {task: list(logits.shape) for task, logits in model(batch).items()} == {"smiling": [2], "age": [2, 4]}
     if grid is not None:
         assert list(layout.to_maps(feature, (size, size)).shape) == [2, layout.channels, *grid]
@@ -103,16 +105,53 @@ def test_penalty_is_the_explicit_loop(name: str, size: int, positions: tuple[int
     batch = images(size)
     model(batch)
     found = regularizer()
-    expected = penalty(model.backbone, list(model.heads.values()), batch, positions)
+    expected = penalty(model.backbone, heads_on_map(model), batch, positions)
     assert expected > 0
     torch.testing.assert_close(found.item(), expected, rtol=1e-9, atol=1e-12)
+    regularizer.remove()
+    with model.regularizer(strength=1.0, relations=uniform(3), feature="map") as regularizer:
+        model(batch)
+        torch.testing.assert_close(regularizer().item(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max", "average+max", "token"])
+def test_surgery_at_the_pooled_feature_is_that_at_the_map(pooling: str) -> None:
+    model = built("test_vit", {"a": 1, "b": 1, "c": 3}, 32, head=HeadConfig(hidden=(8,), pooling=pooling)).eval()
+    model.heads["b"].load_state_dict(model.heads["a"].state_dict())  # what one wants more of, the other wants less of
+    batch, directions = images(32, 4), torch.rand(3, 4, dtype=torch.float64) * torch.tensor([[1.0], [-0.5], [1.0]])
+    found = []
+    for feature in ("auto", "map"):
+        with model.regularizer(strength=0.5, surgery=PCGrad(), feature=feature) as regularizer:
+            outputs = [output.reshape(4, -1)[:, 0] for output in model(batch).values()]
+            losses = [(output * direction).mean() for output, direction in zip(outputs, directions)]
+            model.zero_grad()
+            (sum(losses) + regularizer()).backward()
+            assert regularizer.report.surgery.conflicts > 0
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], msg=name)
+
+
+def test_heads_that_pool_differently_have_a_pooling_each() -> None:
+    heads = {"a": HeadConfig(pooling="max"), "b": HeadConfig(hidden=(4,)), "c": HeadConfig(pooling="none")}
+    model = built("test_resnet", heads, 64).eval()
+    assert isinstance(model.pooling, nn.Identity)
+    batch = images(64)
+    with model.regularizer(strength=1.0, relations=uniform(3), metric="l1", pool="sum") as regularizer:
+        model(batch)
+        found = regularizer().item()
+    expected = penalty(model.backbone, list(model.heads.values()), batch, (1, 2))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ConfigurationError, match="unknown feature 'layer4'. Type 'auto' or 'map'"):
+        model.regularizer(feature="layer4")
 
 
 def test_linear_heads_behind_average_pooling_have_their_weight_rows_as_saliency() -> None:
     model = built("test_resnet", ["a", "b"], 64)
     regularizer = model.regularizer(strength=1.0, relations=uniform(2))
     model(images(64))
-    rows = [head[-2].weight for head in model.heads.values()]
+    rows = [head[0].weight for head in model.heads.values()]
     torch.testing.assert_close(regularizer(), (rows[0] - rows[1]).abs().sum())
 
 
@@ -125,10 +164,7 @@ def test_channels_last_is_the_permuted_channels_first() -> None:
             self.backbone = model.backbone
             layout = ChannelsFirst(model.backbone.layout.channels, model.backbone.layout.grid)
             self.heads = nn.ModuleDict(
-                {
-                    task: nn.Sequential(FeaturePooling(layout, "average"), *head[1:])
-                    for task, head in model.heads.items()
-                }
+                {task: nn.Sequential(FeaturePooling(layout, "average"), *head) for task, head in model.heads.items()}
             )
 
         def forward(self, batch: Tensor) -> dict[str, Tensor]:
@@ -139,12 +175,15 @@ def test_channels_last_is_the_permuted_channels_first() -> None:
     options = {"heads": "heads", "strength": 1.0, "pool": "sum"}
     batch = images(64)
     found = []
-    for own, more in ((model, {"channel_axis": model.channel_axis}), (permuted, {}), (model, {})):
+    at_map = {"feature": "backbone"}
+    axis = {"channel_axis": model.backbone.layout.channel_axis}
+    for own, more in ((model, {**at_map, **axis}), (permuted, {}), (model, at_map), (model, {})):
         with SaliencyRegularizer(own, relations=uniform(3), **options, **more) as regularizer:
             own(batch)
             found.append(regularizer())
     torch.testing.assert_close(found[0], found[1])
     assert not torch.allclose(found[0], found[2])  # without channel_axis it would be another number
+    torch.testing.assert_close(found[0], found[3])
 
 
 @pytest.mark.parametrize(
@@ -196,9 +235,9 @@ def test_auto_pools_and_normalizes_as_timm_does(name: str, size: int) -> None:
         nn.init.normal_(norm.bias)
     from saliency_reg.integrations.timm.task_heads import build_heads
 
-    head = build_heads(model.head_configs, model.backbone, 0.0).double()["a"]
+    pooling, heads = build_heads(model.head_configs, model.backbone, 0.0)
     batch, inner = images(size, 2), model.backbone.model
-    pooled = head[:-2](model.backbone(batch))  # all but Linear and Flatten
+    pooled = heads.double()["a"][:-2](pooling(model.backbone(batch)))  # all but Linear and Flatten
     expected = inner.forward_head(inner.forward_features(batch), pre_logits=True)
     torch.testing.assert_close(pooled, expected.flatten(1))
 
@@ -254,7 +293,7 @@ def test_options_reach_the_backbone_and_the_heads() -> None:
         backbone_options={"init_values": 0.5},
     )
     assert [module.p for module in model.heads.modules() if isinstance(module, nn.Dropout)] == [0.5, 0.25, 0.25]
-    assert [type(module).__name__ for module in model.heads["b"]][1:] == ["Linear", "ReLU", "Dropout", "Linear"]
+    assert [type(module).__name__ for module in model.heads["b"]] == ["Linear", "ReLU", "Dropout", "Linear"]
     assert model.backbone.model.patch_embed.proj.in_channels == 5
     assert model.backbone.model.blocks[0].ls1.gamma[0].item() == 0.5
     assert model.backbone.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.1)

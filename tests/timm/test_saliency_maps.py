@@ -26,7 +26,7 @@ from saliency_reg.integrations.timm import (
     task_saliency_maps,
 )
 
-from .reference import gradients
+from .reference import gradients, heads_on_map
 
 METHODS = ["gradient", "gradient_times_activation", "grad_cam"]
 HEADS = {"a": 1, "b": 1, "c": 3}
@@ -85,7 +85,7 @@ def slow(name: str, found: list[list[tuple[Tensor, Tensor]]], method: str) -> Te
 )
 def test_maps_are_those_of_loops(name: str, size: int, method: str) -> None:
     model = built(name, size).eval()
-    expected = slow(name, gradients(model.backbone, list(model.heads.values()), images(size)), method)
+    expected = slow(name, gradients(model.backbone, heads_on_map(model), images(size)), method)
     found = task_saliency_maps(model, images(size), method=method)
     assert bool(expected.any())
     torch.testing.assert_close(found, expected)
@@ -144,7 +144,7 @@ def test_a_named_feature() -> None:
         feature = inner.maxpool(inner.act1(inner.bn1(inner.conv1(image))))
         return inner.layer3(inner.layer2(inner.layer1(feature)))
 
-    heads = [lambda f, head=head: head(inner.layer4(f)) for head in model.heads.values()]
+    heads = [lambda f, head=head: head(inner.layer4(f)) for head in heads_on_map(model)]
     expected = slow("test_resnet", gradients(until_layer3, heads, images()), "gradient_times_activation")
     torch.testing.assert_close(task_saliency_maps(model, images(), feature="layer3"), expected)
     torch.testing.assert_close(task_saliency_maps(model, images(), feature=inner.layer3), expected)
