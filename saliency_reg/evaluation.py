@@ -304,9 +304,10 @@ def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, 
             raise TaskError(f"losses= names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
         return {index: losses[task] for index, task in enumerate(tasks) if task in losses}
     if isinstance(losses, Tensor) or not isinstance(losses, Sequence):
-        raise WrongTypeError(
-            f"losses must be a mapping {{task: loss}} or a sequence of T losses, found {type(losses).__name__}."
-        )
+        found = type(losses).__name__
+        if isinstance(losses, Tensor):
+            found += f" of shape {list(losses.shape)}. Type losses.unbind() for [T], losses.unbind(1) for [B, T]"
+        raise WrongTypeError(f"losses must be a mapping {{task: loss}} or a sequence of T losses, found {found}.")
     if len(losses) != len(tasks):
         raise TaskError(
             f"losses= has {len(losses)} entries for {len(tasks)} tasks. Pass one for each task, or a mapping."

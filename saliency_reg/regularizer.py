@@ -421,7 +421,11 @@ class SaliencyRegularizer(StateModule, Removable):
         """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
         heads, feature = ("given in each call",) * 2 if self._capture is None else self._capture.describe()
         shape = "not seen yet" if self._feature_shape is None else f"{self._feature_shape}"
-        relations = f"{self.relations}, " + ("following an optimizer" if self.follows_optimizer else "moved by .step()")
+        relations = f"{self.relations}, " + (
+            "following an optimizer"
+            if self.follows_optimizer
+            else "moved by .step() alone, as no optimizer is attached"
+        )
         lines = {
             "tasks": f"{len(self.tasks)}: {first_few(self.tasks)}",
             "heads": heads,

@@ -15,7 +15,8 @@ _NO_OPTIMIZER = (
 )
 _NO_STEP = (
     f"the relations have not moved in {CALLS} training calls: the attached optimizer took no step. That is right if you "
-    "accumulate so many batches; an engine that never calls the optimizer's hooks needs regularizer.step()."
+    "accumulate so many batches. If you made a new optimizer, type regularizer.attach_optimizer(optimizer); an engine that "
+    "never calls the optimizer's hooks needs regularizer.step()."
 )
 _NEVER_RAN = (
     f"the heads of {{tasks}} have not run in {CALLS} training calls, so the penalty leaves them out. If a head was replaced "

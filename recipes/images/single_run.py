@@ -88,6 +88,16 @@ def main(
         except (RecipeError, SaliencyRegError) as error:
             print(f"{parser.prog}: error: {_text_of(error)}", file=sys.stderr)
             return 1
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            print(
+                f"{parser.prog}: error: a BatchNorm of the backbone saw a single image whose map has one position. Type "
+                "another --batch-size, so that no batch (the last one, and each process's part) has one image, or a larger "
+                "--image-size.",
+                file=sys.stderr,
+            )
+            return 1
         except KeyboardInterrupt:
             print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
             return INTERRUPTED
@@ -137,6 +147,8 @@ def _run(
             return TERMINATED
         if ranks.is_main:
             model.save(folder / "model")
+            # What outputs mean: numbers are predicted as (label - mean) / spread.
+            write_json(folder / "model" / "tasks.json", {task: kind.to_dict() for task, kind in loaded.kinds.items()})
             results.write("complete", outcome)
             for own in (folder, folder / PRETRAINING):
                 Checkpoints(own).remove_all()
@@ -277,6 +289,9 @@ class _Results:
         return ", ".join(sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")))
 
 
+_TITLES = {"auc": "AUC", "nmse": "nMSE"}
+
+
 def _score_table(outcome: Outcome) -> str:
     names = [
         name for name in dict.fromkeys(name for own in METRICS_OF.values() for name in own) if name in outcome.macro
@@ -285,10 +300,14 @@ def _score_table(outcome: Outcome) -> str:
     def cells(own: Mapping[str, float]) -> list[str]:
         return [f"{own[name]:.4f}" if name in own and own[name] == own[name] else "-" for name in names]
 
-    rows = [["task", *(name.replace("_", " ") for name in names)]]
-    rows += [[task, *cells(own)] for task, own in outcome.scores.items()]
-    rows.append(["mean over the tasks", *cells(outcome.macro)])
-    return aligned(rows, left=1)
+    known = (~torch.isnan(outcome.outputs["labels"])).sum(0).tolist()
+    rows = [["task", "labels", *(_TITLES.get(name, name) for name in names)]]
+    rows += [[task, str(count), *cells(own)] for (task, own), count in zip(outcome.scores.items(), known)]
+    rows.append(["mean over the tasks", "", *cells(outcome.macro)])
+    notes = (
+        ["", "nMSE: mean squared error / variance of the training labels (lower is better)."] if "nmse" in names else []
+    )
+    return "\n".join([aligned(rows, left=1), *notes])
 
 
 def _draw_curves(path: Path, curves: Mapping[str, list[float]]) -> None:

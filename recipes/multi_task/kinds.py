@@ -53,8 +53,8 @@ class TaskKind:
 
     @property
     def score(self) -> str:
-        """The metric that a model is chosen by; more is better."""
-        return {"binary": "auc", "classes": "accuracy", "number": "explained_variance"}[self.name]
+        """The metric that a model is chosen by; more is better, but for ``nmse``."""
+        return {"binary": "auc", "classes": "accuracy", "number": "nmse"}[self.name]
 
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)

@@ -18,7 +18,7 @@ __all__ = ["METRICS_OF", "macro", "score_of", "task_scores"]
 METRICS_OF = {
     "binary": ("accuracy", "auc", "precision", "recall"),
     "classes": ("accuracy",),
-    "number": ("nmse", "explained_variance"),
+    "number": ("nmse",),
 }
 
 
@@ -32,7 +32,7 @@ def task_scores(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) 
 
     Returns:
         ``{task: {metric: value}}``. ``accuracy`` of a binary task is at a probability of one half. ``nmse`` is the mean
-        squared error over the square of the kind's unit; ``explained_variance`` is one minus that.
+        squared error over the square of the kind's unit, which is a standard deviation of training labels.
     """
     if not torch.isfinite(outputs).all():  # a mean over fewer tasks would flatter a model that diverged
         return {task: dict.fromkeys(METRICS_OF[kind.name], math.nan) for task, kind in kinds.items()}
@@ -57,11 +57,13 @@ def macro(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 def score_of(outputs: Tensor, labels: Tensor, kinds: Mapping[str, TaskKind]) -> float:
-    """What a model is chosen by: the mean over the tasks of AUC, accuracy or explained variance; -inf for NaN outputs."""
+    """What a model is chosen by: the mean over the tasks of AUC, accuracy or one minus the nMSE; -inf for NaN outputs."""
     if not torch.isfinite(outputs).all():
         return -math.inf
     scores = task_scores(outputs, labels, kinds)
-    values = [scores[task][kind.score] for task, kind in kinds.items()]
+    values = [
+        1 - scores[task]["nmse"] if kind.name == "number" else scores[task][kind.score] for task, kind in kinds.items()
+    ]
     values = [value for value in values if not math.isnan(value)]
     return statistics.fmean(values) if values else -math.inf
 
@@ -76,7 +78,7 @@ def _scores(kind: TaskKind, outputs: Tensor, truth: Tensor) -> dict[str, float]:
     if kind.name == "number":
         errors = (values * kind.spread + kind.mean - labels) / kind.error_unit
         nmse = float(errors.square().mean())
-        return {"nmse": nmse, "explained_variance": 1 - nmse}
+        return {"nmse": nmse}
     return _binary(values, labels)
 
 

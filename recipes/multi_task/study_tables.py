@@ -16,7 +16,6 @@ _TITLES = {
     "precision": "precision %",
     "recall": "recall %",
     "nmse": "nMSE (lower is better)",
-    "explained_variance": "explained variance",
 }
 _PERCENT = ("accuracy", "auc", "precision", "recall")
 

@@ -85,7 +85,7 @@ class Outcome:
     Attributes:
         model: with the best weights by validation.
         best_epoch: when it had them.
-        validation: what it was chosen by: the mean of AUC, accuracy or explained variance over the tasks.
+        validation: what it was chosen by: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
         scores: on the test split, of each task; empty without one.
         curves: one value for each look at the validation split.
         relations: ``[T, T]``, of the best epoch, if the method has any.

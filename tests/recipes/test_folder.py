@@ -81,7 +81,7 @@ def test_mixed_kinds_missing_labels_and_a_broken_image(table, tmp_path):
         "stripe": "classes",
         "level": "number",
     }
-    assert set(content["scores"]["level"]) == {"nmse", "explained_variance"}
+    assert set(content["scores"]["level"]) == {"nmse"}
 
     register_small_backbone()
     model = TimmMultiTaskModel.from_pretrained(tmp_path / "one" / "model").eval().to(memory_format=torch.channels_last)
