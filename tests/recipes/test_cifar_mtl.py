@@ -103,7 +103,11 @@ class TestRun:
     def test_files(self, finished):
         folder, _ = finished
         assert names_in(folder) == FILES | RELATIONS | {"pretraining"}
-        assert {path.name for path in (folder / "model").iterdir()} == {"config.json", "model.safetensors", "tasks.json"}
+        assert {path.name for path in (folder / "model").iterdir()} == {
+            "config.json",
+            "model.safetensors",
+            "tasks.json",
+        }
         for name in ("learning_curves", "saliency", "relations", "task_tree"):
             assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -115,7 +119,10 @@ class TestRun:
         assert f"Best weights by validation: epoch {content['best_epoch']}. Test:" in printed
         for task, own in content["scores"].items():
             line = next(line for line in printed.splitlines() if line.startswith(task))
-            assert line.split()[1:] == ["20", *(f"{own[name]:.4f}" for name in ("accuracy", "auc", "precision", "recall"))]
+            assert line.split()[1:] == [
+                "20",
+                *(f"{own[name]:.4f}" for name in ("accuracy", "auc", "precision", "recall")),
+            ]
 
     def test_model_that_was_kept_has_these_scores(self, finished, data):
         found = scores_of(finished[0], data)
