@@ -39,10 +39,10 @@ def log_of(folder):
 
 def last_step(folder):
     """Of the log so far; its last line may be half written."""
-    path = folder / "log.jsonl"
-    if not path.exists():
+    try:
+        lines = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:  # not begun, or begun anew
         return 0
-    lines = path.read_bytes().split(b"\n")[:-1]
     return json.loads(lines[-1])["step"] if lines else 0
 
 

@@ -22,7 +22,7 @@ SAMPLE = [
     "lcnet_035",
     "gmlp_ti16_224",
     "xcit_nano_12_p8_224",
-    "levit_128s",
+    "deit_tiny_distilled_patch16_224",
     "pit_ti_224",
     "coat_tiny",
 ]
@@ -34,6 +34,13 @@ def test_family(name: str) -> None:
     assert result["reasons"] == {}
     assert timm_sweep.passes(result)
     assert result["unmodified_map"]
+
+
+def test_batch_norm_in_front_of_the_logits_does_not_pass() -> None:
+    result = check_family("levit_128s")
+    assert result["multi_task"]
+    assert not timm_sweep.passes(result)
+    assert "CrossSampleError" in result["reasons"]["unmodified"]
 
 
 def test_the_smallest_models() -> None:
