@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from saliency_reg import RelationWeights, SaliencyRegularizer
-
 from .best_epochs import BestEpochs
 from .checkpoints import Checkpoints
 from .conflicts import ConflictWatch
@@ -27,6 +25,7 @@ from .engine import Engine, Plan
 from .errors import CheckpointError
 from .metrics import task_auc, task_metrics
 from .models import BinaryTasks, SeparateNetworks, SharedNetwork, TaskModel
+from .multi_task.methods import backward_of
 from .ranks import Ranks, open_accelerator
 from .runs import write_json
 from .surgery import Backward, Surgery
@@ -48,6 +47,8 @@ class Method:
     rule: str | None = None
     """Relation rule of SRDML; without one there is no regularizer."""
     surgery: Surgery | None = None
+    metric: str = "l1"
+    """Of the distance between saliencies."""
 
     @property
     def parameter(self) -> str:
@@ -223,7 +224,17 @@ class _Training:
         decay = job.value if job.method.rule is None else 0.0
         optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.learning_rate, weight_decay=decay, foreach=True)
         self._watch = ConflictWatch(model) if job.reported and isinstance(model, SharedNetwork) else None
-        self._backward = _backward(job, model, optimizer, schedule, Ranks(accelerator).group)
+        self._backward = backward_of(
+            job.method,
+            model,
+            tasks,
+            optimizer,
+            strength=job.value,
+            batch_size=schedule.batch_size,
+            seed=job.seed,
+            temperature=schedule.temperature,
+            process_group=Ranks(accelerator).group,
+        )
         self._progress = _Progress(model)
         self.engine = Engine(
             accelerator,
@@ -276,28 +287,6 @@ class _Training:
             figures["conflicts"] = self._watch.measure(self._splits.train)
         self._progress.update(epoch, figures, areas, losses, self._backward)
         return figures
-
-
-def _backward(
-    job: Job, model: TaskModel, optimizer: torch.optim.Optimizer, schedule: Schedule, process_group: Any
-) -> Backward:
-    rule, strength = job.method.rule, job.value
-    common: dict[str, Any] = {"heads": "heads", "optimizer": optimizer, "process_group": process_group}
-
-    def regularizer(surgery: Any) -> SaliencyRegularizer:
-        if rule == "authors":
-            # Their penalty is summed over the batch, where the other rules take the mean.
-            return SaliencyRegularizer.authors(
-                model, strength=strength / schedule.batch_size, **common, surgery=surgery
-            )
-        relations: str | RelationWeights = rule or "fixed"
-        if rule == "entropic" and schedule.temperature is not None:
-            relations = RelationWeights(len(model.tasks), rule, temperature=schedule.temperature)
-        return SaliencyRegularizer(model, strength=strength, relations=relations, **common, surgery=surgery)
-
-    build = None if rule is None else regularizer
-    surgery = job.method.surgery
-    return Backward(model, "heads", model.tasks, optimizer, surgery, build, job.seed, process_group=process_group)
 
 
 def _loss_per_task(logits: Tensor, labels: Tensor) -> Tensor:

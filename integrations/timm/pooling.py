@@ -75,6 +75,7 @@ class FeaturePooling(nn.Module):
         return 0.5 * (sequence.mean(1) + sequence.amax(1))
 
     def extra_repr(self) -> str:
+        """Kind and layout, for ``print``."""
         return f"{self.kind}, {self.layout.describe()}"
 
 

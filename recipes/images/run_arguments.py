@@ -41,7 +41,16 @@ def add_run_arguments(
         recipe: its name, for the default folder.
         backbone, image_size, epochs, batch_size, learning_rate: defaults.
     """
-    model = parser.add_argument_group("model")
+    _add_model(parser.add_argument_group("model"), backbone, image_size)
+    _add_method(parser.add_argument_group("method"))
+    steps = parser.add_argument_group("steps")
+    _add_steps(steps, epochs, batch_size, learning_rate)
+    run = parser.add_argument_group("run")
+    add_training_arguments(steps, run, formats=False, checkpoint_steps=200)
+    _add_folder(run, recipe)
+
+
+def _add_model(model: Any, backbone: str, image_size: int | None) -> None:
     model.add_argument("--backbone", default=backbone, metavar="NAME", help=f"any of timm's (default: {backbone})")
     model.add_argument("--pretrained", action="store_true", help="begin with timm's weights, which are downloaded")
     model.add_argument("--checkpoint-path", metavar="FILE", help="begin with the backbone weights of a file")
@@ -65,7 +74,8 @@ def add_run_arguments(
     _number(model, "--drop-rate", 0.0, "dropout in the heads", _NON_NEGATIVE)
     _number(model, "--drop-path-rate", None, "stochastic depth of the backbone", _NON_NEGATIVE)
 
-    method = parser.add_argument_group("method")
+
+def _add_method(method: Any) -> None:
     method.add_argument(
         "--method",
         choices=list(METHODS),
@@ -88,7 +98,8 @@ def add_run_arguments(
         help="of hard sharing before the method sets in, as the authors do (default: 0)",
     )
 
-    steps = parser.add_argument_group("steps")
+
+def _add_steps(steps: Any, epochs: int, batch_size: int, learning_rate: float) -> None:
     _number(steps, "--epochs", epochs, "of the training; the best weights by validation are kept")
     _number(steps, "--batch-size", batch_size, "images per step, of all processes together")
     _number(steps, "--learning-rate", learning_rate, "of AdamW", _POSITIVE)
@@ -100,8 +111,8 @@ def add_run_arguments(
     _number(steps, "--evaluations", 10, "looks at the validation images")
     steps.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of all draws (default: 0)")
 
-    run = parser.add_argument_group("run")
-    add_training_arguments(steps, run, formats=False, checkpoint_steps=200)
+
+def _add_folder(run: Any, recipe: str) -> None:
     run.add_argument(
         "--out", type=Path, default=Path("runs", recipe), metavar="FOLDER", help=f"of all runs (default: runs/{recipe})"
     )

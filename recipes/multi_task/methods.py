@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -59,8 +59,19 @@ FULL_LABELS = (BASELINE, "uniform", "srdml_projected", "srdml_entropic", "pcgrad
 MISSING_LABELS = (*FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *FULL_LABELS[4:])
 
 
+class _Attached(Protocol):
+    """What :func:`backward_of` reads of a method."""
+
+    @property
+    def rule(self) -> str | None: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def surgery(self) -> Surgery | None: ...
+
+
 def backward_of(
-    method: Method,
+    method: _Attached,
     model: nn.Module,
     tasks: Sequence[str],
     optimizer: torch.optim.Optimizer,
