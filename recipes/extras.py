@@ -9,7 +9,7 @@ __all__ = ["need"]
 
 
 def need(name: str) -> ModuleType:
-    """Import a module of the ``recipes`` (or ``timm``) extra, or say how to install it.
+    """Import a module of the ``recipes`` (or ``timm``, or ``transformers``) extra, or say how to install it.
 
     Raises:
         ImportError: the package is not installed.
@@ -19,7 +19,7 @@ def need(name: str) -> ModuleType:
     except ImportError as error:
         top = name.partition(".")[0]
         package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top)
-        extra = "recipes,timm" if top == "timm" else "recipes"
+        extra = f"recipes,{top}" if top in ("timm", "transformers") else "recipes"
         raise ImportError(
             f'this recipe needs {package}, which could not be imported. Type: pip install "saliency-reg[{extra}]"'
         ) from error

@@ -321,6 +321,8 @@ class SaliencyRegularizer(StateModule, Removable):
             given = differentiated.values() if isinstance(differentiated, Mapping) else differentiated
             self._first_call.refuse_static_graph(() if given is None else given)
         feature = captured[0].feature
+        if mask is None and outputs is None:
+            mask = self._mask_of(feature)
         total_loss = sum_of_losses(losses, self.tasks, feature.device)
         heads, columns = self._heads_behind(outputs)
         strength = self.current_strength
@@ -549,6 +551,10 @@ class SaliencyRegularizer(StateModule, Removable):
         self._reaches_backbone = self._first_call.reach(penalty, evaluated.saliencies, names, evaluated.edges, known)
         if known is None and self._reaches_backbone is False:
             logger.warning(NO_REACH)
+
+    def _mask_of(self, feature: Tensor) -> Tensor | None:
+        """For classes that know what is padding in a captured feature map; here, nothing is."""
+        return None
 
     def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
         if self._capture is None or outputs is not None:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from saliency_reg.errors import ConfigurationError, WrongTypeError
 
+from ..head_arguments import check_count
 from .creating import check_model_name, create_timm_model, first_line
 from .errors import ImageSizeError, NoSpatialFeatureError
 from .feature_layout import FeatureLayout, find_layout
 from .freezing import Freezing
-from .head_config import check_count
 from .library import import_timm
 from .probing import blank_images, parameters_behind, undisturbed
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Union
+from collections.abc import Mapping, Sequence
+from typing import Union
 
-from torch import nn
-
-from saliency_reg.errors import ConfigurationError, TaskError, WrongTypeError
+from ..head_arguments import ACTIVATIONS, check_choice, check_count, check_rate, checked_widths, configs_per_task
 
 __all__ = ["ACTIVATIONS", "NORMS", "POOLINGS", "HeadConfig", "HeadsDescription", "head_configs"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 POOLINGS = ("auto", "average", "max", "average+max", "token", "none")
 NORMS = ("auto", "layer", "none")
 
@@ -52,16 +48,9 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         check_count("classes", self.classes)
-        if isinstance(self.hidden, (str, bytes)) or not isinstance(self.hidden, Iterable):
-            raise WrongTypeError(
-                f"hidden must be a tuple of widths, found {self.hidden!r}. Type hidden=(64,) for one hidden layer."
-            )
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        for width in self.hidden:
-            check_count("each width in hidden", width)
+        object.__setattr__(self, "hidden", checked_widths(self.hidden))
         # Plain numbers, which a file can hold.
         object.__setattr__(self, "classes", int(self.classes))
-        object.__setattr__(self, "hidden", tuple(map(int, self.hidden)))
         check_choice("activation", self.activation, tuple(ACTIVATIONS))
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("norm", self.norm, NORMS)
@@ -85,71 +74,4 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
         TaskError: no task, or names that cannot be used.
         WrongTypeError: something else.
     """
-    default = HeadConfig() if head is None else head
-    if not isinstance(default, HeadConfig):
-        raise WrongTypeError(f"head must be a HeadConfig, found {type(head).__name__}. Type HeadConfig(hidden=(64,)).")
-    if isinstance(heads, Mapping):
-        given: list[tuple[Any, Any]] = list(heads.items())
-    elif isinstance(heads, Sequence) and not isinstance(heads, (str, bytes)):
-        given = [(task, default) for task in heads]
-    else:
-        raise WrongTypeError(
-            f"heads must be {{task: number of classes}}, {{task: HeadConfig}} or a list of task names, found "
-            f"{type(heads).__name__}. Type heads={{'smiling': 1, 'age': 5}}."
-        )
-    if not given:
-        raise TaskError("heads is empty. Name at least one task: heads={'smiling': 1, 'young': 1}.")
-    names = [task for task, _ in given]
-    _check_task_names(names)
-    found = {}
-    for task, description in given:
-        if isinstance(description, HeadConfig):
-            found[task] = description
-        elif isinstance(description, numbers.Integral) and not isinstance(description, bool):
-            check_count(f"the number of classes of task {task!r}", description)
-            found[task] = dataclasses.replace(default, classes=int(description))
-        else:
-            raise WrongTypeError(
-                f"task {task!r} must have a number of classes or a HeadConfig, found {type(description).__name__}. Type "
-                f"heads={{{task!r}: 1}}."
-            )
-    return found
-
-
-def _check_task_names(names: Sequence[Any]) -> None:
-    reserved = nn.ModuleDict()
-    for task in names:
-        if not isinstance(task, str):
-            raise WrongTypeError(f"a task name must be a str, found {task!r}. Type {str(task)!r}.")
-        if not task or "." in task:
-            instead = task.replace(".", "_") or "task"
-            raise TaskError(f"{task!r} cannot name a head: names are not empty and have no dot. Type {instead!r}.")
-        if hasattr(reserved, task):
-            raise TaskError(
-                f"{task!r} cannot name a head: torch.nn.ModuleDict, which holds the heads, has an attribute of that name. "
-                f"Type {task + '_task'!r}."
-            )
-    if doubled := sorted({task for task in names if names.count(task) > 1}):
-        raise TaskError(f"the task names {doubled} occur more than once. Give each task a name of its own.")
-
-
-def check_count(what: str, value: object) -> None:
-    """A whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise WrongTypeError(f"{what} must be an int, found {value!r}.")
-    if value < 1:
-        raise ConfigurationError(f"{what} must be at least 1, found {value}.")
-
-
-def check_rate(what: str, value: object) -> None:
-    """A number in ``[0, 1)``."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise WrongTypeError(f"{what} must be a number, found {value!r}.")
-    if not 0 <= float(value) < 1:
-        raise ConfigurationError(f"{what} must be at least 0 and below 1, found {value}.")
-
-
-def check_choice(what: str, value: object, allowed: Sequence[str]) -> None:
-    """One of the names that are allowed."""
-    if value not in allowed:
-        raise ConfigurationError(f"unknown {what} {value!r}. Choose one of {', '.join(map(repr, allowed))}.")
+    return configs_per_task(heads, head, HeadConfig, "classes")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError, ShapeError, WrongTypeError
 
+from ..head_arguments import check_rate
 from .backbone import Backbone, checked_options, create_backbone, image_size_pair
 from .backbone_checkpoint import load_backbone
-from .head_config import HeadConfig, HeadsDescription, check_rate, head_configs
+from .head_config import HeadConfig, HeadsDescription, head_configs
 from .library import import_timm
 from .saved_model import load_weights, read_config, save_model
 from .task_heads import build_heads

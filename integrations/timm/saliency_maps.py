@@ -16,12 +16,12 @@ from saliency_reg.lookup import find_module
 from saliency_reg.precision import at_least_float32
 from saliency_reg.scalarization import scalar_of
 
+from ..head_arguments import check_choice
 from .attached import paused
 from .backbone import image_size_pair
 from .classifier import timm_model
 from .errors import NoSpatialFeatureError
 from .feature_layout import ChannelsLast, FeatureLayout, Joined, find_layout, layout_of
-from .head_config import check_choice
 from .map_feature import MapFeature, deepest_feature, gradients_of, last_feature, named_feature, recorded
 from .map_methods import MAP_METHODS
 from .model import TimmMultiTaskModel

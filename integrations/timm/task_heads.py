@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..head_arguments import hidden_layers
 from .backbone import Backbone
-from .head_config import ACTIVATIONS, HeadConfig
+from .head_config import HeadConfig
 from .pooling import FeaturePooling, own_pooling, pooled_width
 
 __all__ = ["build_heads"]
@@ -46,12 +47,7 @@ def build_heads(
         ):
             layers.append(norm)
         rate = drop_rate if config.dropout is None else config.dropout
-        for hidden in config.hidden:
-            layers += [nn.Linear(width, hidden), ACTIVATIONS[config.activation](), nn.Dropout(rate)]
-            width = hidden
-        if not config.hidden and rate:
-            layers.append(nn.Dropout(rate))
-        layers.append(nn.Linear(width, config.classes))
+        layers += hidden_layers(width, config.hidden, config.activation, rate, config.classes)
         if config.classes == 1:
             # [B, 1] -> [B]: beside labels [B], a loss would broadcast to [B, B] without a word.
             layers.append(nn.Flatten(0))

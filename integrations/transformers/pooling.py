@@ -1,0 +1,75 @@
+"""From hidden states to one vector per sequence; padding does not enter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .errors import EncoderError
+
+__all__ = ["SequencePooling", "TaskHead"]
+
+
+class SequencePooling(nn.Module):
+    """Pools ``[B, L, C]`` to ``[B, C]``.
+
+    Args:
+        kind: ``"mean"`` over the real positions, the ``"first"`` one, the ``"last"`` real one, ``"pooler"`` (the encoder's
+            own output, which is passed on), or ``"none"`` (all positions are passed on).
+
+    Raises:
+        EncoderError: from ``forward``, for ``"pooler"`` with an encoder that has none.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, pooler: Tensor | None = None) -> Tensor:
+        """Pool hidden states ``[B, L, C]`` where the mask ``[B, L]`` is true; a row without real positions gives zeros."""
+        if self.kind == "none":
+            return hidden
+        if self.kind == "pooler":
+            if pooler is None:
+                raise EncoderError("this encoder has no pooler output. Type pooling='mean' or pooling='first'.")
+            return pooler
+        if self.kind == "first":
+            return hidden[:, 0]
+        if self.kind == "last":
+            if mask is None:
+                return hidden[:, -1]
+            positions = torch.arange(hidden.shape[1], device=hidden.device)
+            last = torch.where(mask, positions, 0).amax(1)
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if mask is None:
+            return hidden.mean(1)
+        # In place of a product with the mask: what a padded position holds may not be finite.
+        kept = hidden.masked_fill(~mask.unsqueeze(2), 0)
+        return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(hidden.dtype)
+
+    def extra_repr(self) -> str:
+        """The kind, for ``print``."""
+        return self.kind
+
+
+class TaskHead(nn.Module):
+    """Layers behind a pooling; a single output has no axis of its own.
+
+    Args:
+        layers: that end in a ``Linear``.
+        pooling: of this head alone, or ``None`` where one pools for all.
+        outputs: of the last layer.
+    """
+
+    def __init__(self, layers: nn.Module, pooling: SequencePooling | None, outputs: int) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.layers = layers
+        self.outputs = outputs
+
+    def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, C] -> [B, K]``, ``[B, L, C] -> [B, L, K]``; without the last axis for one output."""
+        if self.pooling is not None:
+            feature = self.pooling(feature, mask)
+        logits: Tensor = self.layers(feature)
+        return logits.squeeze(-1) if self.outputs == 1 else logits

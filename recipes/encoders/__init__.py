@@ -1,0 +1,1 @@
+"""Encoders of the transformers library, built tiny and with random weights."""
