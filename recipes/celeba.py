@@ -16,9 +16,10 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 
 from .arguments import OneVoiceParser, real_number, whole_number
 from .errors import DataError, OptionError
+from .fingerprints import fingerprint_of
+from .hub import load_splits
 from .images import single_run
-from .images.fingerprints import fingerprint_of
-from .images.hub import load_splits, with_images
+from .images.columns import with_images
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments

@@ -21,9 +21,9 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 from .arguments import OneVoiceParser, real_number
 from .errors import DataError
 from .extras import need
+from .fingerprints import fingerprint_of
 from .images import single_run
 from .images.files import FileImages, readable
-from .images.fingerprints import fingerprint_of
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .data import Examples
 from .errors import DataError, OptionError
-from .images.hub import load_splits
+from .hub import load_splits
 from .multi_task.kinds import TaskKind
 
 __all__ = ["TabularSplits", "fingerprint", "sarcos_splits", "school_splits"]

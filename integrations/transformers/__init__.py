@@ -1,4 +1,73 @@
-from .configuration import MultiTaskConfig
+"""transformers: multi-task models over any of its encoders, the regularizer on its classifiers, and the Trainer.
+
+>>> from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel, SaliencyTrainer, saliency_regularizer
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    ClassifierNotFoundError,
+    EncoderError,
+    LabelError,
+    PretrainedWeightsError,
+    TokenizerMismatchError,
+    UnknownTaskError,
+    UnsupportedTrainerError,
+)
 from .head_config import HeadConfig
-from .model import MultiTaskModel
-from .output import MultiTaskOutput
+
+if TYPE_CHECKING:
+    from .classifier import find_classifier
+    from .collator import MultiTaskCollator
+    from .configuration import MultiTaskConfig
+    from .model import MultiTaskModel
+    from .output import MultiTaskOutput
+    from .trainer import SaliencyTrainer, SaliencyTrainerMixin
+    from .trainer_loss import SaliencyLoss
+    from .unmodified import saliency_regularizer
+
+__all__ = [
+    "ClassifierNotFoundError",
+    "EncoderError",
+    "HeadConfig",
+    "LabelError",
+    "MultiTaskCollator",
+    "MultiTaskConfig",
+    "MultiTaskModel",
+    "MultiTaskOutput",
+    "PretrainedWeightsError",
+    "SaliencyLoss",
+    "SaliencyTrainer",
+    "SaliencyTrainerMixin",
+    "TokenizerMismatchError",
+    "UnknownTaskError",
+    "UnsupportedTrainerError",
+    "find_classifier",
+    "saliency_regularizer",
+]
+
+#: What needs transformers itself, or its Trainer, which takes seconds to import, is imported when it is first asked for.
+_WHERE = {
+    "MultiTaskCollator": "collator",
+    "MultiTaskConfig": "configuration",
+    "MultiTaskModel": "model",
+    "MultiTaskOutput": "output",
+    "SaliencyLoss": "trainer_loss",
+    "SaliencyTrainer": "trainer",
+    "SaliencyTrainerMixin": "trainer",
+    "find_classifier": "classifier",
+    "saliency_regularizer": "unmodified",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -89,7 +89,7 @@ def as_encoder(model: Any) -> tuple[Any, str, str]:
             f"encoder must be a hub id, a folder, a configuration or a model of transformers, found {type(model).__name__}. "
             "For any other backbone type SaliencyRegularizer(model, heads=...)."
         )
-    whole = model.base_model
+    whole = model if _is_base(type(model).__name__) else model.base_model
     name = type(whole).__name__
     if not hasattr(transformers, name):
         raise EncoderError(
@@ -120,6 +120,12 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     return model
 
 
+def _is_base(name: str) -> bool:
+    """Whether ``AutoModel`` builds models of this class: they have no classifier."""
+    names = import_transformers().models.auto.modeling_auto.MODEL_MAPPING_NAMES.values()
+    return any(name in own if isinstance(own, (list, tuple)) else name == own for own in names)
+
+
 def is_decoder_only(config: Any) -> bool:
     """Whether each position sees those before it alone, so that only the last one has seen all."""
     auto = import_transformers().models.auto.modeling_auto
@@ -128,20 +134,48 @@ def is_decoder_only(config: Any) -> bool:
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in masked
 
 
-def hidden_width_of(config: Any) -> int:
-    """Channels of the last hidden state, as far as a configuration tells.
+def hidden_width_of(encoder: Any) -> int:
+    """Channels of the last hidden state: what the configuration tells, or else, for images, what a blank one gives.
 
     Raises:
-        EncoderError: it does not tell.
+        EncoderError: neither tells.
     """
+    config = encoder.config
     for name in ("hidden_sizes", "hidden_size", "d_model", "hidden_dim", "embed_dim"):
         value = getattr(config, name, None)
         if isinstance(value, (list, tuple)) and value:
             value = value[-1]
         if isinstance(value, int):
             return value
+    if getattr(encoder, "main_input_name", None) == "pixel_values":
+        return _width_of_map(encoder)
     raise EncoderError(
         f"{type(config).__name__} does not tell how many channels the last hidden state has. Type hidden_width= with it."
+    )
+
+
+def _width_of_map(encoder: Any) -> int:
+    """Of encoders of images that return a map ``[B, C, H, W]``, and whose stages the configuration does not count."""
+    like = next(p for p in encoder.parameters() if p.is_floating_point())
+    own = getattr(encoder.config, "image_size", 224)
+    before, reason = encoder.training, ""
+    try:
+        encoder.eval()
+        for size in (own, 64, 224):
+            height, width = size if isinstance(size, (list, tuple)) else (size, size)
+            images = like.new_zeros(1, getattr(encoder.config, "num_channels", 3), height, width)
+            try:
+                with torch.no_grad():
+                    hidden = encoder(images, return_dict=True).last_hidden_state
+            except (RuntimeError, ValueError, AttributeError) as error:  # too small for it, or no hidden state
+                reason = first_line(error)
+                continue
+            return int(hidden.shape[1] if hidden.ndim == 4 else hidden.shape[-1])
+    finally:
+        encoder.train(before)
+    raise EncoderError(
+        f"{type(encoder).__name__} could not be run on a blank image ({reason}), and its configuration does not tell how "
+        "many channels its last hidden state has. Type hidden_width= with it."
     )
 
 
@@ -169,8 +203,8 @@ def encoded(encoder: Any, inputs: dict[str, Any], width: int) -> Encoded:
         hidden = hidden.unsqueeze(1)
     if hidden.ndim != 3 or hidden.shape[-1] != width:
         raise ShapeError(
-            f"the last hidden state of {type(encoder).__name__} has shape {list(hidden.shape)}, but the heads were built for "
-            f"{width} channels. Type hidden_width={hidden.shape[-1]}."
+            f"the last hidden state of {type(encoder).__name__} has shape {list(hidden.shape)}, but the heads were built "
+            f"for {width} channels. Type hidden_width={hidden.shape[-1]}."
         )
     if pooler is not None and pooler.ndim != 2:
         pooler = pooler.flatten(1)
@@ -218,7 +252,9 @@ def _check_token_ids(encoder: Any, ids: Any) -> None:
     if not isinstance(vocabulary, int):
         return
     if ids.is_floating_point():
-        raise TokenizerMismatchError(f"input_ids must be whole numbers, found {ids.dtype}. Pass what a tokenizer returns.")
+        raise TokenizerMismatchError(
+            f"input_ids must be whole numbers, found {ids.dtype}. Pass what a tokenizer returns."
+        )
     low, high = int(ids.min()), int(ids.max())
     embeddings = encoder.get_input_embeddings()
     vocabulary = max(vocabulary, getattr(embeddings, "num_embeddings", 0))

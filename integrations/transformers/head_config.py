@@ -34,8 +34,8 @@ class HeadConfig:
         dropout: rate, behind each hidden layer, or in front of the only ``Linear``; ``None`` for that of the encoder's
             configuration.
         pooling: of a sequence head: ``"mean"`` over the real tokens (padding does not enter), the ``"first"`` token
-            (``[CLS]``), the ``"last"`` real one, the encoder's own ``"pooler"`` output, or ``"auto"``: the mean, and the last
-            one for decoder-only models.
+            (``[CLS]``), the ``"last"`` real one, the encoder's own ``"pooler"`` output, or ``"auto"``: the mean, and the
+            last one for decoder-only models.
         weight: of the task's loss in the sum of all.
         labels: names of the K labels, or none.
 
@@ -120,10 +120,10 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
         ConfigurationError: poolings that cannot be in one model.
         WrongTypeError: something else.
     """
-    if head is not None and isinstance(head, HeadConfig) and isinstance(heads, Mapping):
-        # Its problem was filled in for its own number of labels.
-        head = dataclasses.replace(head, labels=())
-        heads = {task: _filled(head, own) for task, own in heads.items()}
+    if isinstance(heads, Mapping) and (head is None or isinstance(head, HeadConfig)):
+        # The problem of the default was filled in for its own number of labels.
+        default = HeadConfig() if head is None else dataclasses.replace(head, labels=())
+        heads = {task: _filled(default, own) for task, own in heads.items()}
     found = configs_per_task(heads, head, HeadConfig, "num_labels")
     with_pooler = [task for task, config in found.items() if config.pooling == "pooler"]
     if with_pooler and len(with_pooler) < len(found):

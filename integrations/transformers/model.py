@@ -63,7 +63,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         >>> import torch
         >>> from transformers import BertConfig
         >>> from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel
-        >>> tiny = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+        >>> tiny = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
         >>> model = MultiTaskModel.from_encoder(tiny, {"joy": 1, "topic": 4}, head=HeadConfig(hidden=(8,)))
         >>> regularizer = model.regularizer(strength=0.1)
         >>> ids = torch.randint(50, (2, 7))
@@ -74,7 +74,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
     """
 
     config_class = MultiTaskConfig
-    base_model_prefix = "encoder"
+    # None: the loader would take names of the encoder's own parts, such as its "encoder", for the prefix.
+    base_model_prefix = ""
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # What the encoder has is asked of it.
@@ -98,7 +99,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             _encoder = build_encoder(config.encoder_config, config.encoder_class, config.encoder_part)
         self.encoder = _encoder
         self.main_input_name = getattr(_encoder, "main_input_name", "input_ids")
-        width = hidden_width_of(_encoder.config) if config.hidden_width is None else config.hidden_width
+        width = hidden_width_of(_encoder) if config.hidden_width is None else config.hidden_width
         self.hidden_width = width
         self.pooling, self.heads = _build_heads(self.head_configs, _encoder.config, width)
         self._encoder_arguments = frozenset(inspect.signature(type(_encoder).forward).parameters)
@@ -153,7 +154,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             configs,
             encoder_class=name,
             encoder_part=part,
-            hidden_width=hidden_width,
+            hidden_width=hidden_width_of(own) if hidden_width is None else hidden_width,
             dtype=own.dtype,
         )
         model = cls(config, _encoder=own)
@@ -164,6 +165,14 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order of the heads."""
         return tuple(self.head_configs)
+
+    def get_input_embeddings(self) -> Any:
+        """Those of the encoder."""
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace those of the encoder."""
+        self.encoder.set_input_embeddings(value)
 
     def forward(
         self,
@@ -185,8 +194,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         """Logits of each task, and losses of those with labels.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pixel_values, input_values, input_features:
-                what the encoder reads; ``attention_mask`` also tells which positions are padding.
+            input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pixel_values, input_values,
+                input_features: what the encoder reads; ``attention_mask`` also tells which positions are padding.
             labels: ``{task: labels}``, ``-100`` (or NaN) for missing ones. A task that is not there has no label in this
                 batch; its head runs all the same, for its saliency.
             tasks: those whose heads run, by default all.
@@ -205,7 +214,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         chosen = self._chosen(tasks)
         given = {} if labels is None else check_tasks(labels, self.head_configs)
         if without := [task for task in given if task not in chosen]:
-            raise UnknownTaskError(f"labels has {without}, whose heads do not run: tasks={list(chosen)}. Name them there.")
+            raise UnknownTaskError(
+                f"labels has {without}, whose heads do not run: tasks={list(chosen)}. Name them there."
+            )
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -233,16 +244,16 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         use_tuple = return_dict is False or (return_dict is None and not getattr(self.config, "return_dict", True))
         return output.to_tuple() if use_tuple else output
 
-    def sample_losses(
-        self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]
-    ) -> dict[str, Tensor]:
+    def sample_losses(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
         """``{task: [B]}``, each sample's mean over its known labels, 0 where it has none; for ``target="loss"``.
 
         Raises:
             UnknownTaskError, LabelError, WrongTypeError: labels that do not fit.
         """
         given = check_tasks(labels, self.head_configs)
-        return {task: losses_per_sample(task, self.head_configs[task], logits[task], own) for task, own in given.items()}
+        return {
+            task: losses_per_sample(task, self.head_configs[task], logits[task], own) for task, own in given.items()
+        }
 
     def regularizer(self, **options: Any) -> SaliencyRegularizer:
         """A :class:`SaliencyRegularizer` on the heads, which leaves padding out.
@@ -258,7 +269,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             SaliencyRegError: those of the class; ``heads`` and ``tasks`` are known here.
         """
         if clash := sorted({"heads", "tasks", "channel_axis"} & set(options)):
-            raise ConfigurationError(f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, ...).")
+            raise ConfigurationError(
+                f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, ...)."
+            )
         if self.pooling.kind == "none":
             options = {"pool": "mean", "channel_axis": -1, **options}
         return MaskedRegularizer(self, heads="heads", mask_from=(self.pooling, "mask", 1), **options)
@@ -281,9 +294,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             inputs.pop("token_type_ids", None)
         return encoded(self.encoder, inputs, self.hidden_width)
 
-    def _losses(
-        self, logits: Mapping[str, Tensor], given: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, logits: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         losses = {}
         for task, labels in given.items():
             total, known = task_loss(task, self.head_configs[task], logits[task], labels)

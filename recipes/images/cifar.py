@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, OptionError
+from ..fingerprints import fingerprint_of
+from ..hub import load_splits
+from .columns import decoded_pixels
 from .examples import AugmentedImages, Images, resized
-from .fingerprints import fingerprint_of
-from .hub import decoded_pixels, load_splits
 
 __all__ = ["ATTRIBUTES", "CLASSES", "HUB_ID", "TASK_SETS", "CifarSplits", "cifar_splits", "fingerprint"]
 

@@ -16,7 +16,7 @@ __all__ = ["MultiTaskObjective"]
 
 
 class MultiTaskObjective(Objective):
-    """For batches of inputs ``[b, ...]`` and labels ``[b, T]``, NaN where one is missing.
+    """For batches of inputs, whatever the model takes, and labels ``[b, T]``, NaN where one is missing.
 
     A sample without a label takes part in the saliency all the same: its outputs are computed, and its loss has weight 0.
 
@@ -31,7 +31,7 @@ class MultiTaskObjective(Objective):
         # All at once: some operations instead of some for each task.
         self._at_once = not apart and all(kind.name == "binary" for kind in self._kinds)
 
-    def losses(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> TaskLosses:
+    def losses(self, model: nn.Module, batch: tuple[Any, Tensor]) -> TaskLosses:
         inputs, labels = batch
         outputs = self._outputs(model, inputs)
         known = torch.nan_to_num(labels)
@@ -40,16 +40,16 @@ class MultiTaskObjective(Objective):
             return functional.binary_cross_entropy_with_logits(logits, known.T.to(logits), reduction="none")
         return [_losses(kind, *pair) for kind, pair in zip(self._kinds, zip(outputs, known.unbind(1)))]
 
-    def predictions(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def predictions(self, model: nn.Module, batch: tuple[Any, Tensor]) -> dict[str, Tensor]:
         inputs, labels = batch
-        outputs = [output.float().reshape(len(inputs), -1) for output in self._outputs(model, inputs)]
+        outputs = [output.float().reshape(len(labels), -1) for output in self._outputs(model, inputs)]
         return {"outputs": torch.cat(outputs, dim=1), "labels": labels}
 
-    def weights(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def weights(self, batch: tuple[Any, Tensor]) -> Tensor:
         # Also where no label is missing: other micro-batches of the step, or other processes, may have missing ones.
         return (~torch.isnan(batch[1])).T.float()
 
-    def regularizer_arguments(self, batch: tuple[Tensor, Tensor], losses: TaskLosses) -> dict[str, Any]:
+    def regularizer_arguments(self, batch: tuple[Any, Tensor], losses: TaskLosses) -> dict[str, Any]:
         # Of this micro-batch, and only for the report of the penalty's share.
         stacked = (losses if isinstance(losses, Tensor) else torch.stack(list(losses))).detach()
         if not stacked.shape[1]:
@@ -57,7 +57,7 @@ class MultiTaskObjective(Objective):
         known = ~torch.isnan(batch[1]).T
         return {"losses": ((stacked * known).sum(1) / known.sum(1).clamp(min=1)).sum()}
 
-    def _outputs(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
+    def _outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
         outputs = model(inputs)
         return [outputs[task] for task in self.tasks]
 

@@ -16,8 +16,11 @@ _TITLES = {
     "precision": "precision %",
     "recall": "recall %",
     "nmse": "nMSE (lower is better)",
+    "f1": "F1 %",
+    "f1_rare": "F1 of rare tasks %",
+    "auc_rare": "AUC of rare tasks %",
 }
-_PERCENT = ("accuracy", "auc", "precision", "recall")
+_PERCENT = ("accuracy", "auc", "precision", "recall", "f1", "f1_rare", "auc_rare")
 
 
 def markdown(study: Study, metrics: Sequence[str], compared: Sequence[str]) -> str:

@@ -89,6 +89,7 @@ class Outcome:
         scores: on the test split, of each task; empty without one.
         curves: one value for each look at the validation split.
         relations: ``[T, T]``, of the best epoch, if the method has any.
+        outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
         share: of the penalty in the task losses, at each look; empty without a penalty.
     """
 
@@ -99,6 +100,7 @@ class Outcome:
     curves: dict[str, list[float]]
     relations: list[list[float]] | None
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    validation_outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def macro(self) -> dict[str, float]:
@@ -274,7 +276,9 @@ class _Training:
         progress.best.restore()
         scores: dict[str, dict[str, float]] = {}
         outputs: dict[str, Tensor] = {}
+        validation_outputs: dict[str, Tensor] = {}
         if test and self._data.test is not None:
+            validation_outputs = self._engine.evaluate(self._data.validation)
             outputs = self._engine.evaluate(self._data.test)
             scores = task_scores(outputs["outputs"], outputs["labels"], self._data.kinds)
         for part in self._backward.attached.values():
@@ -287,6 +291,7 @@ class _Training:
             progress.curves,
             progress.relations,
             outputs,
+            validation_outputs,
         )
 
     def _after_epoch(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:

@@ -11,10 +11,11 @@ import torch
 from recipes.batches import Feed, GlobalBatches
 from recipes.errors import DataError, OptionError
 from recipes.extras import need
+from recipes.hub import load_splits
 from recipes.images.cifar import ATTRIBUTES, CLASSES, MEAN, STD, cifar_splits, fingerprint
+from recipes.images.columns import decoded_pixels
 from recipes.images.examples import AugmentedImages, Images, resized
 from recipes.images.files import FileImages, readable
-from recipes.images.hub import decoded_pixels, load_splits
 from recipes.images.label_columns import check_columns, labels_of, without_constant_tasks
 from recipes.images.splitting import check_no_image_twice, rows_by_chance, rows_by_column
 from recipes.multi_task.kinds import BINARY, TaskKind

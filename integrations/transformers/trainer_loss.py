@@ -1,0 +1,123 @@
+"""The penalty within a Trainer: how it is weighed against the loss under gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from saliency_reg import SaliencyRegularizer
+from saliency_reg.errors import WrongTypeError
+
+from .errors import LabelError, UnsupportedTrainerError
+from .losses import known_labels
+from .trainer_callback import SaliencyCallback
+
+__all__ = ["SaliencyLoss", "mean_loss"]
+
+#: What ``compute_loss_func=`` of a Trainer is: from the model's outputs, the labels and the number of labels in all
+#: micro-batches of the step to a loss.
+LossFunction = Callable[..., Tensor]
+
+
+class SaliencyLoss(SaliencyCallback):
+    """The regularizer for a Trainer of your own: a ``compute_loss_func`` and a callback in one object.
+
+    Pass it twice: ``MyTrainer(..., compute_loss_func=saliency, callbacks=[saliency])``. As a callback it lets the relations
+    follow the Trainer's optimizer, keeps them in its checkpoints, and writes its figures into the logs; everything that
+    :class:`SaliencyTrainer` says of these holds here.
+
+    A Trainer with a ``compute_loss_func`` takes the labels away from the model, and divides nothing by the accumulation
+    steps: the loss has to be a sum over ``num_items_in_batch``. The default is one: binary cross entropy for floating-point
+    labels of the shape of the logits, cross entropy for classes; ``-100`` and NaN are missing labels. The penalty is divided
+    by the number of micro-batches of the step, the last, shorter one of an epoch included.
+
+    Args:
+        regularizer: attached to the model.
+        loss_func: ``(outputs, labels, num_items_in_batch=...) -> loss`` in place of the default; what you would otherwise
+            pass as ``compute_loss_func``.
+        log_pairs: as in :class:`SaliencyTrainer`.
+
+    Raises:
+        WrongTypeError: no regularizer, or no function.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from saliency_reg.integrations.transformers import SaliencyLoss, saliency_regularizer
+        >>> tiny = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3)
+        >>> saliency = SaliencyLoss(saliency_regularizer(BertForSequenceClassification(tiny)))
+        >>> saliency  # Trainer(..., compute_loss_func=saliency, callbacks=[saliency])
+        SaliencyLoss(3 tasks)
+    """
+
+    def __init__(
+        self, regularizer: SaliencyRegularizer, loss_func: LossFunction | None = None, *, log_pairs: int = 10
+    ) -> None:
+        super().__init__(regularizer, log_pairs=log_pairs)
+        if loss_func is not None and not callable(loss_func):
+            raise WrongTypeError(f"loss_func must be a function, found {type(loss_func).__name__}.")
+        self._loss_func = mean_loss if loss_func is None else loss_func
+
+    def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The loss of a micro-batch as Trainer wants it: divided already.
+
+        Raises:
+            UnsupportedTrainerError: it was not passed as a callback, too.
+            LabelError: labels that the default loss cannot take.
+        """
+        loss: Tensor = self._loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        if not torch.is_grad_enabled():  # an evaluation
+            return loss
+        if not self.is_callback:
+            raise UnsupportedTrainerError(
+                "this SaliencyLoss is no callback of the Trainer, so that its relations would not move and not be saved. "
+                "Type Trainer(..., compute_loss_func=saliency, callbacks=[saliency])."
+            )
+        steps = self.micro_batches
+        penalty: Tensor = self.regularizer(losses=loss.detach() * steps)
+        # What Trainer does to all of the loss when it counts the labels of all processes.
+        times = self.processes if num_items_in_batch is not None and self.averages_over_devices else 1
+        return loss + (penalty / (steps * times)).to(loss.dtype)
+
+
+def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
+    """Sum of the losses of all known labels, over ``num_items_in_batch``, or over their number if that is ``None``.
+
+    Raises:
+        LabelError: no labels, or labels that fit no loss.
+    """
+    logits = getattr(outputs, "logits", None)
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+        what = "a dictionary" if isinstance(labels, Mapping) else "no" if labels is None else type(labels).__name__
+        raise LabelError(
+            f"found {what} labels and logits of type {type(logits).__name__}, expected tensors. Type "
+            "SaliencyLoss(regularizer, loss_func=...) with a loss of your own; a MultiTaskModel has losses: use "
+            "SaliencyTrainer for it."
+        )
+    known = known_labels(labels)
+    safe = torch.where(known, labels, 0)
+    if labels.is_floating_point():
+        if labels.shape != logits.shape:
+            raise LabelError(
+                f"floating-point labels {list(labels.shape)} are yes or no for each of the logits {list(logits.shape)}, and "
+                "must have their shape. For classes pass whole numbers, for anything else loss_func=."
+            )
+        losses = functional.binary_cross_entropy_with_logits(logits.float(), safe.float(), reduction="none")
+    else:
+        if labels.numel() * logits.shape[-1] != logits.numel():
+            raise LabelError(
+                f"classes {list(labels.shape)} do not fit logits {list(logits.shape)}. For labels that are yes or no pass "
+                "floating-point numbers of the shape of the logits."
+            )
+        flat = functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]).float(), safe.reshape(-1), reduction="none"
+        )
+        losses = flat.reshape(labels.shape)
+    total = losses.masked_fill(~known, 0.0).sum()
+    # Trainer counts what is not -100; NaN is missing, too, and is counted there.
+    number = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    loss: Tensor = total / number
+    return loss

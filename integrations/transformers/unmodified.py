@@ -1,0 +1,200 @@
+"""The regularizer on the classifier of an unmodified model of transformers, one task per label."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_reg import SaliencyRegularizer
+from saliency_reg.errors import ConfigurationError, TaskError
+from saliency_reg.heads import check_task_names
+from saliency_reg.hooks import ModuleHooks
+
+from .classifier import Classifier, look_at
+from .encoder import mask_of_positions
+from .errors import ClassifierNotFoundError
+from .masked import MaskedRegularizer
+
+__all__ = ["saliency_regularizer"]
+
+
+def saliency_regularizer(
+    model: nn.Module,
+    tasks: Sequence[str] | None = None,
+    *,
+    strength: float = 0.1,
+    feature: str | nn.Module | Sequence[str | nn.Module] | None = None,
+    classifier: str | None = None,
+    **options: Any,
+) -> SaliencyRegularizer:
+    """Attach a :class:`SaliencyRegularizer` to a classifier of transformers, each label as a task.
+
+    Meant for labels that do not exclude each other (``problem_type="multi_label_classification"``). The columns of a
+    classifier with exclusive classes can be related in the same way; what is penalised then is the difference between the
+    weights of classes that are alike, which works against telling them apart.
+
+    Args:
+        model: ``AutoModelForSequenceClassification``, ``...TokenClassification``, ``...ImageClassification`` or
+            ``...AudioClassification``; also with LoRA (peft), or inside of ``DistributedDataParallel``.
+        tasks: a name for each label, in the order of the columns; by default those of ``config.id2label``.
+        strength: factor of the penalty.
+        feature: by default what the last ``Linear`` reads. There the saliency is its weight row, in closed form, and the
+            penalty trains the classifier alone. Or the name of a module whose output is taken instead, such as
+            ``"bert.encoder:output.last_hidden_state"`` or ``"bert.encoder.layer.11:output"``: what lies between it and the
+            logits is differentiated twice, so that the penalty reaches the encoder; attention that lies there runs without
+            fused kernels, and padding does not enter.
+        classifier: name of the layer that ends in the logits, where it cannot be found.
+        options: of :class:`SaliencyRegularizer`. By default ``pool`` is ``"mean"`` where the classifier has logits for each
+            token, because a sum would grow with the length of the texts, and ``"sum"`` elsewhere.
+
+    Returns:
+        The regularizer. Its ``remove()`` leaves the model as it was.
+
+    Raises:
+        ClassifierNotFoundError: the model has no classifier, or several; in a call: its output is not the logits.
+        TaskError: another number of names than labels, or doubled ones.
+        ConfigurationError: a single label, or an argument that is known here.
+        AlreadyAttachedError: a regularizer is attached already.
+        WrongTypeError: no model of transformers.
+        SaliencyRegError: those of :class:`SaliencyRegularizer`.
+
+    Example:
+        >>> import torch
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> from saliency_reg.integrations.transformers import saliency_regularizer
+        >>> tiny = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=3)
+        >>> model = BertForSequenceClassification(tiny)
+        >>> regularizer = saliency_regularizer(model, tasks=["joy", "anger", "fear"], strength=0.1)
+        >>> output = model(input_ids=torch.randint(100, (2, 7)), labels=torch.zeros(2, 3))
+        >>> bool(regularizer(losses=output.loss) > 0)
+        True
+    """
+    if clash := sorted({"heads", "output"} & set(options)):
+        raise ConfigurationError(
+            f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...)."
+        )
+    found = look_at(model, classifier)
+    names = check_task_names(_task_names(found) if tasks is None else tasks)
+    if len(names) != found.columns:
+        raise TaskError(
+            f"tasks has {len(names)} names, but {type(found.holder).__name__} has {found.columns} labels. Name each label "
+            f"once, or load the model with num_labels={len(names)}."
+        )
+    return _ClassifierRegularizer(model, found, feature=feature, tasks=names, strength=strength, **options)
+
+
+def _task_names(found: Classifier) -> list[str]:
+    told: Mapping[int, str] = getattr(found.holder.config, "id2label", None) or {}  # type: ignore[assignment]
+    return [str(told.get(column, column)) for column in range(found.columns)]
+
+
+class _ClassifierRegularizer(MaskedRegularizer):
+    """Knows the padding of the model's inputs, and whether the classifier's output is the model's logits."""
+
+    def __init__(self, model: nn.Module, found: Classifier, *, feature: Any, **options: Any) -> None:
+        chosen: dict[str, Any] = {} if feature is None else {"feature": feature}
+        self._finds_pool = "pool" not in options
+        holder: Any = found.holder
+        encoder = getattr(holder, "base_model", holder)
+        super().__init__(
+            model,
+            mask_from=(holder, "attention_mask", None),
+            as_positions=lambda mask, hidden: mask_of_positions(encoder, mask, hidden),
+            heads=found.module,
+            **chosen,
+            **options,
+        )
+        self._watch: _Watch | None = _Watch(found, without_fused_attention=feature is not None)
+
+    def forward(self, **given: Any) -> Tensor:
+        """As :meth:`SaliencyRegularizer.forward`.
+
+        Raises:
+            ClassifierNotFoundError: the logits of the model are not what its classifier returned.
+        """
+        if self._watch is not None and self._watch.problem is not None and given.get("outputs") is None:
+            raise ClassifierNotFoundError(self._watch.problem)
+        if self._finds_pool and self._watch is not None:
+            self._evaluator.pool = "mean" if self._watch.token_wise else "sum"
+        penalty: Tensor = super().forward(**given)
+        return penalty
+
+    def remove(self) -> None:
+        """Take everything off the model and the optimizer."""
+        super().remove()
+        if self._watch is not None:
+            self._watch.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_watch": None}
+
+
+class _Watch:
+    """Hooks on a classifier and its model: what was found has to be what the logits are made of.
+
+    Args:
+        found: the classifier.
+        without_fused_attention: run attention by operations that can be differentiated twice, in all of the model: the
+            fused kernels have no second derivative.
+    """
+
+    def __init__(self, found: Classifier, without_fused_attention: bool) -> None:
+        self._name = found.name
+        self._named_feature = without_fused_attention
+        self._kind = type(found.holder).__name__
+        self._output: Tensor | None = None
+        self._contexts: list[contextlib.AbstractContextManager[Any]] = []
+        #: Whether the classifier has logits for each token.
+        self.token_wise = False
+        #: What was seen to be wrong, for a person.
+        self.problem: str | None = None
+        self._hooks = ModuleHooks(self)
+        if without_fused_attention:
+            self._hooks.before(found.holder, self._enter, first=True)
+        self._hooks.after(found.module, self._after_classifier)
+        self._hooks.after(found.holder, self._after_model, always=True)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        self._hooks.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if getattr(module, "is_gradient_checkpointing", False) and (
+            getattr(module.config, "_attn_implementation", None) == "sdpa"  # type: ignore[union-attr]
+        ):
+            raise ConfigurationError(
+                "with gradient checkpointing, attention behind a feature of your choice runs again with fused kernels, "
+                "which have no second derivative. Type model.set_attn_implementation('eager'), or leave feature= out."
+            )
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            context = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
+            context.__enter__()
+            self._contexts.append(context)
+
+    def _after_classifier(self, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            self._output = output
+            self.token_wise = output.ndim == 3
+
+    def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        while self._contexts:
+            self._contexts.pop().__exit__(None, None, None)
+        seen, self._output = self._output, None
+        logits = getattr(output, "logits", None)
+        if seen is None or not isinstance(logits, Tensor):
+            return
+        if logits.shape[-1] != seen.shape[-1]:
+            self.problem = (
+                f"the logits of {self._kind} have shape {list(logits.shape)}, and {self._name!r} returned "
+                f"{list(seen.shape)}: that is not the classifier. Type classifier= with the name of the Linear that ends "
+                "in the logits."
+            )
+        elif self._named_feature and logits.shape != seen.shape:
+            self.problem = (
+                f"{self._kind} makes its logits {list(logits.shape)} of {list(seen.shape)} that {self._name!r} returned for "
+                "all tokens, and a saliency at a feature of your choice would be that of all of them. Leave feature= out."
+            )
