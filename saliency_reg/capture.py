@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Union
 
 import torch
@@ -20,6 +21,7 @@ from .fork_surgery import ForkSurgery
 from .forked import tensor_places
 from .forking import Forking
 from .forward import (
+    Call,
     Captured,
     Cut,
     Forward,
@@ -55,6 +57,7 @@ class FeatureCapture:
         output: which part of what a head returns is its task's output, for all heads or ``{task: part}``.
         surgery: weighs the gradients that the heads send back.
         channel_axis: under surgery, of the feature map, to find the columns of a head that has one per task.
+        run_all: heads that did not run in a forward are run when it is read, as those that did were called.
         keep: let the model keep this object alive.
 
     Raises:
@@ -72,6 +75,7 @@ class FeatureCapture:
         surgery: ForkSurgery | None = None,
         *,
         channel_axis: Any = None,
+        run_all: bool = False,
         keep: bool = False,
     ) -> None:
         if isinstance(model, nn.DataParallel):
@@ -89,6 +93,7 @@ class FeatureCapture:
         self.fork = True
         self.enabled = True
         self.heads = heads
+        self.run_all = run_all
         self._output_items = _items_per_head(output, heads)
         if surgery is not None and heads.columns and any(map(callable, self._output_items[0])):
             raise ConfigurationError(
@@ -157,6 +162,8 @@ class FeatureCapture:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not forward.active:
             return None
+        if self.run_all:
+            self._run_others(forward)
         cuts, fork = self._cuts(forward), None if self._forking is None else self._forking.fork
         self._forget()
         self._running = False
@@ -165,6 +172,20 @@ class FeatureCapture:
         for one in captured or ():
             one.cuts, one.fork = cuts, fork
         return captured
+
+    def _run_others(self, forward: Forward) -> None:
+        """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""
+        call = forward.call
+        if call is None or forward.problem is not None:
+            return
+        tensors = [one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)]
+        devices = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
+        autocast = nullcontext() if call.autocast is None else torch.autocast(*call.autocast)
+        self._running = True  # it is no new forward
+        with torch.random.fork_rng(devices=devices), autocast:
+            for index, module in enumerate(self.heads.modules):
+                if index not in forward.runs:
+                    module(*call.args, **call.kwargs)
 
     def _cuts(self, forward: Forward) -> list[Cut]:
         named = [
@@ -250,6 +271,8 @@ class FeatureCapture:
         records = self._records()
         if records:
             self._before_recorded_head(index)
+            if self.run_all and source is not None and self._current().call is None:
+                self._current().call = _call_of(args, kwargs, source)
         forking = self._operating()
         if forking is not None and not records:
             forking.check_recomputation(index)
@@ -352,6 +375,13 @@ class _RequireGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
+
+
+def _call_of(args: Any, kwargs: Any, source: Tensor) -> Call:
+    kind = source.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return Call(tuple(args), dict(kwargs), None)
+    return Call(tuple(args), dict(kwargs), (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)))
 
 
 def _in_backward() -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
@@ -15,6 +16,7 @@ from .heads import Heads
 from .saliency import Feature
 
 __all__ = [
+    "Call",
     "Captured",
     "Cut",
     "Forward",
@@ -39,6 +41,15 @@ class HeadRun:
     output_version: int = -1
     changed_source: bool = False
     whole: bool = True  # the output is all that the head returned
+
+
+@dataclass
+class Call:
+    """How a head was called."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    autocast: tuple[str, torch.dtype, bool] | None  # kind of device, number format, whether it was on
 
 
 @dataclass
@@ -68,6 +79,7 @@ class Forward:
     features: dict[int, SeenFeature] = field(default_factory=dict)
     forked: bool = False
     complete: bool = False  # the model's own forward has ended with heads in it
+    call: Call | None = None  # how a head was called, to call the others like it
     displaced: int = 0  # number of heads in the unread forward that heads called one by one put an end to
     problem: str | None = None
 

@@ -105,6 +105,10 @@ class SaliencyRegularizer(StateModule, Removable):
         max_tasks_per_step: for very many tasks: take this many in each call, drawn anew each time; the penalty is
             scaled so that its mean is that of all pairs.
         seed: of that draw, which has a generator of its own.
+        run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: the other heads are
+            run on the same feature map in the call of the regularizer, for their saliency. What they draw (dropout) comes
+            from a copy of the random state, so that the model's random numbers stay as they are. In several processes run
+            all heads in the model's forward instead.
         cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
             one sample depend on the feature map of another. Measured in the first training call.
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
@@ -156,6 +160,7 @@ class SaliencyRegularizer(StateModule, Removable):
         loss_reduction: str = "mean",
         max_tasks_per_step: int | None = None,
         seed: int = 0,
+        run_all_heads: bool = False,
         cross_sample: str = "warn",
         check_finite: bool = False,
     ) -> None:
@@ -218,7 +223,9 @@ class SaliencyRegularizer(StateModule, Removable):
         inner_optimizer = None if optimizer is None else self._checked_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
         if model is not None and found is not None:
-            self._capture = FeatureCapture(model, found, feature, output, self.surgery, channel_axis=channel_axis)
+            self._capture = FeatureCapture(
+                model, found, feature, output, self.surgery, channel_axis=channel_axis, run_all=bool(run_all_heads)
+            )
         if inner_optimizer is not None:
             self._step_hook = StepHook(inner_optimizer, self.step)
         self._update_fork()
@@ -304,6 +311,11 @@ class SaliencyRegularizer(StateModule, Removable):
                 return self._nothing_here(error, losses)
         if captured is None:
             return self._zero()
+        if self._joiner.ranks.size > 1 and self._capture is not None and self._capture.run_all:
+            raise ConfigurationError(
+                "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
+                "In several processes run all heads in the forward, and take the loss of one."
+            )
         whole = nullcontext() if self._capture is None else self._capture.sharded.gathered()
         with whole, nullcontext() if self.surgery is None else self.surgery.passing():
             return self._call(captured, losses, targets, mask, outputs)

@@ -41,7 +41,7 @@ class SaliencyTrainerMixin:
     """
 
     def __init__(
-        self, *args: Any, regularizer: SaliencyRegularizer | None = None, log_pairs: int = 10, **kwargs: Any
+        self, *args: Any, regularizer: SaliencyRegularizer | None = None, log_pairs: int = 0, **kwargs: Any
     ) -> None:
         if regularizer is None:
             raise MissingArgumentError(
@@ -137,8 +137,8 @@ class SaliencyTrainer(SaliencyTrainerMixin, _transformers.Trainer):  # type: ign
     """``transformers.Trainer`` with the penalty in its loss; evaluation, prediction and saving are those of Trainer.
 
     The relations follow the optimizer that the Trainer makes, are kept in its checkpoints (``trainer_state.json``), and are
-    there again with ``resume_from_checkpoint``. ``saliency/penalty``, ``saliency/share``, mean distances, relations of the
-    closest pairs, and conflicts under ``surgery=`` are beside the loss in every log.
+    there again with ``resume_from_checkpoint``. ``saliency/penalty``, ``saliency/share``, mean distances, relations, those
+    of the closest pairs if you ask for them, and conflicts under ``surgery=`` are beside the loss in every log.
 
     Under gradient accumulation the penalty is the mean over the micro-batches, and so is a loss that is a mean itself. Many
     classifiers of transformers say that they accept ``num_items_in_batch`` and ignore it, so that a plain Trainer adds up

@@ -39,7 +39,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
         WrongTypeError: no regularizer.
     """
 
-    def __init__(self, regularizer: SaliencyRegularizer | None = None, *, log_pairs: int = 10) -> None:
+    def __init__(self, regularizer: SaliencyRegularizer | None = None, *, log_pairs: int = 0) -> None:
         if regularizer is None:
             raise UnsupportedTrainerError(
                 f"{type(self).__name__} needs the regularizer as its first argument. If this comes from "

@@ -54,7 +54,7 @@ class SaliencyLoss(SaliencyCallback):
     """
 
     def __init__(
-        self, regularizer: SaliencyRegularizer, loss_func: LossFunction | None = None, *, log_pairs: int = 10
+        self, regularizer: SaliencyRegularizer, loss_func: LossFunction | None = None, *, log_pairs: int = 0
     ) -> None:
         super().__init__(regularizer, log_pairs=log_pairs)
         if loss_func is not None and not callable(loss_func):
@@ -105,7 +105,9 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tens
                 f"floating-point labels {list(labels.shape)} are yes or no for each of the logits {list(logits.shape)}, and "
                 "must have their shape. For classes pass whole numbers, for anything else loss_func=."
             )
-        losses = functional.binary_cross_entropy_with_logits(logits.float(), safe.float(), reduction="none")
+        losses = functional.binary_cross_entropy_with_logits(
+            _precise(logits), safe.to(_precise(logits)), reduction="none"
+        )
     else:
         if labels.numel() * logits.shape[-1] != logits.numel():
             raise LabelError(
@@ -113,7 +115,7 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tens
                 "floating-point numbers of the shape of the logits."
             )
         flat = functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]).float(), safe.reshape(-1), reduction="none"
+            _precise(logits).reshape(-1, logits.shape[-1]), safe.reshape(-1), reduction="none"
         )
         losses = flat.reshape(labels.shape)
     total = losses.masked_fill(~known, 0.0).sum()
@@ -121,3 +123,7 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tens
     number = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss: Tensor = total / number
     return loss
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
