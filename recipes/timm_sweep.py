@@ -10,7 +10,6 @@ ends with code 1 if fewer than 95 % of the families pass both ways.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 from .arguments import folder_name, whole_number
 from .runs import machine, new_run_folder, now, versions, write_json
+from .step_checks import check_names
 from .tables import aligned
 from .timm_representatives import families, smallest_models
 
@@ -45,11 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_MARK + json.dumps(check_family(options.model)), flush=True)
         return 0
     known = families()
-    for family in options.families:
-        if family not in known:
-            near = difflib.get_close_matches(family, known, n=3, cutoff=0.5)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            parser.error(f"argument --families: timm has no family {family!r}.{hint} They are: {' '.join(known)}")
+    check_names(parser, "--families", options.families, known, "timm has no family")
     try:
         folder = new_run_folder(options.out, options.name)
     except FileExistsError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_reg import PCGrad, SaliencyRegularizer
+from saliency_reg import PCGrad
 from saliency_reg.integrations.timm import (
     HeadConfig,
     TimmMultiTaskModel,
@@ -21,16 +20,14 @@ from saliency_reg.integrations.timm import (
 )
 from saliency_reg.integrations.timm.errors import ImageSizeError
 
+from .step_checks import CheckFailedError, check_step, must, reason_of
+
 __all__ = ["SIZES", "check_family", "smallest_image"]
 
 #: Sides of images that are tried, from the smallest on.
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 TASKS = ("first", "second", "third")
 BATCH_SIZE = 2
-
-
-class CheckFailedError(Exception):
-    """A step ran, but not as it must."""
 
 
 def check_family(name: str, seed: int = 0) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def check_family(name: str, seed: int = 0) -> dict[str, Any]:
         ways["unmodified"] = lambda: _check_unmodified(name, size, "auto")
         ways["unmodified_map"] = lambda: _check_unmodified(name, size, "map")
     except Exception as error:
-        result["reasons"]["multi_task"] = result["reasons"]["unmodified"] = _reason(error)
+        result["reasons"]["multi_task"] = result["reasons"]["unmodified"] = reason_of(error)
     for way in ("multi_task", "unmodified", "unmodified_map"):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -62,7 +59,7 @@ def check_family(name: str, seed: int = 0) -> dict[str, Any]:
                 result[way] = way in ways
             except Exception as error:
                 result[way] = False
-                result["reasons"][way] = _reason(error)
+                result["reasons"][way] = reason_of(error)
         result["notes"] += [f"{way}: {str(each.message)[:120]}" for each in caught]
     result["seconds"] = time.monotonic() - begun
     return result
@@ -115,9 +112,9 @@ def _check_multi_task(model: TimmMultiTaskModel) -> None:
         images = _images(model.image_size[0])
         outputs = model(images)
         shapes = [list(output.shape) for output in outputs.values()]
-        _must(shapes == [[BATCH_SIZE], [BATCH_SIZE], [BATCH_SIZE, 3]], f"outputs of shapes {shapes}")
+        must(shapes == [[BATCH_SIZE], [BATCH_SIZE], [BATCH_SIZE, 3]], f"outputs of shapes {shapes}")
         losses = {task: output.square().mean() for task, output in outputs.items()}
-        _check_step(model.backbone, regularizer, optimizer, losses)
+        check_step(model.backbone, regularizer, optimizer, losses)
         _check_maps(model, images)
     finally:
         regularizer.remove()
@@ -139,9 +136,9 @@ def _check_unmodified(name: str, size: tuple[int, int], feature: str) -> None:
     try:
         images = _images(size[0])
         logits = model(images)
-        _must(list(logits.shape) == [BATCH_SIZE, 3], f"logits of shape {list(logits.shape)}")
+        must(list(logits.shape) == [BATCH_SIZE, 3], f"logits of shape {list(logits.shape)}")
         losses = {task: logits[:, column].square().mean() for column, task in enumerate(TASKS)}
-        _check_step(model, regularizer, optimizer, losses)
+        check_step(model, regularizer, optimizer, losses)
         _check_maps(model, images)
     finally:
         regularizer.remove()
@@ -175,49 +172,12 @@ def _published(name: str) -> Any:
     return timm.get_pretrained_cfg(name)
 
 
-def _check_step(
-    shared: nn.Module,
-    regularizer: SaliencyRegularizer,
-    optimizer: torch.optim.Optimizer,
-    losses: dict[str, Tensor],
-) -> None:
-    """Penalty, backward pass under surgery, and optimizer step."""
-    penalty = regularizer(losses=losses)
-    _must(
-        bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad,
-        f"a penalty of {float(penalty.detach())}",
-    )
-    loss: Tensor = torch.stack(list(losses.values())).sum() + penalty
-    loss.backward()  # type: ignore[no-untyped-call]
-    report = regularizer.report
-    _must(report is not None and report.surgery is not None, "no report of the surgery")
-    gradients = [parameter.grad for parameter in shared.parameters() if parameter.grad is not None]
-    _must(bool(gradients) and all(bool(gradient.isfinite().all()) for gradient in gradients), "gradients not finite")
-    _must(any(bool(gradient.any()) for gradient in gradients), "gradients that are all zero")
-    before = [parameter.detach().clone() for parameter in shared.parameters()]
-    optimizer.step()
-    moved = any(not torch.equal(old, new) for old, new in zip(before, shared.parameters()))
-    _must(moved, "no parameter that moved")
-    _must(int(regularizer.relations.updates) == 1, "relations that did not move")
-
-
 def _check_maps(model: nn.Module, images: Tensor) -> None:
     maps = task_saliency_maps(model, images)
-    _must(list(maps.shape[:2]) == [3, BATCH_SIZE] and maps.ndim == 4, f"saliency maps of shape {list(maps.shape)}")
-    _must(bool(maps.isfinite().all()), "saliency maps that are not finite")
-    _must(all(bool(own.any()) for own in maps), "saliency maps that are all zero")
+    must(list(maps.shape[:2]) == [3, BATCH_SIZE] and maps.ndim == 4, f"saliency maps of shape {list(maps.shape)}")
+    must(bool(maps.isfinite().all()), "saliency maps that are not finite")
+    must(all(bool(own.any()) for own in maps), "saliency maps that are all zero")
 
 
 def _images(size: int) -> Tensor:
     return torch.randn(BATCH_SIZE, 3, size, size)
-
-
-def _must(holds: bool, found: str) -> None:
-    if not holds:
-        raise CheckFailedError(f"found {found}")
-
-
-def _reason(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    return f"{type(error).__name__} at {place}: {str(error).strip()[:300]}"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saliency_reg.errors import WrongTypeError
+from saliency_reg.errors import ShapeError, WrongTypeError
 
 from .configuration import MultiTaskConfig
 from .errors import LabelError, UnknownTaskError
@@ -22,7 +22,7 @@ class MultiTaskCollator:
     """Examples with ``labels = {task: label}`` to a batch; what an example lacks is a missing label.
 
     For examples of several data sets, each labelled for its own task, as for one with gaps. Token labels are padded with
-    -100 to the length of the batch.
+    -100 to the length of the batch, on the side of the tokenizer. NaN, and ``None`` in a list, are missing labels, too.
 
     Args:
         model: a :class:`MultiTaskModel`, or its configuration.
@@ -31,8 +31,9 @@ class MultiTaskCollator:
 
     Raises:
         WrongTypeError: no multi-task model; in a call: examples without inputs, or labels that are no dictionary.
+        ShapeError: in a call: inputs that cannot be stacked.
         UnknownTaskError: in a call: a task that the model does not have.
-        LabelError: in a call: labels of one task that differ in shape.
+        LabelError: in a call: labels of one task that differ in shape, or are no numbers.
 
     Example:
         >>> import torch
@@ -61,20 +62,24 @@ class MultiTaskCollator:
         self._pad_options = pad_options
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch of inputs ``[B, ...]`` and ``labels`` ``{task: [B, ...]}`` for the tasks that any example has."""
+        """A batch of inputs ``[B, ...]`` and ``labels`` ``{task: [B, ...]}``.
+
+        If any example has ``labels``, the batch has those of every task of the model: Trainer joins the labels of all batches.
+        """
         labels = [self._checked(example.get("labels")) for example in examples]
         inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]
         if not inputs or not inputs[0]:
             raise WrongTypeError("the examples hold no inputs, expected input_ids, pixel_values or the like.")
         batch: dict[str, Any]
         if self._tokenizer is None:
-            batch = {name: torch.stack([torch.as_tensor(one[name]) for one in inputs]) for name in inputs[0]}
+            batch = {name: _stacked(name, inputs) for name in inputs[0]}
         else:
             batch = dict(self._tokenizer.pad(inputs, return_tensors="pt", **self._pad_options))
-        length = next((value.shape[1] for value in batch.values() if value.ndim > 1), 0)
-        named = [task for task in self._heads if any(task in own for own in labels)]
-        if named:
-            batch["labels"] = {task: self._column(task, [own.get(task) for own in labels], length) for task in named}
+        if any(example.get("labels") is not None for example in examples):
+            length = next((value.shape[1] for value in batch.values() if value.ndim > 1), 0)
+            batch["labels"] = {
+                task: self._column(task, [own.get(task) for own in labels], length) for task in self._heads
+            }
         return batch
 
     def _checked(self, labels: Any) -> Mapping[str, Any]:
@@ -92,7 +97,8 @@ class MultiTaskCollator:
     def _column(self, task: str, given: Sequence[Any], length: int) -> Tensor:
         config = self._heads[task]
         dtype = torch.long if config.problem == "single_label" else torch.get_default_dtype()
-        rows = [None if own is None else torch.as_tensor(own).to(dtype) for own in given]
+        rows = [None if own is None else _numbers(task, own, dtype) for own in given]
+        side = self._pad_options.get("padding_side") or getattr(self._tokenizer, "padding_side", "right")
         shape = _shape(config, length)
         padded = []
         for row in rows:
@@ -100,7 +106,8 @@ class MultiTaskCollator:
                 padded.append(torch.full(shape, IGNORE_INDEX, dtype=dtype))
                 continue
             if config.level == "token" and row.ndim and len(row) < length:
-                row = torch.cat([row, torch.full((length - len(row), *row.shape[1:]), IGNORE_INDEX, dtype=dtype)])
+                more = torch.full((length - len(row), *row.shape[1:]), IGNORE_INDEX, dtype=dtype)
+                row = torch.cat([more, row] if side == "left" else [row, more])
             if list(row.shape) != shape:
                 raise LabelError(
                     f"a label of task {task!r} has shape {list(row.shape)}, expected {shape}"
@@ -109,6 +116,38 @@ class MultiTaskCollator:
                 )
             padded.append(row)
         return torch.stack(padded)
+
+
+def _stacked(name: str, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
+    values = [torch.as_tensor(one[name]) for one in inputs if name in one]
+    shapes = [list(value.shape) for value in values]
+    if len(values) < len(inputs) or any(shape != shapes[0] for shape in shapes):
+        raise ShapeError(
+            f"{name!r} cannot be stacked: {len(values)} of {len(inputs)} examples have it, with shapes {shapes}. Type "
+            "MultiTaskCollator(model, tokenizer) to pad texts, or bring the inputs to one shape."
+        )
+    return torch.stack(values)
+
+
+def _numbers(task: str, label: Any, dtype: torch.dtype) -> Tensor:
+    """A label, or those of an example, with -100 for NaN and ``None``."""
+    try:
+        found = torch.as_tensor(_without_none(label))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise LabelError(
+            f"a label of task {task!r} holds no numbers, found {label!r}. Type numbers, classes from 0 on."
+        ) from error
+    if found.is_floating_point():
+        found = found.masked_fill(found.isnan(), IGNORE_INDEX)
+        if not dtype.is_floating_point and bool((found != found.round()).any()):
+            raise LabelError(f"a label of task {task!r} is {label!r}, expected classes, which are whole numbers.")
+    return found.to(dtype)
+
+
+def _without_none(label: Any) -> Any:
+    if isinstance(label, (list, tuple)):
+        return [_without_none(each) for each in label]
+    return IGNORE_INDEX if label is None else label
 
 
 def _shape(config: HeadConfig, length: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -67,10 +68,7 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
         if encoder_part not in ("whole", "encoder"):
             raise ConfigurationError(f"unknown encoder_part {encoder_part!r}. Type 'whole' or 'encoder'.")
         self.encoder_config = encoder_config
-        self.heads = {
-            str(task): (own if isinstance(own, HeadConfig) else HeadConfig(**own)).to_dict()
-            for task, own in (heads or {}).items()
-        }
+        self.heads = {} if heads is None else _described(heads)
         self.encoder_class = encoder_class
         self.encoder_part = encoder_part
         self.hidden_width = hidden_width
@@ -102,6 +100,27 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
         if self.encoder_config is not None:
             found["encoder_config"] = self.encoder_config.to_dict()
         return found
+
+
+def _described(heads: Any) -> dict[str, dict[str, Any]]:
+    """``{task: HeadConfig}``, or what a file has in place of each, as JSON has it."""
+    if not isinstance(heads, Mapping):
+        raise WrongTypeError(
+            f"heads must be {{task: HeadConfig}}, found {type(heads).__name__}. Type heads={{'joy': HeadConfig()}}."
+        )
+    found = {}
+    for task, own in heads.items():
+        if not isinstance(own, (HeadConfig, Mapping)):
+            raise WrongTypeError(
+                f"task {task!r} must have a HeadConfig, found {type(own).__name__}. Type HeadConfig(num_labels=...)."
+            )
+        if isinstance(own, Mapping):
+            fields = [field.name for field in dataclasses.fields(HeadConfig)]
+            if unknown := [name for name in own if name not in fields]:
+                raise ConfigurationError(f"the head of task {task!r} has {unknown}. A HeadConfig has {fields}.")
+            own = HeadConfig(**own)
+        found[str(task)] = own.to_dict()
+    return found
 
 
 _transformers.AutoConfig.register(MODEL_TYPE, MultiTaskConfig, exist_ok=True)

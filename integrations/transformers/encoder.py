@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,8 +70,12 @@ def load_encoder(name: str, **options: Any) -> Any:
     try:
         return transformers.AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
+        is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if is_path and not Path(name).is_dir():
+            reason = "there is no such folder"
         raise PretrainedWeightsError(
-            f"the encoder {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}). Type a folder that "
+            f"the encoder {name!r} could not be loaded ({reason.rstrip('.')}). Type a folder that "
             "save_pretrained() has written, or the id of a model on the hub; for random weights, a configuration: "
             "MultiTaskModel.from_encoder(AutoConfig.for_model('bert'), heads)."
         ) from error
@@ -147,6 +152,13 @@ def hidden_width_of(encoder: Any) -> int:
             value = value[-1]
         if isinstance(value, int):
             return value
+    towers = [name for name in ("text_config", "vision_config", "audio_config") if hasattr(config, name)]
+    if len(towers) > 1:
+        raise EncoderError(
+            f"{type(encoder).__name__} has several towers ({', '.join(towers)}), and its configuration does not tell how many "
+            "channels a last hidden state of both has. Take one tower, such as CLIPVisionModel or CLIPTextModel; if there is "
+            "such a state, type hidden_width= with its channels."
+        )
     if getattr(encoder, "main_input_name", None) == "pixel_values":
         return _width_of_map(encoder)
     raise EncoderError(

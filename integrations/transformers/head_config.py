@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
-from saliency_reg.errors import ConfigurationError
+from saliency_reg.errors import ConfigurationError, WrongTypeError
 
 from ..head_arguments import ACTIVATIONS, check_choice, check_count, check_rate, checked_widths, configs_per_task
 
@@ -82,12 +84,16 @@ class HeadConfig:
             raise ConfigurationError(
                 f"a token head does not pool, found pooling={self.pooling!r}. Leave it out, or type level='sequence'."
             )
+        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+            raise WrongTypeError(f"labels must be a tuple of names, found {self.labels!r}. Type labels=('no', 'yes').")
         if self.labels and len(self.labels) != self.num_labels:
             raise ConfigurationError(
                 f"found {len(self.labels)} names of labels for num_labels={self.num_labels}. Name each label once."
             )
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not self.weight >= 0:
-            raise ConfigurationError(f"the weight of a loss must be a number from 0 on, found {self.weight!r}.")
+        if isinstance(self.weight, bool) or not isinstance(self.weight, numbers.Real):
+            raise WrongTypeError(f"the weight of a loss must be a number, found {self.weight!r}.")
+        if not 0 <= self.weight < math.inf:
+            raise ConfigurationError(f"the weight of a loss must be finite and at least 0, found {self.weight}.")
         # Plain values, which a file can hold.
         for name, value in {
             "num_labels": int(self.num_labels),
@@ -135,7 +141,8 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
 
 
 def _filled(head: HeadConfig, own: Any) -> Any:
-    if isinstance(own, bool) or not isinstance(own, int) or own < 1:
+    if isinstance(own, bool) or not isinstance(own, numbers.Integral) or own < 1:
         return own
+    own = int(own)
     fits = own == 1 if head.problem == "binary" else own > 1 if head.problem == "single_label" else True
     return dataclasses.replace(head, num_labels=own, problem=head.problem if fits else "auto")

@@ -78,6 +78,8 @@ def losses_per_sample(task: str, config: HeadConfig, logits: Tensor, labels: Ten
 
 def known_labels(labels: Tensor) -> Tensor:
     """Where a label is there."""
+    if labels.dtype in (torch.bool, torch.uint8):  # cannot hold it: -100 would be compared as 156
+        return torch.ones_like(labels, dtype=torch.bool)
     known = labels != IGNORE_INDEX
     return known & ~torch.isnan(labels) if labels.is_floating_point() else known
 
@@ -86,8 +88,8 @@ def _elementwise(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) 
     """Losses, 0 where a label is missing, and where one is known, both of the shape of the labels."""
     labels = labels.to(logits.device)
     shape = logits.shape[:-1] if config.problem == "single_label" else logits.shape
-    if labels.shape != shape and labels.numel() == shape.numel() and labels.ndim == len(shape) + 1:
-        labels = labels.reshape(shape)  # a column
+    if labels.shape == (*shape, 1):  # a column
+        labels = labels.squeeze(-1)
     if labels.shape != shape:
         raise LabelError(
             f"the labels of task {task!r} have shape {list(labels.shape)}, its logits {list(logits.shape)}: expected labels "
@@ -114,7 +116,7 @@ def _check_range(task: str, config: HeadConfig, labels: Tensor, known: Tensor) -
     values = labels[known]
     low, high = float(values.min()), float(values.max())
     most = config.num_labels - 1 if config.problem == "single_label" else 1
-    if low < 0 or high > most or bool((values != values.round()).any()):
+    if low < 0 or high > most or (values.is_floating_point() and bool((values != values.round()).any())):
         what = f"whole numbers from 0 to {most}" if config.problem == "single_label" else "0 or 1"
         raise LabelError(
             f"the labels of task {task!r} go from {low:g} to {high:g}, expected {what} ({IGNORE_INDEX} where one is "
@@ -133,6 +135,8 @@ def _shape_advice(config: HeadConfig) -> str:
         return "A token head wants a label for each token: pad them with -100 (MultiTaskCollator does)."
     if config.problem == "single_label":
         return "For several yes-or-no labels per sample type HeadConfig(K, problem='multi_label')."
+    if config.num_labels > 1:
+        return f"This head wants {config.num_labels} columns; for one class per sample type problem='single_label'."
     return "For a prediction on each token type HeadConfig(..., level='token')."
 
 

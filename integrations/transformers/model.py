@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError, WrongTypeError
+from saliency_reg.scalarization import check_scalarize
 
 from ..head_arguments import hidden_layers
 from .configuration import MultiTaskConfig
@@ -48,8 +49,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
 
     Attributes:
         encoder: the model of transformers.
-        pooling: of the hidden states, where all heads are on sequences and pool alike; otherwise it passes them on, and
-            each head has its own.
+        pooling: of the hidden states, where all heads are on sequences and pool alike; otherwise it passes them on, padding
+            as zeros, and each head has its own.
         heads: ``nn.ModuleDict`` in the order of the tasks.
 
     Shape:
@@ -251,6 +252,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             UnknownTaskError, LabelError, WrongTypeError: labels that do not fit.
         """
         given = check_tasks(labels, self.head_configs)
+        if without := [task for task in given if task not in logits]:
+            raise UnknownTaskError(f"labels has {without}, but logits only {list(logits)}. Leave these labels out.")
         return {
             task: losses_per_sample(task, self.head_configs[task], logits[task], own) for task, own in given.items()
         }
@@ -274,11 +277,22 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             )
         if self.pooling.kind == "none":
             options = {"pool": "mean", "channel_axis": -1, **options}
+            options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
         return MaskedRegularizer(self, heads="heads", mask_from=(self.pooling, "mask", 1), **options)
+
+    def _scalarize(self, choice: Any) -> Any:
+        """A token head with one output returns ``[B, L]``: one value at each position, and not L classes."""
+        single = [task for task, own in self.head_configs.items() if own.level == "token" and own.num_labels == 1]
+        if not single or not isinstance(choice, str):
+            return choice
+        check_scalarize(choice)
+        return {task: "sum" if task in single else choice for task in self.tasks}
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> tuple[str, ...]:
         if tasks is None:
             return self.tasks
+        if not isinstance(tasks, Iterable):
+            raise WrongTypeError(f"tasks must be a list of task names, found {tasks!r}. Choose of {list(self.tasks)}.")
         names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         if unknown := [task for task in names if task not in self.head_configs]:
             raise UnknownTaskError(f"tasks= names {unknown}, which this model does not have: {list(self.tasks)}.")

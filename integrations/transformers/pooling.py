@@ -14,8 +14,8 @@ class SequencePooling(nn.Module):
     """Pools ``[B, L, C]`` to ``[B, C]``.
 
     Args:
-        kind: ``"mean"`` over the real positions, the ``"first"`` one, the ``"last"`` real one, ``"pooler"`` (the encoder's
-            own output, which is passed on), or ``"none"`` (all positions are passed on).
+        kind: ``"mean"`` over the real positions, the ``"first"`` or the ``"last"`` of them, ``"pooler"`` (the encoder's own
+            output, which is passed on), or ``"none"`` (all positions are passed on, padding as zeros).
 
     Raises:
         EncoderError: from ``forward``, for ``"pooler"`` with an encoder that has none.
@@ -27,25 +27,24 @@ class SequencePooling(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, pooler: Tensor | None = None) -> Tensor:
         """Pool hidden states ``[B, L, C]`` where the mask ``[B, L]`` is true; a row without real positions gives zeros."""
-        if self.kind == "none":
-            return hidden
         if self.kind == "pooler":
             if pooler is None:
                 raise EncoderError("this encoder has no pooler output. Type pooling='mean' or pooling='first'.")
             return pooler
-        if self.kind == "first":
-            return hidden[:, 0]
-        if self.kind == "last":
-            if mask is None:
-                return hidden[:, -1]
-            positions = torch.arange(hidden.shape[1], device=hidden.device)
-            last = torch.where(mask, positions, 0).amax(1)
-            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if mask is not None:
+            # In place of a product with the mask: what a padded position holds may not be finite.
+            hidden = hidden.masked_fill(~mask.unsqueeze(2), 0)
+        if self.kind == "none":
+            return hidden
+        if self.kind == "mean":
+            return hidden.mean(1) if mask is None else hidden.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(hidden)
         if mask is None:
-            return hidden.mean(1)
-        # In place of a product with the mask: what a padded position holds may not be finite.
-        kept = hidden.masked_fill(~mask.unsqueeze(2), 0)
-        return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1).to(hidden.dtype)
+            return hidden[:, 0 if self.kind == "first" else -1]
+        # Padding may be on the left, too.
+        length = hidden.shape[1]
+        positions = torch.arange(length, device=hidden.device)
+        place = torch.where(mask, length - positions if self.kind == "first" else positions + 1, 0).argmax(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
     def extra_repr(self) -> str:
         """The kind, for ``print``."""

@@ -163,8 +163,8 @@ class _Watch:
         self._hooks.remove()
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if getattr(module, "is_gradient_checkpointing", False) and (
-            getattr(module.config, "_attn_implementation", None) == "sdpa"  # type: ignore[union-attr]
+        if getattr(module.config, "_attn_implementation", None) == "sdpa" and any(  # type: ignore[union-attr]
+            getattr(part, "gradient_checkpointing", False) for part in module.modules()
         ):
             raise ConfigurationError(
                 "with gradient checkpointing, attention behind a feature of your choice runs again with fused kernels, "

@@ -1,0 +1,388 @@
+"""The regularizer on the classifier of an unmodified model of transformers."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import LoraConfig, TaskType, get_peft_model
+from torch import Tensor, nn
+
+from recipes.encoders.tiny_models import TINY_MODELS, classifier_model
+from saliency_reg import PCGrad
+from saliency_reg.errors import (
+    AlreadyAttachedError,
+    ConfigurationError,
+    ModuleNotFoundInModelError,
+    SaliencyRegError,
+    TaskError,
+    WrongTypeError,
+)
+from saliency_reg.integrations.transformers import (
+    ClassifierNotFoundError,
+    find_classifier,
+    saliency_regularizer,
+)
+
+from ..timm.reference import is_clean, uniform
+
+#: Of names that peft and older scripts use.
+pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
+
+TASKS = ["joy", "anger", "fear"]
+CLASSIFIERS = {
+    "bert": "classifier",
+    "roberta": "classifier.out_proj",
+    "funnel": "classifier.linear_out",
+    "t5": "classification_head.out_proj",
+    "xlm": "sequence_summary.summary",
+    "xlnet": "logits_proj",
+    "gpt2": "score",
+    "resnet": "classifier.1",
+    "wav2vec2": "classifier",
+    "audio-spectrogram-transformer": "classifier.dense",
+}
+LENGTHS = (7, 4, 6)
+
+
+def config(**options: Any) -> Any:
+    return transformers.BertConfig(
+        vocab_size=60,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+        **{"num_labels": 3, "problem_type": "multi_label_classification", **options},
+    )
+
+
+def built(kind: str = "BertForSequenceClassification", **options: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(transformers, kind)(config(**options)).double()
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, 60, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def texts() -> list[Tensor]:
+    """Each text alone, without padding, ``[1, L]``."""
+    return [ids[:length][None] for ids, length in zip(batch()["input_ids"], LENGTHS)]
+
+
+def sum_of_distances(rows: Tensor) -> Tensor:
+    """Over pairs of tasks, of ``[T, C]``."""
+    return sum(
+        ((rows[i] - rows[j]).abs().sum() for i in range(len(rows)) for j in range(i + 1, len(rows))),
+        start=torch.zeros((), dtype=rows.dtype),
+    )
+
+
+def slow_penalty(
+    model: Any, hidden_of: Callable[[Tensor], Tensor], rest: Callable[[Tensor], Tensor], mean: bool
+) -> Tensor:
+    """One text, one task, one pair at a time; each text without any padding.
+
+    ``rest`` goes from hidden states ``[1, L, C]`` to logits ``[1, T]`` or ``[1, L, T]``.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for ids in texts():
+        hidden = hidden_of(ids)
+        logits = rest(hidden)
+        rows = []
+        for task in range(3):
+            (gradient,) = torch.autograd.grad(logits[..., task].sum(), hidden, create_graph=True)
+            rows.append(gradient[0].mean(0) if mean else gradient[0].sum(0))
+        total = total + sum_of_distances(torch.stack(rows)) / len(LENGTHS)
+    return total
+
+
+@pytest.mark.parametrize(("key", "name"), CLASSIFIERS.items())
+def test_what_is_found(key: str, name: str) -> None:
+    model = classifier_model(TINY_MODELS[key])
+    state = torch.get_rng_state()
+    assert find_classifier(model) == name
+    assert torch.equal(state, torch.get_rng_state())
+    assert is_clean(model)
+
+
+@pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_the_saliency_of_a_linear_classifier_is_its_weight_row(kind: str) -> None:
+    model = built(kind, problem_type=None)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3))
+    model(**batch())
+    penalty = regularizer()
+    assert torch.allclose(penalty, 0.7 * sum_of_distances(model.classifier.weight), rtol=1e-12)
+    assert "the heads' weight rows" in regularizer.describe()
+
+
+def test_of_a_decoder_only_model_the_penalty_does_not_grow_with_the_texts() -> None:
+    model = classifier_model(TINY_MODELS["gpt2"]).double()
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), surgery=PCGrad())
+    found = []
+    for longer in (0, 5):
+        inputs = TINY_MODELS["gpt2"].inputs(3, 0)
+        ids = torch.cat([inputs["input_ids"][:, :1].expand(-1, longer), inputs["input_ids"]], dim=1)
+        mask = torch.cat([torch.ones(3, longer, dtype=torch.long), inputs["attention_mask"]], dim=1)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        found.append(regularizer())
+        (found[-1] + logits.square().mean()).backward()
+        assert regularizer.report is not None
+        assert regularizer.report.surgery is not None
+    assert torch.allclose(found[0], 0.7 * sum_of_distances(model.score.weight), rtol=1e-12)
+    assert torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("layer", ["last", "first"])
+def test_at_hidden_states_the_penalty_is_that_of_each_text_alone(attention: str, layer: str) -> None:
+    model = built(attn_implementation=attention)
+    place = "bert.encoder:output.last_hidden_state" if layer == "last" else "bert.encoder.layer.0"
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place)
+    loss = model(**batch()).logits.square().mean()
+    penalty = regularizer()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    fast = torch.autograd.grad(penalty, parameters, allow_unused=True, retain_graph=True)
+    loss.backward()  # fused attention in front of the feature has a backward pass as ever
+    regularizer.remove()
+    model.set_attn_implementation("eager")
+    hidden_state: list[Tensor] = []
+
+    def hidden_of(ids: Tensor) -> Tensor:
+        states = model.bert(input_ids=ids, output_hidden_states=True).hidden_states
+        hidden_state[:] = [states[-1 if layer == "last" else 1]]
+        return hidden_state[0]
+
+    def rest(hidden: Tensor) -> Tensor:
+        if layer == "first":
+            out = model.bert.encoder.layer[1](hidden)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return model.classifier(model.bert.pooler(hidden))
+
+    slow = 0.7 * slow_penalty(model, hidden_of, rest, mean=False)
+    assert torch.allclose(penalty, slow, rtol=1e-10)
+    expected = torch.autograd.grad(slow, parameters, allow_unused=True)
+    for own, other in zip(fast, expected):
+        own, other = (torch.zeros(1) if one is None else one for one in (own, other))
+        assert torch.allclose(own.double(), other.double(), atol=1e-10)
+    reached = dict(zip([name for name, p in model.named_parameters() if p.requires_grad], fast))
+    assert reached["bert.embeddings.word_embeddings.weight"].abs().max() > 0  # the encoder, not the classifier alone
+
+
+def test_padding_does_not_enter_the_saliency_of_tokens() -> None:
+    model = built("BertForTokenClassification", problem_type=None)
+    # Something that is not linear between the hidden states and the logits.
+    model.dropout = nn.GELU()
+    place = "bert.encoder:output.last_hidden_state"
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place)
+    model(**batch())
+    penalty = regularizer()
+    regularizer.remove()
+
+    def hidden_of(ids: Tensor) -> Tensor:
+        hidden: Tensor = model.bert(input_ids=ids).last_hidden_state
+        return hidden
+
+    slow = slow_penalty(model, hidden_of, lambda hidden: model.classifier(model.dropout(hidden)), mean=True)
+    assert torch.allclose(penalty, 0.7 * slow, rtol=1e-10)
+
+
+@pytest.mark.parametrize("where", ["beside", "within"])
+def test_lora(where: str, tmp_path: Any) -> None:
+    model = built()
+    targets = ["query", "value"] + (["classifier"] if where == "within" else [])
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_CLS if where == "beside" else None, r=2, target_modules=targets, lora_dropout=0.0
+    )
+    wrapped = get_peft_model(model, lora).double()
+    optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.5)
+    regularizer = saliency_regularizer(wrapped, TASKS, strength=0.7, relations=uniform(3), optimizer=optimizer)
+    before = copy.deepcopy(wrapped.state_dict())
+    labels = torch.randint(2, (3, 3), generator=torch.Generator().manual_seed(2)).double()
+    for _ in range(2):
+        loss = wrapped(**batch(), labels=labels).loss
+        penalty = regularizer(losses=loss.detach())
+        optimizer.zero_grad()
+        (loss + penalty).backward()
+        optimizer.step()
+    layer = wrapped.base_model.model.classifier
+    if where == "beside":
+        rows = layer.modules_to_save["default"].weight.detach()
+    else:
+        rows = layer.base_layer.weight + layer.get_delta_weight("default")
+    regularizer.relations = uniform(3)
+    wrapped(**batch())
+    assert torch.allclose(regularizer(), 0.7 * sum_of_distances(rows), rtol=1e-10)
+    changed = {name for name, value in wrapped.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all("lora" in name or "modules_to_save" in name for name in changed)
+    regularizer.remove()
+    wrapped.eval()
+    logits = wrapped(**batch()).logits
+    wrapped.save_pretrained(str(tmp_path))
+    from peft import PeftModel
+
+    again = PeftModel.from_pretrained(built(), str(tmp_path)).double().eval()
+    assert torch.allclose(again(**batch()).logits, logits, atol=1e-12)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = built().train()
+        if checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        regularizer = saliency_regularizer(model, TASKS, strength=0.7, surgery=PCGrad())
+        loss = model(**batch(), labels=torch.ones(3, 3, dtype=torch.float64)).loss
+        (loss + regularizer()).backward()
+        found.append([p.grad for p in model.parameters() if p.requires_grad])
+        regularizer.remove()
+    assert all(torch.equal(one, other) for one, other in zip(*found))
+
+
+def test_checkpointed_layers_behind_a_feature() -> None:
+    place = "bert.encoder.layer.0"
+    eager, fused = (built(attn_implementation=name).train() for name in ("eager", "sdpa"))
+    plain = built(attn_implementation="eager").train()
+    found = []
+    for model in (plain, eager):
+        if model is eager:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place)
+        model(**batch())
+        regularizer().backward()
+        found.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(*found))
+    fused.gradient_checkpointing_enable({"use_reentrant": False})
+    regularizer = saliency_regularizer(fused, TASKS, feature=place)
+    with pytest.raises(ConfigurationError, match="set_attn_implementation\\('eager'\\)"):
+        fused(**batch())
+    regularizer.remove()
+
+
+def test_it_leaves_no_trace() -> None:
+    model, plain = built().train(), built().train()
+    names = list(vars(model))
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder:output.last_hidden_state")
+    model(**batch())
+    regularizer().backward()
+    with torch.no_grad():
+        model(**batch())
+        assert regularizer() == 0
+    copied = copy.deepcopy(model)
+    assert is_clean(copied)
+    regularizer.remove()
+    assert is_clean(model)
+    assert list(vars(model)) == names
+    assert torch.equal(model(**batch()).logits, plain(**batch()).logits)
+    # Attention is as fused as before.
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_a_forward_that_fails_gives_the_fused_kernels_back() -> None:
+    model = built()
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+    with pytest.raises(IndexError):
+        model(input_ids=torch.tensor([[1000]]))
+    assert torch.backends.cuda.flash_sdp_enabled()
+    regularizer.remove()
+
+
+def test_names_of_the_labels_are_those_of_the_configuration() -> None:
+    model = built(id2label={0: "joy", 1: "anger", 2: "fear"}, label2id={"joy": 0, "anger": 1, "fear": 2})
+    assert saliency_regularizer(model).tasks == ("joy", "anger", "fear")
+
+
+def test_in_half_precision() -> None:
+    model = built().float().train()
+    regularizer = saliency_regularizer(
+        model, TASKS, feature="bert.encoder:output.last_hidden_state", strength=0.7, relations=uniform(3)
+    )
+    model(**batch())
+    exact = regularizer()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch())
+        rough = regularizer()
+    assert rough.dtype == torch.float32
+    assert torch.allclose(rough, exact, rtol=0.05)
+
+
+def _two_layers() -> nn.Module:
+    found: nn.Module = classifier_model(TINY_MODELS["swiftformer"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "kind", "text"),
+    [
+        (
+            lambda: built("BertModel"),
+            {},
+            ClassifierNotFoundError,
+            "BertModel has no layer with 3 outputs behind its encoder",
+        ),
+        (lambda: built("BertForMaskedLM"), {}, ClassifierNotFoundError, "BertForMaskedLM predicts tokens"),
+        (
+            lambda: transformers.GPT2LMHeadModel(TINY_MODELS["gpt2"].classifier_config()),
+            {},
+            ClassifierNotFoundError,
+            "GPT2LMHeadModel predicts tokens, and has no classifier with 3 labels",
+        ),
+        (_two_layers, {}, ClassifierNotFoundError, "has 2 layers with 3 outputs: head, dist_head"),
+        (lambda: nn.Linear(2, 3), {}, WrongTypeError, "model must be a classifier of transformers, found Linear"),
+        (
+            lambda: built("BertForSequenceClassification", num_labels=1, problem_type=None),
+            {"tasks": None},
+            ConfigurationError,
+            "has a single label",
+        ),
+        (built, {"tasks": ["a", "b"]}, TaskError, "tasks has 2 names, but BertForSequenceClassification has 3 labels"),
+        (built, {"heads": "classifier"}, ConfigurationError, r"\['heads'\] are found here"),
+        (built, {"classifier": "nowhere"}, ModuleNotFoundInModelError, "nowhere"),
+        (built, {"classifier": "bert"}, ClassifierNotFoundError, "does not say how many outputs"),
+    ],
+)
+def test_bad_input(build: Any, options: dict[str, Any], kind: type[SaliencyRegError], text: str) -> None:
+    model = build()
+    with pytest.raises(kind, match=text):
+        saliency_regularizer(model, **{"tasks": TASKS, **options})
+    assert is_clean(model)
+
+
+def test_attached_twice() -> None:
+    model = built()
+    first = saliency_regularizer(model, TASKS)
+    with pytest.raises(AlreadyAttachedError):
+        saliency_regularizer(model, TASKS)
+    model(**batch())
+    assert first() > 0
+
+
+def test_a_layer_that_is_not_the_classifier() -> None:
+    model = built(num_labels=5)
+    regularizer = saliency_regularizer(
+        model, [str(column) for column in range(12)], classifier="bert.pooler.dense", feature=None
+    )
+    model(**batch())
+    with pytest.raises(ClassifierNotFoundError, match="'bert.pooler.dense' returned .* that is not the classifier"):
+        regularizer()
+
+
+def test_a_feature_of_your_own_choice_and_logits_of_one_token() -> None:
+    model = classifier_model(TINY_MODELS["gpt2"]).double()
+    regularizer = saliency_regularizer(model, TASKS, feature="transformer.ln_f")
+    model(**TINY_MODELS["gpt2"].inputs(3, 0))
+    with pytest.raises(ClassifierNotFoundError, match="Leave feature= out"):
+        regularizer()
