@@ -2,9 +2,9 @@
 
 Each batch is of one set, drawn in proportion to the sets' sizes to a power; ``--accumulation`` puts batches of several sets
 into one step. All heads run on every batch, so that there are saliencies of all tasks for texts with the label of one: the
-penalty and the relations need no labels. PCGrad does. At the feature map the gradient of a text is its own, and with the label
-of one task only there is no other gradient for it to conflict with: ``pcgrad`` changes nothing then (docs/surgery.md). Nor
-does accumulation help: it acts on each micro-batch on its own.
+penalty and the relations need no labels. PCGrad does. At the feature map the gradient of a text is its own, and with the
+label of one task only there is no other gradient for it to conflict with: ``pcgrad`` changes nothing then
+(docs/surgery.md). Nor does accumulation help: it acts on each micro-batch on its own.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _check(parser, options)
+    need("transformers").utils.logging.disable_progress_bar()  # one for each file that is written
     with started_ranks() as state:
         try:
             return _run(parser, options, Ranks(state))
@@ -382,7 +383,9 @@ def _named_columns(text: str) -> list[Any]:
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     names = [name for name, _ in options.sets]
     if len(names) < 2:
-        parser.error(f"argument --set: found {len(names)}, and relations need two. Type --set NAME=SOURCE twice or more.")
+        parser.error(
+            f"argument --set: found {len(names)}, and relations need two. Type --set NAME=SOURCE twice or more."
+        )
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         parser.error(f"argument --set: found {doubled[0]} more than once. Give each set a name of its own.")
     for name, _ in options.columns:
@@ -402,7 +405,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneVoiceParser(prog=f"python -m recipes.{RECIPE}", description=__doc__)
-    count, positive, non_negative = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
+    count, non_negative = whole_number(1), real_number(above_zero=False)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--set",

@@ -7,9 +7,8 @@ each task on the feature map before pooling, and an unmodified classifier with a
 from __future__ import annotations
 
 import argparse
-import logging
+import functools
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,25 +20,16 @@ from torch.nn import functional
 from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, saliency_regularizer
 
-from .arguments import folder_name, whole_number
+from .arguments import whole_number
 from .extras import need
-from .runs import machine, new_run_folder, now, versions, write_json
-from .step_statistics import interval, median, ratio
+from .paired_steps import add_timing_arguments, kinds_of, markdown, run_timings, time_steps, training_step
+from .step_statistics import interval
 
 __all__ = ["main"]
 
-SCHEMA_VERSION = 1
 HEADS, COLUMNS = "a head for each task", "one classifier with a column per task"
 #: What is timed: shape of the model, and whether with the regularizer and with surgery.
-KINDS = {
-    f"{shape}, {label}": (shape, regularizes, surgery)
-    for shape in (HEADS, COLUMNS)
-    for label, regularizes, surgery in (
-        ("plain", False, False),
-        ("with the regularizer", True, False),
-        ("with the regularizer w/ PCGrad (feature)", True, True),
-    )
-}
+KINDS = kinds_of((HEADS, COLUMNS))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,28 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     for module in ("numpy", "tqdm", "timm"):
         need(module)
-    torch.set_num_threads(options.threads)
-    logging.getLogger("saliency_reg").setLevel(logging.ERROR)  # linear classifiers are timed on purpose
-    folder = new_run_folder(options.out, options.name)
-    rows: list[dict[str, Any]] = []
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "date": now(),
-        "options": {key: value for key, value in vars(options).items() if key not in ("out", "name")},
-        "versions": versions(),
-        "machine": machine(),
-        "rows": rows,
-    }
-    try:
-        for backbone in options.backbones:
-            for tasks in options.tasks:
-                rows += _measure(backbone, tasks, options)
-                write_json(folder / "results.json", result)
-    except KeyboardInterrupt:
-        print("\nInterrupted; what follows is what was finished.")
-    print(_table(rows))
-    print(f"\nBatch {options.batch_size}, {options.threads} thread(s). Written to {folder}: results.json")
-    return 0
+    measurements = [
+        functools.partial(_measure, backbone, tasks, options)
+        for backbone in options.backbones
+        for tasks in options.tasks
+    ]
+    return run_timings(options, measurements, _table, {})
 
 
 def _measure(backbone: str, tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -76,29 +50,8 @@ def _measure(backbone: str, tasks: int, options: argparse.Namespace) -> list[dic
     size = 0
     for name, (shape, regularizes, surgery) in KINDS.items():
         steps[name], size = _step(backbone, tasks, shape, regularizes, surgery, options.batch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    names = list(steps)
-    rounds = need("tqdm").tqdm(range(options.steps + options.warmup), desc=f"{backbone}, {tasks} tasks", disable=None)
-    for round_ in rounds:
-        for place in range(len(names)):
-            name = names[(place + round_) % len(names)]
-            before = time.process_time()
-            steps[name]()
-            if round_ >= options.warmup:
-                seconds[name].append(time.process_time() - before)
-    return [
-        {
-            "backbone": backbone,
-            "image_size": size,
-            "tasks": tasks,
-            "kind": name,
-            "steps_counted": options.steps,
-            "median_seconds": median(seconds[name]),
-            "ratio_to_plain": ratio(seconds[name], seconds[f"{shape}, plain"]),
-        }
-        for name, (shape, regularizes, _) in KINDS.items()
-        if regularizes
-    ]
+    rows = time_steps(steps, KINDS, options, f"{backbone}, {tasks} tasks")
+    return [{"backbone": backbone, "image_size": size, "tasks": tasks, **row} for row in rows]
 
 
 def _step(
@@ -124,15 +77,7 @@ def _step(
     images = torch.randn(batch_size, 3, size, size)
     labels = torch.randint(2, (batch_size, tasks)).float()
 
-    def step() -> None:
-        optimizer.zero_grad()
-        loss = _loss(model, images, labels)
-        if regularizer is not None:
-            loss = loss + regularizer()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return step, size
+    return training_step(model, optimizer, regularizer, lambda: _loss(model, images, labels)), size
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -144,9 +89,8 @@ def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     titles = ("backbone", "image", "tasks", "step", "seconds", "time over the plain step")
-    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
-    for row in rows:
-        cells = (
+    cells = [
+        (
             row["backbone"],
             f"{row['image_size']}x{row['image_size']}",
             str(row["tasks"]),
@@ -154,8 +98,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['median_seconds']:.2f}",
             interval(row["ratio_to_plain"]),
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return markdown(titles, cells)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,16 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks", type=count, nargs="+", default=[10, 40], metavar="T", help="numbers of tasks (default: 10 40)"
     )
-    for name, default, text in (
-        ("--steps", 10, "counted steps of each kind"),
-        ("--warmup", 2, "steps before that"),
-        ("--batch-size", 8, "images per step"),
-        ("--threads", 1, "of torch"),
-    ):
-        parser.add_argument(name, type=count, default=default, metavar="N", help=f"{text} (default: {default})")
-    folder = Path("runs/timm_overhead")
-    parser.add_argument("--out", type=Path, default=folder, metavar="FOLDER", help=f"where runs go (default: {folder})")
-    parser.add_argument("--name", type=folder_name, help="of the run's folder (default: the present time)")
+    add_timing_arguments(parser, "images", Path("runs/timm_overhead"))
     return parser
 
 

@@ -99,11 +99,15 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
         found: dict[str, Any] = super().to_dict()
         if self.encoder_config is not None:
             found["encoder_config"] = self.encoder_config.to_dict()
+        # The base class sorts the keys of the file, and would change the order of the tasks.
+        found["heads"] = [{"task": task, **own} for task, own in self.heads.items()]
         return found
 
 
 def _described(heads: Any) -> dict[str, dict[str, Any]]:
-    """``{task: HeadConfig}``, or what a file has in place of each, as JSON has it."""
+    """From ``{task: HeadConfig}``, or what a file has in place of it, to ``{task: dictionary}``."""
+    if isinstance(heads, (list, tuple)) and all(isinstance(own, Mapping) and "task" in own for own in heads):
+        heads = {own["task"]: {name: value for name, value in own.items() if name != "task"} for own in heads}
     if not isinstance(heads, Mapping):
         raise WrongTypeError(
             f"heads must be {{task: HeadConfig}}, found {type(heads).__name__}. Type heads={{'joy': HeadConfig()}}."

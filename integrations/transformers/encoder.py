@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def load_encoder(name: str, **options: Any) -> Any:
     transformers = import_transformers()
     try:
         return transformers.AutoModel.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, importlib.import_module("safetensors").SafetensorError) as error:
         is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
         reason = f"{type(error).__name__}: {first_line(error)}"
         if is_path and not Path(name).is_dir():

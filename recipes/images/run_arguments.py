@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..arguments import add_training_arguments, real_number, whole_number
-from ..multi_task.run_arguments import COUNT, add_folder, add_method, add_number, add_steps, check_method_arguments
+from ..arguments import add_training_arguments, whole_number
+from ..multi_task.run_arguments import (
+    COUNT,
+    NON_NEGATIVE,
+    add_folder,
+    add_method,
+    add_number,
+    add_steps,
+    check_method_arguments,
+)
 from ..multi_task.training import Options
 
 __all__ = ["add_run_arguments", "check_run_arguments", "training_options"]
@@ -59,8 +67,8 @@ def _add_model(model: Any, backbone: str, image_size: int | None) -> None:
         default="gelu",
         help="in the heads; with relu, as in the paper, the penalty is blind to the backbone (default: gelu)",
     )
-    add_number(model, "--drop-rate", 0.0, "dropout in the heads", real_number(above_zero=False))
-    add_number(model, "--drop-path-rate", None, "stochastic depth of the backbone", real_number(above_zero=False))
+    add_number(model, "--drop-rate", 0.0, "dropout in the heads", NON_NEGATIVE)
+    add_number(model, "--drop-path-rate", None, "stochastic depth of the backbone", NON_NEGATIVE)
 
 
 def check_run_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

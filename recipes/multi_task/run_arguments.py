@@ -11,15 +11,25 @@ from ..arguments import check_training_arguments, folder_name, real_number, whol
 from ..learning_rate import DECAYS
 from .methods import BASELINE, METHODS
 
-__all__ = ["COUNT", "add_folder", "add_method", "add_number", "add_steps", "check_method_arguments", "method_value"]
+__all__ = [
+    "COUNT",
+    "NON_NEGATIVE",
+    "POSITIVE",
+    "add_folder",
+    "add_method",
+    "add_number",
+    "add_steps",
+    "check_method_arguments",
+    "method_value",
+]
 
 DEFAULT_STRENGTH = 0.03
-COUNT, _POSITIVE, _NON_NEGATIVE = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
+COUNT, POSITIVE, NON_NEGATIVE = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
 
 def add_number(group: Any, name: str, default: float | None, text: str, kind: Callable[[str], float] = COUNT) -> None:
     """An option with a number, whose help tells its default."""
-    metavar = "X" if kind in (_POSITIVE, _NON_NEGATIVE) else "N"
+    metavar = "X" if kind in (POSITIVE, NON_NEGATIVE) else "N"
     shown = "" if default is None else f" (default: {default:g})"
     group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text}{shown}")
 
@@ -35,11 +45,11 @@ def add_method(method: Any) -> None:
     )
     method.add_argument(
         "--strength",
-        type=_NON_NEGATIVE,
+        type=NON_NEGATIVE,
         metavar="X",
         help=f"of the penalty, for methods that have one (default: {DEFAULT_STRENGTH:g})",
     )
-    add_number(method, "--temperature", None, "of the entropic rule", _POSITIVE)
+    add_number(method, "--temperature", None, "of the entropic rule", POSITIVE)
     method.add_argument(
         "--pretraining-epochs",
         type=whole_number(0),
@@ -58,25 +68,28 @@ def add_steps(
     weight_decay: float | None = 0.05,
     samples: str = "images",
     layerwise: bool = True,
+    warmup_steps: int = 0,
 ) -> None:
     """The steps of AdamW.
 
     Args:
         steps: group of an argument parser.
-        epochs, batch_size, learning_rate, weight_decay: defaults.
+        epochs, batch_size, learning_rate, weight_decay, warmup_steps: defaults; ``None`` where a recipe has several.
         samples: what they are called.
         layerwise: with options for rates of their own for backbone and layers.
     """
     add_number(steps, "--epochs", epochs, "of the training; the best weights by validation are kept")
     add_number(steps, "--batch-size", batch_size, f"{samples} per step, of all processes together")
-    add_number(steps, "--learning-rate", learning_rate, "of AdamW", _POSITIVE)
-    add_number(steps, "--weight-decay", weight_decay, "of matrices", _NON_NEGATIVE)
+    add_number(steps, "--learning-rate", learning_rate, "of AdamW", POSITIVE)
+    add_number(steps, "--weight-decay", weight_decay, "of matrices", NON_NEGATIVE)
     if layerwise:
         text = "learning rate of the backbone as a share of the heads'"
-        add_number(steps, "--backbone-rate-factor", 1.0, text, _POSITIVE)
-        add_number(steps, "--layer-decay", None, "factor between the learning rates of neighbouring layers", _POSITIVE)
+        add_number(steps, "--backbone-rate-factor", 1.0, text, POSITIVE)
+        add_number(steps, "--layer-decay", None, "factor between the learning rates of neighbouring layers", POSITIVE)
     steps.add_argument("--decay", choices=DECAYS, default="cosine", help="of the learning rate (default: cosine)")
-    steps.add_argument("--warmup-steps", type=whole_number(0), default=0, metavar="N", help="(default: 0)")
+    steps.add_argument(
+        "--warmup-steps", type=whole_number(0), default=warmup_steps, metavar="N", help=f"(default: {warmup_steps})"
+    )
     add_number(steps, "--evaluations", 10, f"looks at the validation {samples}")
     steps.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of all draws (default: 0)")
 

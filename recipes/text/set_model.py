@@ -35,6 +35,7 @@ def fitting_tokenizer(name: str, sets: Sequence[TextSet], vocabulary: int) -> An
         tokenizer.backend_tokenizer.post_processor = need("tokenizers").processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
         )
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
         return tokenizer
     try:
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(name)

@@ -42,9 +42,7 @@ def scores_of(kind: TaskKind, outputs: Tensor, labels: Tensor) -> dict[str, floa
 
 def selection_score(kinds: Mapping[str, TaskKind], scores: Mapping[str, Mapping[str, float]]) -> float:
     """What a step is chosen by: the mean over the tasks of accuracy or of one minus the nMSE; -inf for NaN."""
-    values = [
-        1 - own["nmse"] if kinds[task].name == "number" else own["accuracy"] for task, own in scores.items()
-    ]
+    values = [1 - own["nmse"] if kinds[task].name == "number" else own["accuracy"] for task, own in scores.items()]
     return -math.inf if any(math.isnan(value) for value in values) else statistics.fmean(values)
 
 

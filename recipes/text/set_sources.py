@@ -120,7 +120,7 @@ def _of_hub(source: str) -> dict[str, Any]:
 
 
 def _read(files: list[Path]) -> Any:
-    kind, options = _READERS[files[0].suffix.lower()] if files[0].suffix.lower() in _READERS else ("", {})
+    kind, options = _READERS.get(files[0].suffix.lower(), ("", {}))
     if not kind:
         raise DataError(
             f"{files[0]} ends in {files[0].suffix or 'nothing'}, expected one of {', '.join(_READERS)}. Save it as such."

@@ -109,11 +109,11 @@ class SetTrainer(SaliencyTrainer):  # type: ignore[misc]
         kinds = {task: own.kind for task, own in self._examined.items()}
         metrics = {"eval_score": selection_score(kinds, scores)}
         metrics.update({f"eval_{task}_{name}": value for task, own in scores.items() for name, value in own.items()})
-        self.log(metrics)
-        callbacks = self.callback_handler
-        self.control = callbacks.on_evaluate(self.args, self.state, self.control, metrics)
         shown = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in metrics.items())
         print(f"step {self.state.global_step} of {self.state.max_steps}, validation: {shown}", flush=True)
+        self.log(dict(metrics))
+        trainer: Any = self
+        trainer.control = trainer.callback_handler.on_evaluate(self.args, self.state, trainer.control, metrics)
         return metrics
 
 

@@ -53,7 +53,7 @@ def test_the_loss_is_the_loop(head: HeadConfig, missing: float) -> None:
     by_sample = losses_per_sample("a", head, logits, own)
     assert by_sample.shape == (len(LENGTHS),)
     for sample, losses in enumerate(loop):
-        mean = sum(float(loss) for loss in losses) / max(len(losses), 1)
+        mean = sum(loss.item() for loss in losses) / max(len(losses), 1)
         assert math.isclose(by_sample[sample].item(), mean, rel_tol=1e-10, abs_tol=1e-10)
 
 

@@ -1,0 +1,86 @@
+"""A sample of the architectures that `python -m recipes.transformers_sweep` goes through, and its table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from recipes import transformers_sweep
+from recipes.encoders import sweep_architecture
+from recipes.encoders.tiny_models import REPRESENTATIVES, TINY_MODELS, classifier_model
+from recipes.step_checks import CheckFailedError
+from saliency_reg.errors import CrossSampleError
+from saliency_reg.integrations.transformers import saliency_regularizer
+
+pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_representative(name: str) -> None:
+    result = sweep_architecture.check_architecture(name)
+    assert result["reasons"] == {}
+    assert transformers_sweep.passes(result)
+    assert result["loaded"] == {"unmodified": 0, "multi_task": 0}  # bit for bit
+    assert result["classifier"] in dict(classifier_model(TINY_MODELS[name]).named_modules())
+
+
+def test_batch_norm_in_front_of_the_classifier() -> None:
+    """By default the feature is what the Linear reads, behind the BatchNorm of LeViT; in front of it there is no saliency."""
+    assert sweep_architecture.check_architecture("levit")["unmodified"] == sweep_architecture.OK
+    entry = TINY_MODELS["levit"]
+    model = classifier_model(entry).train()
+    regularizer = saliency_regularizer(model, feature="classifier.batch_norm:input", cross_sample="error")
+    model(**entry.inputs(4, seed=0))
+    with pytest.raises(CrossSampleError):
+        regularizer()
+    regularizer.remove()
+
+
+def test_padding_that_counts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saliency_reg.integrations.transformers.encoder.mask_of_positions", lambda *_: None)
+    result = sweep_architecture.check_architecture("bert")
+    assert result["multi_task"] == sweep_architecture.FAILED
+    assert "columns of padding less" in result["reasons"]["multi_task"]
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert transformers_sweep.main(["distilbert", "swiftformer", "bros", "fnet", "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    lines = {line.split()[0]: line for line in printed.splitlines() if line}
+    assert lines["distilbert"].split()[:7] == "distilbert text ok ok bit for bit".split()
+    assert lines["distilbert"].endswith("  classifier")
+    assert "it reads no mask" in printed
+    assert "swiftformer, unmodified  FAILED  ClassifierNotFoundError" in printed
+    assert "bros, unmodified         none    transformers has BROS for tokens" in printed
+    assert "unmodified: 2 of 3 that transformers has a classifier for" in printed
+    assert "multi-task: 4 of 4" in printed
+    assert printed.endswith("2 of 4 architectures both ways\n")
+
+
+def test_what_is_not_known_to_fail_fails_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: Any, inputs: Any) -> float:
+        raise RuntimeError("no room on the disk")
+
+    monkeypatch.setattr(sweep_architecture, "_check_files", broken)
+    assert transformers_sweep.main(["resnet", "--workers", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert "no room on the disk" in printed
+    assert "0 of 1 architectures both ways" in printed
+
+
+def test_a_name_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        transformers_sweep.main(["distilberd"])
+    assert "there is no architecture 'distilberd'. Did you mean distilbert" in capsys.readouterr().err
+
+
+def test_weights_that_are_lost_are_found() -> None:
+    model = classifier_model(TINY_MODELS["bert"])
+    inputs = TINY_MODELS["bert"].inputs(2, seed=0)
+    model.register_buffer("forgotten", torch.ones(1))
+    with pytest.raises(CheckFailedError, match="forgotten"):
+        sweep_architecture._check_files(model, inputs)
