@@ -198,7 +198,7 @@ def _check_padding(
     difference = abs(penalties[0] - penalties[1]) / abs(penalties[0])
     if difference <= PENALTY_TOLERANCE:
         return []
-    if _same_at_words(*hidden, longer["attention_mask"]):
+    if _same_at_words(hidden[0], hidden[1], longer["attention_mask"]):
         must(False, f"a penalty of {penalties[0]:.6g}, with {PADDING} columns of padding less {penalties[1]:.6g}")
     return [f"{way}: hidden states of words depend on padding, the penalty by {100 * difference:.2g} %"]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel
 
+from ..errors import DataError
 from ..extras import need
 from .tokens import trained_tokenizer
 
@@ -33,10 +34,21 @@ def small_encoder(vocabulary: int, *, width: int = 128, layers: int = 2, max_len
 
 
 def tokenizer_of(encoder: str, texts: Sequence[str], vocabulary: int) -> Any:
-    """That of the encoder; for :data:`SMALL` one that is learned from the training texts."""
+    """That of the encoder; for :data:`SMALL` one that is learned from the training texts.
+
+    Raises:
+        DataError: there is none, or it could not be loaded.
+    """
     if encoder == SMALL:
         return trained_tokenizer(tuple(texts), vocabulary)
-    return need("transformers").AutoTokenizer.from_pretrained(encoder)
+    try:
+        return need("transformers").AutoTokenizer.from_pretrained(encoder)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise DataError(
+            f"the tokenizer of {encoder!r} could not be loaded ({reason}). Type a folder that save_pretrained() has written, "
+            "or the id of an encoder on the hub."
+        ) from error
 
 
 class EncoderTasks(nn.Module):

@@ -29,14 +29,18 @@ def fitting_tokenizer(name: str, sets: Sequence[TextSet], vocabulary: int) -> An
     if name == SMALL:
         training = [own.splits["train"] for own in sets]
         texts = [text for rows in training for text in (*rows.texts, *(rows.pairs or ()))]
-        # A copy: the learned one is shared with whoever learns from the same texts.
-        tokenizer = copy.deepcopy(trained_tokenizer(tuple(texts), vocabulary))
-        special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
-        tokenizer.backend_tokenizer.post_processor = need("tokenizers").processors.TemplateProcessing(
-            single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+        learned = trained_tokenizer(tuple(texts), vocabulary)
+        # A copy, because the learned one is shared with whoever learns from the same texts.
+        backend = copy.deepcopy(learned.backend_tokenizer)
+        backend.post_processor = need("tokenizers").processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, learned.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")],
         )
-        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
-        return tokenizer
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        return need("transformers").PreTrainedTokenizerFast(
+            tokenizer_object=backend, model_input_names=inputs, **learned.special_tokens_map
+        )
     try:
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of the network, the hub, files, or missing packages: many kinds
@@ -97,13 +101,22 @@ def check_inputs(
     """Run the longest text and the one with the largest token id, so that what does not fit is said before the training.
 
     Raises:
-        OptionError: texts that are longer than the encoder reads.
+        OptionError: texts that are longer than the encoder reads, or that the tokenizer does not know.
         TokenizerMismatchError: tokens that the encoder does not know.
     """
     longest = max(encodings, key=lambda own: len(own["input_ids"]))
     largest = max(encodings, key=lambda own: max(own["input_ids"], default=0))
     if not longest["input_ids"]:
         raise OptionError(f"{type(tokenizer).__name__} makes no tokens of these texts. Type another --tokenizer.")
+    # A folder with an encoder and no tokenizer gives one without words, and no error.
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    words = [token for own in encodings for token in own["input_ids"] if token not in special]
+    unknown = sum(token == tokenizer.unk_token_id for token in words) / max(1, len(words))
+    if unknown > 0.5:
+        raise OptionError(
+            f"{100 * unknown:.0f} % of the tokens of these texts are unknown to {type(tokenizer).__name__}, which has "
+            f"{len(tokenizer)} tokens. Type --tokenizer with the id or folder of the encoder's tokenizer."
+        )
     batch = collate([longest, largest])
     training = model.training
     model.eval()

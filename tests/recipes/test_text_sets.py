@@ -17,6 +17,7 @@ from recipes.termination import TERMINATED
 from recipes.text.domains import read_set
 from recipes.text.set_scores import scores_of, selection_score
 from recipes.text.task_batches import SetExamples, TaskBatches
+from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from saliency_reg.integrations.transformers import MultiTaskModel
 
 datasets, transformers = need("datasets"), need("transformers")
@@ -58,9 +59,19 @@ def write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture
-def sources(tmp_path):
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Names of the pictures that were drawn; drawing would take longer than training."""
+    names = []
+    for name in ("draw_relations", "draw_task_tree"):
+        monkeypatch.setattr(text_sets, name, lambda relations, path, title: names.append(path.name))
+    return names
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
     """``--set`` of two classifications and a regression, in three formats."""
+    tmp_path = tmp_path_factory.mktemp("sets")
     draw = random.Random(0)
     write_opinions(tmp_path / "opinions", {split: opinions(rows, draw) for split, rows in SIZES.items()})
     lines, table = [], ["sentence1,sentence2,label"]
@@ -109,7 +120,9 @@ def error_of(capsys):
     return line.removeprefix(prefix)
 
 
-def test_a_run_ends_with_the_table_and_files(sources, tmp_path):
+def test_a_run_ends_with_the_table_and_files(sources, tmp_path, monkeypatch):
+    for draw in (draw_relations, draw_task_tree):
+        monkeypatch.setattr(text_sets, draw.__name__, draw)
     code, printed = run(sources, tmp_path, "--accumulation", "2")
     assert code == 0
     lines = printed.splitlines()
@@ -153,13 +166,22 @@ def test_a_run_ends_with_the_table_and_files(sources, tmp_path):
     assert run(sources, tmp_path, "--accumulation", "2", "--resume", "auto")[1].endswith("to train again.\n")
 
 
-@pytest.mark.parametrize(
-    ("stops_at", "method"), [(7, "srdml"), (11, "srdml_pcgrad"), (15, "srdml")], ids=["early", "epoch end", "late"]
-)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(sources, tmp_path, monkeypatch, stops_at, method):
+RESUMED = ("--accumulation", "2", "--method", "srdml_pcgrad")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sources, tmp_path_factory):
+    """What a run ends with that nothing stops."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(text_sets, "_draw", lambda *_: 0)
+        assert run(sources, out, *RESUMED)[0] == 0
+    return figures(out)
+
+
+@pytest.mark.parametrize("stops_at", [7, 11, 15])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(sources, uninterrupted, tmp_path, monkeypatch, stops_at):
     """Bit for bit, with dropout; an epoch has 11 steps, and at 6, 12 and 18 there are evaluations."""
-    options = ("--accumulation", "2", "--method", method)
-    assert run(sources, tmp_path / "whole", *options)[0] == 0
     calls = Counter()
 
     @contextlib.contextmanager
@@ -174,18 +196,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(sources, tmp_path, monkeypa
 
     with monkeypatch.context() as patched:
         patched.setattr(text_sets, "deferred", stopping)
-        code, printed = run(sources, tmp_path / "stopped", *options)
+        code, printed = run(sources, tmp_path, *RESUMED)
     assert code == (INTERRUPTED if stops_at == 15 else TERMINATED)
     assert "--resume auto" in printed
-    checkpoints = tmp_path / "stopped" / "one" / "checkpoints"
+    checkpoints = tmp_path / "one" / "checkpoints"
     if stops_at == 15:  # what a killed write leaves
         (checkpoints / "checkpoint-14").mkdir()
         (checkpoints / "checkpoint-14" / "trainer_state.json").write_text('{"global_', encoding="utf-8")
-    assert read(tmp_path / "stopped")["status"] == "running"
-    code, printed = run(sources, tmp_path / "stopped", *options, "--resume", "auto")
+    assert read(tmp_path)["status"] == "running"
+    code, printed = run(sources, tmp_path, *RESUMED, "--resume", "auto")
     assert code == 0
     assert "step 6 of 22" not in printed
-    assert figures(tmp_path / "stopped") == figures(tmp_path / "whole")
+    assert figures(tmp_path) == uninterrupted
 
 
 def test_surgery_at_the_feature_changes_nothing_with_one_label_per_text(sources, tmp_path):
@@ -229,17 +251,20 @@ def test_without_test_labels_the_last_step_is_taken(sources, tmp_path, monkeypat
 
 @pytest.fixture
 def encoder(tmp_path):
-    """A folder with a tiny BERT that knows 12 tokens and 16 positions, without a tokenizer."""
+    """A folder with a tiny BERT that knows 18 tokens and 9 positions, without a tokenizer."""
     config = transformers.BertConfig(
-        vocab_size=12,
+        vocab_size=18,
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=1,
         intermediate_size=8,
-        max_position_embeddings=16,
+        max_position_embeddings=9,
     )
     transformers.BertModel(config).save_pretrained(tmp_path / "encoder")
     return tmp_path / "encoder"
+
+
+WORDS = (*GOOD, *BAD, *OTHER)
 
 
 def write_tokenizer(folder, words):
@@ -248,21 +273,23 @@ def write_tokenizer(folder, words):
 
 
 def test_an_encoder_of_a_folder(sources, encoder, tmp_path):
-    write_tokenizer(encoder, ["good", "bad", "film"])
-    code, printed = run(sources, tmp_path, "--encoder", str(encoder), "--max-length", "16", "--epochs", "1", small=())
+    write_tokenizer(encoder, WORDS)
+    code, printed = run(sources, tmp_path, "--encoder", str(encoder), "--max-length", "9", "--epochs", "1", small=())
     assert code == 0
     assert f"SRDML on {encoder}." in printed
     assert read(tmp_path)["options"]["encoder"] == str(encoder)
 
 
 def test_tokenizer_and_encoder_that_do_not_fit(sources, encoder, tmp_path, capsys):
-    arguments = ("--encoder", str(encoder), "--max-length", "16")
+    arguments = ("--encoder", str(encoder), "--max-length", "9")
     assert run(sources, tmp_path, *arguments, small=())[0] == 1
-    assert "--tokenizer" in error_of(capsys)
-    write_tokenizer(encoder, [*GOOD, *BAD, *OTHER])
+    assert "100 % of the tokens of these texts are unknown to" in error_of(capsys)
+    assert run(sources, tmp_path, *arguments, "--tokenizer", "./nowhere", small=())[0] == 1
+    assert error_of(capsys).startswith("no tokenizer could be loaded from ./nowhere (")
+    write_tokenizer(encoder, ("more", *WORDS))
     assert run(sources, tmp_path, *arguments, small=())[0] == 1
-    assert error_of(capsys).startswith("input_ids go from 0 to 17, but BertModel has embeddings for 0 to 11.")
-    write_tokenizer(encoder, ["good", "bad", "film"])
+    assert error_of(capsys).startswith("input_ids go from 0 to 18, but BertModel has embeddings for 0 to 17.")
+    write_tokenizer(encoder, WORDS)
     assert run(sources, tmp_path, "--encoder", str(encoder), small=())[0] == 1
     assert error_of(capsys).endswith("Type a smaller --max-length.")
     assert not (tmp_path / "one").exists()
@@ -409,18 +436,12 @@ def test_classes_and_numbers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("exponent", "quotas"), [(1, [100, 10, 1]), (0.5, [77, 24, 10]), (0, [37, 37, 37]), (3, [111, 1, 1])]
+    ("exponent", "quotas"), [(1, [100, 10, 1]), (0.5, [78, 25, 8]), (0, [37, 37, 37]), (3, [110, 1, 1])]
 )
 def test_shares_of_the_tasks(exponent, quotas):
-    sizes = [1000, 100, 10 if exponent == 1 else 17 if exponent == 0.5 else 10]
-    batches = TaskBatches(sizes, 10, exponent, seed=0)
-    weights = [size**exponent for size in sizes]
-    for quota, weight in zip(batches.quotas, weights):
-        assert quota == pytest.approx(max(1, len(batches) * weight / sum(weights)), abs=1.01)
-    assert len(batches.quotas) == len(quotas)
-    if exponent != 0.5:
-        assert batches.quotas == quotas
-    assert len(list(batches)) == len(batches) == sum(batches.quotas)
+    batches = TaskBatches((1000, 100, 10), 10, exponent, seed=0)
+    assert batches.quotas == quotas
+    assert len(list(batches)) == len(batches) == sum(quotas)
 
 
 def test_batches_are_of_one_task_and_go_through_all_rows():

@@ -168,13 +168,19 @@ def test_wrong_labels(labels: Any, error: type[Exception], text: str) -> None:
 
 def test_wrong_arguments_and_inputs() -> None:
     model = built(HEADS)
-    with pytest.raises(WrongTypeError, match="must be a MultiTaskModel or its configuration, found BertModel. For a cl"):
+    with pytest.raises(
+        WrongTypeError, match="must be a MultiTaskModel or its configuration, found BertModel. For a cl"
+    ):
         MultiTaskCollator(model.encoder)
     with pytest.raises(WrongTypeError, match=r"tokenizer must have a method pad\(\), found str"):
         MultiTaskCollator(model, "bert-base-uncased")
-    with pytest.raises(WrongTypeError, match="the examples hold no inputs, expected input_ids, pixel_values or the like"):
+    with pytest.raises(
+        WrongTypeError, match="the examples hold no inputs, expected input_ids, pixel_values or the like"
+    ):
         MultiTaskCollator(model)([{"labels": {"joy": 1}}])
-    with pytest.raises(ShapeError, match=r"'input_ids' cannot be stacked: 4 of 4 .* \[\[3\], \[5\].*\(model, tokenizer\)"):
+    with pytest.raises(
+        ShapeError, match=r"'input_ids' cannot be stacked: 4 of 4 .* \[\[3\], \[5\].*\(model, tokenizer\)"
+    ):
         MultiTaskCollator(model)(examples())
     with pytest.raises(ShapeError, match="'mask' cannot be stacked: 1 of 2 examples have it"):
         MultiTaskCollator(model)([{"ids": [1], "mask": [1]}, {"ids": [2]}])

@@ -92,7 +92,11 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
         ({"num_labels": "3"}, WrongTypeError, "num_labels must be an int, found '3'"),
         ({"problem": "classes"}, ConfigurationError, "unknown problem 'classes'. Choose one of 'auto', 'binary', "),
         ({"level": "word"}, ConfigurationError, "unknown level 'word'. Choose one of 'sequence', 'token'"),
-        ({"pooling": "max"}, ConfigurationError, "unknown pooling 'max'. Choose one of 'auto', 'mean', 'first', 'last'"),
+        (
+            {"pooling": "max"},
+            ConfigurationError,
+            "unknown pooling 'max'. Choose one of 'auto', 'mean', 'first', 'last'",
+        ),
         ({"activation": "swish"}, ConfigurationError, "unknown activation 'swish'. Choose one of 'gelu', 'relu'"),
         ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Type hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
@@ -118,7 +122,11 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
             ConfigurationError,
             "found 1 names of labels for num_labels=2. Name each label once",
         ),
-        ({"num_labels": 3, "labels": "yes"}, WrongTypeError, "labels must be a tuple of names, found 'yes'. Type labels="),
+        (
+            {"num_labels": 3, "labels": "yes"},
+            WrongTypeError,
+            "labels must be a tuple of names, found 'yes'. Type labels=",
+        ),
         ({"labels": 3}, WrongTypeError, "labels must be a tuple of names, found 3"),
         ({"weight": -1}, ConfigurationError, "the weight of a loss must be finite and at least 0, found -1"),
         ({"weight": float("nan")}, ConfigurationError, "finite and at least 0, found nan"),
@@ -144,11 +152,23 @@ def test_a_wrong_default_for_heads() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        (("bert", {"a": HeadConfig()}), WrongTypeError, "must be a configuration of transformers, found str. Type AutoC"),
+        (
+            ("bert", {"a": HeadConfig()}),
+            WrongTypeError,
+            "must be a configuration of transformers, found str. Type AutoC",
+        ),
         (({"hidden_size": 16}, {}), ConfigurationError, "does not name its model_type"),
         ((bert(), ["a"]), WrongTypeError, r"heads must be \{task: HeadConfig\}, found list. Type heads="),
-        ((bert(), {"a": 3}), WrongTypeError, r"task 'a' must have a HeadConfig, found int. Type HeadConfig\(num_labels"),
-        ((bert(), {"a": {"depth": 3}}), ConfigurationError, r"the head of task 'a' has \['depth'\]. A HeadConfig has \['n"),
+        (
+            (bert(), {"a": 3}),
+            WrongTypeError,
+            r"task 'a' must have a HeadConfig, found int. Type HeadConfig\(num_labels",
+        ),
+        (
+            (bert(), {"a": {"depth": 3}}),
+            ConfigurationError,
+            r"the head of task 'a' has \['depth'\]. A HeadConfig has \['n",
+        ),
     ],
 )
 def test_wrong_configurations(arguments: tuple[Any, ...], error: type[Exception], text: str) -> None:
@@ -160,7 +180,9 @@ def test_configurations_that_make_no_model() -> None:
     with pytest.raises(ConfigurationError, match="unknown encoder_part 'half'. Type 'whole' or 'encoder'"):
         MultiTaskConfig(bert(), {"a": HeadConfig()}, encoder_part="half")
     for config in (MultiTaskConfig(), MultiTaskConfig(bert()), bert()):
-        with pytest.raises(ConfigurationError, match="needs a MultiTaskConfig with an encoder and heads. Type MultiTaskM"):
+        with pytest.raises(
+            ConfigurationError, match="needs a MultiTaskConfig with an encoder and heads. Type MultiTaskM"
+        ):
             MultiTaskModel(config)
     with pytest.raises(TaskError, match="names are not empty and have no dot"):
         MultiTaskModel(MultiTaskConfig(bert(), {"a.b": HeadConfig()}))
@@ -172,13 +194,33 @@ def test_configurations_that_make_no_model() -> None:
 @pytest.mark.parametrize(
     ("encoder", "error", "text"),
     [
-        (nn.Linear(1, 1), WrongTypeError, r"found Linear. For any other backbone type SaliencyRegularizer\(model, heads="),
-        (3, WrongTypeError, "encoder must be a hub id, a folder, a configuration or a model of transformers, found int"),
+        (
+            nn.Linear(1, 1),
+            WrongTypeError,
+            r"found Linear. For any other backbone type SaliencyRegularizer\(model, heads=",
+        ),
+        (
+            3,
+            WrongTypeError,
+            "encoder must be a hub id, a folder, a configuration or a model of transformers, found int",
+        ),
         (transformers.BertModel, WrongTypeError, "a model of transformers, found type"),
-        (lambda: transformers.T5Model(t5()).encoder, EncoderError, r"T5Stack cannot be built again.*Pass the whole model"),
-        (lambda: transformers.CLIPModel(clip()), EncoderError, r"CLIPModel has several towers \(text_config, vision_con"),
+        (
+            lambda: transformers.T5Model(t5()).encoder,
+            EncoderError,
+            r"T5Stack cannot be built again.*Pass the whole model",
+        ),
+        (
+            lambda: transformers.CLIPModel(clip()),
+            EncoderError,
+            r"CLIPModel has several towers \(text_config, vision_con",
+        ),
         (clip, EncoderError, "Take one tower, such as CLIPVisionModel or CLIPTextModel"),
-        (transformers.PretrainedConfig(), EncoderError, "transformers has no encoder for PreTrainedConfig .*Choose another"),
+        (
+            transformers.PretrainedConfig(),
+            EncoderError,
+            "transformers has no encoder for PreTrainedConfig .*Choose another",
+        ),
     ],
 )
 def test_what_is_no_encoder(encoder: Any, error: type[Exception], text: str) -> None:
@@ -190,13 +232,17 @@ def test_what_is_no_encoder(encoder: Any, error: type[Exception], text: str) -> 
 
 def test_two_towers_with_a_width_all_the_same() -> None:
     model = from_encoder(clip(), hidden_width=16)
-    with pytest.raises(EncoderError, match=r"CLIPModel returns .*, and no last_hidden_state. Choose an encoder; of a mod"):
+    with pytest.raises(
+        EncoderError, match=r"CLIPModel returns .*, and no last_hidden_state. Choose an encoder; of a mod"
+    ):
         model(input_ids=torch.ones(2, 3, dtype=torch.long), pixel_values=torch.zeros(2, 3, 8, 8))
 
 
 def test_a_wrong_width() -> None:
     model = from_encoder(hidden_width=12)
-    with pytest.raises(ShapeError, match=r"BertModel has shape \[3, 7, 16\], but .* for 12 channels. Type hidden_width=16"):
+    with pytest.raises(
+        ShapeError, match=r"BertModel has shape \[3, 7, 16\], but .* for 12 channels. Type hidden_width=16"
+    ):
         model(**batch())
 
 
@@ -206,9 +252,13 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     weights = tmp_path / "short" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     for name, text in {
-        str(tmp_path / "nowhere"): r"nowhere' could not be loaded \(there is no such folder\). Type a folder that save_pre",
+        str(
+            tmp_path / "nowhere"
+        ): r"nowhere' could not be loaded \(there is no such folder\). Type a folder that save_pre",
         "./nowhere": r"'./nowhere' could not be loaded \(there is no such folder\)",
-        str(tmp_path / "empty"): r"empty' could not be loaded \(\w+: .*config.json.*from_encoder\(AutoConfig.for_model\('be",
+        str(
+            tmp_path / "empty"
+        ): r"empty' could not be loaded \(\w+: .*config.json.*from_encoder\(AutoConfig.for_model\('be",
         str(tmp_path / "short"): r"short' could not be loaded \(",
         "no such:name": r"'no such:name' could not be loaded \(OSError: .*or the id of a model on the hub",
         "nobody/nothing": r"'nobody/nothing' could not be loaded \(",
@@ -219,7 +269,9 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
 
 
 def test_options_where_nothing_is_loaded() -> None:
-    with pytest.raises(WrongTypeError, match=r"\['dtype'\] are options of from_pretrained\(\), but encoder= is a configur"):
+    with pytest.raises(
+        WrongTypeError, match=r"\['dtype'\] are options of from_pretrained\(\), but encoder= is a configur"
+    ):
         from_encoder(dtype=torch.float64)
     with pytest.raises(WrongTypeError, match="but encoder= is a model. Set them there, or leave them out"):
         from_encoder(transformers.BertModel(bert()), revision="main")
@@ -246,9 +298,15 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("ids", "text"),
     [
-        (torch.tensor([[1, VOCABULARY]]), r"input_ids go from 1 to 40, but BertModel has embeddings for 0 to 39. Use the tok"),
+        (
+            torch.tensor([[1, VOCABULARY]]),
+            r"input_ids go from 1 to 40, but BertModel has embeddings for 0 to 39. Use the tok",
+        ),
         (torch.tensor([[-1, 3]]), r"go from -1 to 3.*model.resize_token_embeddings\(len\(tokenizer\)\)"),
-        (torch.tensor([[1.0, 2.0]]), "input_ids must be whole numbers, found torch.float32. Pass what a tokenizer returns"),
+        (
+            torch.tensor([[1.0, 2.0]]),
+            "input_ids must be whole numbers, found torch.float32. Pass what a tokenizer returns",
+        ),
     ],
 )
 def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
@@ -260,19 +318,44 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "parent", "text"),
     [
-        (torch.zeros(3), WrongTypeError, TypeError, r"found a tensor of shape \[3\]. Type labels=\{'joy': ...\}; MultiTask"),
+        (
+            torch.zeros(3),
+            WrongTypeError,
+            TypeError,
+            r"found a tensor of shape \[3\]. Type labels=\{'joy': ...\}; MultiTask",
+        ),
         ([1, 0, 1], WrongTypeError, TypeError, r"labels must be a dictionary \{task: tensor\}, found list"),
-        ({}, LabelError, ValueError, "labels has no task of .*For a batch without labels leave labels= out; for missing"),
+        (
+            {},
+            LabelError,
+            ValueError,
+            "labels has no task of .*For a batch without labels leave labels= out; for missing",
+        ),
         ({"joy": None}, LabelError, ValueError, "labels has no task of"),
-        ({"jy": torch.zeros(3)}, UnknownTaskError, LookupError, r"labels names \['jy'\], .*The tasks are \['joy', 'topic'"),
-        ({"joy": [1, 0, 1]}, WrongTypeError, TypeError, r"labels of task 'joy' must be a tensor, found list. Type torch.te"),
+        (
+            {"jy": torch.zeros(3)},
+            UnknownTaskError,
+            LookupError,
+            r"labels names \['jy'\], .*The tasks are \['joy', 'topic'",
+        ),
+        (
+            {"joy": [1, 0, 1]},
+            WrongTypeError,
+            TypeError,
+            r"labels of task 'joy' must be a tensor, found list. Type torch.te",
+        ),
         (
             {"joy": torch.zeros(2)},
             LabelError,
             ValueError,
             r"the labels of task 'joy' have shape \[2\], its logits \[3\]: expected labels \[3\]. For a prediction on each",
         ),
-        ({"joy": torch.zeros(1, 3)}, LabelError, ValueError, r"have shape \[1, 3\], its logits \[3\]: expected labels \[3\]"),
+        (
+            {"joy": torch.zeros(1, 3)},
+            LabelError,
+            ValueError,
+            r"have shape \[1, 3\], its logits \[3\]: expected labels \[3\]",
+        ),
         (
             {"topic": torch.zeros(3, 4)},
             LabelError,
@@ -291,7 +374,12 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
             ValueError,
             r"'topic' go from 0 to 4, expected whole numbers from 0 to 3 \(-100 where one is missing\). Type HeadConfig\(num",
         ),
-        ({"topic": torch.tensor([0, -1, 1])}, LabelError, ValueError, "go from -1 to 1, expected whole numbers from 0 to 3"),
+        (
+            {"topic": torch.tensor([0, -1, 1])},
+            LabelError,
+            ValueError,
+            "go from -1 to 1, expected whole numbers from 0 to 3",
+        ),
         ({"topic": torch.tensor([0, 1.5, 1])}, LabelError, ValueError, "expected whole numbers from 0 to 3"),
         (
             {"joy": torch.tensor([0, 2, 1])},
@@ -315,7 +403,9 @@ def test_wrong_labels(given: Any, error: type[Exception], parent: type[Exception
 
 def test_wrong_labels_of_tokens() -> None:
     model = built("token")
-    with pytest.raises(LabelError, match=r"labels \[3, 7\]. A token head wants a label for each token: pad them with -100"):
+    with pytest.raises(
+        LabelError, match=r"labels \[3, 7\]. A token head wants a label for each token: pad them with -100"
+    ):
         model(**batch(), labels={"kind": torch.zeros(3, 6, dtype=torch.long)})
 
 
@@ -335,16 +425,22 @@ def test_wrong_tasks(tasks: Any, error: type[Exception], text: str) -> None:
 
 def test_labels_of_heads_that_do_not_run() -> None:
     model, own = built(), labels(HEADS["mean"])
-    with pytest.raises(UnknownTaskError, match=r"labels has \['topic'\], whose heads do not run: tasks=\['joy'\]. Name"):
+    with pytest.raises(
+        UnknownTaskError, match=r"labels has \['topic'\], whose heads do not run: tasks=\['joy'\]. Name"
+    ):
         model(**batch(), tasks=["joy"], labels={"topic": own["topic"]})
     logits = model(**batch(), tasks=["joy"]).logits
-    with pytest.raises(UnknownTaskError, match=r"labels has \['topic'\], but logits only \['joy'\]. Leave these labels out"):
+    with pytest.raises(
+        UnknownTaskError, match=r"labels has \['topic'\], but logits only \['joy'\]. Leave these labels out"
+    ):
         model.sample_losses(logits, {"joy": own["joy"], "topic": own["topic"]})
 
 
 def test_what_the_regularizer_knows_already() -> None:
     for option in ({"heads": "heads"}, {"tasks": ["a"]}, {"channel_axis": 1}):
-        with pytest.raises(ConfigurationError, match=rf"\['{next(iter(option))}'\] are known here. Leave them out, or type"):
+        with pytest.raises(
+            ConfigurationError, match=rf"\['{next(iter(option))}'\] are known here. Leave them out, or type"
+        ):
             built().regularizer(**option)
     with pytest.raises(ConfigurationError, match="unknown scalarize 'mean'. Choose one of 'auto', 'max'"):
         built("mixed").regularizer(scalarize="mean")

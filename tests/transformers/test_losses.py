@@ -58,7 +58,8 @@ def test_the_loss_is_the_loop(head: HeadConfig, missing: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32]
+    "dtype",
+    [torch.bool, torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32],
 )
 def test_number_formats_of_labels(dtype: torch.dtype) -> None:
     head = HeadConfig()

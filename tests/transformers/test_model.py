@@ -235,7 +235,9 @@ def test_hidden_states_of_padding_do_not_enter(heads: str) -> None:
         total = output.loss + regularizer()
         assert total.isfinite()
         grads = torch.autograd.grad(total, list(model.heads.parameters()), allow_unused=True)
-        found.append([total, *(grad for grad in grads if grad is not None), *real(model, output.logits, inputs).values()])
+        found.append(
+            [total, *(grad for grad in grads if grad is not None), *real(model, output.logits, inputs).values()]
+        )
     for other in found[1:]:
         assert len(other) == len(found[0])
         for one, two in zip(other, found[0]):

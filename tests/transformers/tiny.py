@@ -194,6 +194,4 @@ def tokenizer(**options: Any) -> Any:
     words = {"[PAD]": 0, "[UNK]": 1, **{f"w{index}": index for index in range(2, VOCABULARY)}}
     plain = Tokenizer(WordLevel(words, unk_token="[UNK]"))
     plain.pre_tokenizer = Whitespace()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", **options
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", **options)
