@@ -64,7 +64,7 @@ class MultiTaskCollator:
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """A batch of inputs ``[B, ...]`` and ``labels`` ``{task: [B, ...]}``.
 
-        If any example has ``labels``, the batch has those of every task of the model: Trainer joins the labels of all batches.
+        If any example has ``labels``, the batch has those of every task of the model: Trainer joins those of all batches.
         """
         labels = [self._checked(example.get("labels")) for example in examples]
         inputs = [{name: value for name, value in example.items() if name != "labels"} for example in examples]

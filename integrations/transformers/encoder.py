@@ -20,6 +20,7 @@ __all__ = [
     "Encoded",
     "as_encoder",
     "build_encoder",
+    "check_has_model",
     "encoded",
     "first_line",
     "hidden_width_of",
@@ -107,6 +108,19 @@ def as_encoder(model: Any) -> tuple[Any, str, str]:
     return whole, name, "whole"
 
 
+def check_has_model(config: Any) -> None:
+    """Without building it.
+
+    Raises:
+        EncoderError: ``AutoModel`` has no model for this configuration.
+    """
+    if type(config) not in import_transformers().models.auto.modeling_auto.MODEL_MAPPING:
+        raise EncoderError(
+            f"transformers has no encoder for {type(config).__name__}: AutoModel does not know it. Choose another "
+            "configuration, such as AutoConfig.from_pretrained(name), or pass a model."
+        )
+
+
 def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     """An encoder with new weights.
 
@@ -114,6 +128,8 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
         EncoderError: transformers has no model for this configuration.
     """
     transformers = import_transformers()
+    if class_name is None:
+        check_has_model(config)
     try:
         own = getattr(transformers, class_name, None) if class_name is not None else None
         model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)
@@ -156,9 +172,9 @@ def hidden_width_of(encoder: Any) -> int:
     towers = [name for name in ("text_config", "vision_config", "audio_config") if hasattr(config, name)]
     if len(towers) > 1:
         raise EncoderError(
-            f"{type(encoder).__name__} has several towers ({', '.join(towers)}), and its configuration does not tell how many "
-            "channels a last hidden state of both has. Take one tower, such as CLIPVisionModel or CLIPTextModel; if there is "
-            "such a state, type hidden_width= with its channels."
+            f"{type(encoder).__name__} has several towers ({', '.join(towers)}), and its configuration does not tell how "
+            "many channels a last hidden state of all has. Take one tower, such as CLIPVisionModel or CLIPTextModel; if "
+            "there is such a state, type hidden_width= with its channels."
         )
     if getattr(encoder, "main_input_name", None) == "pixel_values":
         return _width_of_map(encoder)

@@ -19,6 +19,7 @@ from .encoder import (
     Encoded,
     as_encoder,
     build_encoder,
+    check_has_model,
     encoded,
     hidden_width_of,
     is_decoder_only,
@@ -141,6 +142,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         configs = head_configs(heads, head)
         if isinstance(encoder, _transformers.PretrainedConfig):
             _check_no_options(options, "a configuration")
+            check_has_model(encoder)
             whole = build_encoder(encoder, None, "whole") if not encoder.is_encoder_decoder else None
             if whole is None:
                 whole = _transformers.AutoModel.from_config(encoder)

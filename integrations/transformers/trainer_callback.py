@@ -80,7 +80,8 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
         """Follow the optimizer, and take up the state of the checkpoint that the run is resumed from.
 
         Raises:
-            UnsupportedTrainerError: an engine whose steps cannot be followed, or a checkpoint without our state.
+            UnsupportedTrainerError: an engine whose steps cannot be followed, a compiled model, or a checkpoint without our
+                state.
             StateMismatchError: the state of other tasks or settings.
         """
         self.is_callback = True
@@ -154,6 +155,11 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
             raise UnsupportedTrainerError(
                 "DeepSpeed updates the parameters by itself, and no hook of a torch optimizer tells when. Train with DDP or "
                 "FSDP2, or write a loop with accelerate and call regularizer.step() after each update."
+            )
+        if getattr(args, "torch_compile", False):
+            raise UnsupportedTrainerError(
+                "torch_compile=True compiles the whole model, and compiled heads have no second derivative. Leave it out, "
+                "and compile the encoder alone: model.encoder.compile(), or model.bert.compile() of a BERT classifier."
             )
         if int(getattr(args, "n_gpu", 1)) > 1:
             raise UnsupportedTrainerError(

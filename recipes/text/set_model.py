@@ -121,14 +121,20 @@ def check_inputs(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            model(**{name: value.to(model.device) for name, value in batch.items()})
+        _forward(model, batch)
     except (IndexError, RuntimeError) as error:
-        if len(longest["input_ids"]) < max_length and not isinstance(error, IndexError):
-            raise
+        try:
+            _forward(model, {name: value[:, :2] for name, value in batch.items()})
+        except (IndexError, RuntimeError):
+            raise error from None  # it is not the length
         raise OptionError(
             f"{type(model.encoder).__name__} cannot read a text of {len(longest['input_ids'])} tokens "
             f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Type a smaller --max-length."
         ) from error
     finally:
         model.train(training)
+
+
+@torch.no_grad()
+def _forward(model: Any, batch: Mapping[str, Any]) -> None:
+    model(**{name: value.to(model.device) for name, value in batch.items()})

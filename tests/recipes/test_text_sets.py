@@ -14,6 +14,7 @@ from recipes.extras import need
 from recipes.multi_task.kinds import TaskKind
 from recipes.study_run import INTERRUPTED
 from recipes.termination import TERMINATED
+from recipes.text import set_run
 from recipes.text.domains import read_set
 from recipes.text.set_scores import scores_of, selection_score
 from recipes.text.task_batches import SetExamples, TaskBatches
@@ -195,7 +196,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(sources, uninterrupted, tmp
         yield stops
 
     with monkeypatch.context() as patched:
-        patched.setattr(text_sets, "deferred", stopping)
+        patched.setattr(set_run, "deferred", stopping)
         code, printed = run(sources, tmp_path, *RESUMED)
     assert code == (INTERRUPTED if stops_at == 15 else TERMINATED)
     assert "--resume auto" in printed

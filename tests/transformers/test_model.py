@@ -136,7 +136,8 @@ def test_other_encoders_are_the_loop(encoder: str, heads: str) -> None:
 
 def test_options_reach_the_regularizer() -> None:
     model, inputs = built("mixed"), batch()
-    mean, last = [], []
+    mean: list[float] = []
+    last: list[float] = []
     for found, options in ((mean, {"pool": "sum"}), (last, {"metric": "sqeuclidean", "reduction": "sum"})):
         with regularizer_of(model, **options) as regularizer:
             model(**inputs)
@@ -546,7 +547,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(heads: str, options: di
             assert any(getattr(part, "gradient_checkpointing", False) for part in model.encoder.modules())
             assert model.is_gradient_checkpointing
         runs: list[int] = []
-        handle = model.encoder.encoder.layer[0].intermediate.register_forward_hook(lambda *_: runs.append(1))
+        handle = model.encoder.encoder.layer[0].intermediate.register_forward_hook(lambda *_, runs=runs: runs.append(1))
         with regularizer_of(model) as regularizer:
             (model(**inputs, labels=own).loss + regularizer()).backward()
         handle.remove()

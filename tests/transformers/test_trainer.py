@@ -572,6 +572,10 @@ def test_engines_that_cannot_be_followed(tmp_path: Path) -> None:
     options.deepspeed = None
     with pytest.raises(UnsupportedTrainerError, match="no optimizer"):
         saliency.on_train_begin(options, state, None, optimizer=None)
+    options.torch_compile = True
+    with pytest.raises(UnsupportedTrainerError, match="torch_compile=True compiles the whole model"):
+        saliency.on_train_begin(options, state, None, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    options.torch_compile = False
     options._n_gpu = 2
     with pytest.raises(UnsupportedTrainerError, match="torchrun --nproc_per_node 2"):
         saliency.on_train_begin(options, state, None, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))

@@ -34,6 +34,7 @@ def bert(**options: Any) -> Any:
 
 
 def distilbert() -> Any:
+    options: Any = {"attn_implementation": "eager"}
     return transformers.DistilBertConfig(
         vocab_size=VOCABULARY,
         dim=16,
@@ -45,7 +46,7 @@ def distilbert() -> Any:
         attention_dropout=0.0,
         seq_classif_dropout=0.0,
         initializer_range=0.3,
-        attn_implementation="eager",
+        **options,
     )
 
 
@@ -56,6 +57,7 @@ def t5() -> Any:
 
 
 def gpt2() -> Any:
+    options: Any = {"attn_implementation": "eager"}
     return transformers.GPT2Config(
         vocab_size=VOCABULARY,
         n_embd=16,
@@ -68,11 +70,12 @@ def gpt2() -> Any:
         bos_token_id=0,
         eos_token_id=0,
         initializer_range=0.3,
-        attn_implementation="eager",
+        **options,
     )
 
 
 def vit() -> Any:
+    options: Any = {"attn_implementation": "eager"}
     return transformers.ViTConfig(
         image_size=8,
         patch_size=4,
@@ -81,7 +84,7 @@ def vit() -> Any:
         num_attention_heads=2,
         intermediate_size=16,
         initializer_range=0.3,
-        attn_implementation="eager",
+        **options,
     )
 
 
