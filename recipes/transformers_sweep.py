@@ -27,7 +27,7 @@ from .workers import Workers
 __all__ = ["KNOWN", "as_known", "main", "passes", "table"]
 
 #: Unmodified classifiers that are refused, with the error that does it.
-KNOWN = {"levit": "CrossSampleError", "swiftformer": "ClassifierNotFoundError"}
+KNOWN = {"swiftformer": "ClassifierNotFoundError"}
 _COLUMNS = ("architecture", "modality", "unmodified", "multi-task", "loaded logits", "seconds", "classifier", "notes")
 
 

@@ -236,6 +236,10 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         found = self._encode({name: value for name, value in inputs.items() if value is not None})
         feature = self.pooling(found.hidden, found.mask, found.pooler)
         logits = {task: self.heads[task](feature, found.mask) for task in chosen}
+        words = next((own.shape[1] for own in (input_ids, inputs_embeds) if own is not None), None)
+        if words is not None:  # patches of a picture may follow the words
+            tokens = {task for task in chosen if self.head_configs[task].level == "token"}
+            logits = {task: own[:, :words] if task in tokens else own for task, own in logits.items()}
         loss, losses = (None, None) if labels is None else self._losses(logits, given)
         output = MultiTaskOutput(
             loss=loss,
@@ -264,8 +268,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         """A :class:`SaliencyRegularizer` on the heads, which leaves padding out.
 
         Where all heads are on sequences and pool alike, the saliency is taken at the pooled vector ``[B, C]``. Otherwise it
-        is taken at the last hidden state ``[B, L, C]`` and pooled over the real tokens; ``pool="mean"`` by default, because
-        a sum over tokens would grow with the length of the texts.
+        is taken at the last hidden state ``[B, L, C]`` and pooled over the real tokens: by default with ``pool="sum"`` where
+        all heads are on sequences, and ``"mean"`` if any is on tokens, because its sum would grow with the length of the
+        texts.
 
         Args:
             options: of the class: ``strength``, ``optimizer``, ``surgery``, ``metric``, ...
@@ -278,7 +283,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
                 f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, ...)."
             )
         if self.pooling.kind == "none":
-            options = {"pool": "mean", "channel_axis": -1, **options}
+            tokens = any(own.level == "token" for own in self.head_configs.values())
+            options = {"pool": "mean" if tokens else "sum", "channel_axis": -1, **options}
             options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
         return MaskedRegularizer(self, heads="heads", mask_from=(self.pooling, "mask", 1), **options)
 
@@ -311,14 +317,10 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         return encoded(self.encoder, inputs, self.hidden_width)
 
     def _losses(self, logits: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = {}
-        for task, labels in given.items():
-            total, known = task_loss(task, self.head_configs[task], logits[task], labels)
-            # No label of this task in the batch: no loss, and no gradient of zeros either. Decided without waiting for the
-            # device, where it would: then it is 0.
-            if labels.device.type == "cpu" and not known:
-                continue
-            losses[task] = total / known.clamp(min=1)
+        sums = {task: task_loss(task, self.head_configs[task], logits[task], own) for task, own in given.items()}
+        # No label of a task in the batch: no loss, and no gradient of zeros either. A device is waited for once.
+        counts = torch.stack([known for _, known in sums.values()]).tolist() if sums else []
+        losses = {task: total / known for (task, (total, known)), count in zip(sums.items(), counts) if count}
         parts = [self.head_configs[task].weight * loss for task, loss in losses.items()]
         if not parts:
             return zero_loss(logits), losses

@@ -164,7 +164,7 @@ class SaliencyTrainer(SaliencyTrainerMixin, _transformers.Trainer):  # type: ign
         >>> model = BertForSequenceClassification(tiny)
         >>> rows = [{"input_ids": torch.randint(100, (7,)), "labels": torch.zeros(3)} for _ in range(8)]
         >>> folder = tempfile.mkdtemp()
-        >>> arguments = TrainingArguments(folder, max_steps=2, report_to=[], disable_tqdm=True, logging_strategy="no")
+        >>> arguments = TrainingArguments(folder, max_steps=2, report_to=[], logging_strategy="no")
         >>> regularizer = saliency_regularizer(model, strength=0.1)
         >>> trainer = SaliencyTrainer(model, arguments, train_dataset=rows, regularizer=regularizer)
         >>> trainer.train().global_step

@@ -95,9 +95,7 @@ def _head(kind: TaskKind, classes: tuple[str, ...], hidden: tuple[int, ...]) -> 
     return HeadConfig(kind.classes, problem="single_label", hidden=hidden, labels=classes)
 
 
-def check_inputs(
-    model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, Any]], collate: Any, max_length: int
-) -> None:
+def check_inputs(model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, Any]], collate: Any) -> None:
     """Run the longest text and the one with the largest token id, so that what does not fit is said before the training.
 
     Raises:

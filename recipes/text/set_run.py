@@ -20,7 +20,7 @@ from saliency_reg.integrations.transformers import MultiTaskCollator
 from ..errors import OptionError
 from ..extras import need
 from ..fingerprints import fingerprint_of
-from ..runs import machine, versions
+from ..runs import machine, versions, write_json
 from ..termination import Terminated, deferred
 from .domains import TextSet
 from .emotion_model import SMALL
@@ -89,7 +89,7 @@ class SetRun:
             for own in sets
         }
         everything = [row for own in self._encodings.values() for rows in own.values() for row in rows]
-        check_inputs(self.model, self._tokenizer, everything, self._collate, length)
+        check_inputs(self.model, self._tokenizer, everything, self._collate)
         given = options.strength
         self.regularizer: SaliencyRegularizer = self.model.regularizer(
             # At 0 the relations are only watched: no gradient of the penalty is taken.
