@@ -93,10 +93,24 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
+#: Whose versions are noted, if they are there.
+_PACKAGES = (
+    "saliency-reg",
+    "scikit-learn",
+    "numpy",
+    "torchjd",
+    "accelerate",
+    "timm",
+    "datasets",
+    "transformers",
+    "tokenizers",
+)
+
+
 def versions() -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # with its build, such as +cpu
-    for package in ("saliency-reg", "scikit-learn", "numpy", "torchjd", "accelerate", "timm", "datasets"):
+    for package in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found

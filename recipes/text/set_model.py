@@ -15,7 +15,7 @@ from ..extras import need
 from ..multi_task.kinds import TaskKind
 from .domains import Rows, TextSet
 from .emotion_model import SMALL, small_encoder
-from .tokens import trained_tokenizer
+from .tokens import trained_tokenizer, unknown_share
 
 __all__ = ["build_model", "check_inputs", "encode", "fitting_tokenizer"]
 
@@ -106,10 +106,7 @@ def check_inputs(model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, An
     largest = max(encodings, key=lambda own: max(own["input_ids"], default=0))
     if not longest["input_ids"]:
         raise OptionError(f"{type(tokenizer).__name__} makes no tokens of these texts. Type another --tokenizer.")
-    # A folder with an encoder and no tokenizer gives one without words, and no error.
-    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
-    words = [token for own in encodings for token in own["input_ids"] if token not in special]
-    unknown = sum(token == tokenizer.unk_token_id for token in words) / max(1, len(words))
+    unknown = unknown_share(tokenizer, (own["input_ids"] for own in encodings))
     if unknown > 0.5:
         raise OptionError(
             f"{100 * unknown:.0f} % of the tokens of these texts are unknown to {type(tokenizer).__name__}, which has "

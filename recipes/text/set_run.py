@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +125,11 @@ class SetRun:
 
     def head(self) -> dict[str, Any]:
         """What ``results.json`` says from the beginning on."""
-        own_versions = versions()
-        for package in ("transformers", "tokenizers"):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                own_versions[package] = metadata.version(package)
         return {
             "options": {
                 name: value for name, value in vars(self._options).items() if name not in ("out", "name", "resume")
             },
-            "versions": own_versions,
+            "versions": versions(),
             "machine": machine(),
             "fingerprint": self.fingerprint,
             "sets": {

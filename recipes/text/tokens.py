@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..extras import need
 
-__all__ = ["TokenisedTexts", "trained_tokenizer"]
+__all__ = ["TokenisedTexts", "trained_tokenizer", "unknown_share"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -35,6 +35,19 @@ def trained_tokenizer(texts: tuple[str, ...], vocabulary: int) -> Any:
     return tokenizer
 
 
+def unknown_share(tokenizer: Any, ids: Iterable[Sequence[int]]) -> float:
+    """Share of the words that are unknown: a folder with an encoder and no tokenizer gives one without words, and no error.
+
+    Args:
+        tokenizer: of the encoder.
+        ids: of each text.
+    """
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    words = [token for own in ids for token in own if token not in special]
+    share: float = sum(token == tokenizer.unk_token_id for token in words) / max(1, len(words))
+    return share
+
+
 class TokenisedTexts:
     """Token ids and labels; a batch is ``({"input_ids": [b, L], "attention_mask": [b, L]}, labels [b, T])``.
 
@@ -45,7 +58,7 @@ class TokenisedTexts:
         max_length: tokens that are kept of a text.
 
     Raises:
-        DataError: from a tokenizer without a token for padding.
+        DataError: from a tokenizer without a token for padding, or that knows hardly a word.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], labels: Tensor, max_length: int) -> None:
@@ -56,6 +69,11 @@ class TokenisedTexts:
         self._pad = int(tokenizer.pad_token_id)
         # One text at a time would take longer than the training of a small encoder.
         self._ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        if (unknown := unknown_share(tokenizer, self._ids)) > 0.5:
+            raise DataError(
+                f"{100 * unknown:.0f} % of the tokens of these texts are unknown to {type(tokenizer).__name__}, which has "
+                f"{len(tokenizer)} tokens. Does the encoder's folder have the files of its tokenizer?"
+            )
         self.labels = labels
 
     def __len__(self) -> int:

@@ -22,7 +22,9 @@ def quiet_hub(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datasets")
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = folder
+    counts, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS, False  # by a request
     datasets.disable_progress_bars()
     yield folder
     datasets.config.HF_DATASETS_CACHE = before
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
     datasets.enable_progress_bars()

@@ -107,9 +107,13 @@ def scalar(logits: Tensor) -> Tensor:
 
 
 def penalty(model: Any, inputs: Mapping[str, Tensor], tasks: tuple[str, ...] | None = None) -> Tensor:
-    """All pairs weigh 1: sum over pairs of the mean over texts of the l1 distance of the saliencies."""
+    """All pairs weigh 1: sum over pairs of the mean over texts of the l1 distance of the saliencies.
+
+    At hidden states these are sums over the tokens, or means if any head is on tokens.
+    """
     tasks = model.tasks if tasks is None else tasks
     texts = alone(inputs)
+    tokens = any(head.level == "token" for head in model.head_configs.values())
     total = torch.zeros((), dtype=torch.float64)
     for text in texts:
         feature, logits = at_feature(model, text)
@@ -117,7 +121,8 @@ def penalty(model: Any, inputs: Mapping[str, Tensor], tasks: tuple[str, ...] | N
         for task in tasks:
             (gradient,) = torch.autograd.grad(scalar(logits[task]), feature, create_graph=True)
             own = gradient[0]
-            saliencies.append(own if own.ndim == 1 else sum(own[1:], start=own[0]) / len(own))
+            positions = 1 if own.ndim == 1 or not tokens else len(own)
+            saliencies.append(own if own.ndim == 1 else sum(own[1:], start=own[0]) / positions)
         for first in range(len(tasks)):
             for second in range(first + 1, len(tasks)):
                 total = total + (saliencies[first] - saliencies[second]).abs().sum() / len(texts)

@@ -176,7 +176,8 @@ def test_accumulation_is_that_of_a_loop_by_hand(way: str, surgery: Any, tmp_path
         class Mine(SaliencyTrainerMixin, PlainTrainer):
             pass
 
-        trainer = Mine(regularizer=regularizer, **common)
+        made: Any = Mine
+        trainer = made(regularizer=regularizer, **common)
     trainer.train()
     assert difference(model, expected) < 1e-12
     assert difference(model, classifier()) > 1e-3

@@ -67,7 +67,13 @@ def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", str(folder / "script.py"), str(folder), str(Path(__file__).parents[2])]
+    command += [
+        "--rdzv-endpoint",
+        "localhost:0",
+        str(folder / "script.py"),
+        str(folder),
+        str(Path(__file__).parents[2]),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
