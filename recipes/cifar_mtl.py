@@ -14,13 +14,14 @@ import torch
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from .arguments import OneVoiceParser, real_number, whole_number
+from .arguments import OneVoiceParser, whole_number
 from .images import single_run
 from .images.cifar import HUB_ID, TASK_SETS, cifar_splits, fingerprint
 from .images.pictured import Picture, mean_and_std
 from .images.run_arguments import add_run_arguments
 from .images.single_run import Loaded
 from .multi_task.kinds import BINARY
+from .multi_task.run_arguments import add_labelled
 from .multi_task.training import Data
 
 __all__ = ["main"]
@@ -95,13 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         default="classes",
         help="one class against the rest, or properties that several classes share (default: classes)",
     )
-    data.add_argument(
-        "--labelled",
-        type=real_number(above_zero=True),
-        default=1.0,
-        metavar="X",
-        help="share of the training labels that is kept (default: 1)",
-    )
+    add_labelled(data)
     add_run_arguments(
         parser, "cifar_mtl", backbone="vgg16", image_size=64, epochs=30, batch_size=200, learning_rate=1e-3
     )

@@ -20,16 +20,23 @@ import torch
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
-from .arguments import OneVoiceParser, add_training_arguments, real_number, whole_number
+from .arguments import OneVoiceParser, add_training_arguments, whole_number
 from .checkpoints import Checkpoints
-from .errors import RecipeError
 from .extras import need
 from .multi_task.methods import METHODS
-from .multi_task.run_arguments import COUNT, add_folder, add_method, add_number, add_steps, check_method_arguments
+from .multi_task.run_arguments import (
+    COUNT,
+    add_folder,
+    add_labelled,
+    add_method,
+    add_number,
+    add_steps,
+    check_method_arguments,
+)
 from .multi_task.training import PRETRAINING, Outcome
-from .ranks import Ranks, started_ranks
+from .ranks import Ranks
 from .runs import machine, now, versions, write_json
-from .study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder
+from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder
 from .tables import aligned
 from .termination import TERMINATED, Terminated, listening
 from .text.emotion_loops import CHECKPOINTS, LOOPS, Training
@@ -57,15 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_method_arguments(parser, options)
     if options.loop == "trainer" and options.batch_size % options.accumulation:
         parser.error("argument --accumulation: --loop trainer needs a divisor of --batch-size.")
-    with started_ranks() as state:
-        try:
-            return _run(parser, options, Ranks(state))
-        except (RecipeError, SaliencyRegError) as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
-            return INTERRUPTED
+    return in_ranks(parser, lambda ranks: _run(parser, options, ranks))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> int:
@@ -211,13 +210,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="drawn at random (default: all; without a test split 2,000 validation texts of the training split)",
         )
-    data.add_argument(
-        "--labelled",
-        type=real_number(above_zero=True),
-        default=1.0,
-        metavar="X",
-        help="share of the training labels that is kept (default: 1)",
-    )
+    add_labelled(data)
     model = parser.add_argument_group("model")
     model.add_argument(
         "--encoder", default=SMALL, metavar="NAME", help=f"hub id or folder; {SMALL!r}: a new one (default: {SMALL})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -15,13 +16,22 @@ from typing import Any
 
 from saliency_reg.errors import SaliencyRegError
 
+from .errors import RecipeError
 from .extras import need
-from .ranks import Ranks
+from .ranks import Ranks, started_ranks
 from .runs import LOCK, locked, machine, new_run_folder, now, versions, write_json
 from .termination import TERMINATED, Terminated, deferred
 from .workers import Workers
 
-__all__ = ["FIRST_TUNING_SEED", "INTERRUPTED", "NOT_WRITTEN", "StudyRun", "open_folder", "open_shared_folder"]
+__all__ = [
+    "FIRST_TUNING_SEED",
+    "INTERRUPTED",
+    "NOT_WRITTEN",
+    "StudyRun",
+    "in_ranks",
+    "open_folder",
+    "open_shared_folder",
+]
 
 FIRST_TUNING_SEED = 1000
 #: Exit code of a program that Ctrl-C ended.
@@ -36,6 +46,24 @@ SECONDS_BETWEEN_SAVES = 1.0
 #: Options that change no number.
 _WITHOUT_EFFECT = ("out", "name", "resume")
 _MAY_CHANGE = (*_WITHOUT_EFFECT, "workers", "data_workers", "checkpoint_steps", "trackers")
+
+
+def in_ranks(parser: argparse.ArgumentParser, run: Callable[[Ranks], int]) -> int:
+    """Run a recipe that trains one model in as many processes as were started, and return the exit code.
+
+    Args:
+        parser: whose name errors begin with.
+        run: in each process.
+    """
+    with started_ranks() as state:
+        try:
+            return run(Ranks(state))
+        except (RecipeError, SaliencyRegError) as error:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
+            return INTERRUPTED
 
 
 def open_folder(

@@ -27,12 +27,12 @@ from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
 from .arguments import OneVoiceParser, whole_number
-from .errors import OptionError, RecipeError
+from .errors import OptionError
 from .extras import need
 from .multi_task.run_arguments import COUNT, NON_NEGATIVE, POSITIVE, add_folder, add_number
-from .ranks import PRECISIONS, Ranks, started_ranks
+from .ranks import PRECISIONS, Ranks
 from .runs import now, write_json
-from .study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder
+from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder
 from .tables import aligned
 from .termination import TERMINATED, Terminated, listening
 from .text.domains import TextSet, read_set
@@ -54,15 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _check(parser, options)
     need("transformers").utils.logging.disable_progress_bar()  # one for each file that is written
-    with started_ranks() as state:
-        try:
-            return _run(parser, options, Ranks(state))
-        except (RecipeError, SaliencyRegError) as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-            return 1
-        except KeyboardInterrupt:
-            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
-            return INTERRUPTED
+    return in_ranks(parser, lambda ranks: _run(parser, options, ranks))
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks) -> int:

@@ -15,9 +15,8 @@ from ..multi_task.run_arguments import (
     add_steps,
     check_method_arguments,
 )
-from ..multi_task.training import Options
 
-__all__ = ["add_run_arguments", "check_run_arguments", "training_options"]
+__all__ = ["add_run_arguments", "check_run_arguments"]
 
 
 def add_run_arguments(
@@ -76,28 +75,3 @@ def check_run_arguments(parser: argparse.ArgumentParser, options: argparse.Names
     if options.pretrained and options.checkpoint_path is not None:
         parser.error("--pretrained and --checkpoint-path both name weights. Leave one of them out.")
     check_method_arguments(parser, options)
-
-
-def training_options(options: argparse.Namespace) -> Options:
-    """What the training takes of the command line."""
-    return Options(
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        decay=options.decay,
-        warmup_steps=options.warmup_steps,
-        clip_norm=options.clip_norm,
-        accumulation=options.accumulation,
-        evaluations=options.evaluations,
-        pretraining_epochs=options.pretraining_epochs,
-        temperature=options.temperature,
-        mixed_precision=options.mixed_precision,
-        data_workers=options.data_workers,
-        checkpoint_steps=options.checkpoint_steps,
-        evaluation_batch_size=min(500, 4 * options.batch_size),
-        log_steps=50,
-        progress=True,
-        trackers=tuple(options.trackers),
-        channels_last=True,
-    )

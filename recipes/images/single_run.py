@@ -25,7 +25,7 @@ from ..errors import RecipeError
 from ..extras import need
 from ..multi_task.kinds import TaskKind
 from ..multi_task.methods import METHODS
-from ..multi_task.run_arguments import method_value
+from ..multi_task.run_arguments import method_value, training_options
 from ..multi_task.scores import METRICS_OF
 from ..multi_task.training import PRETRAINING, Data, Outcome, train_tasks
 from ..pictures import new_figure, save
@@ -35,7 +35,7 @@ from ..study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder
 from ..tables import aligned
 from ..termination import TERMINATED, Terminated, listening
 from .pictured import Picture
-from .run_arguments import check_run_arguments, training_options
+from .run_arguments import check_run_arguments
 from .small_backbone import register_small_backbone
 
 __all__ = ["Loaded", "main"]
@@ -134,7 +134,7 @@ def _run(
                 loaded.data(model),
                 METHODS[options.method],
                 method_value(options),
-                training_options(options),
+                training_options(options, channels_last=True),
                 options.seed,
                 folder=folder,
                 resume="never" if options.resume == "never" else "auto",

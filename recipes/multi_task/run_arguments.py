@@ -10,17 +10,20 @@ from typing import Any
 from ..arguments import check_training_arguments, folder_name, real_number, whole_number
 from ..learning_rate import DECAYS
 from .methods import BASELINE, METHODS
+from .training import Options
 
 __all__ = [
     "COUNT",
     "NON_NEGATIVE",
     "POSITIVE",
     "add_folder",
+    "add_labelled",
     "add_method",
     "add_number",
     "add_steps",
     "check_method_arguments",
     "method_value",
+    "training_options",
 ]
 
 DEFAULT_STRENGTH = 0.03
@@ -94,6 +97,17 @@ def add_steps(
     steps.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of all draws (default: 0)")
 
 
+def add_labelled(data: Any) -> None:
+    """How many labels are known."""
+    data.add_argument(
+        "--labelled",
+        type=POSITIVE,
+        default=1.0,
+        metavar="X",
+        help="share of the training labels that is kept (default: 1)",
+    )
+
+
 def add_folder(run: Any, recipe: str) -> None:
     """Where the run is written."""
     run.add_argument(
@@ -127,3 +141,28 @@ def method_value(options: argparse.Namespace) -> float:
     if METHODS[options.method].rule is None:
         return float(options.weight_decay)
     return DEFAULT_STRENGTH if options.strength is None else float(options.strength)
+
+
+def training_options(options: argparse.Namespace, *, channels_last: bool = False) -> Options:
+    """What a training on the engine takes of the command line."""
+    return Options(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        decay=options.decay,
+        warmup_steps=options.warmup_steps,
+        clip_norm=options.clip_norm,
+        accumulation=options.accumulation,
+        evaluations=options.evaluations,
+        pretraining_epochs=options.pretraining_epochs,
+        temperature=options.temperature,
+        mixed_precision=options.mixed_precision,
+        data_workers=options.data_workers,
+        checkpoint_steps=options.checkpoint_steps,
+        evaluation_batch_size=min(500, 4 * options.batch_size),
+        log_steps=50,
+        progress=True,
+        trackers=tuple(options.trackers),
+        channels_last=channels_last,
+    )

@@ -20,9 +20,9 @@ from ..errors import OptionError
 from ..extras import need
 from ..multi_task.kinds import BINARY
 from ..multi_task.methods import METHODS
-from ..multi_task.run_arguments import method_value
+from ..multi_task.run_arguments import method_value, training_options
 from ..multi_task.scores import score_of, task_scores
-from ..multi_task.training import Data, Options, Outcome, train_tasks
+from ..multi_task.training import Data, Outcome, train_tasks
 from .emotion_model import EncoderTasks
 from .emotions import EMOTIONS, EmotionSplits, LabelledTexts
 from .tokens import TokenisedTexts
@@ -67,26 +67,7 @@ def with_accelerate(training: Training, folder: Path, resume: str) -> tuple[Outc
         ),
         METHODS[options.method],
         method_value(options),
-        Options(
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            weight_decay=options.weight_decay,
-            decay=options.decay,
-            warmup_steps=options.warmup_steps,
-            clip_norm=options.clip_norm,
-            accumulation=options.accumulation,
-            evaluations=options.evaluations,
-            pretraining_epochs=options.pretraining_epochs,
-            temperature=options.temperature,
-            mixed_precision=options.mixed_precision,
-            data_workers=options.data_workers,
-            checkpoint_steps=options.checkpoint_steps,
-            evaluation_batch_size=4 * options.batch_size,
-            log_steps=50,
-            progress=True,
-            trackers=tuple(options.trackers),
-        ),
+        training_options(options),
         options.seed,
         folder=folder,
         resume=resume,
