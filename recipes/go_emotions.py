@@ -1,7 +1,7 @@
 """GoEmotions: 28 emotions as 28 heads on one encoder, trained by the Trainer of transformers or in a loop with accelerate.
 
 By default a small BERT begins with random weights, which two cores can train; ``--encoder`` takes any of the hub's, or a
-folder.
+folder. Epochs, learning rate and weight decay are 8, 0.002 and 0.5 for the small one, and 3, 3e-5 and 0.01 for others.
 """
 
 from __future__ import annotations
@@ -62,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, name) is None:
             setattr(options, name, value)
     check_method_arguments(parser, options)
-    if options.loop == "trainer" and options.batch_size % options.accumulation:
-        parser.error("argument --accumulation: --loop trainer needs a divisor of --batch-size.")
     return in_ranks(parser, lambda ranks: _run(parser, options, ranks))
 
 
@@ -201,7 +199,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = OneVoiceParser(prog="python -m recipes.go_emotions", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--data", default=HUB_ID, metavar="DATA", help=f"folder of parquet files, or id on the hub (default: {HUB_ID})"
+        "--data",
+        default=HUB_ID,
+        metavar="DATA",
+        help="folder of parquet files with the columns text and labels (lists of 0 to 27), or id on the hub (default: "
+        f"{HUB_ID})",
     )
     for name in ("train", "validation"):
         data.add_argument(
@@ -235,7 +237,8 @@ def _parser() -> argparse.ArgumentParser:
         "--loop",
         choices=list(LOOPS),
         default="trainer",
-        help="the Trainer of transformers, or a loop with accelerate, which has all methods (default: trainer)",
+        help="the Trainer of transformers, which looks at the validation texts and saves after each epoch, or a loop with "
+        "accelerate, which has all methods (default: trainer)",
     )
     add_steps(
         steps,

@@ -8,8 +8,8 @@ again in the backward pass.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Union
 
 import torch
@@ -185,7 +185,8 @@ class FeatureCapture:
         with torch.random.fork_rng(devices=devices), autocast:
             for index, module in enumerate(self.heads.modules):
                 if index not in forward.runs:
-                    module(*call.args, **call.kwargs)
+                    with _buffers_kept(module):
+                        module(*call.args, **call.kwargs)
 
     def _cuts(self, forward: Forward) -> list[Cut]:
         named = [
@@ -375,6 +376,19 @@ class _RequireGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None
+
+
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Within, running statistics are copies, so that samples of another task do not move them."""
+    before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
+    try:
+        for own, name, buffer in before:
+            own._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for own, name, buffer in before:
+            own._buffers[name] = buffer
 
 
 def _call_of(args: Any, kwargs: Any, source: Tensor) -> Call:

@@ -107,7 +107,7 @@ class SaliencyRegularizer(StateModule, Removable):
         seed: of that draw, which has a generator of its own.
         run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: the other heads are
             run on the same feature map in the call of the regularizer, for their saliency. What they draw (dropout) comes
-            from a copy of the random state, so that the model's random numbers stay as they are. In several processes run
+            from a copy of the random state, and their running statistics stay as they are. In several processes run
             all heads in the model's forward instead.
         cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
             one sample depend on the feature map of another. Measured in the first training call.

@@ -111,3 +111,14 @@ def test_in_mixed_precision_the_others_run_as_the_first_did() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs().float(), ("b",))
     assert torch.equal(regularizer(), expected)  # outside of autocast, as in most loops
+
+
+def test_running_statistics_of_the_others_stay_as_they_are() -> None:
+    model = built().train()
+    for head in model.heads.values():
+        head.layers.insert(1, nn.BatchNorm1d(4).double())
+    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, cross_sample="ignore")
+    before = {name: buffer.clone() for name, buffer in model.heads["b"].named_buffers()}
+    model(inputs(), ("a",))
+    assert regularizer() > 0
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.heads["b"].named_buffers())

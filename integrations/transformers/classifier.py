@@ -10,6 +10,7 @@ from torch import nn
 from saliency_reg.errors import ConfigurationError, WrongTypeError
 from saliency_reg.lookup import find_module
 
+from .configuration import MODEL_TYPE
 from .encoder import unwrapped
 from .errors import ClassifierNotFoundError
 from .library import import_transformers
@@ -46,6 +47,7 @@ def find_classifier(model: nn.Module) -> str:
 
     Raises:
         ClassifierNotFoundError: none, or several.
+        ConfigurationError: a single label.
         WrongTypeError: no model of transformers.
 
     Example:
@@ -74,6 +76,8 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
             "SaliencyRegularizer(model, heads=...)."
         )
     kind = type(holder).__name__
+    if holder.config.model_type == MODEL_TYPE:
+        raise WrongTypeError(f"{kind} has a head for each task. Type model.regularizer(strength=...).")
     if classifier is not None:
         name, module = find_module(holder, classifier, "classifier")
         if (columns := _outputs_of(module)) is None:
@@ -88,7 +92,7 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
     if holder is holder.base_model and not _has_logits(holder):
         raise ClassifierNotFoundError(_no_classifier(holder))
     outside = {name: module for name, module in found.items() if not _is_inside(holder, name)}
-    found = outside or ({} if _is_headless(holder) else found)
+    found = outside or (found if _has_logits(holder) else {})
     if not found:
         raise ClassifierNotFoundError(_no_classifier(holder))
     if number == 1:
@@ -110,13 +114,23 @@ def _layers_with(model: nn.Module, number: int) -> dict[str, nn.Module]:
     """Linear layers with this many outputs that run; of LoRA layers, the layer around the original one."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if any(part in _NOT_RUNNING for part in name.split(".")):
+        if any(part in _NOT_RUNNING for part in name.split(".")) or _is_idle_adapter(model, name):
             continue
         if any(name.startswith(f"{outer}.") for outer in found):
             continue
         if _outputs_of(module) == number:
             found[name] = module
     return found
+
+
+def _is_idle_adapter(model: nn.Module, name: str) -> bool:
+    """Whether a layer is the copy of an adapter of peft that is not the active one."""
+    before, found, rest = name.partition("modules_to_save.")
+    if not found:
+        return False
+    wrapper = model.get_submodule(before.rstrip("."))
+    active: Any = getattr(wrapper, "active_adapters", None) or [getattr(wrapper, "active_adapter", None)]
+    return rest.partition(".")[0] not in active
 
 
 def _outputs_of(module: nn.Module) -> int | None:
@@ -136,10 +150,6 @@ def _has_logits(model: nn.Module) -> bool:
     return "For" in type(model).__name__
 
 
-def _is_headless(model: Any) -> bool:
-    return not _has_logits(model)
-
-
 def _no_classifier(model: nn.Module) -> str:
     name = type(model).__name__
     number = model.config.num_labels  # type: ignore[union-attr]
@@ -149,4 +159,7 @@ def _no_classifier(model: nn.Module) -> str:
     )
     if any(word in name for word in ("ForCausalLM", "LMHead", "ForConditionalGeneration", "ForMaskedLM")):
         return f"{name} predicts tokens, and has no classifier with {number} labels. {advice}"
-    return f"{name} has no layer with {number} outputs behind its encoder. {advice}"
+    return (
+        f"{name} has no layer with {number} outputs behind its encoder. If its classifier has another number of outputs, "
+        f"type classifier= with its name. {advice}"
+    )

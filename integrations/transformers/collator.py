@@ -76,7 +76,8 @@ class MultiTaskCollator:
         else:
             batch = dict(self._tokenizer.pad(inputs, return_tensors="pt", **self._pad_options))
         if any(example.get("labels") is not None for example in examples):
-            length = next((value.shape[1] for value in batch.values() if value.ndim > 1), 0)
+            words = [batch[name] for name in ("input_ids", "attention_mask", "inputs_embeds") if name in batch]
+            length = next((value.shape[1] for value in [*words, *batch.values()] if value.ndim > 1), 0)
             batch["labels"] = {
                 task: self._column(task, [own.get(task) for own in labels], length) for task in self._heads
             }

@@ -134,8 +134,9 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
         own = getattr(transformers, class_name, None) if class_name is not None else None
         model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)
     except ValueError as error:
+        reason = first_line(error)
         raise EncoderError(
-            f"transformers has no encoder for {type(config).__name__} ({first_line(error)}). Choose another configuration."
+            f"no encoder could be built from this {type(config).__name__} ({reason}). Choose another configuration."
         ) from error
     if part == "encoder" or (class_name is None and getattr(config, "is_encoder_decoder", False)):
         return model.get_encoder()
@@ -152,6 +153,8 @@ def is_decoder_only(config: Any) -> bool:
     """Whether each position sees those before it alone, so that only the last one has seen all."""
     auto = import_transformers().models.auto.modeling_auto
     kind = getattr(config, "model_type", None)
+    if getattr(config, "is_encoder_decoder", False) or "Encoder" in str(auto.MODEL_MAPPING_NAMES.get(kind)):
+        return False
     masked = {**auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, **auto.MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}
     return kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in masked
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
+from saliency_reg.forward import Captured
 from saliency_reg.hooks import ModuleHooks
 
 __all__ = ["MaskSource", "MaskedRegularizer"]
@@ -19,36 +20,40 @@ AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
 
 
 class MaskSource:
-    """Notes the mask that a module was last called with.
+    """Notes the mask that a module was last called with, until it is read.
 
     Args:
-        module: whose calls are looked at.
+        modules: whose calls are looked at: one, or several around each other.
         name: of the argument.
         place: of the argument among those without a name, by default as its signature has it.
     """
 
-    def __init__(self, module: nn.Module, name: str, place: int | None = None) -> None:
+    def __init__(self, modules: Sequence[nn.Module], name: str, place: int | None = None) -> None:
         self._name = name
-        if place is None:
-            names = list(inspect.signature(type(module).forward).parameters)[1:]
-            place = names.index(name) if name in names else None
-        self._place = place
-        self.latest: Tensor | None = None
+        self._latest: Tensor | None = None
         self._hooks = ModuleHooks(self)
-        self._hooks.before(module, self._before)
+        for module in dict.fromkeys(modules):
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            own = names.index(name) if place is None and name in names else place
+            self._hooks.before(module, self._before, own)
 
     def remove(self) -> None:
         """Take the hook off."""
         self._hooks.remove()
-        self.latest = None
+        self._latest = None
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def take(self) -> Tensor | None:
+        """The mask of the latest forward, which is forgotten."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def _before(self, place: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         given = kwargs.get(self._name)
-        if given is None and self._place is not None and len(args) > self._place:
-            given = args[self._place]
-        self.latest = given if isinstance(given, Tensor) else None
+        if given is None and place is not None and len(args) > place:
+            given = args[place]
+        self._latest = given if isinstance(given, Tensor) else None
 
 
 class MaskedRegularizer(SaliencyRegularizer):
@@ -58,7 +63,9 @@ class MaskedRegularizer(SaliencyRegularizer):
 
     Args:
         model: as there.
-        mask_from: ``(module, name of its argument, place)``: where the mask of each forward is seen.
+        mask_from: ``(modules, name of their argument, place)``: where the mask of each forward is seen.
+        tokens: tasks with an output for each token. At a feature of the user's choice, what they return at padding depends
+            on real tokens, by attention, and must not count.
         as_positions: from the mask and the feature map to the mask of its positions; by default it is that.
         options: as there.
     """
@@ -67,12 +74,15 @@ class MaskedRegularizer(SaliencyRegularizer):
         self,
         model: nn.Module,
         *,
-        mask_from: tuple[nn.Module, str, int | None],
+        mask_from: tuple[Sequence[nn.Module], str, int | None],
+        tokens: Sequence[str] = (),
         as_positions: AsPositions | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, **options)
         self._as_positions = as_positions
+        self._tokens = frozenset(tokens)
+        self._mask: Tensor | None = None
         self._mask_source: MaskSource | None = MaskSource(*mask_from)
 
     def remove(self) -> None:
@@ -81,8 +91,30 @@ class MaskedRegularizer(SaliencyRegularizer):
         if self._mask_source is not None:
             self._mask_source.remove()
 
+    def _take(self) -> list[Captured] | None:
+        captured = super()._take()
+        self._mask = None if self._mask_source is None else self._mask_source.take()
+        if captured and self._mask is not None and self._capture is not None and self._capture.feature_names:
+            for one in captured:
+                one.outputs = [
+                    self._without_padding(output) if self._is_on_tokens(place, output) else output
+                    for place, output in zip(one.present, one.outputs)
+                ]
+        return captured
+
+    def _is_on_tokens(self, head: int, output: Tensor) -> bool:
+        """Whether what a head returned has an entry for each token."""
+        return self.tasks[head] in self._tokens
+
+    def _without_padding(self, output: Tensor) -> Tensor:
+        mask = self._mask
+        if mask is None or output.shape[:2] != mask.shape:
+            return output
+        padding = ~mask.bool()
+        return output.masked_fill(padding if output.ndim == 2 else padding.unsqueeze(2), 0.0)
+
     def _mask_of(self, feature: Tensor) -> Tensor | None:
-        mask = None if self._mask_source is None else self._mask_source.latest
+        mask, self._mask = self._mask, None
         if mask is None or feature.ndim != 3:
             return None
         if self._as_positions is not None:
@@ -90,4 +122,4 @@ class MaskedRegularizer(SaliencyRegularizer):
         return mask.bool() if mask.shape == feature.shape[:2] else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_mask_source": None, "_as_positions": None}
+        return {**super().__getstate__(), "_mask_source": None, "_as_positions": None, "_mask": None}

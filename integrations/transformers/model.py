@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
-from saliency_reg.errors import ConfigurationError, WrongTypeError
+from saliency_reg.errors import ConfigurationError, TaskError, WrongTypeError
 from saliency_reg.scalarization import check_scalarize
 
 from ..head_arguments import hidden_layers
@@ -103,7 +103,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         self.main_input_name = getattr(_encoder, "main_input_name", "input_ids")
         width = hidden_width_of(_encoder) if config.hidden_width is None else config.hidden_width
         self.hidden_width = width
-        self.pooling, self.heads = _build_heads(self.head_configs, _encoder.config, width)
+        self.pooling, self.heads = _build_heads(
+            self.head_configs, _encoder.config, width, config.encoder_part == "encoder"
+        )
         self._encoder_arguments = frozenset(inspect.signature(type(_encoder).forward).parameters)
         self.post_init()
 
@@ -240,7 +242,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         if words is not None:  # patches of a picture may follow the words
             tokens = {task for task in chosen if self.head_configs[task].level == "token"}
             logits = {task: own[:, :words] if task in tokens else own for task, own in logits.items()}
-        loss, losses = (None, None) if labels is None else self._losses(logits, given)
+        loss, losses = (None, None) if labels is None else self._losses(logits, given, found.pooler)
         output = MultiTaskOutput(
             loss=loss,
             logits=logits,
@@ -282,11 +284,19 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             raise ConfigurationError(
                 f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, ...)."
             )
+        if len(self.heads) < 2:
+            raise TaskError(
+                f"this model has one task, {list(self.tasks)}, and relations need at least 2. Give it more heads, or train "
+                "it without a regularizer."
+            )
         if self.pooling.kind == "none":
             tokens = any(own.level == "token" for own in self.head_configs.values())
             options = {"pool": "mean" if tokens else "sum", "channel_axis": -1, **options}
             options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
-        return MaskedRegularizer(self, heads="heads", mask_from=(self.pooling, "mask", 1), **options)
+        on_tokens = [task for task, own in self.head_configs.items() if own.level == "token"]
+        return MaskedRegularizer(
+            self, heads="heads", mask_from=((self.pooling,), "mask", 1), tokens=on_tokens, **options
+        )
 
     def _scalarize(self, choice: Any) -> Any:
         """A token head with one output returns ``[B, L]``: one value at each position, and not L classes."""
@@ -316,7 +326,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             inputs.pop("token_type_ids", None)
         return encoded(self.encoder, inputs, self.hidden_width)
 
-    def _losses(self, logits: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(
+        self, logits: Mapping[str, Tensor], given: Mapping[str, Tensor], pooler: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         sums = {task: task_loss(task, self.head_configs[task], logits[task], own) for task, own in given.items()}
         # No label of a task in the batch: no loss, and no gradient of zeros either. A device is waited for once.
         counts = torch.stack([known for _, known in sums.values()]).tolist() if sums else []
@@ -328,6 +340,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # DistributedDataParallel waits for a gradient of each parameter that has run.
             idle = {task: own for task, own in logits.items() if task not in losses}
+            if pooler is not None and self.pooling.kind != "pooler":
+                idle["pooler"] = pooler
             loss = loss + zero_loss(idle) if idle else loss
         return loss, losses
 
@@ -347,10 +361,10 @@ def _check_no_options(options: Mapping[str, Any], what: str) -> None:
 
 
 def _build_heads(
-    configs: Mapping[str, HeadConfig], encoder_config: Any, width: int
+    configs: Mapping[str, HeadConfig], encoder_config: Any, width: int, is_part: bool
 ) -> tuple[SequencePooling, nn.ModuleDict]:
     """What pools for all heads, and the heads."""
-    own = "last" if is_decoder_only(encoder_config) else "mean"
+    own = "last" if not is_part and is_decoder_only(encoder_config) else "mean"
     kinds = {
         task: "none" if config.level == "token" else own if config.pooling == "auto" else config.pooling
         for task, config in configs.items()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from .errors import UnsupportedTrainerError
 from .library import import_transformers
 from .losses import known_labels
 from .model import MultiTaskModel
-from .trainer_callback import SaliencyCallback
+from .trainer_callback import SaliencyCallback, check_attached
+from .trainer_measurement import takes_means, undisturbed
 
 __all__ = ["SaliencyTrainer", "SaliencyTrainerMixin"]
 
@@ -61,7 +61,12 @@ class SaliencyTrainerMixin:
         trainer.callback_handler.callbacks.insert(0, self._saliency)
         trainer.state.stateful_callbacks[type(self._saliency).__name__] = self._saliency.state()
         self._saliency.is_callback = True
-        _check_attached(regularizer, trainer.model)
+        if trainer.label_smoother is not None and isinstance(unwrapped(trainer.model), MultiTaskModel):
+            raise UnsupportedTrainerError(
+                f"label_smoothing_factor={trainer.args.label_smoothing_factor:g} is for one tensor of logits, and a "
+                "MultiTaskModel has a dictionary of them. Leave it out."
+            )
+        check_attached(regularizer, trainer.model)
 
     @property
     def regularizer(self) -> SaliencyRegularizer:
@@ -83,7 +88,7 @@ class SaliencyTrainerMixin:
             return base.compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
         divided = _is_divided(trainer, num_items_in_batch)
-        means = divided and self._takes_means(model, inputs, num_items_in_batch)
+        means = divided and self._takes_means(model, inputs, num_items_in_batch, kwargs)
         loss, outputs = base.compute_loss(model, inputs, True, None if means else num_items_in_batch, **kwargs)
         steps = _micro_batches(trainer) if divided else 1
         if means:
@@ -99,38 +104,44 @@ class SaliencyTrainerMixin:
             found: Tensor = regularizer(losses=loss)
             return found
         inner = unwrapped(model)
-        if isinstance(inner, MultiTaskModel) and isinstance(labels, Mapping):
-            by_task: Any = inner.sample_losses(outputs.logits, labels)
+        logits = getattr(outputs, "logits", None)
+        if isinstance(inner, MultiTaskModel) and isinstance(labels, Mapping) and logits is not None:
+            by_task: Any = inner.sample_losses(logits, labels)
         else:
             by_task = _column_losses(regularizer, outputs, labels)
         found = regularizer(losses=by_task)
         return found
 
-    def _takes_means(self, model: Any, inputs: Any, items: Any) -> bool:
-        """Whether the model's own loss is the mean of a micro-batch, although it accepts ``num_items_in_batch``.
+    def _takes_means(self, model: Any, inputs: Any, items: Any, options: Mapping[str, Any]) -> bool:
+        """Whether the loss is the mean of a micro-batch, although Trainer takes it for a sum over ``num_items_in_batch``.
 
         With one micro-batch in one process it makes no difference. Otherwise measured once: it is not, if twice as many
         items change the loss.
         """
         trainer: Any = self
-        own_loss = trainer.compute_loss_func is None and trainer.label_smoother is None
-        told = getattr(trainer, "loss_is_scaled_for_ga", None) is not None
-        if told or not own_loss or not isinstance(inputs, Mapping) or items is None:
+        if getattr(trainer, "loss_is_scaled_for_ga", None) is not None or items is None:
+            return False
+        if not isinstance(inputs, Mapping) or (
+            self._means is None and _micro_batches(trainer) == 1 and trainer.accelerator.num_processes == 1
+        ):
             return False
         if self._means is None:
-            if _micro_batches(trainer) == 1 and trainer.accelerator.num_processes == 1:
-                return False
-            with _undisturbed(model, self.regularizer):
-                self._means = torch.equal(_own_loss(model, inputs, items), _own_loss(model, inputs, 2 * items))
+            base: Any = super()
+            with undisturbed(model, self.regularizer):
+                first, second = (
+                    base.compute_loss(model, {**inputs}, False, own, **options) for own in (items, 2 * items)
+                )
+            self._means = takes_means(first, second, trainer.accelerator.gather)
             if self._means:
                 logger.warning(
-                    "%s says that it accepts num_items_in_batch, but its loss is the mean of each micro-batch: a plain "
-                    "Trainer would add up the %d of a step. SaliencyTrainer takes their mean; with "
-                    "trainer.loss_is_scaled_for_ga = True it leaves the loss as it is.",
+                    "The loss of this %s with %s is the mean of each micro-batch, although it accepts num_items_in_batch: a "
+                    "plain Trainer adds up the %d of a step. Here their mean is taken; with "
+                    "trainer.loss_is_scaled_for_ga = True the loss is left as it is.",
+                    type(self).__name__,
                     type(unwrapped(model)).__name__,
                     _micro_batches(trainer),
                 )
-        return self._means
+        return bool(self._means)
 
 
 class SaliencyTrainer(SaliencyTrainerMixin, _transformers.Trainer):  # type: ignore[misc,name-defined]
@@ -188,30 +199,6 @@ def _micro_batches(trainer: Any) -> int:
     return int(trainer.args.gradient_accumulation_steps if own is None else own)
 
 
-def _own_loss(model: Any, inputs: Mapping[str, Any], items: Any) -> Tensor:
-    output = model(**inputs, num_items_in_batch=items)
-    loss: Tensor = output["loss"] if isinstance(output, Mapping) else output[0]
-    return loss
-
-
-@contextlib.contextmanager
-def _undisturbed(model: Any, regularizer: SaliencyRegularizer) -> Iterator[None]:
-    """Within, nothing is trained, captured, or drawn that would not be drawn otherwise."""
-    modes = [(module, module.training) for module in model.modules()]
-    enabled = regularizer.enabled
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        try:
-            regularizer.enabled = False
-            for module, _ in modes:
-                module.training = False
-            yield
-        finally:
-            regularizer.enabled = enabled
-            for module, mode in modes:
-                module.training = mode
-
-
 def _column_losses(regularizer: SaliencyRegularizer, outputs: Any, labels: Any) -> dict[str, Tensor]:
     """Binary cross entropy of each label and sample, for ``target="loss"``."""
     logits = getattr(outputs, "logits", None)
@@ -231,18 +218,3 @@ def _column_losses(regularizer: SaliencyRegularizer, outputs: Any, labels: Any) 
         logits.float(), torch.where(known, labels, 0).float(), reduction="none"
     )
     return dict(zip(regularizer.tasks, losses.masked_fill(~known, 0.0).unbind(1)))
-
-
-def _check_attached(regularizer: SaliencyRegularizer, model: Any) -> None:
-    capture = regularizer._capture
-    if capture is None:
-        raise UnsupportedTrainerError(
-            "the regularizer is attached to no model (it was removed, or built without one). Type "
-            "saliency_regularizer(model, tasks=...) with the model of this Trainer."
-        )
-    inside = {id(module) for module in model.modules()}
-    if any(id(head) not in inside for head in capture.heads.modules):
-        raise UnsupportedTrainerError(
-            "the regularizer is attached to another model than that of this Trainer, so that its penalty would train "
-            "nothing here. Attach it to the model that you pass as model=."
-        )

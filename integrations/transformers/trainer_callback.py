@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +20,14 @@ from ..report_figures import figures_of
 from .errors import UnsupportedTrainerError
 from .library import import_transformers
 
-__all__ = ["STATE_KEY", "SaliencyCallback"]
+__all__ = ["STATE_KEY", "SaliencyCallback", "check_attached"]
 
 _trainer_callback = import_transformers().trainer_callback
 #: Under which the state is kept in ``trainer_state.json``.
 STATE_KEY = "SaliencyRegularizer"
 _PREFIX = "saliency"
+_TRAINER_STATE = "trainer_state.json"
+logger = logging.getLogger("saliency_reg")
 
 
 class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.ExportableState):  # type: ignore[misc,name-defined]
@@ -66,6 +71,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
         self._accumulation = 1
         self._updates_per_epoch: int | None = None
         self._last_of_epoch = 1
+        self._update = 0
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.regularizer.tasks)} tasks)"
@@ -85,19 +91,43 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
             StateMismatchError: the state of other tasks or settings.
         """
         self.is_callback = True
+        if kwargs.get("model") is not None:
+            check_attached(self.regularizer, kwargs["model"])
         self._follow(args, kwargs.get("optimizer"))
         self.processes = int(getattr(args, "world_size", 1))
         self.averages_over_devices = bool(getattr(args, "average_tokens_across_devices", False))
         self._accumulation = int(args.gradient_accumulation_steps)
         self._count_batches(kwargs.get("train_dataloader"))
+        self._update = 0
         if state.global_step:
             self._restore(state)
+            if self._updates_per_epoch is not None and not args.ignore_data_skip:
+                self._update = state.global_step % self._updates_per_epoch
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the micro-batches of the step that begins."""
-        self.micro_batches = self._accumulation
-        if self._updates_per_epoch is not None and (state.global_step + 1) % self._updates_per_epoch == 0:
-            self.micro_batches = self._last_of_epoch
+        self._update += 1
+        last = self._update == self._updates_per_epoch
+        self.micro_batches = self._last_of_epoch if last else self._accumulation
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the steps of the next epoch anew."""
+        self._update = 0
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Go back to the relations of the best checkpoint, if its weights were loaded."""
+        best = getattr(state, "best_model_checkpoint", None)
+        if not getattr(args, "load_best_model_at_end", False) or best is None:
+            return
+        path = Path(best, _TRAINER_STATE)
+        if not path.exists():
+            logger.warning(
+                "The best checkpoint %s has no %s: the relations are those of the last step.", best, path.name
+            )
+            return
+        saved = _saved_state(json.loads(path.read_text(encoding="utf-8")).get("stateful_callbacks"))
+        if saved is not None:
+            self._load(saved)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write the figures of the latest step beside the loss."""
@@ -126,11 +156,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
         return {"args": {}, "attributes": {}, STATE_KEY: base64.b64encode(buffer.getvalue()).decode("ascii")}
 
     def _restore(self, state: Any) -> None:
-        saved = None
-        for name, kept in list((state.stateful_callbacks or {}).items()):
-            if isinstance(kept, Mapping) and STATE_KEY in kept:
-                # Under the name of another class, if it was written by one.
-                saved = state.stateful_callbacks.pop(name)[STATE_KEY]
+        saved = _saved_state(state.stateful_callbacks)
         if saved is None:
             raise UnsupportedTrainerError(
                 f"this run goes on from a checkpoint at step {state.global_step} that has no state of a "
@@ -138,10 +164,16 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
                 "regularizer, or begin a new run: Trainer.train() without resume_from_checkpoint, from "
                 "from_pretrained(the checkpoint)."
             )
+        self._load(saved)
+        # Not under the name of another class, if it was written by one.
+        for name in [name for name, kept in state.stateful_callbacks.items() if _is_ours(kept)]:
+            del state.stateful_callbacks[name]
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def _load(self, saved: str) -> None:
         loaded = torch.load(io.BytesIO(base64.b64decode(saved)), weights_only=True)
         try:
             self.regularizer.load_state_dict(loaded)
-            state.stateful_callbacks[type(self).__name__] = self.state()
         except SaliencyRegError:
             raise
         except RuntimeError as error:
@@ -182,3 +214,33 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
             return
         self._updates_per_epoch = max(math.ceil(batches / self._accumulation), 1)
         self._last_of_epoch = batches % self._accumulation or self._accumulation
+
+
+def check_attached(regularizer: SaliencyRegularizer, model: Any) -> None:
+    """The regularizer has to be on the model that is trained.
+
+    Raises:
+        UnsupportedTrainerError: it is on none, or on another.
+    """
+    capture = regularizer._capture
+    if capture is None:
+        raise UnsupportedTrainerError(
+            "the regularizer is attached to no model (it was removed, or built without one). Type "
+            "saliency_regularizer(model, tasks=...) with the model of this Trainer."
+        )
+    inside = {id(module) for module in model.modules()}
+    if any(id(head) not in inside for head in capture.heads.modules):
+        raise UnsupportedTrainerError(
+            "the regularizer is attached to another model than that of this Trainer, so that its penalty would train "
+            "nothing here. Attach it to the model that you pass as model=."
+        )
+
+
+def _is_ours(kept: Any) -> bool:
+    return isinstance(kept, Mapping) and STATE_KEY in kept
+
+
+def _saved_state(callbacks: Any) -> str | None:
+    """What a checkpoint keeps of a regularizer, whichever class of this package wrote it."""
+    found = [kept[STATE_KEY] for kept in (callbacks or {}).values() if _is_ours(kept)]
+    return found[-1] if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +14,14 @@ from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import WrongTypeError
 
 from .errors import LabelError, UnsupportedTrainerError
+from .library import import_transformers
 from .losses import known_labels
 from .trainer_callback import SaliencyCallback
+from .trainer_measurement import takes_means
 
 __all__ = ["SaliencyLoss", "mean_loss"]
+
+logger = logging.getLogger("saliency_reg")
 
 #: What ``compute_loss_func=`` of a Trainer is: from the model's outputs, the labels and the number of labels in all
 #: micro-batches of the step to a loss.
@@ -27,8 +32,9 @@ class SaliencyLoss(SaliencyCallback):
     """The regularizer for a Trainer of your own: a ``compute_loss_func`` and a callback in one object.
 
     Pass it twice: ``MyTrainer(..., compute_loss_func=saliency, callbacks=[saliency])``. As a callback it lets the relations
-    follow the Trainer's optimizer, keeps them in its checkpoints, and writes its figures into the logs; everything that
-    :class:`SaliencyTrainer` says of these holds here.
+    follow the Trainer's optimizer, keeps them in its checkpoints, and writes its figures into ``trainer.state.log_history``
+    (trackers have been called by then; those see them with :class:`SaliencyTrainer`). Not for a Trainer that overrides
+    ``compute_loss``, which calls no ``compute_loss_func``: take :class:`SaliencyTrainerMixin` there.
 
     A Trainer with a ``compute_loss_func`` takes the labels away from the model, and divides nothing by the accumulation
     steps: the loss has to be a sum over ``num_items_in_batch``. The default is one: binary cross entropy for floating-point
@@ -60,6 +66,8 @@ class SaliencyLoss(SaliencyCallback):
         if loss_func is not None and not callable(loss_func):
             raise WrongTypeError(f"loss_func must be a function, found {type(loss_func).__name__}.")
         self._loss_func = mean_loss if loss_func is None else loss_func
+        self._means: bool | None = None
+        self._called = False
 
     def __call__(self, outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
         """The loss of a micro-batch as Trainer wants it: divided already.
@@ -68,19 +76,55 @@ class SaliencyLoss(SaliencyCallback):
             UnsupportedTrainerError: it was not passed as a callback, too.
             LabelError: labels that the default loss cannot take.
         """
-        loss: Tensor = self._loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        self._called = True
         if not torch.is_grad_enabled():  # an evaluation
-            return loss
+            return self._loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         if not self.is_callback:
             raise UnsupportedTrainerError(
                 "this SaliencyLoss is no callback of the Trainer, so that its relations would not move and not be saved. "
                 "Type Trainer(..., compute_loss_func=saliency, callbacks=[saliency])."
             )
         steps = self.micro_batches
+        items = num_items_in_batch
+        if self._takes_means(outputs, labels, items):
+            loss = self._loss_func(outputs, labels, num_items_in_batch=None) / steps
+            # What Trainer does to all of the loss when it counts the labels of all processes.
+            loss = loss / (self.processes if self.averages_over_devices else 1)
+        else:
+            loss = self._loss_func(outputs, labels, num_items_in_batch=items)
         penalty: Tensor = self.regularizer(losses=loss.detach() * steps)
-        # What Trainer does to all of the loss when it counts the labels of all processes.
-        times = self.processes if num_items_in_batch is not None and self.averages_over_devices else 1
+        times = self.processes if items is not None and self.averages_over_devices else 1
         return loss + (penalty / (steps * times)).to(loss.dtype)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say if the Trainer never called this function.
+
+        Raises:
+            UnsupportedTrainerError: it did not.
+        """
+        if not self._called:
+            raise UnsupportedTrainerError(
+                "this Trainer took a step and never called SaliencyLoss: it overrides compute_loss, or has another "
+                "compute_loss_func. Type class Mine(SaliencyTrainerMixin, MyTrainer) and pass regularizer=, or "
+                "compute_loss_func=saliency."
+            )
+
+    def _takes_means(self, outputs: Any, labels: Any, items: Any) -> bool:
+        """Whether ``loss_func`` takes the mean of a micro-batch, which Trainer would add up. Measured once."""
+        if items is None or (self._means is None and self.micro_batches == 1 and self.processes == 1):
+            return False
+        if self._means is None:
+            with torch.no_grad():
+                first, second = (self._loss_func(outputs, labels, num_items_in_batch=own) for own in (items, 2 * items))
+            gather = import_transformers().trainer_pt_utils.distributed_concat if self.processes > 1 else None
+            self._means = takes_means(first, second, gather)
+            if self._means:
+                logger.warning(
+                    "loss_func takes the mean of each micro-batch and ignores num_items_in_batch: Trainer would add up the "
+                    "%d of a step. Here their mean is taken.",
+                    self.micro_batches,
+                )
+        return bool(self._means)
 
 
 def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:

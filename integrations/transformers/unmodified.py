@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError, TaskError
 from saliency_reg.heads import check_task_names
-from saliency_reg.hooks import ModuleHooks
 
 from .classifier import Classifier, look_at
+from .classifier_watch import ClassifierWatch
 from .encoder import mask_of_positions
 from .errors import ClassifierNotFoundError
 from .masked import MaskedRegularizer
@@ -100,15 +99,23 @@ class _ClassifierRegularizer(MaskedRegularizer):
         self._finds_pool = "pool" not in options
         holder: Any = found.holder
         encoder = getattr(holder, "base_model", holder)
+        # A wrapper may call the forward of the model and not the model, which hooks on the latter do not see.
+        around = (model, holder)
         super().__init__(
             model,
-            mask_from=(holder, "attention_mask", None),
+            mask_from=(around, "attention_mask", None),
             as_positions=lambda mask, hidden: mask_of_positions(encoder, mask, hidden),
             heads=found.module,
             **chosen,
             **options,
         )
-        self._watch: _Watch | None = _Watch(found, without_fused_attention=feature is not None)
+        owner = weakref.ref(self)
+
+        def acts() -> bool:
+            regularizer = owner()
+            return regularizer is not None and regularizer.enabled and regularizer.current_strength > 0
+
+        self._watch: ClassifierWatch | None = ClassifierWatch(found, around, acts, named_feature=feature is not None)
 
     def forward(self, **given: Any) -> Tensor:
         """As :meth:`SaliencyRegularizer.forward`.
@@ -116,10 +123,13 @@ class _ClassifierRegularizer(MaskedRegularizer):
         Raises:
             ClassifierNotFoundError: the logits of the model are not what its classifier returned.
         """
-        if self._watch is not None and self._watch.problem is not None and given.get("outputs") is None:
-            raise ClassifierNotFoundError(self._watch.problem)
-        if self._finds_pool and self._watch is not None:
-            self._evaluator.pool = "mean" if self._watch.token_wise else "sum"
+        if self._watch is not None and given.get("outputs") is None:
+            if self._watch.problem is not None:
+                raise ClassifierNotFoundError(self._watch.problem)
+            if self._finds_pool:
+                # The loss of a text whose logits are picked from those of its tokens has its gradient at few of them.
+                means = self._watch.token_wise and not (self._evaluator.target == "loss" and self._watch.picked)
+                self._evaluator.pool = "mean" if means else "sum"
         penalty: Tensor = super().forward(**given)
         return penalty
 
@@ -129,72 +139,8 @@ class _ClassifierRegularizer(MaskedRegularizer):
         if self._watch is not None:
             self._watch.remove()
 
+    def _is_on_tokens(self, head: int, output: Tensor) -> bool:
+        return output.ndim == 3
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_watch": None}
-
-
-class _Watch:
-    """Hooks on a classifier and its model: what was found has to be what the logits are made of.
-
-    Args:
-        found: the classifier.
-        without_fused_attention: run attention by operations that can be differentiated twice, in all of the model: the
-            fused kernels have no second derivative.
-    """
-
-    def __init__(self, found: Classifier, without_fused_attention: bool) -> None:
-        self._name = found.name
-        self._named_feature = without_fused_attention
-        self._kind = type(found.holder).__name__
-        self._output: Tensor | None = None
-        self._contexts: list[contextlib.AbstractContextManager[Any]] = []
-        #: Whether the classifier has logits for each token.
-        self.token_wise = False
-        #: What was seen to be wrong, for a person.
-        self.problem: str | None = None
-        self._hooks = ModuleHooks(self)
-        if without_fused_attention:
-            self._hooks.before(found.holder, self._enter, first=True)
-        self._hooks.after(found.module, self._after_classifier)
-        self._hooks.after(found.holder, self._after_model, always=True)
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        self._hooks.remove()
-
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if getattr(module.config, "_attn_implementation", None) == "sdpa" and any(  # type: ignore[union-attr]
-            getattr(part, "gradient_checkpointing", False) for part in module.modules()
-        ):
-            raise ConfigurationError(
-                "with gradient checkpointing, attention behind a feature of your choice runs again with fused kernels, "
-                "which have no second derivative. Type model.set_attn_implementation('eager'), or leave feature= out."
-            )
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            context = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-            context.__enter__()
-            self._contexts.append(context)
-
-    def _after_classifier(self, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-            self._output = output
-            self.token_wise = output.ndim == 3
-
-    def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        while self._contexts:
-            self._contexts.pop().__exit__(None, None, None)
-        seen, self._output = self._output, None
-        logits = getattr(output, "logits", None)
-        if seen is None or not isinstance(logits, Tensor):
-            return
-        if logits.shape[-1] != seen.shape[-1]:
-            self.problem = (
-                f"the logits of {self._kind} have shape {list(logits.shape)}, and {self._name!r} returned "
-                f"{list(seen.shape)}: that is not the classifier. Type classifier= with the name of the Linear that ends "
-                "in the logits."
-            )
-        elif self._named_feature and logits.shape != seen.shape:
-            self.problem = (
-                f"{self._kind} makes its logits {list(logits.shape)} of {list(seen.shape)} that {self._name!r} returned for "
-                "all tokens, and a saliency at a feature of your choice would be that of all of them. Leave feature= out."
-            )

@@ -90,7 +90,6 @@ class Outcome:
         curves: one value for each look at the validation split.
         relations: ``[T, T]``, of the best epoch, if the method has any.
         outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
-        share: of the penalty in the task losses, at each look; empty without a penalty.
     """
 
     model: nn.Module

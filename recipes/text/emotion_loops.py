@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,10 +153,16 @@ def _regularizer(options: argparse.Namespace, model: MultiTaskModel) -> Saliency
 
 
 def _arguments(transformers: Any, options: argparse.Namespace, folder: Path) -> Any:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if options.batch_size % (options.accumulation * processes):
+        raise OptionError(
+            f"--loop trainer needs batches that can be split evenly: {options.batch_size} texts into {options.accumulation} "
+            f"micro-batches in {processes} processes. Type another --batch-size, or --loop accelerate."
+        )
     return transformers.TrainingArguments(
         str(folder / CHECKPOINTS),
         num_train_epochs=options.epochs,
-        per_device_train_batch_size=options.batch_size // options.accumulation,
+        per_device_train_batch_size=options.batch_size // (options.accumulation * processes),
         per_device_eval_batch_size=4 * options.batch_size,
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,

@@ -59,14 +59,11 @@ class EncoderTasks(nn.Module):
         tasks: of the heads.
         hidden: widths of the heads' hidden layers.
         activation: in the heads.
-        dropout: in the heads.
     """
 
-    def __init__(
-        self, encoder: Any, tasks: Sequence[str], hidden: tuple[int, ...], activation: str, dropout: float | None = None
-    ) -> None:
+    def __init__(self, encoder: Any, tasks: Sequence[str], hidden: tuple[int, ...], activation: str) -> None:
         super().__init__()
-        head = HeadConfig(hidden=hidden, activation=activation, dropout=dropout)
+        head = HeadConfig(hidden=hidden, activation=activation)
         self.model = MultiTaskModel.from_encoder(encoder, list(tasks), head=head)
 
     @property

@@ -18,7 +18,7 @@ from recipes.multi_task.methods import METHODS
 from recipes.multi_task.study import Cell
 from recipes.text.emotion_cells import EmotionCell
 from recipes.text.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
-from recipes.text.f1 import best_threshold, f1_scores
+from recipes.text.f1 import best_threshold, f1_scores, with_f1
 from recipes.text.tokens import TokenisedTexts, trained_tokenizer
 from saliency_reg.integrations.transformers import MultiTaskModel
 
@@ -143,6 +143,20 @@ def test_the_threshold_is_the_best_of_all() -> None:
     logits = torch.tensor([[-3.0], [-2.0], [-1.0], [0.5]])
     threshold = best_threshold(logits, torch.tensor([[0.0], [1.0], [1.0], [1.0]]))
     assert -3 < threshold < -2
+
+
+def test_the_threshold_is_chosen_on_validation() -> None:
+    logits = torch.tensor([[-3.0], [-2.0], [-1.0], [0.5]])
+    validation = {"outputs": logits, "labels": torch.tensor([[0.0], [1.0], [1.0], [1.0]])}
+    test = {"outputs": logits, "labels": torch.tensor([[0.0], [0.0], [0.0], [1.0]])}
+    scores, more = with_f1({"a": {"auc": 1.0}}, test, validation, ["a"])
+    assert more["threshold"] == pytest.approx(torch.tensor(best_threshold(**_named(validation))).sigmoid().item())
+    assert scores["a"]["f1"] == pytest.approx(0.5)  # 1 of 3 that are said is true
+    assert (more["f1"], more["f1_rare"], more["auc_rare"]) == (scores["a"]["f1"], scores["a"]["f1"], 1.0)
+
+
+def _named(split: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"logits": split["outputs"], "labels": split["labels"]}
 
 
 SMALL = ["--epochs", "2", "--width", "16", "--head-width", "4", "--batch-size", "16", "--warmup-steps", "2"]

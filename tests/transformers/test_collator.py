@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from saliency_reg.errors import ShapeError, WrongTypeError
-from saliency_reg.integrations.transformers import HeadConfig, LabelError, MultiTaskCollator, UnknownTaskError
+from saliency_reg.integrations.transformers import (
+    HeadConfig,
+    LabelError,
+    MultiTaskCollator,
+    MultiTaskConfig,
+    UnknownTaskError,
+)
 
 from .tiny import built, tokenizer
 
@@ -184,3 +191,9 @@ def test_wrong_arguments_and_inputs() -> None:
         MultiTaskCollator(model)(examples())
     with pytest.raises(ShapeError, match="'mask' cannot be stacked: 1 of 2 examples have it"):
         MultiTaskCollator(model)([{"ids": [1], "mask": [1]}, {"ids": [2]}])
+
+
+def test_the_length_is_that_of_the_words() -> None:
+    config = MultiTaskConfig(transformers.BertConfig(), {"entities": HeadConfig(3, level="token"), "joy": HeadConfig()})
+    example = {"pixel_values": torch.zeros(3, 8), "input_ids": torch.arange(5), "labels": {"entities": [0, 1, 2, 0, 1]}}
+    assert MultiTaskCollator(config)([example])["labels"]["entities"].tolist() == [[0, 1, 2, 0, 1]]

@@ -287,7 +287,7 @@ def test_means_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         trainer.train()
     said = [record.getMessage() for record in caplog.records if "accepts num_items_in_batch" in record.getMessage()]
     assert len(said) == 1
-    assert "would add up the 4 of a step" in said[0]
+    assert "adds up the 4 of a step" in said[0]
 
 
 @pytest.mark.parametrize("way", ["trainer", "loss function"])
@@ -556,6 +556,7 @@ def test_a_trainer_with_a_loss_function_of_its_own(tmp_path: Path) -> None:
 def test_labels_that_fit_no_loss(labels: Any, text: str) -> None:
     model = classifier()
     saliency = SaliencyLoss(saliency_regularizer(model, TASKS))
+    saliency.is_callback = True
     output = model(**{name: value for name, value in stacked(rows()[:2]).items() if name != "labels"})
     with pytest.raises(LabelError, match=text):
         saliency(output, labels)
@@ -580,3 +581,163 @@ def test_engines_that_cannot_be_followed(tmp_path: Path) -> None:
     options._n_gpu = 2
     with pytest.raises(UnsupportedTrainerError, match="torchrun --nproc_per_node 2"):
         saliency.on_train_begin(options, state, None, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+
+
+def test_a_mean_loss_of_your_own_is_not_added_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def own(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels)
+
+    expected, model = classifier(), classifier()
+    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5) for each in (expected, model))
+    loop_by_hand(expected, by_hand, rows(), stacked)
+    saliency = SaliencyLoss(regularizer, own)
+    trainer = PlainTrainer(
+        model, arguments(tmp_path), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
+    )
+    with caplog.at_level(logging.WARNING, "saliency_reg"):
+        trainer.train()
+    assert difference(model, expected) < 1e-12
+    assert sum("loss_func takes the mean" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("takes_items", [False, True])
+def test_a_trainer_that_overrides_compute_loss(takes_items: bool, tmp_path: Path) -> None:
+    """With the mixin it works, whether its loss counts or not; a loss function it never calls is told."""
+
+    class Own(PlainTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            inputs = dict(inputs)
+            labels = inputs.pop("labels")
+            outputs = model(**inputs)
+            losses = nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels, reduction="none")
+            counted = takes_items and num_items_in_batch is not None
+            loss = losses.sum() / num_items_in_batch if counted else losses.mean()
+            return (loss, outputs) if return_outputs else loss
+
+    class Mine(SaliencyTrainerMixin, Own):
+        pass
+
+    expected, model = classifier(), classifier()
+    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5) for each in (expected, model))
+    loop_by_hand(expected, by_hand, rows(), stacked)
+    made: Any = Mine
+    made(model, arguments(tmp_path / "a"), train_dataset=rows(), regularizer=regularizer).train()
+    assert difference(model, expected) < 1e-12
+    other = classifier()
+    saliency = SaliencyLoss(saliency_regularizer(other, TASKS))
+    trainer = Own(
+        other, arguments(tmp_path / "b"), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
+    )
+    with pytest.raises(UnsupportedTrainerError, match="never called SaliencyLoss"):
+        trainer.train()
+
+
+def test_a_first_batch_that_says_nothing(tmp_path: Path) -> None:
+    """Without a known label the loss is NaN, and does not tell whether it counts its labels."""
+
+    def built() -> Any:
+        torch.manual_seed(0)
+        return transformers.BertForTokenClassification(config(problem_type=None)).double()
+
+    data = rows()
+    for row in data:
+        row["labels"] = torch.randint(3, (7,), generator=torch.Generator().manual_seed(4))
+    for row in data[:4]:
+        row["labels"] = torch.full((7,), -100)
+    model = built()
+    regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+    trainer = OrderedTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=data, regularizer=regularizer)
+    trainer.train()
+    assert trainer._means is True
+
+
+def test_with_the_best_weights_come_their_relations(tmp_path: Path) -> None:
+    model = classifier()
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5)
+    options = arguments(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the worst is the best here: an early step
+    )
+    trainer = SaliencyTrainer(model, options, train_dataset=rows(), eval_dataset=rows(), regularizer=regularizer)
+    trainer.train()
+    best = int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
+    assert best < 6
+    assert int(regularizer.steps) == best
+
+
+def test_micro_batches_of_a_run_that_skips_no_data(tmp_path: Path) -> None:
+    """Resumed in the middle of an epoch with ``ignore_data_skip``, a Trainer begins a whole epoch."""
+
+    def built() -> tuple[Any, SaliencyLoss]:
+        model = classifier()
+        return model, SaliencyLoss(saliency_regularizer(model, TASKS))
+
+    model, saliency = built()
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    PlainTrainer(
+        model, arguments(tmp_path, **options), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
+    ).train()
+    model, saliency = built()
+    seen: list[tuple[int, int]] = []
+
+    class Look(transformers.TrainerCallback):
+        trainer: Any = None
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append((saliency.micro_batches, self.trainer.current_gradient_accumulation_steps))
+
+    look = Look()
+    trainer = PlainTrainer(
+        model,
+        arguments(tmp_path, ignore_data_skip=True, num_train_epochs=2),
+        train_dataset=rows(),
+        compute_loss_func=saliency,
+        callbacks=[saliency, look],
+    )
+    look.trainer = trainer
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert len({real for _, real in seen}) == 2
+    assert all(ours == real for ours, real in seen)
+
+
+def test_on_another_model(tmp_path: Path) -> None:
+    saliency = SaliencyLoss(saliency_regularizer(classifier(), TASKS))
+    trainer = Trainer(
+        classifier(), arguments(tmp_path), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
+    )
+    with pytest.raises(UnsupportedTrainerError, match="attached to another model|attached to no model"):
+        trainer.train()
+
+
+def test_label_smoothing_of_a_multi_task_model_is_refused(tmp_path: Path) -> None:
+    model = multi_task()
+    with pytest.raises(UnsupportedTrainerError, match="label_smoothing_factor=0.1"):
+        SaliencyTrainer(
+            model,
+            arguments(tmp_path, label_smoothing_factor=0.1),
+            train_dataset=rows("tasks"),
+            regularizer=model.regularizer(),
+        )
+
+
+def test_measuring_draws_nothing(tmp_path: Path) -> None:
+    """With dropout a training with one micro-batch more in its first step draws as it would without the measurement."""
+    states = []
+    for told in (None, False):
+        model = classifier(hidden_dropout_prob=0.3)
+        regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+        trainer: Any = OrderedTrainer(
+            model, arguments(tmp_path, max_steps=1), train_dataset=rows(), regularizer=regularizer
+        )
+        trainer.loss_is_scaled_for_ga = told  # False: Trainer divides, and nothing is measured
+        trainer.train()
+        states.append([p.detach() for p in model.parameters()])
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(*states))

@@ -24,6 +24,7 @@ from saliency_reg.errors import (
 )
 from saliency_reg.integrations.transformers import (
     ClassifierNotFoundError,
+    MultiTaskModel,
     find_classifier,
     saliency_regularizer,
 )
@@ -376,7 +377,7 @@ def test_a_layer_that_is_not_the_classifier() -> None:
         model, [str(column) for column in range(12)], classifier="bert.pooler.dense", feature=None
     )
     model(**batch())
-    with pytest.raises(ClassifierNotFoundError, match="'bert.pooler.dense' returned .* that is not the classifier"):
+    with pytest.raises(ClassifierNotFoundError, match="and 'bert.pooler.dense' .* that is not the classifier"):
         regularizer()
 
 
@@ -386,3 +387,174 @@ def test_a_feature_of_your_own_choice_and_logits_of_one_token() -> None:
     model(**TINY_MODELS["gpt2"].inputs(3, 0))
     with pytest.raises(ClassifierNotFoundError, match="Leave feature= out"):
         regularizer()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_padding_does_not_enter_where_attention_lies_behind_the_feature(attention: str) -> None:
+    model = built("BertForTokenClassification", problem_type=None, attn_implementation=attention)
+    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature="bert.encoder.layer.0")
+    found = []
+    for more in (0, 5):
+        inputs = {name: torch.cat([own, own.new_zeros(3, more)], dim=1) for name, own in batch().items()}
+        model(**inputs)
+        found.append(regularizer())
+    assert found[0] > 1e-3
+    assert torch.allclose(found[0], found[1], rtol=1e-10)
+
+
+def test_a_loss_has_its_saliency_at_one_token_of_a_decoder() -> None:
+    model = classifier_model(TINY_MODELS["gpt2"]).double().eval()
+    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), target="loss")
+    ids = TINY_MODELS["gpt2"].inputs(2, 0)["input_ids"][:1, :4]
+    found = []
+    for times in (1, 3):  # behind padding on the left, so that the text and its positions stay the same
+        padded = torch.cat([torch.zeros(1, 4 * (times - 1), dtype=torch.long), ids], dim=1)
+        mask = torch.cat([torch.zeros(1, 4 * (times - 1), dtype=torch.long), torch.ones_like(ids)], dim=1)
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(input_ids=padded, attention_mask=mask, position_ids=places).logits
+        losses = nn.functional.binary_cross_entropy_with_logits(logits, torch.ones_like(logits), reduction="none")
+        found.append(regularizer(losses=dict(zip(TASKS, losses.unbind(1)))))
+    assert found[0] > 1e-4
+    assert torch.allclose(found[0], found[1], rtol=1e-8)
+
+
+def test_the_mask_of_a_forward_is_not_that_of_the_next() -> None:
+    model = built("BertForTokenClassification", problem_type=None)
+    model.dropout = nn.GELU()
+    place = "bert.encoder:output.last_hidden_state"
+    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place)
+    ids = batch()["input_ids"]
+    model(input_ids=ids)
+    expected = regularizer()
+    model(**batch())
+    assert not torch.allclose(regularizer(), expected)
+    model.classifier(model.dropout(model.bert(input_ids=ids).last_hidden_state))  # without the model's own forward
+    assert torch.allclose(regularizer(), expected, rtol=1e-12)
+
+
+def test_a_wrapper_that_calls_the_forward_and_not_the_model() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.module = inner
+
+        def forward(self, **inputs: Tensor) -> Any:
+            return self.module.forward(**inputs)
+
+    model = built("BertForTokenClassification", problem_type=None, attn_implementation="sdpa")
+    place = "bert.encoder.layer.0"
+    with saliency_regularizer(model, TASKS, relations=uniform(3), feature=place) as regularizer:
+        model(**batch())
+        expected = regularizer()
+    wrapped = Wrapper(model)
+    with saliency_regularizer(wrapped, TASKS, relations=uniform(3), feature=place) as regularizer:
+        wrapped(**batch())
+        assert torch.allclose(regularizer(), expected, rtol=1e-12)
+
+
+def test_an_interrupted_forward_leaves_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = built()
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model.bert.pooler, "forward", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch())
+    regularizer.remove()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
+@pytest.mark.parametrize("off", ["strength", "enabled"])
+def test_where_it_is_off_attention_is_fused(off: str) -> None:
+    model = built(attn_implementation="sdpa").float()
+    expected = model(**batch()).logits
+    regularizer = saliency_regularizer(
+        model, TASKS, feature="bert.encoder.layer.0", strength=0.0 if off == "strength" else 0.1
+    )
+    if off == "enabled":
+        regularizer.enabled = False
+    assert torch.equal(model(**batch()).logits, expected)
+
+
+def test_checkpointed_layers_do_not_matter_in_an_evaluation() -> None:
+    model = built(attn_implementation="sdpa").train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+    model.eval()
+    with torch.no_grad():
+        model(**batch())
+    assert regularizer.tasks == tuple(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("BertForQuestionAnswering", "returned no logits"), ("BertForPreTraining", "returned no logits")],
+)
+def test_models_that_are_no_classifiers(kind: str, text: str) -> None:
+    model = built(kind, num_labels=2, problem_type=None)
+    regularizer = saliency_regularizer(model, ["a", "b"])
+    model(**batch())
+    with pytest.raises(ClassifierNotFoundError, match=text):
+        regularizer()
+
+
+def test_tuples_are_looked_at_too() -> None:
+    model = built(return_dict=False)
+    regularizer = saliency_regularizer(model, TASKS)
+    assert isinstance(model(**batch()), tuple)
+    assert regularizer() > 0
+    other = saliency_regularizer(built(return_dict=False), [str(c) for c in range(12)], classifier="bert.pooler.dense")
+    with pytest.raises(SaliencyRegError, match="not run a forward|not the classifier"):
+        other()
+
+
+def test_something_behind_the_classifier() -> None:
+    model = built()
+    model.classifier = nn.Sequential(model.classifier, nn.Tanh())
+    regularizer = saliency_regularizer(model, TASKS)
+    model(**batch())
+    with pytest.raises(ClassifierNotFoundError, match="something is computed behind it"):
+        regularizer()
+
+
+def test_of_two_adapters_the_active_one_is_taken() -> None:
+    wrapped = get_peft_model(built(), LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["query"]))
+    wrapped.add_adapter("two", LoraConfig(task_type=TaskType.SEQ_CLS, r=2, target_modules=["query"]))
+    wrapped.set_adapter("two")
+    assert find_classifier(wrapped) == "classifier.modules_to_save.two"
+
+
+def test_a_multi_task_model_has_a_method_of_its_own() -> None:
+    model = MultiTaskModel.from_encoder(config(), {"joy": 1, "anger": 1})
+    with pytest.raises(WrongTypeError, match=r"model\.regularizer"):
+        saliency_regularizer(model, ["joy", "anger"])
+    with pytest.raises(TaskError, match="this model has one task"):
+        MultiTaskModel.from_encoder(config(), {"joy": 1}).regularizer()
+
+
+@pytest.mark.parametrize(
+    ("key", "pooling"), [("whisper", "mean"), ("bart", "mean"), ("gpt2", "last"), ("bert", "mean")]
+)
+def test_only_decoder_only_models_are_read_at_their_last_token(key: str, pooling: str) -> None:
+    encoder = transformers.AutoModel.from_config(TINY_MODELS[key].config())
+    assert MultiTaskModel.from_encoder(encoder, ["a", "b"]).pooling.kind == pooling
+
+
+def test_padding_of_a_recording() -> None:
+    entry = TINY_MODELS["wav2vec2"]
+    torch.manual_seed(0)
+    encoder = transformers.AutoModel.from_config(entry.config()).eval()
+    model = MultiTaskModel.from_encoder(encoder, ["a", "b"]).eval()
+    waves = torch.randn(1, 400)
+    longer = torch.cat([waves, torch.zeros(1, 200)], dim=1)
+    mask = torch.cat([torch.ones(1, 400), torch.zeros(1, 200)], dim=1).long()
+    hidden = encoder(input_values=longer, attention_mask=mask).last_hidden_state
+    frames = encoder._get_feature_vector_attention_mask(hidden.shape[1], mask).bool()
+    assert not frames.all()
+    pooled: list[Tensor] = []
+    model.pooling.register_forward_hook(lambda module, args, output: pooled.append(output))
+    model(input_values=longer, attention_mask=mask)
+    assert torch.allclose(pooled[0][0], hidden[0, frames[0]].mean(0), atol=1e-6)
