@@ -13,9 +13,19 @@ import torch
 from transformers import Trainer
 
 from saliency_reg import PCGrad
-from saliency_reg.integrations.transformers import SaliencyLoss, SaliencyTrainer, saliency_regularizer
+from saliency_reg.integrations.transformers import (
+    HeadConfig,
+    MultiTaskCollator,
+    MultiTaskModel,
+    SaliencyLoss,
+    SaliencyTrainer,
+    saliency_regularizer,
+)
 
-from .test_trainer import TASKS, InOrder, arguments, classifier, rows
+from .test_trainer import TASKS, InOrder, Padding, arguments, classifier, config, rows
+
+#: Of names that older scripts use.
+pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
 
 #: Each step is as many rows in one process as in two.
 ROWS = 40
@@ -30,6 +40,8 @@ class Plain(InOrder, Trainer):
 
 
 def trained(way: str, folder: Path, batch_size: int) -> list[dict[str, Any]]:
+    if way == "checkpointed":
+        return trained_with_heads(folder, batch_size)
     model = classifier()
     regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad())
     options: dict[str, Any] = {
@@ -50,6 +62,30 @@ def trained(way: str, folder: Path, batch_size: int) -> list[dict[str, Any]]:
     return [model.state_dict(), regularizer.state_dict()]
 
 
+def trained_with_heads(folder: Path, batch_size: int) -> list[dict[str, Any]]:
+    """A multi-task model whose encoder has a pooler that nothing reads, with activation checkpointing."""
+    torch.manual_seed(0)
+    model = MultiTaskModel.from_encoder(config(), {"joy": 1, "topic": 4}, head=HeadConfig(hidden=(6,), dropout=0.0))
+    model = model.double()
+    regularizer = model.regularizer(strength=0.5)
+    data = [{**row, "labels": {"joy": float(row["labels"][0]), "topic": int(row["labels"].sum())}} for row in rows()]
+    options = arguments(
+        folder,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+    )
+    Ordered(
+        model,
+        options,
+        train_dataset=data[:ROWS],
+        data_collator=MultiTaskCollator(model, Padding()),
+        regularizer=regularizer,
+    ).train()
+    return [model.state_dict(), regularizer.state_dict()]
+
+
 SCRIPT = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
@@ -57,7 +93,7 @@ from pathlib import Path
 import torch
 from tests.transformers.test_trainer_processes import trained
 folder = Path(sys.argv[1])
-for way in ("trainer", "function"):
+for way in ("trainer", "function", "checkpointed"):
     torch.save(trained(way, folder / way, 4), folder / f"{way}{os.environ['RANK']}.pt")
 """
 
@@ -80,7 +116,7 @@ def in_two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("way", ["trainer", "function"])
+@pytest.mark.parametrize("way", ["trainer", "function", "checkpointed"])
 def test_two_processes_are_one(way: str, in_two_processes: Path, tmp_path: Path) -> None:
     expected = trained(way, tmp_path, 8)
     first, second = (torch.load(in_two_processes / f"{way}{rank}.pt") for rank in range(2))
