@@ -7,7 +7,6 @@ folder. Epochs, learning rate and weight decay are 8, 0.002 and 0.5 for the smal
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -36,7 +35,7 @@ from .multi_task.run_arguments import (
 from .multi_task.training import PRETRAINING, Outcome
 from .ranks import Ranks
 from .runs import machine, now, versions, write_json
-from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder
+from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
 from .tables import aligned
 from .termination import TERMINATED, Terminated, listening
 from .text.emotion_loops import CHECKPOINTS, LOOPS, Training
@@ -70,7 +69,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
     training = _loaded(options)
     data = fingerprint(options.data)
     with listening(), open_shared_folder(parser, options, ranks, (RECIPE, SCHEMA_VERSION)) as folder:
-        before = ranks.from_main(_results_in(folder) if ranks.is_main else None)
+        before = ranks.from_main(results_in(folder) if ranks.is_main else None)
         if before.get("status") == "complete":
             if ranks.is_main:
                 print(f"The run in {folder} is complete. Type another --name to train again.")
@@ -149,14 +148,6 @@ def _about(options: argparse.Namespace, training: Training) -> str:
         f"{len(splits.test)} test texts (the published {splits.test_name} split).\n"
         f"{METHODS[options.method].label} on the encoder {options.encoder}, --loop {options.loop}."
     )
-
-
-def _results_in(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _table(outcome: Outcome, macro: dict[str, float], training: Training) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "in_ranks",
     "open_folder",
     "open_shared_folder",
+    "results_in",
 ]
 
 FIRST_TUNING_SEED = 1000
@@ -102,6 +103,15 @@ def open_folder(
         parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
     except OSError as error:
         parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+
+
+def results_in(folder: Path) -> dict[str, Any]:
+    """What an earlier start of a run has written; empty where there is nothing to read."""
+    try:
+        content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 @contextlib.contextmanager

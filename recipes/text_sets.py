@@ -10,7 +10,6 @@ label of one task only there is no other gradient for it to conflict with: ``pcg
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shutil
 import sys
@@ -32,7 +31,7 @@ from .extras import need
 from .multi_task.run_arguments import COUNT, NON_NEGATIVE, POSITIVE, add_folder, add_number
 from .ranks import PRECISIONS, Ranks
 from .runs import now, write_json
-from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder
+from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
 from .tables import aligned
 from .termination import TERMINATED, Terminated, listening
 from .text.domains import TextSet, read_set
@@ -68,7 +67,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
     # Before the folder: what is wrong with the model should leave nothing behind.
     training = SetRun(options, sets)
     with listening(), open_shared_folder(parser, options, ranks, (RECIPE, SCHEMA_VERSION)) as folder:
-        before = _results_in(folder)
+        before = results_in(folder)
         if before.get("status") == "complete":
             print(f"The run in {folder} is complete. Type another --name to train again.")
             return 0
@@ -131,14 +130,6 @@ def _draw(folder: Path, regularizer: SaliencyRegularizer, options: argparse.Name
         print(f"Not all pictures were drawn: {error}")
         return NOT_WRITTEN
     return 0
-
-
-def _results_in(folder: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _named(text: str) -> list[str]:

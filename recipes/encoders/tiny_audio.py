@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tiny_entry import AUDIO, InputBuilder, Part, TinyModel
+from .tiny_entry import AUDIO, ENCODER_DECODER, InputBuilder, Part, TinyModel
 
 __all__ = ["AUDIO_MODELS"]
 
@@ -117,13 +117,7 @@ AUDIO_MODELS: tuple[TinyModel, ...] = (
         {
             "vocab_size": 64,
             "num_mel_bins": FREQUENCIES,
-            "d_model": 32,
-            "encoder_layers": 2,
-            "decoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "decoder_attention_heads": 2,
-            "encoder_ffn_dim": 48,
-            "decoder_ffn_dim": 48,
+            **ENCODER_DECODER,
             "max_source_positions": 12,
             "max_target_positions": 16,
             "classifier_proj_size": 16,

@@ -13,6 +13,7 @@ from ..extras import need
 
 __all__ = [
     "AUDIO",
+    "ENCODER_DECODER",
     "IMAGE",
     "LABELS",
     "TEXT",
@@ -36,6 +37,18 @@ InputBuilder = Callable[[Any, int, torch.Generator], dict[str, Tensor]]
 TEXT: AutoClass = "AutoModelForSequenceClassification"
 IMAGE: AutoClass = "AutoModelForImageClassification"
 AUDIO: AutoClass = "AutoModelForAudioClassification"
+
+
+#: Of BART and what is built like it.
+ENCODER_DECODER: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tiny_entry import TEXT, InputBuilder, Part, TinyModel
+from .tiny_entry import ENCODER_DECODER, TEXT, InputBuilder, Part, TinyModel
 from .tiny_text_inputs import (
     VOCABULARY,
     long_words,
@@ -41,17 +41,7 @@ T5: dict[str, Any] = {
     "eos_token_id": 1,
     "decoder_start_token_id": 0,
 }
-BART: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 64,
-}
+BART: dict[str, Any] = {**ENCODER_DECODER, "vocab_size": VOCABULARY, "max_position_embeddings": 64}
 SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA: dict[str, Any] = {**BERT, **SPECIAL, "num_key_value_heads": 1}
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,7 +30,7 @@ from ..multi_task.training import PRETRAINING, Data, Outcome, train_tasks
 from ..pictures import new_figure, save
 from ..ranks import Ranks, started_ranks
 from ..runs import machine, now, versions, write_json
-from ..study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder
+from ..study_run import INTERRUPTED, NOT_WRITTEN, open_shared_folder, results_in
 from ..tables import aligned
 from ..termination import TERMINATED, Terminated, listening
 from .pictured import Picture
@@ -118,7 +117,7 @@ def _run(
         torch.default_generator.manual_seed(options.seed)
         model = _model(options, loaded.kinds)
     with listening(), open_shared_folder(parser, options, ranks, (recipe, SCHEMA_VERSION)) as folder:
-        if ranks.from_main(_is_complete(folder) if ranks.is_main else None):
+        if ranks.from_main(results_in(folder).get("status") == "complete" if ranks.is_main else None):
             if ranks.is_main:
                 print(f"The run in {folder} is complete. Type another --name to train again.")
             return 0
@@ -166,14 +165,6 @@ def _text_of(error: Exception) -> str:
     if text.startswith("Caught "):  # by a data worker, with its traceback
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return text
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and content.get("status") == "complete"
 
 
 def _model(options: argparse.Namespace, kinds: Mapping[str, TaskKind]) -> TimmMultiTaskModel:
@@ -235,11 +226,7 @@ class _Results:
 
     def of_other_data(self) -> bool:
         """Whether the folder has a run that was begun with other images or labels."""
-        try:
-            content = json.loads((self._folder / "results.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        before = content.get("data", {}).get("fingerprint")
+        before = results_in(self._folder).get("data", {}).get("fingerprint")
         return before is not None and before != (self._loaded.figures or {}).get("fingerprint")
 
     def show(self, outcome: Outcome, model: TimmMultiTaskModel) -> str | None:
