@@ -99,7 +99,7 @@ class ClassifierWatch:
                 "the logits, or load a model that classifies texts, tokens, images or recordings."
             )
         elif logits.shape == seen.shape:
-            if not torch.equal(logits, seen):
+            if not torch.equal(logits.to(seen.dtype), seen):  # accelerate returns float32
                 self.problem = (
                     f"what {self._name!r} returned is not what {self._kind} returns as its logits: something is computed "
                     "behind it. Type SaliencyRegularizer(model, heads=..., tasks=[...]) with the module that ends in the "
