@@ -38,7 +38,7 @@ from .runs import machine, now, versions, write_json
 from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
 from .tables import aligned
 from .termination import TERMINATED, Terminated, listening
-from .text.emotion_loops import CHECKPOINTS, LOOPS, Training
+from .text.emotion_loops import CHECKPOINTS, LOOPS, Training, processes_started
 from .text.emotion_model import SMALL, EncoderTasks, small_encoder, tokenizer_of
 from .text.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits, fingerprint
 from .text.f1 import with_f1
@@ -61,6 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(options, name) is None:
             setattr(options, name, value)
     check_method_arguments(parser, options)
+    parts = options.accumulation * processes_started()
+    if options.loop == "trainer" and options.batch_size % parts:
+        parser.error(
+            f"argument --batch-size: --loop trainer cannot split {options.batch_size} texts into {parts} equal parts."
+        )
     return in_ranks(parser, lambda ranks: _run(parser, options, ranks))
 
 

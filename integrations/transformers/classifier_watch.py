@@ -86,7 +86,7 @@ class ClassifierWatch:
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         _leave(self._contexts)
         seen, self._output = self._output, None
-        if seen is None:
+        if seen is None or output is None or not torch.isfinite(seen).all():  # the forward raised, or has diverged
             return
         self._looked = True
         several = output if isinstance(output, (tuple, list)) else [getattr(output, "logits", None)]
@@ -99,7 +99,7 @@ class ClassifierWatch:
                 "the logits, or load a model that classifies texts, tokens, images or recordings."
             )
         elif logits.shape == seen.shape:
-            if not torch.equal(logits.to(seen.dtype), seen):  # accelerate returns float32
+            if not torch.equal(logits.detach().to(seen), seen):  # accelerate returns float32, on the inputs' device
                 self.problem = (
                     f"what {self._name!r} returned is not what {self._kind} returns as its logits: something is computed "
                     "behind it. Type SaliencyRegularizer(model, heads=..., tasks=[...]) with the module that ends in the "

@@ -108,6 +108,8 @@ class MaskedRegularizer(SaliencyRegularizer):
 
     def _without_padding(self, output: Tensor) -> Tensor:
         mask = self._mask
+        if mask is not None and self._as_positions is not None and output.ndim == 3:
+            mask = self._as_positions(mask, output)
         if mask is None or output.shape[:2] != mask.shape:
             return output
         padding = ~mask.bool()

@@ -119,8 +119,10 @@ class SaliencyTrainerMixin:
         items change the loss.
         """
         trainer: Any = self
-        if getattr(trainer, "loss_is_scaled_for_ga", None) is not None or items is None:
+        if getattr(trainer, "loss_is_scaled_for_ga", None) is not None:
             return False
+        if items is None:  # without a count it can only be a mean
+            return trainer.compute_loss_func is not None
         if not isinstance(inputs, Mapping) or (
             self._means is None and _micro_batches(trainer) == 1 and trainer.accelerator.num_processes == 1
         ):

@@ -126,8 +126,10 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
             )
             return
         saved = _saved_state(json.loads(path.read_text(encoding="utf-8")).get("stateful_callbacks"))
-        if saved is not None:
-            self._load(saved)
+        if saved is None:
+            logger.warning("The best checkpoint %s has no relations: they are those of the last step.", best)
+            return
+        self._load(saved)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write the figures of the latest step beside the loss."""

@@ -86,14 +86,13 @@ class SaliencyLoss(SaliencyCallback):
             )
         steps = self.micro_batches
         items = num_items_in_batch
-        if self._takes_means(outputs, labels, items):
-            loss = self._loss_func(outputs, labels, num_items_in_batch=None) / steps
-            # What Trainer does to all of the loss when it counts the labels of all processes.
-            loss = loss / (self.processes if self.averages_over_devices else 1)
+        # What Trainer does to all of the loss when it counts the labels of all processes.
+        times = self.processes if items is not None and self.averages_over_devices else 1
+        if items is None or self._takes_means(outputs, labels, items):  # without a count it can only be a mean
+            loss = self._loss_func(outputs, labels, num_items_in_batch=None) / (steps * times)
         else:
             loss = self._loss_func(outputs, labels, num_items_in_batch=items)
-        penalty: Tensor = self.regularizer(losses=loss.detach() * steps)
-        times = self.processes if items is not None and self.averages_over_devices else 1
+        penalty: Tensor = self.regularizer(losses=loss.detach() * steps * times)
         return loss + (penalty / (steps * times)).to(loss.dtype)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -111,7 +110,7 @@ class SaliencyLoss(SaliencyCallback):
 
     def _takes_means(self, outputs: Any, labels: Any, items: Any) -> bool:
         """Whether ``loss_func`` takes the mean of a micro-batch, which Trainer would add up. Measured once."""
-        if items is None or (self._means is None and self.micro_batches == 1 and self.processes == 1):
+        if self._means is None and self.micro_batches == 1 and self.processes == 1:
             return False
         if self._means is None:
             with torch.no_grad():

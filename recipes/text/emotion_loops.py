@@ -28,7 +28,7 @@ from .emotion_model import EncoderTasks
 from .emotions import EMOTIONS, EmotionSplits, LabelledTexts
 from .tokens import TokenisedTexts
 
-__all__ = ["LOOPS", "Training"]
+__all__ = ["LOOPS", "Training", "processes_started"]
 
 CHECKPOINTS = "checkpoints"
 KINDS = dict.fromkeys(EMOTIONS, BINARY)
@@ -134,6 +134,11 @@ LOOPS: Mapping[str, Callable[[Training, Path, str], tuple[Outcome, MultiTaskMode
 }
 
 
+def processes_started() -> int:
+    """Of this training, as ``torchrun`` and ``accelerate launch`` tell."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _regularizer(options: argparse.Namespace, model: MultiTaskModel) -> SaliencyRegularizer | None:
     method = METHODS[options.method]
     if method.rule == "authors" or (method.surgery is not None and method.key not in ("pcgrad", "srdml_pcgrad")):
@@ -153,12 +158,7 @@ def _regularizer(options: argparse.Namespace, model: MultiTaskModel) -> Saliency
 
 
 def _arguments(transformers: Any, options: argparse.Namespace, folder: Path) -> Any:
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if options.batch_size % (options.accumulation * processes):
-        raise OptionError(
-            f"--loop trainer needs batches that can be split evenly: {options.batch_size} texts into {options.accumulation} "
-            f"micro-batches in {processes} processes. Type another --batch-size, or --loop accelerate."
-        )
+    processes = processes_started()
     return transformers.TrainingArguments(
         str(folder / CHECKPOINTS),
         num_train_epochs=options.epochs,

@@ -741,3 +741,35 @@ def test_measuring_draws_nothing(tmp_path: Path) -> None:
         trainer.train()
         states.append([p.detach() for p in model.parameters()])
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(*states))
+
+
+@pytest.mark.parametrize("way", ["mixin", "loss function"])
+def test_without_a_count_of_labels_a_loss_is_a_mean(way: str, tmp_path: Path) -> None:
+    """Trainer cannot count labels in a dictionary, and divides nothing where there is a ``compute_loss_func``."""
+    found = []
+    for accumulation in (1, 4):
+        model = multi_task()
+        regularizer = model.regularizer(strength=0.5)
+
+        def own(outputs: Any, labels: Any, num_items_in_batch: Any = None, model: Any = model) -> Tensor:
+            assert num_items_in_batch is None
+            return torch.stack([losses.mean() for losses in model.sample_losses(outputs.logits, labels).values()]).sum()
+
+        options: dict[str, Any] = {
+            "model": model,
+            "args": arguments(
+                tmp_path / f"{accumulation}",
+                per_device_train_batch_size=8 // accumulation,
+                gradient_accumulation_steps=accumulation,
+            ),
+            # All labels are there, so that the mean over 8 is that of the means over 2.
+            "train_dataset": [{**row, "labels": {"joy": 1.0, "topic": 2, "age": 0.3}} for row in rows()[:40]],
+            "data_collator": MultiTaskCollator(model, Padding()),
+        }
+        if way == "mixin":
+            OrderedTrainer(regularizer=regularizer, compute_loss_func=own, **options).train()
+        else:
+            saliency = SaliencyLoss(regularizer, own)
+            PlainTrainer(compute_loss_func=saliency, callbacks=[saliency], **options).train()
+        found.append(model)
+    assert difference(*found) < 1e-9

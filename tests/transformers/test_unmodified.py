@@ -558,3 +558,42 @@ def test_padding_of_a_recording() -> None:
     model.pooling.register_forward_hook(lambda module, args, output: pooled.append(output))
     model(input_values=longer, attention_mask=mask)
     assert torch.allclose(pooled[0][0], hidden[0, frames[0]].mean(0), atol=1e-6)
+
+
+def test_a_forward_that_raised_or_diverged_condemns_nothing() -> None:
+    model = built()
+    regularizer = saliency_regularizer(model, TASKS)
+    with pytest.raises(ValueError, match="size"):
+        model(**batch(), labels=torch.zeros(3, 4, dtype=torch.float64))
+    weight = model.classifier.weight.detach().clone()
+    model.classifier.weight.data[0, 0] = torch.nan
+    model(**batch())
+    assert torch.isnan(regularizer())
+    model.classifier.weight.data.copy_(weight)
+    model(**batch())
+    assert regularizer() > 0
+
+
+def test_padded_frames_of_a_recording_do_not_enter_behind_attention() -> None:
+    entry = TINY_MODELS["wav2vec2"]
+    torch.manual_seed(0)
+    model = transformers.Wav2Vec2ForAudioFrameClassification(entry.classifier_config()).double().eval()
+    model.set_attn_implementation("eager")
+    waves = torch.randn(1, 680, dtype=torch.float64)
+    inputs = {"input_values": waves, "attention_mask": (torch.arange(680) < 400)[None].long()}
+    with saliency_regularizer(model, TASKS, relations=uniform(3), feature="wav2vec2.encoder.layers.0") as regularizer:
+        model(**inputs)
+        penalty = regularizer()
+    states: list[Tensor] = []
+    layer = model.wav2vec2.encoder.layers[0]
+    layer.register_forward_hook(
+        lambda module, args, output: states.append(output[0] if isinstance(output, tuple) else output)
+    )
+    logits = model(**inputs).logits[0]
+    real = model._get_feature_vector_attention_mask(len(logits), inputs["attention_mask"])[0].bool()
+    assert not real.all()
+    rows = [
+        torch.autograd.grad(logits[real, task].sum(), states[0], retain_graph=True)[0][0][real].mean(0)
+        for task in range(3)
+    ]
+    assert torch.allclose(penalty, 0.1 * sum_of_distances(torch.stack(rows)), rtol=1e-10)
