@@ -19,13 +19,14 @@ import torch
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
-from .arguments import OneVoiceParser, add_training_arguments, whole_number
+from .arguments import OneVoiceParser, add_training_arguments
 from .checkpoints import Checkpoints
 from .extras import need
 from .multi_task.methods import METHODS
 from .multi_task.run_arguments import (
     COUNT,
     add_folder,
+    add_head,
     add_labelled,
     add_method,
     add_number,
@@ -217,16 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     add_number(model, "--width", 128, f"of the encoder {SMALL!r}")
     add_number(model, "--layers", 1, f"of the encoder {SMALL!r}")
     add_number(model, "--vocabulary", 4000, f"of the encoder {SMALL!r}, learned from the training texts")
-    model.add_argument(
-        "--head-width",
-        type=whole_number(0),
-        default=32,
-        metavar="N",
-        help="hidden layer in each head; 0 for none (default: 32)",
-    )
-    model.add_argument(
-        "--activation", choices=("gelu", "relu", "tanh", "silu"), default="gelu", help="in the heads (default: gelu)"
-    )
+    add_head(model, 32)
     add_method(parser.add_argument_group("method"))
     steps = parser.add_argument_group("steps")
     steps.add_argument(

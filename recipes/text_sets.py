@@ -28,7 +28,15 @@ from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from .arguments import OneVoiceParser, whole_number
 from .errors import OptionError
 from .extras import need
-from .multi_task.run_arguments import COUNT, NON_NEGATIVE, POSITIVE, add_folder, add_number
+from .multi_task.run_arguments import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    add_folder,
+    add_head_width,
+    add_number,
+    add_strength,
+)
 from .ranks import PRECISIONS, Ranks
 from .runs import now, write_json
 from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
@@ -212,13 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in OWN_OF_SMALL.items():
         model.add_argument(f"--{name}", type=COUNT, metavar="N", help=f"of the small encoder (default: {default})")
     model.add_argument("--max-length", type=COUNT, default=128, metavar="N", help="tokens of a text (default: 128)")
-    model.add_argument(
-        "--head-width",
-        type=whole_number(0),
-        default=128,
-        metavar="N",
-        help="of the hidden layer in each head; 0 for linear heads (default: 128)",
-    )
+    add_head_width(model, 128)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",
@@ -227,12 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD",
         help=f"one of {', '.join(METHODS)}; without a penalty relations are only watched (default: srdml)",
     )
-    method.add_argument(
-        "--strength",
-        type=NON_NEGATIVE,
-        metavar="X",
-        help=f"of the penalty, for methods that have one (default: {DEFAULT_STRENGTH:g})",
-    )
+    add_strength(method, DEFAULT_STRENGTH)
     method.add_argument(
         "--metric",
         choices=DISTANCES,

@@ -370,11 +370,13 @@ class _RequireGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
+        """The same values; the anchor is what makes the output require grad."""
         # detach shares the memory without being a view to autograd: heads may work on it in place, as before.
         return tensor.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
+        """Nothing in front of here is trained."""
         return None, None
 
 

@@ -60,6 +60,7 @@ class _Tap(torch.autograd.Function):
     def forward(
         ctx: Any, output: Tensor, made: Fork, column_axis: int, aliases: list[Feature], linear: nn.Linear | None
     ) -> Tensor:
+        """The output as it is."""
         ctx.set_materialize_grads(False)
         ctx.fork, ctx.column_axis, ctx.aliases = made, column_axis, aliases
         ctx.weight = None if linear is None else linear.weight.detach()
@@ -68,6 +69,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Gradient) -> tuple[Gradient, None, None, None, None]:
+        """Note the gradient of each column at the fork, and pass it on as it is."""
         if gradient is not None and ctx.fork.combiner_now() is not None:
             if ctx.weight is not None:
                 ctx.fork.note_columns(_ClosedForm(gradient, ctx.weight))
@@ -88,6 +90,7 @@ class _ClosedForm:
     any_here = True
 
     def gramian(self) -> Tensor:
+        """``[T, T]``: inner products of the task gradients."""
         dtype = state_dtype(self._gradient.device)
         gradient, weight = self._gradient, self._weight
         if matmul_is_reduced():
@@ -96,6 +99,7 @@ class _ClosedForm:
             return (gradient.T @ gradient).to(dtype) * (weight @ weight.T).to(dtype)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """What arrived at each alias, with each task's part multiplied by its weight ``[T]``."""
         # What does not come through the columns passes, as do all gradients where there is no conflict.
         (total,) = arrived
         with without_autocast(self._gradient):
@@ -108,6 +112,7 @@ class _ClosedForm:
         ]
 
     def per_task(self) -> list[list[Gradient]]:
+        """The gradient of each task at each alias."""
         columns = [column.unsqueeze(1) * row for column, row in zip(self._gradient.unbind(1), self._weight)]
         return [[each.view(*self._shape, self._weight.shape[1]).to(self._dtype) for each in columns]]
 
@@ -133,10 +138,12 @@ class _OneByOne:
     any_here = True
 
     def gramian(self) -> Tensor:
+        """``[T, T]``: inner products of the task gradients."""
         total = [gramian_of(own) for own in self._gradients if any(one is not None for one in own)]
         return sum(total[1:], start=total[0])
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """What arrived at each alias, with each task's part multiplied by its weight ``[T]``."""
         # What the head returned beside the columns passes: it is what has arrived without what the columns sent.
         change = torch.cat([weights - 1, weights.new_ones(1)])
         return [
@@ -145,4 +152,5 @@ class _OneByOne:
         ]
 
     def per_task(self) -> list[list[Gradient]]:
+        """The gradient of each task at each alias."""
         return self._gradients

@@ -166,6 +166,7 @@ class _Fork(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, made: Fork, *sources: Tensor) -> tuple[Tensor, ...]:
+        """Aliases of the feature maps for each head, and for what bypasses them."""
         ctx.set_materialize_grads(False)
         ctx.fork = made
         # detach shares the memory without being a view to autograd.
@@ -173,6 +174,7 @@ class _Fork(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Gradient) -> tuple[Gradient, ...]:
+        """Weigh what the heads send back, and add it up."""
         return None, *ctx.fork.backward(gradients)
 
 
@@ -181,12 +183,14 @@ class _Watch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, made: Fork, task: int, output: Tensor) -> Tensor:
+        """The output as it is."""
         ctx.set_materialize_grads(False)
         ctx.fork, ctx.task = made, task
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, gradient: Gradient) -> tuple[None, None, Gradient]:
+        """Note the gradient of the output, in a pass that is not differentiated itself; it goes on as it is."""
         if gradient is not None and not torch.is_grad_enabled():
             ctx.fork.note_output(ctx.task, gradient)
         return None, None, gradient
@@ -200,12 +204,14 @@ class Anchor(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, combiner: Combiner, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature map twice."""
         ctx.set_materialize_grads(False)
         ctx.combiner = weakref.ref(combiner)
         return feature.detach(), feature.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Gradient) -> tuple[None, Gradient]:
+        """The sum of both gradients; none while the combiner blocks."""
         combiner = ctx.combiner()
         return None, None if combiner is not None and combiner.blocks else added(*gradients)
 

@@ -27,6 +27,7 @@ class _SummedL1(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """``[T, T]``: the distance of each pair, above the diagonal."""
         ctx.save_for_backward(x)
         tasks = len(x)
         distances = x.new_zeros(tasks, tasks)
@@ -42,6 +43,7 @@ class _SummedL1(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Sums of signs, weighed by the gradients of the pairs."""
         (x,) = ctx.saved_tensors
         tasks = len(x)
         if _by_columns(x):

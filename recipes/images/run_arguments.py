@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..arguments import add_training_arguments, whole_number
+from ..arguments import add_training_arguments
 from ..multi_task.run_arguments import (
     COUNT,
     NON_NEGATIVE,
     add_folder,
+    add_head,
     add_method,
     add_number,
     add_steps,
@@ -53,19 +54,7 @@ def _add_model(model: Any, backbone: str, image_size: int | None) -> None:
     model.add_argument(
         "--image-size", type=COUNT, default=image_size, metavar="N", help=f"height and width (default: {size})"
     )
-    model.add_argument(
-        "--head-width",
-        type=whole_number(0),
-        default=128,
-        metavar="N",
-        help="of the hidden layer in each head; 0 for linear heads (default: 128)",
-    )
-    model.add_argument(
-        "--activation",
-        choices=("gelu", "relu", "tanh", "silu"),
-        default="gelu",
-        help="in the heads; with relu, as in the paper, the penalty is blind to the backbone (default: gelu)",
-    )
+    add_head(model, 128)
     add_number(model, "--drop-rate", 0.0, "dropout in the heads", NON_NEGATIVE)
     add_number(model, "--drop-path-rate", None, "stochastic depth of the backbone", NON_NEGATIVE)
 

@@ -17,10 +17,13 @@ __all__ = [
     "NON_NEGATIVE",
     "POSITIVE",
     "add_folder",
+    "add_head",
+    "add_head_width",
     "add_labelled",
     "add_method",
     "add_number",
     "add_steps",
+    "add_strength",
     "check_method_arguments",
     "method_value",
     "training_options",
@@ -37,6 +40,43 @@ def add_number(group: Any, name: str, default: float | None, text: str, kind: Ca
     group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text}{shown}")
 
 
+def add_strength(method: Any, default: float) -> None:
+    """That of the penalty; ``None`` if it is not given, so that methods without one can refuse it."""
+    method.add_argument(
+        "--strength",
+        type=NON_NEGATIVE,
+        metavar="X",
+        help=f"of the penalty, for methods that have one (default: {default:g})",
+    )
+
+
+def add_head(model: Any, width: int) -> None:
+    """What each head is made of.
+
+    Args:
+        model: group of an argument parser.
+        width: default of the hidden layer.
+    """
+    add_head_width(model, width)
+    model.add_argument(
+        "--activation",
+        choices=("gelu", "relu", "tanh", "silu"),
+        default="gelu",
+        help="in the heads; with relu, as in the paper, the penalty is blind to the backbone (default: gelu)",
+    )
+
+
+def add_head_width(model: Any, width: int) -> None:
+    """The hidden layer of each head."""
+    model.add_argument(
+        "--head-width",
+        type=whole_number(0),
+        default=width,
+        metavar="N",
+        help=f"of the hidden layer in each head; 0 for linear heads (default: {width})",
+    )
+
+
 def add_method(method: Any) -> None:
     """Which method, and what it has to be told."""
     method.add_argument(
@@ -46,12 +86,7 @@ def add_method(method: Any) -> None:
         metavar="METHOD",
         help=f"one of {', '.join(METHODS)} (default: srdml_entropic)",
     )
-    method.add_argument(
-        "--strength",
-        type=NON_NEGATIVE,
-        metavar="X",
-        help=f"of the penalty, for methods that have one (default: {DEFAULT_STRENGTH:g})",
-    )
+    add_strength(method, DEFAULT_STRENGTH)
     add_number(method, "--temperature", None, "of the entropic rule", POSITIVE)
     method.add_argument(
         "--pretraining-epochs",

@@ -709,11 +709,12 @@ def test_micro_batches_of_a_run_that_skips_no_data(tmp_path: Path) -> None:
 
 
 def test_on_another_model(tmp_path: Path) -> None:
-    saliency = SaliencyLoss(saliency_regularizer(classifier(), TASKS))
+    other = classifier()
+    saliency = SaliencyLoss(saliency_regularizer(other, TASKS))
     trainer = Trainer(
         classifier(), arguments(tmp_path), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
     )
-    with pytest.raises(UnsupportedTrainerError, match="attached to another model|attached to no model"):
+    with pytest.raises(UnsupportedTrainerError, match="attached to another model"):
         trainer.train()
 
 

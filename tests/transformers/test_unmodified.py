@@ -506,9 +506,11 @@ def test_tuples_are_looked_at_too() -> None:
     regularizer = saliency_regularizer(model, TASKS)
     assert isinstance(model(**batch()), tuple)
     assert regularizer() > 0
-    other = saliency_regularizer(built(return_dict=False), [str(c) for c in range(12)], classifier="bert.pooler.dense")
-    with pytest.raises(SaliencyRegError, match="not run a forward|not the classifier"):
-        other()
+    wrong = built(return_dict=False)
+    regularizer = saliency_regularizer(wrong, [str(column) for column in range(12)], classifier="bert.pooler.dense")
+    wrong(**batch())
+    with pytest.raises(ClassifierNotFoundError, match="that is not the classifier"):
+        regularizer()
 
 
 def test_something_behind_the_classifier() -> None:
