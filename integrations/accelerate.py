@@ -34,10 +34,10 @@ from saliency_reg.errors import (
     StateMismatchError,
     WrongTypeError,
 )
-from saliency_reg.evaluation import Losses
-from saliency_reg.hooks import check_not_closure_only, unwrap_optimizer
 from saliency_reg.integrations.relation_image import image_of
 from saliency_reg.integrations.report_figures import figures_of, figures_of_surgery
+from saliency_reg.saliency.extraction import Losses
+from saliency_reg.torch_tools.hooks import check_not_closure_only, unwrap_optimizer
 
 __all__ = ["backward", "log_report", "register"]
 

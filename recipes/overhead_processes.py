@@ -211,7 +211,7 @@ def collective_row(name: str, tasks: int, most: int | None, everywhere: Sequence
     if calls == {0}:
         raise RecipeError(
             f"the step {name!r} called none of {', '.join(COLLECTIVES)} with the group that it was given. Look at how "
-            "saliency_reg/distributed.py calls them, and name those functions in recipes/overhead_processes.py."
+            "saliency_reg/distributed/ranks.py calls them, and name those functions in recipes/overhead_processes.py."
         )
     # Of each step, of each process, of each call: when it came, began and ended, and its CPU seconds.
     by_step = list(zip(*(found[name + _TIMED]["calls"] for found in everywhere)))

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from saliency_reg import SaliencyRegularizer
-from saliency_reg.distances import METRICS as DISTANCES
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
+from saliency_reg.saliency.distances import METRICS as DISTANCES
 
 from .arguments import OneVoiceParser, whole_number
 from .errors import OptionError

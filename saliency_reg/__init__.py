@@ -2,16 +2,16 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .distances import task_distances
 from .errors import SaliencyRegError
-from .feature_surgery import FeatureSurgery
-from .parameter_surgery import ParameterSurgery
-from .regularizer import SaliencyRegularizer
-from .relations import RelationWeights
+from .regularizer.regularizer import SaliencyRegularizer
+from .relations.weights import RelationWeights
 from .report import SaliencyReport
-from .saliency import task_saliencies
+from .saliency.distances import task_distances
+from .saliency.task_saliencies import task_saliencies
+from .surgery.feature.feature_surgery import FeatureSurgery
+from .surgery.parameters.parameter_surgery import ParameterSurgery
+from .surgery.weighting import PCGrad
 from .surgery_report import SurgeryReport
-from .weighting import PCGrad
 
 __all__ = [
     "FeatureSurgery",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gramian import conflicting_share, cosines
+from .surgery.gramian import conflicting_share, cosines
 
 __all__ = ["SurgeryReport"]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saliency_reg import pairwise_l1, task_distances
+from saliency_reg import task_distances
+from saliency_reg.saliency import pairwise_l1
 
 from .reference.slow import slow_distances
 

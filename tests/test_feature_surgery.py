@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer, outside_surgery
+from saliency_reg import FeatureSurgery, PCGrad, RelationWeights, SaliencyRegularizer
 from saliency_reg.errors import (
     CaptureError,
     ConfigurationError,
@@ -21,9 +21,10 @@ from saliency_reg.errors import (
     TaskError,
     WrongTypeError,
 )
-from saliency_reg.first_call import FirstCall
-from saliency_reg.fork import Fork
-from saliency_reg.replay import replayed
+from saliency_reg.regularizer.first_call import FirstCall
+from saliency_reg.surgery.feature import penalty_bypass
+from saliency_reg.surgery.feature.fork import Fork
+from saliency_reg.surgery.feature.replay import replayed
 
 from .reference.slow_fork import Expected, slow_step
 from .reference.slow_surgery import textbook_pcgrad
@@ -397,7 +398,7 @@ def test_both_ways_around_the_fork_are_one(name: str, pool: str | None, monkeypa
     """From the saliencies at hand, and with the penalty's gradient taken at once."""
     found = []
     calls: list[tuple] = []
-    monkeypatch.setattr(outside_surgery, "replayed", lambda *args: calls.append(args) or replayed(*args))
+    monkeypatch.setattr(penalty_bypass, "replayed", lambda *args: calls.append(args) or replayed(*args))
     for replay in (False, True):
         calls.clear()
         entry = build(name, seed=1)

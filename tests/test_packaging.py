@@ -26,7 +26,7 @@ def run_python(code: str, cwd: Path, **environment: str) -> str:
 def test_integrations_from_the_checkout(tmp_path: Path) -> None:
     code = "import saliency_reg.integrations as i; print(i.__file__)"
     for folder in (ROOT, tmp_path):
-        assert Path(run_python(code, folder)).parent == ROOT / "integrations"
+        assert Path(run_python(code, folder)).resolve().parent == ROOT / "integrations"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saliency_reg import RelationWeights
-from saliency_reg.simplex import project_to_simplex
+from saliency_reg.relations.rules import project_to_simplex
 
 from .reference.slow import slow_authors_coefficients, slow_simplex_projection
 

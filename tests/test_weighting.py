@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from saliency_reg import PCGrad, SurgeryReport, gramian
-from saliency_reg.distributed import Ranks
-from saliency_reg.gramian import cosines, gramian_of, weighted_sum
-from saliency_reg.weighting import check_weighting, task_weights
+from saliency_reg import PCGrad, SurgeryReport
+from saliency_reg.distributed.ranks import Ranks
+from saliency_reg.surgery import gramian
+from saliency_reg.surgery.gramian import cosines, gramian_of, weighted_sum
+from saliency_reg.surgery.weighting import check_weighting, task_weights
 
 from .reference.slow_surgery import textbook_pcgrad
 

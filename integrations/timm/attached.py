@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from saliency_reg.capture import FeatureCapture
-from saliency_reg.hooks import is_hooked
+from saliency_reg.capture.feature_capture import FeatureCapture
+from saliency_reg.torch_tools.hooks import is_hooked
 
 __all__ = ["paused"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saliency_reg.capture.nested import contents
 from saliency_reg.errors import CaptureError
-from saliency_reg.places import contents
 
 from .feature_layout import FeatureLayout, Joined, layout_of
 from .probing import calls_noted

@@ -19,7 +19,7 @@ __all__ = ["parameter_groups"]
 
 
 def parameter_groups(
-    model: TimmMultiTaskModel,
+    model: nn.Module,
     learning_rate: float,
     weight_decay: float = 0.0,
     *,
@@ -59,15 +59,14 @@ def parameter_groups(
             f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model type "
             "timm.optim.param_groups_layer_decay(model)."
         )
-    model = inner
     _check("learning_rate", learning_rate, above_zero=True)
     _check("weight_decay", weight_decay)
     _check("backbone_rate_factor", backbone_rate_factor)
     if layer_decay is not None:
         _check("layer_decay", layer_decay, above_zero=True)
-    backbone = model.backbone.model
+    backbone = inner.backbone.model
     layers = layer_of_parameters(backbone)
-    idle = model.backbone.idle
+    idle = inner.backbone.idle
     heads_layer = 1 + max((layer for name, layer in layers.items() if name not in idle), default=-1)
     patterns = _without_decay(backbone)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -93,7 +92,7 @@ def parameter_groups(
     for name, parameter in backbone.named_parameters():
         excluded = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         add(parameter, layers[name], parameter.ndim > 1 and not excluded)
-    for parameter in model.heads.parameters():
+    for parameter in inner.heads.parameters():
         add(parameter, heads_layer, parameter.ndim > 1)
     if not groups:
         raise ConfigurationError("all parameters are frozen. Type model.unfreeze_backbone(), or train the heads.")

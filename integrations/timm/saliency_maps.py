@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saliency_reg.capture.lookup import find_module
 from saliency_reg.errors import CaptureError, ConfigurationError, ShapeError, TaskError, WrongTypeError
-from saliency_reg.lookup import find_module
-from saliency_reg.precision import at_least_float32
-from saliency_reg.scalarization import scalar_of
+from saliency_reg.saliency.scalars import scalar_of
+from saliency_reg.torch_tools.precision import at_least_float32
 
 from ..head_arguments import check_choice
 from .attached import paused

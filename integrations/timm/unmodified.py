@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from saliency_reg import SaliencyRegularizer
-from saliency_reg.compiled import check_not_compiled
+from saliency_reg.capture.compiled import check_not_compiled
+from saliency_reg.capture.heads import check_task_names
 from saliency_reg.errors import ConfigurationError, TaskError
-from saliency_reg.heads import check_task_names
 
 from .classifier import Classifier, look_at, timm_model
 from .classifier_part import ClassifierPart, install, uninstall

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from saliency_reg.capture.lookup import find_module
 from saliency_reg.errors import ConfigurationError, WrongTypeError
-from saliency_reg.lookup import find_module
 
 from .configuration import MODEL_TYPE
 from .encoder import unwrapped

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg.errors import ConfigurationError
-from saliency_reg.hooks import ModuleHooks
+from saliency_reg.torch_tools.hooks import ModuleHooks
 
 from .classifier import Classifier
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
-from saliency_reg.forward import Captured
-from saliency_reg.hooks import ModuleHooks
+from saliency_reg.capture.forward import Captured
+from saliency_reg.torch_tools.hooks import ModuleHooks
 
 __all__ = ["MaskSource", "MaskedRegularizer"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError, TaskError, WrongTypeError
-from saliency_reg.scalarization import check_scalarize
+from saliency_reg.saliency.scalars import check_scalarize
 
 from ..head_arguments import hidden_layers
 from .configuration import MultiTaskConfig

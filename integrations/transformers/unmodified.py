@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
+from saliency_reg.capture.heads import check_task_names
 from saliency_reg.errors import ConfigurationError, TaskError
-from saliency_reg.heads import check_task_names
 
 from .classifier import Classifier, look_at
 from .classifier_watch import ClassifierWatch

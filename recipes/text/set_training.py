@@ -70,7 +70,7 @@ def _outputs(
     return joined[torch.tensor(order).argsort()]
 
 
-class SetTrainer(SaliencyTrainer):  # type: ignore[misc]
+class SetTrainer(SaliencyTrainer):
     """A :class:`SaliencyTrainer` on batches of one task each, which measures each task on its own examples.
 
     Args:

@@ -1,0 +1,1 @@
+"""Joined over data-parallel processes."""

@@ -1,0 +1,111 @@
+"""Models whose parameters FSDP2 (``fully_shard``) has split over the processes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from torch import nn
+
+from ..errors import ConfigurationError
+
+__all__ = ["ShardedHeads", "is_sharded"]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ``fully_shard`` was called on this module."""
+    return _is_a(module, "FSDPModule")
+
+
+class ShardedHeads:
+    """Keeps the parameters of heads whole from the saliency to the backward pass.
+
+    FSDP2 frees them as soon as a gradient has come through a head. The saliency is such a gradient, and the backward pass
+    of the penalty goes through the head before FSDP2 gathers its parameters again.
+
+    Args:
+        model: which holds the heads.
+        heads: its heads.
+    """
+
+    def __init__(self, model: nn.Module, heads: Sequence[nn.Module]) -> None:
+        self._model = weakref.ref(model)
+        self._heads = [weakref.ref(head) for head in heads]
+        self._sharded: list[weakref.ref[nn.Module]] | None = None
+        self._owners: list[weakref.ref[nn.Module]] = []
+        self._gathered = False
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Make the parameters of all heads whole, and let nothing free them within; they stay until a backward pass.
+
+        All processes gather once, here: how many gradients are taken within is decided by each for itself.
+
+        Raises:
+            ConfigurationError: FSDP1 has split them.
+        """
+        if self._sharded is None:  # sharding may come after attaching, but not after the first forward
+            self._find()
+        groups = [group for module in self._all(self._sharded or ()) for group in _parameter_groups(module)]
+        if not groups:
+            yield
+            return
+        before = [group.reshard_after_backward for group in groups]
+        for group in groups:
+            group.reshard_after_backward = False
+        try:
+            for owner in self._all(self._owners):
+                cast("Any", owner).unshard()
+            yield
+        finally:
+            for group, value in zip(groups, before):
+                group.reshard_after_backward = value
+            self._gathered = True
+
+    def release(self) -> None:
+        """Before a forward: free what no backward pass has freed, or it would miss what an optimizer did since."""
+        if self._gathered:
+            self._gathered = False
+            for module in self._all(self._sharded or ()):
+                cast("Any", module).reshard()
+
+    @staticmethod
+    def _all(references: Sequence[weakref.ref[nn.Module]]) -> list[nn.Module]:
+        return [module for reference in references if (module := reference()) is not None]
+
+    def _find(self) -> None:
+        """Sharded modules inside of heads, and those around them, which may hold the heads' parameters.
+
+        In the same order on all processes, which gather together.
+        """
+        model, heads = self._model(), self._all(self._heads)
+        everything = list(dict.fromkeys([*(() if model is None else model.modules()), *_parts(heads)]))
+        inside = set(_parts(heads))
+        owners = [m for m in everything if m in inside or not set(heads).isdisjoint(m.modules())]
+        if any(_is_a(module, "FullyShardedDataParallel") for module in owners):
+            raise ConfigurationError(
+                "the heads are in a FullyShardedDataParallel (FSDP1), which frees their parameters before the second "
+                "derivative. Use FSDP2: fully_shard(model), with accelerate FullyShardedDataParallelPlugin(fsdp_version=2); "
+                "or wrap the backbone only."
+            )
+        self._sharded = [weakref.ref(module) for module in everything if is_sharded(module)]
+        self._owners = [weakref.ref(module) for module in owners if is_sharded(module)]
+
+
+def _parts(heads: Sequence[nn.Module]) -> list[nn.Module]:
+    return [part for head in heads for part in head.modules()]
+
+
+def _is_a(module: nn.Module, kind: str) -> bool:
+    return any(base.__name__ == kind for base in type(module).__mro__)
+
+
+def _parameter_groups(module: nn.Module) -> list[Any]:
+    # There is a public setter of what is changed here, but nothing that tells what it was.
+    state = cast("Any", module)._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:
+        groups = [state._fsdp_param_group]
+    return [group for group in groups if group is not None]

@@ -1,0 +1,5 @@
+"""The plug-in itself."""
+
+from .regularizer import SaliencyRegularizer
+
+__all__ = ["SaliencyRegularizer"]

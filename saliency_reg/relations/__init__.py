@@ -1,0 +1,5 @@
+"""Which tasks belong together."""
+
+from .weights import RelationWeights
+
+__all__ = ["RelationWeights"]

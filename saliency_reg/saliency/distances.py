@@ -1,0 +1,149 @@
+"""Distances between the saliencies of tasks: a pure function of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError, NonFiniteError, ShapeError, WrongTypeError
+from ..torch_tools.precision import at_least_float32, matmul_is_reduced, without_autocast
+from .pairwise_l1 import summed_l1
+
+__all__ = ["METRICS", "REDUCTIONS", "task_distances"]
+
+METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
+REDUCTIONS = ("mean", "sum")
+#: Metrics whose values do not grow with the saliencies.
+BOUNDED_METRICS = ("cosine", "sqchordal")
+
+
+def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "mean") -> Tensor:
+    r"""Distance between the saliencies of every pair of tasks, reduced over the batch.
+
+    ``D[i, j] = reduce_b dist(saliencies[i, b], saliencies[j, b])``, with all axes after the batch flattened.
+
+    ========================  =======================================================================
+    ``metric``                ``dist(x, y)``
+    ========================  =======================================================================
+    ``"l1"``                  ``sum |x - y|`` (the paper's)
+    ``"l2"``                  ``sqrt(sum (x - y)^2)``
+    ``"sqeuclidean"``         ``sum (x - y)^2``
+    ``"cosine"``              ``1 - cos(x, y)``, in ``[0, 2]``
+    ``"sqchordal"``           ``1 - cos(x, y)^2``, in ``[0, 1]``: blind to sign and scale, so a task and its
+                              opposite are related too; no gradient at ``cos = 0`` and ``cos = +-1``
+    ========================  =======================================================================
+
+    Two zero saliencies are at distance 0 in every metric; with ``cosine`` and ``sqchordal`` a zero saliency is
+    at distance 1 from any other. Gradients are finite where two saliencies are equal or zero; those of the angles
+    grow like one over the size of the saliencies, and entries below the smallest normal number count as zero there.
+    16-bit input is computed in float32. Memory grows with ``T*B*C + T*T*B``, never with ``T*T*B*C``.
+
+    Bai and Zhao (KDD 2022), eq. 5: the distance of the regularizer. The authors' code sums over the batch
+    (``reduction="sum"``); the default is the mean, so that a strength keeps its meaning when the batch grows.
+
+    Args:
+        saliencies: ``[T, B, ...]``, floating point, ``T >= 2``, ``B >= 1``.
+        metric: one of the names above.
+        reduction: ``"mean"`` or ``"sum"`` over the batch.
+
+    Returns:
+        ``[T, T]``, symmetric, non-negative, with a zero diagonal.
+
+    Raises:
+        ConfigurationError: unknown ``metric`` or ``reduction``.
+        WrongTypeError: ``saliencies`` is not a floating-point tensor.
+        ShapeError: fewer than 3 axes, fewer than 2 tasks, or an empty batch.
+        NonFiniteError: NaN or infinity in ``saliencies``.
+
+    Example:
+        >>> saliencies = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]])  # [T=3, B=1, C=2]
+        >>> task_distances(saliencies, metric="sqchordal")
+        tensor([[0., 1., 0.],
+                [1., 0., 1.],
+                [0., 1., 0.]])
+    """
+    check_metric(metric)
+    check_reduction(reduction)
+    if not isinstance(saliencies, Tensor):
+        raise WrongTypeError(
+            f"saliencies must be one tensor [T, B, ...], found {type(saliencies).__name__}. "
+            "Type torch.stack([...]) to join a list of per-task saliencies."
+        )
+    if not saliencies.is_floating_point():
+        raise WrongTypeError(f"saliencies must be floating point, found {saliencies.dtype}. Type saliencies.float().")
+    if saliencies.ndim < 3 or saliencies.shape[0] < 2 or saliencies.shape[1] < 1:
+        raise ShapeError(
+            f"saliencies must be [T, B, C] or [T, B, ...] with T >= 2 tasks and B >= 1 samples, found "
+            f"{list(saliencies.shape)}. task_saliencies(outputs, features) returns this shape."
+        )
+    if not torch.isfinite(saliencies).all():
+        raise NonFiniteError(
+            f"saliencies hold {int((~torch.isfinite(saliencies)).sum())} NaN or infinite values. "
+            "Find the task with torch.isfinite(saliencies).flatten(1).all(1)."
+        )
+    return pairwise_distances(saliencies, metric, reduction)
+
+
+def check_metric(metric: str) -> None:
+    """Raise :class:`ConfigurationError` for a metric that does not exist."""
+    if metric not in METRICS:
+        raise ConfigurationError(f"unknown metric {metric!r}. Choose one of {', '.join(map(repr, METRICS))}.")
+
+
+def check_reduction(reduction: str) -> None:
+    """Raise :class:`ConfigurationError` for a reduction that does not exist."""
+    if reduction not in REDUCTIONS:
+        raise ConfigurationError(f"unknown reduction {reduction!r}. Choose 'mean' or 'sum' over the batch.")
+
+
+def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tensor:
+    """:func:`task_distances` without its checks: values that are not finite propagate."""
+    with without_autocast(saliencies):
+        saliencies = saliencies.to(at_least_float32(saliencies.dtype))
+        if metric == "l1":
+            distances = summed_l1(saliencies.flatten(2))
+        else:
+            distances = _PER_SAMPLE[metric](saliencies.flatten(2).transpose(0, 1)).sum(0)  # of [B, T, T]
+        if reduction == "mean":
+            distances = distances / saliencies.shape[1]
+        # One triangle decides: exactly symmetric, exactly zero diagonal, and half of the gradient's rounding.
+        upper = distances.triu(diagonal=1)
+        return upper + upper.T
+
+
+def _l2(x: Tensor) -> Tensor:
+    # The matrix-multiply form loses digits for close points; cdist's gradient at distance 0 is 0, not NaN.
+    return torch.cdist(x, x, p=2.0, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _sqeuclidean(x: Tensor) -> Tensor:
+    # Centring over the tasks keeps the Gram form from cancelling when all tasks share a large common part.
+    dtype = x.dtype
+    if matmul_is_reduced():
+        x = x.double()
+    x = x - x.mean(1, keepdim=True)
+    gram = x @ x.transpose(1, 2)
+    norms = gram.diagonal(dim1=1, dim2=2)
+    return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * gram).clamp(min=0).to(dtype)
+
+
+def _cosine(x: Tensor) -> Tensor:
+    # Dividing by the largest entry first keeps the squares from under- or overflowing. The result does not
+    # depend on that factor, so it needs no gradient.
+    largest = x.detach().abs().amax(2, keepdim=True)
+    zero = largest < torch.finfo(x.dtype).tiny  # NaN is not, and propagates
+    x = x / torch.where(zero, torch.ones_like(largest), largest)
+    square = (x * x).sum(2, keepdim=True)
+    unit = torch.where(zero, torch.zeros_like(x), x * torch.where(zero, torch.ones_like(square), square).rsqrt())
+    # 1 - cos = |u - v|^2 / 2 for unit vectors, which keeps digits when tasks agree; where exactly one of the
+    # two is zero, that is 1/2 and the other half is added.
+    one_is_zero = (zero != zero.transpose(1, 2)).to(x.dtype)
+    return 0.5 * (_sqeuclidean(unit) + one_is_zero)
+
+
+def _sqchordal(x: Tensor) -> Tensor:
+    cosine_distance = _cosine(x)
+    return (cosine_distance * (2 - cosine_distance)).clamp(min=0)
+
+
+_PER_SAMPLE = {"l2": _l2, "sqeuclidean": _sqeuclidean, "cosine": _cosine, "sqchordal": _sqchordal}

@@ -1,0 +1,170 @@
+"""From a task's output to the one number per sample (or position) that is differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
+from ..torch_tools.precision import at_least_float32
+
+__all__ = [
+    "PIECEWISE_LINEAR_SCALARIZATIONS",
+    "SCALARIZATIONS",
+    "Scalarize",
+    "ScalarizeChoice",
+    "check_scalarize",
+    "class_axis",
+    "scalar_of",
+    "scalarize_per_task",
+]
+
+Scalarize = Union[str, Callable[..., Tensor]]
+#: What the public ``scalarize=`` accepts: one choice for all tasks, or one per task.
+ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
+
+#: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
+IGNORED_LABEL = -100
+
+
+def _max_minus_mean(logits: Tensor) -> Tensor:
+    return logits.amax(-1) - logits.mean(-1)
+
+
+_WITHOUT_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
+    "auto": _max_minus_mean,
+    "max": lambda logits: logits.amax(-1),
+    "logsumexp": lambda logits: logits.logsumexp(-1),
+    "sum": lambda logits: logits.sum(-1),
+}
+_WITH_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
+    "label": lambda logits: logits,
+    "label_log_probability": lambda logits: logits.log_softmax(-1),
+}
+SCALARIZATIONS = (*_WITHOUT_TARGET, *_WITH_TARGET)
+#: Scalarisations whose derivative with respect to the logits is constant almost everywhere.
+PIECEWISE_LINEAR_SCALARIZATIONS = ("auto", "max", "sum", "label")
+
+
+def check_scalarize(scalarize: ScalarizeChoice) -> None:
+    """Raise :class:`ConfigurationError` or :class:`WrongTypeError` for a choice that does not exist."""
+    if isinstance(scalarize, Mapping):
+        choices: Sequence[Scalarize] = list(scalarize.values())
+    elif isinstance(scalarize, Sequence) and not isinstance(scalarize, str):
+        choices = scalarize
+    else:
+        choices = [scalarize]
+    for choice in choices:
+        if isinstance(choice, str):
+            if choice not in SCALARIZATIONS:
+                raise ConfigurationError(
+                    f"unknown scalarize {choice!r}. Choose one of {', '.join(map(repr, SCALARIZATIONS))}, or pass a "
+                    "callable such as scalarize=lambda output: output[:, 0]."
+                )
+        elif not callable(choice):
+            raise WrongTypeError(
+                f"scalarize must be a name, a callable, or one of them per task; found {type(choice).__name__}."
+            )
+
+
+def scalarize_per_task(scalarize: ScalarizeChoice, tasks: Sequence[str]) -> list[Scalarize]:
+    """Spread the choice over the tasks: a name or callable serves all, a mapping or sequence one each."""
+    check_scalarize(scalarize)
+    if isinstance(scalarize, Mapping):
+        if missing := [task for task in tasks if task not in scalarize]:
+            raise TaskError(f"scalarize has no entry for {missing}. It needs one for each of {list(tasks)}.")
+        return [scalarize[task] for task in tasks]
+    if isinstance(scalarize, str) or callable(scalarize):
+        return [scalarize] * len(tasks)
+    if len(scalarize) != len(tasks):
+        raise TaskError(f"scalarize has {len(scalarize)} entries for {len(tasks)} tasks. Pass one for each task.")
+    return list(scalarize)
+
+
+def scalar_of(
+    output: Tensor,
+    scalarize: Scalarize,
+    target: Tensor | None,
+    *,
+    task: str,
+    feature_shape: torch.Size,
+    channel_axis: int,
+) -> Tensor:
+    """Return a 0-dim tensor, ``sum_b s[b]``: its gradient at sample ``b`` is that of ``s[b]`` alone.
+
+    A sum, never a mean: a ``1/(B*H*W)`` inside would underflow in float16.
+    """
+    # Only gradients matter: in float32 the values themselves cannot overflow on the way.
+    output = output.to(at_least_float32(output.dtype))
+    if callable(scalarize):
+        scalar = scalarize(output) if target is None else scalarize(output, target)
+        if not isinstance(scalar, Tensor):
+            raise WrongTypeError(
+                f"the scalarize callable returned {type(scalar).__name__} for task {task!r}. It must return a tensor, "
+                "e.g. one value per sample."
+            )
+        return scalar.sum()
+    if output.ndim == 0:
+        return output
+    if output.shape[0] != feature_shape[0]:
+        raise ShapeError(
+            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature "
+            f"map has {feature_shape[0]}, shape {list(feature_shape)}. Both need the batch as first axis; pass a "
+            "callable as scalarize= where they differ on purpose."
+        )
+    if output.ndim == 1 or scalarize == "sum":
+        return output.sum()
+    logits = output.movedim(class_axis(output, task, feature_shape, channel_axis), -1)  # [B, positions..., K]
+    if logits.shape[-1] == 1:
+        return logits.sum()
+    if scalarize in _WITHOUT_TARGET:
+        return _WITHOUT_TARGET[scalarize](logits).sum()
+    return _of_label(_WITH_TARGET[scalarize](logits), target, task, scalarize).sum()
+
+
+def _of_label(scores: Tensor, target: Tensor | None, task: str, scalarize: str) -> Tensor:
+    if target is None:
+        raise MissingArgumentError(
+            f"scalarize={scalarize!r} needs the labels of task {task!r}. Pass targets={{{task!r}: labels}}, or choose "
+            "scalarize='auto', which needs none."
+        )
+    if target.dtype.is_floating_point or target.shape != scores.shape[:-1]:
+        raise ShapeError(
+            f"the targets of task {task!r} must be integer class indices of shape {list(scores.shape[:-1])}, found "
+            f"{target.dtype} of shape {list(target.shape)}."
+        )
+    target = target.to(scores.device, torch.int64)
+    ignored = target == IGNORED_LABEL
+    index = target.masked_fill(ignored, 0)
+    if bool(((index < 0) | (index >= scores.shape[-1])).any()):
+        raise ShapeError(
+            f"the targets of task {task!r} run from {int(target.min())} to {int(target.max())}, but its output has "
+            f"{scores.shape[-1]} classes. Use 0..{scores.shape[-1] - 1}, and {IGNORED_LABEL} for 'no label'."
+        )
+    return scores.gather(-1, index.unsqueeze(-1)).squeeze(-1).masked_fill(ignored, 0)
+
+
+def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axis: int) -> int:
+    """The axis of ``output`` that holds classes: where the feature has its channels, else axis 1."""
+    if output.ndim == 2:
+        return 1
+    if output.ndim == len(feature_shape):
+        if channel_axis == 1 or _positions(output.shape, channel_axis) == _positions(feature_shape, channel_axis):
+            return channel_axis
+        if output.ndim >= 4:
+            return 1
+    elif output.ndim >= 4:
+        return 1
+    raise ShapeError(
+        f"cannot tell which axis of the output of task {task!r}, shape {list(output.shape)}, holds classes (the "
+        f"feature map has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for "
+        "one value per position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last "
+        "axis."
+    )
+
+
+def _positions(shape: torch.Size, channel_axis: int) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis not in (0, channel_axis)]

@@ -1,0 +1,1 @@
+"""Gradient surgery between tasks."""

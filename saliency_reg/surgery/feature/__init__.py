@@ -1,0 +1,1 @@
+"""Gradient surgery at the feature map, inside the one backward pass."""

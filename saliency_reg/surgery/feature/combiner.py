@@ -1,0 +1,183 @@
+"""Gradient surgery at the feature map that the heads share, inside the one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...distributed.ranks import Ranks
+from ...errors import ConfigurationError, SurgeryError
+from ...surgery_report import SurgeryReport
+from ...torch_tools.state import StateModule, state_dtype
+from ..gramian import gramian_of, weighted_sum
+from ..weighting import Weighting, check_weighting, task_weights
+from .fork import Gradient, KnownGradients
+
+__all__ = ["ForkSurgery", "checked_level"]
+
+
+class _Mode(Enum):
+    COMBINE = "weigh the task gradients"
+    PASS = "add them up, as without surgery"
+    BLOCK = "let nothing through"
+
+
+class ForkSurgery(StateModule):
+    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that.
+
+    Args:
+        tasks: T names.
+        weighting: Gramian to weights, see :class:`PCGrad`.
+        ranks: the data-parallel processes.
+    """
+
+    def __init__(self, tasks: Sequence[str], weighting: Any, ranks: Ranks) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.weighting: Weighting = check_weighting(weighting, len(self.tasks))
+        #: While false, gradients pass as without surgery.
+        self.enabled = True
+        #: Whether :attr:`task_gradients` are kept, which takes the memory of T gradients of the feature map.
+        self.keep_task_gradients = False
+        self.ranks = ranks
+        self.ranks.prepare()  # here, where all processes are, if there are several already
+        self.arrived = torch.zeros(len(self.tasks), dtype=torch.bool)
+        self._mode = _Mode.COMBINE
+        self._report: SurgeryReport | None = None
+        self._task_gradients: dict[str, tuple[Tensor, ...]] | None = None
+
+    @property
+    def report(self) -> SurgeryReport | None:
+        """Figures of the latest backward pass; ``None`` between a training forward and its backward."""
+        return self._report
+
+    @property
+    def task_gradients(self) -> Mapping[str, tuple[Tensor, ...]]:
+        """Gradient of each task with respect to the feature map, in the latest backward pass of this process.
+
+        ``{task: (gradient, ...)}`` with one ``[B, ...]`` for each tensor that the heads share; with the user's loss weight
+        and loss scale in it. Tasks without a loss in that pass are left out. Where a head reads the output of another one,
+        what comes through both counts to the one next to the feature map.
+
+        Raises:
+            ConfigurationError: they are not kept.
+            SurgeryError: no backward pass has reached the feature map since the latest training forward.
+        """
+        if not self.keep_task_gradients:
+            raise ConfigurationError(
+                "task gradients are not kept. Set .keep_task_gradients = True before the backward pass."
+            )
+        if self._task_gradients is None:
+            raise SurgeryError(
+                "no backward pass has reached the feature map since the latest training forward. Call loss.backward() first."
+            )
+        return self._task_gradients
+
+    def forward_begins(self) -> None:
+        """Forget the latest backward pass. All processes are here: the backward of one may not reach the fork."""
+        self._report = self._task_gradients = None
+        self.ranks.prepare()
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Within, gradients pass as without surgery: for measurements."""
+        with self._in_mode(_Mode.PASS):
+            yield
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Within, gradients end at the fork."""
+        with self._in_mode(_Mode.BLOCK):
+            yield
+
+    @contextmanager
+    def _in_mode(self, mode: _Mode) -> Iterator[None]:
+        before, self._mode = self._mode, mode
+        try:
+            yield
+        finally:
+            self._mode = before
+
+    # What the fork asks.
+
+    @property
+    def combines(self) -> bool:
+        """Whether gradients that arrive now are weighed."""
+        return self.enabled and self._mode is _Mode.COMBINE
+
+    @property
+    def blocks(self) -> bool:
+        """Whether nothing is let through now."""
+        return self._mode is _Mode.BLOCK
+
+    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient] | None:
+        """One gradient for each tensor that the heads share, from ``[tensor][task]``; ``None`` if no task has one."""
+        found = [any(gradient is not None for gradient in own) for own in gradients]
+        if not any(found) and self.ranks.size == 1:
+            return None
+        size = len(self.tasks)
+        gramian = torch.zeros(size, size, dtype=state_dtype(device), device=device)
+        for own, some in zip(gradients, found):
+            if some:
+                gramian += gramian_of(own).to(device)
+        weights = self._weigh(gramian)
+        if weights is None:
+            return None
+        self._keep(gradients)
+        return [weighted_sum(own, weights) if some else None for own, some in zip(gradients, found)]
+
+    def combine_known(self, known: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
+        """The same from task gradients that are known, and from all that ``arrived``."""
+        if not known.any_here and self.ranks.size == 1:
+            return None
+        weights = self._weigh(known.gramian())
+        if weights is None:
+            return None
+        if self.keep_task_gradients:
+            self._keep(known.per_task())
+        return known.weighted_sum(weights, arrived)
+
+    def _weigh(self, gramian: Tensor) -> Tensor | None:
+        """Weights of the task gradients; ``None`` if no process has one."""
+        self.arrived = gramian.diagonal() != 0  # also where it is NaN
+        # Processes hold different samples, and their gradients are averaged: each product counts 1/N^2.
+        gramian = self.ranks.add(gramian.clone()) / self.ranks.size**2
+        if self.ranks.size > 1 and not bool(gramian.any()):
+            return None
+        weights = task_weights(self.weighting, gramian, self.ranks)
+        self._report = SurgeryReport.of(self.tasks, gramian, weights)
+        return weights
+
+    def _keep(self, gradients: Sequence[Sequence[Gradient]]) -> None:
+        if not self.keep_task_gradients:
+            return
+        self._task_gradients = {}
+        for task, name in enumerate(self.tasks):
+            own = tuple(gradient for by_task in gradients if (gradient := by_task[task]) is not None)
+            if own:
+                self._task_gradients[name] = own
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        state.update(_report=None, _task_gradients=None, _mode=_Mode.COMBINE)
+        return state
+
+
+def checked_level(surgery: Any) -> Any:
+    """What a regularizer was given as ``surgery=``, if it can be a weighting.
+
+    Raises:
+        ConfigurationError: it is a surgery itself.
+    """
+    if isinstance(surgery, ForkSurgery) or hasattr(surgery, "backward"):
+        raise ConfigurationError(
+            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
+            "type surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
+            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
+        )
+    return surgery

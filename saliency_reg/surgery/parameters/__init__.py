@@ -1,0 +1,1 @@
+"""Gradient surgery on shared parameters, with one backward pass per task."""

@@ -1,0 +1,99 @@
+"""The losses of one call of surgery on parameters: checked, and what they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import ConfigurationError, NotConnectedError, ShapeError, TaskError, WrongTypeError
+from ...saliency.extraction import Losses, losses_per_task
+from ...torch_tools.autograd import leaves_behind, leaves_behind_each
+from .shared_parameters import refuse_node, refuse_sharded
+
+__all__ = ["LossBatch", "look_at", "task_names_of"]
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """The losses of one call, and what they depend on in this process.
+
+    Attributes:
+        losses: task index to 0-dim loss.
+        penalty: what is added without projection; ``None`` if it has no graph.
+        reach: leaf to the bit mask of the tasks whose losses depend on it.
+        reach_of_penalty: the leaves behind the penalty.
+    """
+
+    losses: Mapping[int, Tensor]
+    penalty: Tensor | None
+    reach: Mapping[Tensor, int]
+    reach_of_penalty: Sequence[Tensor]
+
+
+def task_names_of(losses: Any) -> list[str]:
+    """The keys of a mapping, or the numbers of a sequence.
+
+    Raises:
+        WrongTypeError: neither.
+    """
+    if isinstance(losses, Mapping):
+        return [str(name) for name in losses]
+    if isinstance(losses, Tensor) or not isinstance(losses, Sequence) or isinstance(losses, str):
+        raise WrongTypeError(
+            f"losses must be a mapping {{task: loss}} or a sequence of T losses, found {type(losses).__name__}. Surgery "
+            "needs the loss of each task by itself: do not add them up."
+        )
+    return [str(number) for number in range(len(losses))]
+
+
+def look_at(
+    losses: Losses, penalty: Any, tasks: Sequence[str], parameters: Collection[Tensor], distributed: bool
+) -> LossBatch:
+    """Check the losses and find what they depend on.
+
+    Raises:
+        TaskError, WrongTypeError, ShapeError, NotConnectedError, ConfigurationError: as in ``ParameterSurgery.backward``.
+    """
+    if unknown := [name for name in task_names_of(losses) if isinstance(losses, Mapping) and name not in tasks]:
+        raise TaskError(
+            f"losses has entries for {unknown}, which are not tasks. The tasks are {list(tasks)}, given as tasks= "
+            "or taken from the first call. If tasks can be missing from a batch, name all of them in tasks=[...]."
+        )
+    found = losses_per_task(
+        {str(name): loss for name, loss in losses.items()} if isinstance(losses, Mapping) else losses, tasks
+    )
+    for task, loss in found.items():
+        _check_scalar(loss, f"the loss of task {tasks[task]!r}")
+        if not loss.requires_grad:
+            raise NotConnectedError(
+                f"the loss of task {tasks[task]!r} carries no graph, so that it has no gradient. Compute it outside of "
+                "no_grad, from the model's outputs and without .item() or .detach(); leave a task without labels in this "
+                "batch out of the mapping."
+            )
+    if isinstance(penalty, (int, float)):
+        penalty = None  # a constant has no gradient
+    if penalty is not None:
+        _check_scalar(penalty, "the penalty")
+    with_graph = penalty if penalty is not None and penalty.requires_grad else None
+    reach = leaves_behind_each(found, refuse_node)
+    of_penalty = [] if with_graph is None else leaves_behind([with_graph])
+    refuse_sharded([*reach, *of_penalty])
+    if distributed and (outside := [leaf for leaf in (*reach, *of_penalty) if leaf not in parameters]):
+        raise ConfigurationError(
+            f"the losses depend on a leaf tensor of shape {list(outside[0].shape)} that is not among the parameters of the "
+            "model. In a distributed run its gradient could not be averaged. Type ParameterSurgery(nn.ModuleList([model, "
+            "...])) with the module it belongs to (learned loss weights), or detach it."
+        )
+    return LossBatch(found, with_graph, reach, of_penalty)
+
+
+def _check_scalar(loss: Any, what: str) -> None:
+    if not isinstance(loss, Tensor):
+        raise WrongTypeError(f"{what} must be a 0-dim tensor with its graph, found {type(loss).__name__}.")
+    if loss.ndim > 0:
+        raise ShapeError(
+            f"{what} has the shape {list(loss.shape)}, expected a 0-dim tensor. Type .mean() or .sum() over the batch."
+        )

@@ -1,0 +1,367 @@
+"""Gradient surgery on the parameters that the tasks share: exact, with one backward pass for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...capture.heads import check_task_names
+from ...capture.lookup import first_few
+from ...distributed.ranks import Ranks
+from ...errors import (
+    ConfigurationError,
+    StateMismatchError,
+    SurgeryError,
+    TaskError,
+    WrongTypeError,
+)
+from ...saliency.extraction import Losses
+from ...surgery_report import SurgeryReport
+from ...torch_tools.attachment import Removable
+from ...torch_tools.hooks import StepGuard, check_not_closure_only, unwrap_optimizer
+from ...torch_tools.state import StateModule
+from ..weighting import PCGrad, Weighting, check_weighting, task_weights
+from .agreement import agree, agree_on_names
+from .losses import LossBatch, look_at, task_names_of
+from .shared_parameters import ParameterChoice, check_connected, members, names_of_parameters, refuse_sharded, several
+from .task_gradients import Gradients, StepGradients, averaged, gradients_of, gramian_in_chunks, write
+
+__all__ = ["ParameterSurgery"]
+
+
+class ParameterSurgery(StateModule, Removable):
+    r"""Gradient surgery between the tasks on the parameters that they share (Yu et al., NeurIPS 2020, algorithm 1).
+
+    ``surgery.backward(losses, penalty)`` takes the place of ``loss.backward()``. With ``g_t`` the gradient of loss ``t`` on
+    the shared parameters, their inner products become weights ``w_t``, and ``sum_t w_t g_t`` is added to ``.grad`` there.
+    All other parameters, such as those of heads, get the plain gradient of the sum of the losses. The penalty's gradient is
+    added everywhere and never projected. A parameter that nothing reaches keeps its ``.grad``, ``None`` too.
+
+    This is the exact method, and costs a backward pass through the backbone for each task; tables call it ``PCGrad
+    (parameters)``. :class:`FeatureSurgery`, or ``surgery=`` of :class:`SaliencyRegularizer`, is its upper-bound form at the
+    price of a plain step. Given the same order, the result is that of algorithm 1 of the paper. Where it differs from
+    implementations that flatten all parameters of a model: those let the heads' gradients into the norms, here norms are
+    those on the shared parameters.
+
+    Gradients are taken by ``torch.autograd.grad``: hooks on tensors see the gradient of each task, but neither
+    ``post_accumulate_grad`` hooks nor those of DistributedDataParallel fire. In distributed runs (with a wrapped model or a
+    plain one) gradients are averaged over the processes here, before the projection: the result is that of one process on
+    the joined batch, by the convention of DistributedDataParallel, the mean of the processes' losses. A task may be missing
+    from the losses of some processes, or of all.
+
+    Under GradScaler pass scaled losses and a scaled penalty: a NaN or infinite loss reaches ``.grad``, so that the step is
+    skipped. The graph of the backbone is freed; those of the heads live as long as the losses do.
+
+    Args:
+        model: the model, or a wrapper around it; for learned loss weights in distributed runs
+            ``nn.ModuleList([model, weights])``.
+        weighting: Gramian ``[T, T]`` to weights ``[T]``: :class:`PCGrad` (the default), a Gramian weighting of TorchJD, or
+            any callable.
+        tasks: T names. By default those of the first call, which then has to have all tasks (on some process).
+        shared: the shared parameters: a module, a name, or a list of modules, names and parameters. By default all
+            parameters of the model on which at least two losses of the step depend. Outputs that were joined in one
+            tensor before the losses (``torch.cat``) let each loss depend on all heads: then say what is shared.
+        measure: the same, for the part of the shared parameters on which inner products are taken. There are then T passes
+            down to that part only, and one through everything.
+        every: measure in every so many optimizer steps, and keep the weights in between, where the backbone is passed once.
+            A task without a gradient in the measured step has weight 1.
+        chunk_size: hold at most this many task gradients, plus one, at a time: for T tasks, about ``T^2 / (2 chunk_size)``
+            passes instead of T. Otherwise there are T, of the measured parameters.
+        optimizer: one whose ``step`` is to be refused without a ``backward`` of this object before, see
+            :meth:`attach_optimizer`.
+        process_group: the data-parallel processes: a group of torch.distributed, or ``"local"`` for this process alone. By
+            default a new group, over the processes of a ``DistributedDataParallel`` around the model, or over all.
+
+    Raises:
+        SaliencyRegError: one of its kinds, for arguments that cannot work.
+
+    Example:
+        >>> model = nn.ModuleDict({"backbone": nn.Linear(8, 4), "smiling": nn.Linear(4, 1), "young": nn.Linear(4, 1)})
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> surgery = ParameterSurgery(model, PCGrad(), optimizer=optimizer)
+        >>> feature = model["backbone"](torch.randn(16, 8))
+        >>> losses = {task: model[task](feature).square().mean() for task in ("smiling", "young")}
+        >>> surgery.backward(losses)
+        >>> optimizer.step()
+        >>> surgery.report.weights.shape
+        torch.Size([2])
+    """
+
+    steps: Tensor
+    weights: Tensor
+    task_names: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weighting: Any = None,
+        *,
+        tasks: Sequence[str] | None = None,
+        shared: ParameterChoice | None = None,
+        measure: ParameterChoice | None = None,
+        every: int = 1,
+        chunk_size: int | None = None,
+        optimizer: Any = None,
+        process_group: Any = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+        refuse_sharded(model.parameters(), model.modules())
+        _check_count("every", every)
+        if chunk_size is not None:
+            _check_count("chunk_size", chunk_size)
+        self.every = every
+        self.chunk_size = chunk_size
+        self.tasks: tuple[str, ...] | None = None
+        names = None if tasks is None else check_task_names(tasks)
+        self.weighting = PCGrad() if weighting is None else weighting
+        # Not registered: it may be a part of the weighting.
+        self._usable: tuple[Weighting] = (check_weighting(self.weighting, None if names is None else len(names)),)
+        self._shared = None if shared is None else names_of_parameters(model, shared, "shared")
+        self._measured = None if measure is None else names_of_parameters(model, measure, "measure")
+        if self._shared is not None and self._measured is not None and (more := sorted(self._measured - self._shared)):
+            raise ConfigurationError(
+                f"measure has parameters that shared does not have: {first_few(more)}. Inner products are taken on shared "
+                "parameters only: type a part of shared=."
+            )
+        self.register_buffer("task_names", torch.zeros(0, dtype=torch.uint8))
+        self.register_buffer("weights", torch.zeros(0, dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._set_tasks(names or ())
+        # Mirrors of buffers, so that a device is never waited for.
+        self._steps = 0
+        self._has_weights = False
+        self.ranks = Ranks(process_group, model)
+        self._agreed = False
+        self._report: SurgeryReport | None = None
+        #: Of the micro-batches so far.
+        self._unfinished: StepGradients | None = None
+        self._ready = False
+        # Not registered: the model is not a part of this object. A tuple hides it.
+        self._model: tuple[nn.Module] | None = (model,)
+        self._guard: StepGuard | None = None
+        if optimizer is not None:
+            self.attach_optimizer(optimizer)
+
+    # What a training loop calls.
+
+    @torch.no_grad()
+    def backward(self, losses: Losses, penalty: Tensor | float | None = None, *, accumulate: bool = False) -> None:
+        """Add the combined gradients to ``.grad``. In distributed runs every process has to call it.
+
+        An error leaves every ``.grad`` as it was.
+
+        Args:
+            losses: ``{task: 0-dim loss}``, which may leave tasks out, or a sequence of T losses. With your loss weights and
+                the loss scale, the same for all, in them. Their graph is freed.
+            penalty: 0-dim, what is to be added without projection: ``regularizer()``, weight decay.
+            accumulate: more micro-batches follow. Task gradients are kept and added up, and the first call without it
+                projects and writes. With losses divided by the number of micro-batches this equals the joined batch. All
+                T gradients of the shared parameters are kept, with ``measure=``, too; ``chunk_size=`` is refused. An
+                exception out of autograd itself drops the micro-batches before; an error of this package keeps them.
+
+        Raises:
+            TaskError, WrongTypeError, ShapeError: losses that are too few, unknown, no tensors, or not 0-dim.
+            NotConnectedError: a loss without a graph, or that does not depend on what the tasks share.
+            ConfigurationError: a model, a graph or an option that cannot work here.
+            SurgeryError: this is a copy, or the losses of another process were refused.
+        """
+        if self._model is None:
+            raise SurgeryError(
+                "this is a copy, which belongs to no model. Build ParameterSurgery with the copied model."
+            )
+        (model,) = self._model
+        names: dict[Tensor, str] = {leaf: name for name, leaf in model.named_parameters()}
+        tasks = self._agreed_tasks(losses)
+
+        def look() -> LossBatch:
+            refuse_sharded((), model.modules())
+            if accumulate and self.chunk_size is not None:
+                raise ConfigurationError(
+                    "chunk_size= holds a few task gradients at a time, but accumulation has to keep all of them until the "
+                    "last micro-batch. Leave chunk_size= out, or call backward once for each optimizer step."
+                )
+            return look_at(losses, penalty, tasks, names, self.ranks.size > 1)
+
+        found = agree(look, list(names), len(tasks), self.ranks)
+        step = self._unfinished or StepGradients([leaf for leaf in names if self._may_share(names[leaf])])
+        reach = {leaf: step.reach.get(leaf, 0) | found.reach.get(leaf, 0) for leaf in names}
+        present = step.present | found.present
+        shared = [
+            leaf
+            for leaf in names
+            if self._may_share(names[leaf]) and (several(reach[leaf]) or (self._shared is not None and reach[leaf]))
+        ]
+        measured = [leaf for leaf in shared if self._measured is None or names[leaf] in self._measured]
+        if not accumulate and several(present):
+            by_task = [tasks[task] if present >> task & 1 else None for task in range(len(tasks))]
+            check_connected(by_task, [reach[leaf] for leaf in shared], [reach[leaf] for leaf in measured], self._shared)
+        # All has been checked: nothing was changed before this line.
+        if self.tasks is None:
+            self._set_tasks(tasks)
+        self._agreed = True
+        try:
+            step.reach, step.present = reach, present
+            step.reach_of_penalty |= found.reach_of_penalty
+            gradients = self._pass_back(step, found.batch, shared, measured, accumulate)
+        except BaseException:
+            self._unfinished = None
+            raise
+        if gradients is None:
+            self._unfinished = step
+            return
+        self._unfinished = None
+        write(gradients)
+        self._steps += 1
+        self.steps.fill_(self._steps)
+        self._ready = True
+
+    def discard(self) -> None:
+        """Forget the micro-batches of an accumulation that is not to be finished."""
+        self._unfinished = None
+
+    def attach_optimizer(self, optimizer: Any) -> None:
+        """Refuse ``optimizer.step()`` without a ``backward`` since the last step, or within an accumulation.
+
+        Wrappers that carry the optimizer as ``.optimizer`` are unwrapped. A step with a closure is not checked.
+
+        Raises:
+            WrongTypeError: no optimizer.
+            ConfigurationError: an optimizer that evaluates a closure several times per step (LBFGS).
+        """
+        inner = unwrap_optimizer(optimizer)
+        check_not_closure_only(inner)
+        if self._guard is not None:
+            self._guard.remove()
+        self._guard = StepGuard(inner, self._before_step, self._after_step)
+
+    def remove(self) -> None:
+        """Take the check off the optimizer, and forget an unfinished accumulation. The report stays readable."""
+        self.discard()
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
+
+    @property
+    def report(self) -> SurgeryReport | None:
+        """Figures of the latest step in which gradients were measured; ``None`` before it."""
+        return self._report
+
+    # How it is done.
+
+    def _pass_back(
+        self, step: StepGradients, batch: LossBatch, shared: list[Tensor], measured: list[Tensor], accumulate: bool
+    ) -> Gradients | None:
+        """Take the gradients of one call; with the last one of a step, return what is to be written."""
+        due = self._steps % self.every == 0 or not self._has_weights
+        many_calls = accumulate or self._unfinished is not None
+        present = members(step.present)
+        weights = self.weights
+        combined: Gradients = {}
+        if due and (many_calls or (self.chunk_size is None and len(measured) == len(shared))):
+            step.add_each_task(batch)
+            if not accumulate:
+                step.average_tasks(present, shared, self.ranks)
+                weights = self._weigh(present, lambda: step.gramian(measured, len(weights)))
+                combined = step.combine(shared, weights)
+        else:
+            if due:
+                weights = self._weigh(present, lambda: self._measure(batch, present, measured))
+            step.add_weighted(batch, set(shared), weights)
+        return None if accumulate else step.finish(combined, set(shared), weights, self.ranks)
+
+    def _measure(self, batch: LossBatch, present: list[int], measured: list[Tensor]) -> Tensor:
+        def gradient_of(task: int) -> Gradients:
+            leaves = [leaf for leaf in measured if batch.reach.get(leaf, 0) >> task & 1]
+            found = gradients_of([batch.losses[task]], leaves, keep_graph=True) if leaves else {}
+            return averaged(measured, found, self.ranks) if self.ranks.size > 1 else found
+
+        return gramian_in_chunks(present, len(self.weights), self.chunk_size or len(present), measured, gradient_of)
+
+    def _weigh(self, present: list[int], gramian_of_tasks: Callable[[], Tensor]) -> Tensor:
+        if len(present) < 2:  # nothing to weigh against; the next step will show more
+            self.weights.fill_(torch.nan)
+            self._has_weights = False
+            return torch.ones_like(self.weights)
+        gramian = gramian_of_tasks()
+        weights = task_weights(self._usable[0], gramian, self.ranks)
+        self._report = SurgeryReport.of(tuple(self.tasks or ()), gramian, weights)
+        self.weights = weights.clone()
+        # Those of a step that overflowed are of no use to the next ones.
+        self._has_weights = self.every > 1 and bool(torch.isfinite(weights).all())
+        return weights
+
+    def _may_share(self, name: str) -> bool:
+        return self._shared is None or name in self._shared
+
+    def _agreed_tasks(self, losses: Any) -> tuple[str, ...]:
+        known = self.tasks
+        if self._agreed and known is not None:
+            return known
+        names = agree_on_names(
+            lambda: task_names_of(losses) if known is None else list(known), known is not None, self.ranks
+        )
+        if len(names) < 2:
+            raise TaskError(
+                f"found {len(names)} loss(es) {names}, expected at least two: surgery weighs the gradients of tasks against "
+                "each other. Type backward({'a': loss_a, 'b': loss_b}), and name all in tasks=[...] if some can be missing "
+                "from the first batch."
+            )
+        if known is None:  # otherwise it was tried when this was built
+            self._usable = (check_weighting(self.weighting, len(names)),)
+        return tuple(check_task_names(names))
+
+    def _set_tasks(self, tasks: Sequence[str]) -> None:
+        self.tasks = tuple(tasks) or None
+        self.task_names = torch.tensor(list("\n".join(tasks).encode()), dtype=torch.uint8)
+        self.weights = torch.full((len(tasks),), torch.nan, dtype=torch.float64)
+
+    def _before_step(self) -> None:
+        if self._unfinished is not None:
+            raise SurgeryError(
+                "optimizer.step() in the middle of an accumulation: the last micro-batch is missing. Call "
+                "surgery.backward(losses) without accumulate=True for it, or surgery.discard()."
+            )
+        if not self._ready:
+            raise SurgeryError(
+                "optimizer.step() without surgery.backward(losses) since the last step. Call it in place of "
+                "loss.backward(), or surgery.remove() to go on without surgery."
+            )
+
+    def _after_step(self) -> None:
+        self._ready = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is not attached: model and optimizer belong to the original.
+        state = vars(self).copy()
+        state.update(_model=None, _guard=None, _report=None, _unfinished=None, _ready=False)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        saved = state_dict.get(prefix + "task_names")
+        known = self.tasks
+        if saved is not None:
+            names = bytes(saved.tolist()).decode(errors="replace").split("\n") if len(saved) else []
+            if names and known is not None and tuple(names) != known:
+                raise StateMismatchError(
+                    f"the state dict was saved for the tasks {names}, but this surgery has {list(known)}. Build it with the "
+                    "same tasks in the same order."
+                )
+            self._set_tasks(names)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.tasks is None and known is not None:  # it was saved before its first call
+            self._set_tasks(known)
+        self._steps = int(self.steps)
+        self._has_weights = len(self.weights) > 0 and bool(torch.isfinite(self.weights).all())
+        self.discard()
+
+
+def _check_count(option: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise WrongTypeError(f"{option} must be an int, found {type(value).__name__}.")
+    if value < 1:
+        raise ConfigurationError(f"{option} must be at least 1, found {value}.")

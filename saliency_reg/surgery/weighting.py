@@ -1,0 +1,168 @@
+"""From the Gramian of the task gradients to the weights of their sum."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..distributed.ranks import Ranks
+from ..errors import ShapeError, WrongTypeError
+from ..torch_tools.seeding import SeededModule
+from .gramian import spread
+
+__all__ = ["PCGrad", "Weighting", "check_weighting", "task_weights"]
+
+#: ``[T, T]`` inner products of the task gradients to ``[T]`` weights of their sum.
+Weighting = Callable[[Tensor], Tensor]
+
+
+class PCGrad(SeededModule):
+    r"""Gradient surgery of Yu et al. (NeurIPS 2020), as a weighting.
+
+    Each task gradient is projected onto the normal plane of those it conflicts with, one after the other in random order
+    (their algorithm 1), and the results are added up. All of that happens in the span of the task gradients, so
+    their Gramian is enough, and the result is a weighted sum of them. Without conflicts all weights are 1.
+
+    The order is drawn anew in each call by a CPU generator that depends on the seed and the number of calls alone: it is the
+    same on every process, is not touched by other draws, and resumes from the ``state_dict``. A zero gradient changes
+    nothing.
+
+    Args:
+        seed: of the order.
+
+    Shape: ``[T, T] -> [T]``, both in the dtype of the Gramian.
+
+    Example:
+        >>> PCGrad()(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]))
+        tensor([1.5000, 1.5000])
+    """
+
+    #: Zero gradients need not be taken out before the call.
+    ignores_zero_gradients = True
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+
+    def order(self, num_tasks: int, call: int | None = None) -> Tensor:
+        """The order of one call (by default the next): row ``i`` of ``[T, T-1]``: the others as task ``i`` meets them."""
+        generator = self.generator_of(self._calls if call is None else call)
+        return _random_order(num_tasks, generator)
+
+    @torch.no_grad()
+    def forward(self, gramian: Tensor) -> Tensor:
+        """Return the weights."""
+        tasks = len(gramian)
+        order = _random_order(tasks, self.next_generator()).to(gramian.device)
+        norms = gramian.diagonal()
+        inverse = torch.where(norms == 0, torch.zeros_like(norms), norms.reciprocal())[order]  # [T, T-1]
+        products = gramian.clone()  # row i: of what has become of g_i, with all gradients
+        removed = torch.zeros_like(inverse)
+        for place, others in enumerate(order.unbind(1)):
+            product = products.gather(1, others.unsqueeze(1))
+            share = product.clamp(max=0).mul_(inverse[:, place : place + 1])  # [T, 1]
+            products.addcmul_(share, gramian.index_select(0, others), value=-1)
+            removed[:, place : place + 1] = share
+        return torch.ones_like(norms).scatter_add_(0, order.flatten(), -removed.flatten())
+
+
+def _random_order(num_tasks: int, generator: torch.Generator) -> Tensor:
+    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
+    return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
+
+
+def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
+    """Return it after a trial on a copy, so that what cannot work fails before the first step and not in the middle of one.
+
+    An aggregator of TorchJD stands for its weighting; if that one wants a Jacobian, it is given a square root of the
+    Gramian, which has the same inner products. There is no trial while the number of tasks is not known (``None``).
+
+    Raises:
+        WrongTypeError, ShapeError: no weighting.
+    """
+    if isinstance(weighting, type) or not callable(weighting):
+        raise WrongTypeError(f"{_EXPECTED}; found {_name(weighting)}. {_ADVICE}")
+    if isinstance(weighting, PCGrad):
+        return weighting
+    usable: Weighting = weighting
+    kinds = {base.__name__ for base in type(weighting).__mro__}
+    if "Aggregator" in kinds:
+        if hasattr(weighting, "gramian_weighting"):
+            usable = weighting.gramian_weighting
+        elif "WeightedAggregator" in kinds:
+            usable = OfSquareRoot(weighting.weighting)
+        else:
+            raise WrongTypeError(
+                f"{_EXPECTED}; {_name(weighting)} is an aggregator that is no weighted sum of the gradients. {_ADVICE}"
+            )
+    if num_tasks is None:
+        return usable
+    trial = torch.eye(num_tasks, dtype=torch.float64) + 0.1  # not the identity, which may be a special case
+    try:
+        probe = copy.deepcopy(usable)
+    except Exception:  # whatever its own copying raises
+        return usable
+    _checked(probe(trial), trial, usable)
+    return usable
+
+
+class OfSquareRoot(nn.Module):
+    """For weightings of a Jacobian ``[T, P]``: called with ``[T, T]`` rows that have the Gramian's inner products."""
+
+    def __init__(self, weighting: nn.Module) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(self, gramian: Tensor) -> Tensor:
+        """Return the weights."""
+        values, vectors = torch.linalg.eigh(gramian)
+        weights: Tensor = self.weighting(vectors * values.clamp(min=0).sqrt())
+        return weights
+
+
+@torch.no_grad()
+def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
+    """Apply a weighting to the tasks whose gradient is not zero; the others get 1, which means nothing.
+
+    A Gramian that is not finite gives weights that are not, so that GradScaler finds them. Every process gets the same
+    weights to the bit, given the same Gramian.
+
+    Raises:
+        WrongTypeError, ShapeError: the weighting returned no ``[T]`` tensor.
+    """
+    if getattr(weighting, "ignores_zero_gradients", False):
+        return _checked(weighting(gramian), gramian, weighting)
+    weights = torch.ones_like(gramian.diagonal())
+    # On the host: most weightings solve a problem there anyway.
+    norms = gramian.diagonal().cpu()
+    if not bool(torch.isfinite(gramian).all()):
+        return torch.full_like(weights, torch.nan)
+    present = norms.nonzero().flatten().tolist()
+    if len(present) < 2:
+        return weights
+    among_present = gramian if len(present) == len(gramian) else gramian[present][:, present]
+    found = _checked(weighting(among_present), among_present, weighting)
+    return ranks.from_first(spread(found, present, len(gramian), 1.0).clone())
+
+
+def _checked(weights: Any, gramian: Tensor, weighting: Any) -> Tensor:
+    if not isinstance(weights, Tensor):
+        raise WrongTypeError(f"{_EXPECTED}; {_name(weighting)} returned {type(weights).__name__}.")
+    if weights.shape != gramian.shape[:1]:
+        raise ShapeError(
+            f"{_EXPECTED}; for {len(gramian)} tasks {_name(weighting)} returned the shape {list(weights.shape)}."
+        )
+    return weights.detach().to(gramian)
+
+
+def _name(weighting: Any) -> str:
+    return f"the class {weighting.__name__}" if isinstance(weighting, type) else type(weighting).__name__
+
+
+_EXPECTED = "a weighting maps a Gramian [T, T] to weights [T]"
+_ADVICE = (
+    "Type PCGrad(), a Gramian weighting of torchjd.aggregation such as UPGradWeighting(), or a function of your own."
+)

@@ -1,0 +1,1 @@
+"""What torch leaves open; knows nothing of tasks."""
