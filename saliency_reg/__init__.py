@@ -1,32 +1,41 @@
-"""Saliency-regularized multi-task learning (Bai and Zhao, KDD 2022) as a plug-in for any PyTorch model."""
+"""Saliency-regularized multi-task learning (Bai and Zhao, KDD 2022) as a plug-in for any PyTorch model.
+
+The public names are those listed here. The packages behind them, each importing only those before it: ``torch_tools`` (what
+torch leaves open), ``distributed`` (joined over processes), ``relations`` (which tasks belong together), ``capture`` (what a
+forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``regularizer`` (the
+plug-in itself). ``docs/how_it_works.md`` follows one training step through all of them.
+"""
 
 from importlib.metadata import PackageNotFoundError, version
 
-from .errors import SaliencyRegError
-from .regularizer.regularizer import SaliencyRegularizer
-from .relations.weights import RelationWeights
-from .report import SaliencyReport
-from .saliency.distances import task_distances
-from .saliency.task_saliencies import task_saliencies
-from .surgery.feature.feature_surgery import FeatureSurgery
-from .surgery.parameters.parameter_surgery import ParameterSurgery
-from .surgery.weighting import PCGrad
-from .surgery_report import SurgeryReport
+from . import errors
+from .errors import *  # noqa: F403
+from .regularizer import SaliencyRegularizer
+from .relations import RelationWeights
+from .report import SaliencyReport, SurgeryReport
+from .saliency import task_distances, task_saliencies
+from .surgery import PCGrad
+from .surgery.feature import FeatureSurgery
+from .surgery.parameters import ParameterSurgery
 
 __all__ = [
     "FeatureSurgery",
     "PCGrad",
     "ParameterSurgery",
     "RelationWeights",
-    "SaliencyRegError",
     "SaliencyRegularizer",
     "SaliencyReport",
     "SurgeryReport",
     "task_distances",
     "task_saliencies",
 ]
+__all__ += errors.__all__
 
 try:
     __version__ = version("saliency-reg")
 except PackageNotFoundError:  # a checkout that was not installed
     __version__ = "0.0.0"
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "errors", "__version__", "__doc__", "__file__", "__path__"]

@@ -1,1 +1,34 @@
-"""What one forward leaves behind."""
+"""What one forward leaves behind: the shared feature maps, the heads that ran, and their outputs.
+
+Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, what
+they leave), ``aliases`` (:class:`HeadAliases`, what each head is handed; surgery hands out its own, of which nothing is
+known here). ``heads`` and ``lookup`` find modules, ``nested`` finds tensors in nested arguments.
+"""
+
+from .aliases import HeadAliases
+from .feature_capture import FeatureCapture, FeatureChoice
+from .forward import CapturedForward, FeatureMap, HeadRun
+from .heads import Heads, HeadsChoice, check_not_compiled, is_plain_linear, resolve_heads
+from .lookup import find_module
+from .nested import Item, Path, contents, put, put_argument, tensors_in
+
+__all__ = [
+    "CapturedForward",
+    "FeatureCapture",
+    "FeatureChoice",
+    "FeatureMap",
+    "HeadAliases",
+    "HeadRun",
+    "Heads",
+    "HeadsChoice",
+    "Item",
+    "Path",
+    "check_not_compiled",
+    "contents",
+    "find_module",
+    "is_plain_linear",
+    "put",
+    "put_argument",
+    "resolve_heads",
+    "tensors_in",
+]

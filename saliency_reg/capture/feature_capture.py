@@ -1,9 +1,4 @@
-"""What one forward pass leaves behind: the shared feature map, an alias of it per head, and the heads' outputs.
-
-Each head is handed its own alias of the feature map, so that one autograd call returns the input gradient of every head.
-The alias is a view: no copy. Under gradient surgery the aliases come from one fork, where the gradients of all tasks meet
-again in the backward pass.
-"""
+"""The hooks that record the latest forward of a model: its shared feature map, and what its heads make of it."""
 
 from __future__ import annotations
 
@@ -15,29 +10,15 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from ..distributed.sharded_heads import ShardedHeads, is_sharded
-from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, TaskError, WrongTypeError
-from ..surgery.feature.combiner import ForkSurgery
-from ..surgery.feature.fork import Anchor
-from ..surgery.feature.forked import tensor_places
-from ..surgery.feature.forked_aliases import Forking
-from ..torch_tools.hooks import ModuleHooks, is_hooked
-from .forward import (
-    Call,
-    Captured,
-    Cut,
-    Forward,
-    HeadRun,
-    SeenFeature,
-    checked_forward,
-    place_in_graph,
-    version_of,
-)
+from ..distributed import ShardedHeads, is_sharded
+from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError, TaskError, WrongTypeError
+from ..tasks import first_few
+from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of
+from .aliases import HeadAliases
+from .forward import CapturedForward, HeadCall, HeadRun, RecordedForward, SeenFeature, check_forward
 from .heads import Heads
-from .lookup import find_module, first_few
-from .nested import Item, contents, first_tensor, parse_feature, pick, put, put_argument
-
-__all__ = ["FeatureCapture", "FeatureChoice"]
+from .lookup import find_module, parse_feature
+from .nested import Item, contents, first_tensor, pick, put, put_argument
 
 #: What the public ``feature=`` accepts.
 FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
@@ -55,15 +36,9 @@ class FeatureCapture:
         feature: the module whose output (``"name"``, ``"name:output"``, ``"name:output.0"``) or input
             (``"name:input"``) is the feature map, or several of them; by default what the heads are called with.
         output: which part of what a head returns is its task's output, for all heads or ``{task: part}``.
-        surgery: weighs the gradients that the heads send back.
-        channel_axis: under surgery, of the feature map, to find the columns of a head that has one per task.
+        aliases: what heads are handed in place of the feature map; by default a view each.
         run_all: heads that did not run in a forward are run when it is read, as those that did were called.
         keep: let the model keep this object alive.
-
-    Raises:
-        AlreadyAttachedError: a head is captured already.
-        ConfigurationError: a ``DataParallel`` model.
-        ModuleNotFoundInModelError, AmbiguousHeadsError: no such feature, or several.
     """
 
     def __init__(
@@ -72,9 +47,8 @@ class FeatureCapture:
         heads: Heads,
         feature: FeatureChoice = None,
         output: Item | Mapping[str, Item | None] | None = None,
-        surgery: ForkSurgery | None = None,
+        aliases: HeadAliases | None = None,
         *,
-        channel_axis: Any = None,
         run_all: bool = False,
         keep: bool = False,
     ) -> None:
@@ -87,45 +61,47 @@ class FeatureCapture:
             if is_hooked(module):
                 raise AlreadyAttachedError(
                     f"a regularizer or surgery is attached to head {name!r} already. Call .remove() on it first, or use it; "
-                    "for a regularizer with surgery, type SaliencyRegularizer(..., surgery=PCGrad())."
+                    "for a regularizer with surgery, use SaliencyRegularizer(..., surgery=PCGrad())."
                 )
-        #: Whether heads get aliases. Without (a penalty that is off), the model's graph is left exactly as it is.
-        self.fork = True
         self.enabled = True
         self.heads = heads
         self.run_all = run_all
+        self.aliases = HeadAliases(heads) if aliases is None else aliases
         self._output_items = _items_per_head(output, heads)
-        if surgery is not None and heads.columns and any(map(callable, self._output_items[0])):
-            raise ConfigurationError(
-                "under surgery the output of a head with a column per task is watched, which a function of what it returns "
-                "does not allow. Type a key, an attribute or an index as output=, or choose the module that returns them."
-            )
-        self._forking = None if surgery is None else Forking(surgery, heads, feature is not None, channel_axis)
         self.sharded = ShardedHeads(model, heads.modules)
-        self._latest: Forward | None = None
+        self._latest: RecordedForward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
         self._hooks = ModuleHooks(self, keep)
         chosen = [] if feature is None else [feature] if isinstance(feature, (str, nn.Module)) else list(feature)
-        self._places = [parse_feature(one) for one in chosen]
-        found = [find_module(model, place.module, "feature") for place in self._places]
-        self.feature_names = [name + place.suffix for (name, _), place in zip(found, self._places)]
+        self._addresses = [parse_feature(one) for one in chosen]
+        found = [find_module(model, address.module, "feature") for address in self._addresses]
+        self.feature_names = [name + address.suffix for (name, _), address in zip(found, self._addresses)]
         if len(set(self.feature_names)) < len(self.feature_names):
             raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
-        # Nothing is set on the model before everything has been checked.
+        # All has been checked: nothing was set on the model before this line.
+        self._set_hooks(model, [module for _, module in found])
+
+    def _set_hooks(self, model: nn.Module, features: Sequence[nn.Module]) -> None:
         # Before FSDP2 gathers what this may free.
         self._hooks.before(model, self._before_model, first=is_sharded(model))
         self._hooks.after(model, self._after_model, always=True)
-        for index, ((_, module), place) in enumerate(zip(found, self._places)):
-            if place.port == "output":
+        for index, (module, address) in enumerate(zip(features, self._addresses)):
+            if address.port == "output":
                 self._hooks.after(module, self._after_feature, index)
             else:
                 self._hooks.before(module, self._before_feature, index)
-        for index, module in enumerate(heads.modules):
+        for index, module in enumerate(self.heads.modules):
             # FSDP2 hands each head a tensor of its own, which comes from the shared one.
             self._hooks.before(module, self._before_head, index, first=is_sharded(module))
             self._hooks.after(module, self._after_head, index)
+
+    @classmethod
+    def attached_to(cls, model: nn.Module) -> list[FeatureCapture]:
+        """The captures whose hooks are on the modules of ``model``."""
+        owners = [owner for module in model.modules() for owner in owners_of_hooks(module)]
+        return list(dict.fromkeys(owner for owner in owners if isinstance(owner, cls)))
 
     def remove(self) -> None:
         """Take all hooks off and forget the latest forward."""
@@ -134,7 +110,7 @@ class FeatureCapture:
         self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
 
     def drop(self) -> None:
-        """Forget the latest forward. One without gradients stays: it holds nothing."""
+        """Drop the latest forward and free its graph. A forward without gradients is kept, because it holds no graph."""
         if self._latest is not None and self._latest.active:
             self._forget()
             self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
@@ -150,33 +126,44 @@ class FeatureCapture:
         parameter = next((p for head in self.heads.modules for p in head.parameters()), None)
         return None if parameter is None else parameter.device
 
-    def take(self) -> list[Captured] | None:
-        """Return the feature maps of the latest forward and release it; ``None`` if it ran without gradients.
+    def take(self, *, empty_on: torch.device | None = None) -> CapturedForward | None:
+        """Return the latest forward and release it; ``None`` if it ran without gradients.
+
+        Args:
+            empty_on: return a forward without heads, too, as other processes may have some: on the device of the heads,
+                or else on this one.
 
         Raises:
             NoHeadRanError: the forward was one without heads.
             CaptureError: there is no unread forward, or it cannot be used; the message says why.
         """
-        forward = self._latest
-        if forward is None:
+        recorded = self._latest
+        if recorded is None:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
-        if not forward.active:
+        if not recorded.active:
             return None
         if self.run_all:
-            self._run_others(forward)
-        cuts, fork = self._cuts(forward), None if self._forking is None else self._forking.fork
+            self._run_others(recorded)
+        carried = self.aliases.end_forward()
         self._forget()
         self._running = False
         self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
-        captured = checked_forward(forward, self.heads, self.feature_names)
-        for one in captured or ():
-            one.cuts, one.fork = cuts, fork
-        return captured
+        modules, columns = self.heads.modules, self.heads.columns
+        try:
+            checked = check_forward(recorded, self.heads, self.feature_names)
+        except NoHeadRanError as error:
+            if empty_on is None:
+                raise
+            return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
+        if checked is None:
+            return None
+        ran, outputs, features = checked
+        return CapturedForward(ran, outputs, features, features[0].tensor.device, modules, columns, carried)
 
-    def _run_others(self, forward: Forward) -> None:
+    def _run_others(self, recorded: RecordedForward) -> None:
         """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""
-        call = forward.call
-        if call is None or forward.problem is not None:
+        call = recorded.call
+        if call is None or recorded.problem is not None:
             return
         tensors = [one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)]
         devices = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
@@ -184,27 +171,18 @@ class FeatureCapture:
         self._running = True  # it is no new forward
         with torch.random.fork_rng(devices=devices), autocast:
             for index, module in enumerate(self.heads.modules):
-                if index not in forward.runs:
+                if index not in recorded.runs:
                     with _buffers_kept(module):
                         module(*call.args, **call.kwargs)
 
-    def _cuts(self, forward: Forward) -> list[Cut]:
-        named = [
-            Cut([seen.edge], seen.anchor)
-            for seen in forward.features.values()
-            if seen.edge is not None and seen.anchor is not None
-        ]
-        return named + ([] if self._forking is None else self._forking.cuts)
-
     def _forget(self) -> None:
         self._latest = None
-        if self._forking is not None:
-            self._forking.forget()
+        self.aliases.forget()
 
     # What the hooks call, in the order in which a forward runs.
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self.enabled or _in_backward():
+        if not self.enabled or in_backward():
             return
         self._running = True
         self.sharded.release()
@@ -214,7 +192,7 @@ class FeatureCapture:
             self._begin()
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not self._running or _in_backward():
+        if not self._running or in_backward():
             return
         self._running = False
         exception = sys.exc_info()[1]
@@ -225,94 +203,72 @@ class FeatureCapture:
             self._latest.complete = bool(self._latest.runs)
 
     def _after_feature(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
-        items = self._places[index].items
+        items = self._addresses[index].items
         replaced = self._on_feature(index, pick(output, items), output)
         return None if replaced is None else put(output, items, replaced)
 
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        items = self._places[index].items
+        items = self._addresses[index].items
         if not items:
-            place = first_tensor(args, kwargs)
-            items = () if place is None else (place,)
+            first = first_tensor(args, kwargs)
+            items = () if first is None else (first,)
         whole = args if items and isinstance(items[0], int) else kwargs
         replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
         return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
     def _on_feature(self, index: int, feature: Any, whole: Any) -> Tensor | None:
-        """Note a named feature; return what takes its place if it had to be made to require grad."""
+        """Record a named feature; return what takes its place."""
         if not self._records():
             # A recomputation has to take the same way as the forward did.
-            return self._require_grad(feature) if self._live() and isinstance(feature, Tensor) else None
-        forward = self._current()
-        if not self._running and forward.runs:
-            forward = self._begin()
+            takes_part = self._live() and isinstance(feature, Tensor)
+            return self.aliases.of_feature(index, feature, recorded=False) if takes_part else None
+        recorded = self._current()
+        if not self._running and recorded.runs:
+            recorded = self._begin()
         if not isinstance(feature, Tensor) or not feature.is_floating_point():
-            forward.problem = (
+            recorded.problem = (
                 f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point "
                 f"tensor; found {contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
                 "'encoder:output.last_hidden_state'."
             )
             return None
-        replaced = self._require_grad(feature)
-        anchor = None
-        forking = self._operating()
-        if replaced is None and self.fork and forking is not None and feature.requires_grad:
-            replaced, anchor = Anchor.apply(forking.surgery, feature)
+        replaced = self.aliases.of_feature(index, feature, recorded=True)
         seen = feature if replaced is None else replaced
-        forward.features[index] = SeenFeature(seen, place_in_graph(seen), version_of(seen), anchor)
+        recorded.features[index] = SeenFeature(seen, edge_of(seen), version_of(seen))
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._live():
-            if self.enabled and not _in_backward() and not self._running and self._latest is None:
-                self._latest = Forward(active=False)
+            if self.enabled and not in_backward() and not self._running and self._latest is None:
+                self._latest = RecordedForward(active=False)
             return None
-        place = first_tensor(args, kwargs)
-        source: Tensor | None = None if place is None else args[place] if isinstance(place, int) else kwargs[place]
-        records = self._records()
-        if records:
-            self._before_recorded_head(index)
-            if self.run_all and source is not None and self._current().call is None:
-                self._current().call = _call_of(args, kwargs, source)
-        forking = self._operating()
-        if forking is not None and not records:
-            forking.check_recomputation(index)
-        elif forking is not None:
-            forking.runs(index)
-            if any(tensor.requires_grad for _, tensor in tensor_places(args, kwargs)):
-                forward = self._current()
-                features = [forward.features[feature].tensor for feature in sorted(forward.features)]
-                forward.runs[index], args, kwargs = forking.hand_out(index, source, features, args, kwargs)
-                forward.forked = True
-                return args, kwargs
-        if source is None or place is None:
-            if records:
-                self._current().runs[index] = HeadRun(None, None, None, -1)
+        if not self._records():
+            (new_args, new_kwargs), _ = self.aliases.hand_out(index, args, kwargs, (), recorded=False)
+            return None if new_args is args and new_kwargs is kwargs else (new_args, new_kwargs)
+        self._before_recorded_head(index)
+        recorded = self._current()
+        run = _run_of(args, kwargs, recorded)
+        if self.run_all and run.source is not None and recorded.call is None:
+            recorded.call = HeadCall.of(args, kwargs, run.source)
+        features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
+        (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
+        recorded.runs[index] = run
+        if new_args is args and new_kwargs is kwargs:
             return None
-        source_edge = place_in_graph(source)
-        alias = self._require_grad(source)
-        if alias is None:
-            alias = source.view_as(source) if self.fork and source.requires_grad else source
-        if records:
-            forward = self._current()
-            for run in forward.runs.values():
-                if run.source is source:
-                    source_edge = run.source_edge
-            forward.forked = forward.forked or alias is not source
-            forward.runs[index] = HeadRun(source, source_edge, place_in_graph(alias), version_of(source))
-        return None if alias is source else put_argument(args, kwargs, (place,), alias)
+        recorded.aliased = True
+        return new_args, new_kwargs
 
     def _before_recorded_head(self, index: int) -> None:
         """Begin a forward where the model is not called as a whole; note what cannot be used."""
-        forward = self._current()
-        if not self._running and self._forking is not None and self._forking.done:
+        recorded = self._current()
+        if not self._running and self.aliases.done:
             self._begin()
-        elif not self._running and forward.complete:
-            self._begin().displaced = len(forward.runs)
-        elif not self._running and index in forward.runs:
+        elif not self._running and recorded.complete:
+            self._begin().displaced = len(recorded.runs)
+        elif not self._running and index in recorded.runs:
             self._begin()
-        elif index in forward.runs:
-            forward.problem = (
+        elif index in recorded.runs:
+            recorded.problem = (
                 f"head {self.heads.names[index]!r} ran twice in one forward, so its output is not one per sample. Call "
                 "the model once per view, or pass regularizer(outputs=..., features=...)."
             )
@@ -324,60 +280,42 @@ class FeatureCapture:
         items = self._output_items[index]
         run.output = pick(output, items)
         run.whole = not items
-        if run.output is None and items and self._latest is not None:
-            self._latest.problem = (
+        recorded = self._current()
+        if run.output is None and items:
+            recorded.problem = (
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
-                "Type a key, an attribute or an index of it."
+                "Pass a key, an attribute or an index of it."
             )
         run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
         run.changed_source = run.source is not None and version_of(run.source) != run.version
-        if self._forking is None:
-            return None
-        feature = self._current().features.get(0)
-        named = None if feature is None else feature.tensor
-        return self._forking.after_head(index, output, run, items, named, self.fork)
-
-    def _operating(self) -> Forking | None:
-        return self._forking if self._forking is not None and self._forking.operates else None
+        named = recorded.features.get(0)
+        return self.aliases.after_head(index, output, run, items, None if named is None else named.tensor)
 
     def _live(self) -> bool:
         return self.enabled and torch.is_grad_enabled()
 
     def _records(self) -> bool:
         """Checkpointing runs modules again during the backward pass: that is no new forward."""
-        return self._live() and not _in_backward()
+        return self._live() and not in_backward()
 
-    def _current(self) -> Forward:
+    def _current(self) -> RecordedForward:
         latest = self._latest
         return latest if latest is not None and latest.active else self._begin()
 
-    def _begin(self) -> Forward:
-        self._latest = Forward(active=torch.is_grad_enabled())
-        if self._forking is not None:
-            self._forking.begin(self._latest.active)
+    def _begin(self) -> RecordedForward:
+        self._latest = RecordedForward(active=torch.is_grad_enabled())
+        self.aliases.begin_forward(self._latest.active)
         return self._latest
 
-    def _require_grad(self, tensor: Tensor) -> Tensor | None:
-        """Behind a frozen backbone: the same values as a tensor that requires grad, if any head can be trained."""
-        if tensor.requires_grad or not any(p.requires_grad for head in self.heads.modules for p in head.parameters()):
-            return None
-        alias: Tensor = _RequireGrad.apply(tensor, torch.empty(0, device=tensor.device, requires_grad=True))
-        return alias
 
-
-class _RequireGrad(torch.autograd.Function):
-    """The identity, with an output that requires grad although the input does not. Nothing is accumulated."""
-
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, anchor: Tensor) -> Tensor:
-        """The same values; the anchor is what makes the output require grad."""
-        # detach shares the memory without being a view to autograd: heads may work on it in place, as before.
-        return tensor.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
-        """Nothing in front of here is trained."""
-        return None, None
+def _run_of(args: Any, kwargs: Any, recorded: RecordedForward) -> HeadRun:
+    """A run that begins with these arguments; heads that read one tensor share its place before any of them ran."""
+    first = first_tensor(args, kwargs)
+    if first is None:
+        return HeadRun(None, None, -1)
+    source: Tensor = args[first] if isinstance(first, int) else kwargs[first]
+    known = [run.source_edge for run in recorded.runs.values() if run.source is source]
+    return HeadRun(source, known[-1] if known else edge_of(source), version_of(source))
 
 
 @contextmanager
@@ -391,17 +329,6 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for own, name, buffer in before:
             own._buffers[name] = buffer
-
-
-def _call_of(args: Any, kwargs: Any, source: Tensor) -> Call:
-    kind = source.device.type
-    if not torch.amp.is_autocast_available(kind):
-        return Call(tuple(args), dict(kwargs), None)
-    return Call(tuple(args), dict(kwargs), (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)))
-
-
-def _in_backward() -> bool:
-    return bool(torch._C._current_graph_task_id() != -1)
 
 
 def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:

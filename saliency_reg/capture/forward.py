@@ -1,4 +1,4 @@
-"""What one forward pass leaves behind, and whether it can be differentiated."""
+"""One forward: as the hooks record it, and as it is captured, checked and ready to be differentiated."""
 
 from __future__ import annotations
 
@@ -7,26 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch import Tensor, nn
 
 from ..errors import CaptureError, NoHeadRanError
-from ..saliency.task_saliencies import Feature
-from ..surgery.feature.fork import Fork
+from ..torch_tools import Edge, same_tensor, version_of
 from .heads import Heads
-
-__all__ = [
-    "Call",
-    "Captured",
-    "Cut",
-    "Forward",
-    "HeadRun",
-    "SeenFeature",
-    "checked_forward",
-    "place_in_graph",
-    "same_tensor",
-    "version_of",
-]
 
 
 @dataclass
@@ -34,9 +19,9 @@ class HeadRun:
     """One head's part in a forward."""
 
     source: Tensor | None  # the tensor that the head was called with
-    source_edge: Feature | None  # its place in the graph before any head ran on it
-    edge: Feature | None  # the place of the alias that the head read
+    source_edge: Edge | None  # where that was in the graph before any head ran on it
     version: int  # of the source, before this head ran
+    edge: Edge | None = None  # of the alias that the head read
     output: Any = None
     output_version: int = -1
     changed_source: bool = False
@@ -44,12 +29,21 @@ class HeadRun:
 
 
 @dataclass
-class Call:
+class HeadCall:
     """How a head was called."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     autocast: tuple[str, torch.dtype, bool] | None  # kind of device, number format, whether it was on
+
+    @classmethod
+    def of(cls, args: Any, kwargs: Any, source: Tensor) -> HeadCall:
+        """The call with these arguments, in the autocast that is on now for the device of ``source``."""
+        kind = source.device.type
+        autocast = None
+        if torch.amp.is_autocast_available(kind):
+            autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+        return cls(tuple(args), dict(kwargs), autocast)
 
 
 @dataclass
@@ -57,96 +51,117 @@ class SeenFeature:
     """A named feature map."""
 
     tensor: Tensor
-    edge: Feature | None
+    edge: Edge | None
     version: int
-    anchor: Tensor | None = None  # where a gradient gets in that was computed before the backward pass
 
 
 @dataclass
-class Cut:
-    """Where the penalty's graph is cut: its gradient there is taken at once, and let in again at the anchor."""
-
-    edges: list[Feature]
-    anchor: Tensor
-
-
-@dataclass
-class Forward:
+class RecordedForward:
     """What the hooks saw in one forward."""
 
     active: bool
     runs: dict[int, HeadRun] = field(default_factory=dict)
     features: dict[int, SeenFeature] = field(default_factory=dict)
-    forked: bool = False
+    aliased: bool = False  # heads were handed aliases
     complete: bool = False  # the model's own forward has ended with heads in it
-    call: Call | None = None  # how a head was called, to call the others like it
+    call: HeadCall | None = None  # how a head was called, to call the others like it
     displaced: int = 0  # number of heads in the unread forward that heads called one by one put an end to
     problem: str | None = None
 
 
 @dataclass
-class Captured:
-    """One feature map of a forward, checked and ready to be differentiated."""
+class FeatureMap:
+    """One feature map, and where its gradients are taken."""
 
-    feature: Tensor
-    present: list[int]  # indices of the heads that ran
-    outputs: list[Tensor]  # one per head that ran
-    edges: list[list[Feature]]  # one list per head that ran: the places whose gradients add up to its saliency
+    tensor: Tensor
+    edges: list[list[Edge]]  # one list per head that ran: the gradients there add up to its saliency
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
-    # Under surgery:
-    cuts: list[Cut] = field(default_factory=list)  # of the whole forward
-    fork: Fork | None = None
 
 
-def checked_forward(forward: Forward, heads: Heads, feature_names: Sequence[str]) -> list[Captured] | None:
-    """One :class:`Captured` per feature map; ``None`` if the outputs carry no graph.
+@dataclass
+class CapturedForward:
+    """One forward, ready to be differentiated.
+
+    Attributes:
+        ran: indices of the heads that ran.
+        outputs: one for each of them.
+        features: the feature maps, at least one unless no head ran.
+        device: of the feature maps, or else of the heads.
+        modules: the head modules; a single one if ``columns``, none where outputs were passed by hand.
+        columns: whether a single module has a column for each task.
+        carried: what the aliases left with this forward; only those who made them know.
+        no_heads: why there is nothing in it; only where other processes may have more.
+    """
+
+    ran: list[int]
+    outputs: list[Tensor]
+    features: list[FeatureMap]
+    device: torch.device
+    modules: Sequence[nn.Module] = ()
+    columns: bool = False
+    carried: Any = None
+    no_heads: NoHeadRanError | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in the first feature map; 0 in a forward without heads."""
+        return len(self.features[0].tensor) if self.features else 0
+
+    def tasks(self, num_tasks: int) -> Sequence[int]:
+        """The tasks that can have a saliency: all columns of a single head, or the heads that ran."""
+        return range(num_tasks) if self.columns and self.ran else self.ran
+
+
+def check_forward(
+    recorded: RecordedForward, heads: Heads, feature_names: Sequence[str]
+) -> tuple[list[int], list[Tensor], list[FeatureMap]] | None:
+    """The heads that ran, their outputs, and the feature maps; ``None`` if the outputs carry no graph.
 
     Raises:
         NoHeadRanError: no head ran in it.
         CaptureError: the forward cannot be used; the message says why.
     """
-    if forward.problem is not None:
-        raise CaptureError(forward.problem)
+    if recorded.problem is not None:
+        raise CaptureError(recorded.problem)
     names = heads.names
-    present = sorted(forward.runs)
-    if not present:
+    ran = sorted(recorded.runs)
+    if not ran:
         raise NoHeadRanError(
             f"no head ran in the latest forward; the heads are {list(names)}. Choose heads that the model's forward "
-            "calls as modules, head(feature), not inside a reentrant checkpoint (type use_reentrant=False), or pass "
+            "calls as modules, head(feature), not inside a reentrant checkpoint (pass use_reentrant=False), or pass "
             "regularizer(outputs=..., features=...)."
         )
-    if len(present) < forward.displaced:
+    if len(ran) < recorded.displaced:
         raise CaptureError(
-            f"heads {[names[index] for index in present]} ran again on their own after the model's forward, which had "
+            f"heads {[names[index] for index in ran]} ran again on their own after the model's forward, which had "
             "not been read. Call regularizer() right after the model, before heads are called on their own."
         )
-    runs = [forward.runs[index] for index in present]
-    ran = [names[index] for index in present]
-    if not _have_graphs(runs, ran):
+    runs = [recorded.runs[index] for index in ran]
+    names = tuple(names[index] for index in ran)
+    if not _have_graphs(runs, names):
         return None
     outputs = [run.output for run in runs]
     if not feature_names:
-        return [_what_the_heads_read(forward, runs, ran, present)]
-    if missing := [name for index, name in enumerate(feature_names) if index not in forward.features]:
+        return ran, outputs, [_what_the_heads_read(recorded, runs, names)]
+    if missing := [name for index, name in enumerate(feature_names) if index not in recorded.features]:
         raise CaptureError(
             f"the feature {missing[0]!r} did not run with gradients in the latest forward. Choose a module that the "
             "forward calls as a module; inside a checkpoint, use_reentrant=False is needed."
         )
-    captured = []
+    features = []
     for index, name in enumerate(feature_names):
-        feature = forward.features[index]
+        seen = recorded.features[index]
         # The same memory in another version is another tensor: an in-place ReLU came in between.
-        if all(
-            run.source is not None and same_tensor(run.source, feature.tensor) for run in runs
-        ) and feature.version == min(run.version for run in runs):
-            captured.append(_what_the_heads_read(forward, runs, ran, present))
+        if all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs) and seen.version == min(
+            run.version for run in runs
+        ):
+            features.append(_what_the_heads_read(recorded, runs, names))
             continue
-        if feature.edge is None:
+        if seen.edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
-        edges = [[feature.edge] for _ in runs]
-        captured.append(Captured(feature.tensor, present, outputs, edges, separate=False, direct=False))
-    return captured
+        features.append(FeatureMap(seen.tensor, [[seen.edge] for _ in runs], separate=False, direct=False))
+    return ran, outputs, features
 
 
 def _have_graphs(runs: Sequence[HeadRun], names: Sequence[str]) -> bool:
@@ -177,9 +192,7 @@ def _have_graphs(runs: Sequence[HeadRun], names: Sequence[str]) -> bool:
     return True
 
 
-def _what_the_heads_read(
-    forward: Forward, runs: Sequence[HeadRun], names: Sequence[str], present: list[int]
-) -> Captured:
+def _what_the_heads_read(recorded: RecordedForward, runs: Sequence[HeadRun], names: Sequence[str]) -> FeatureMap:
     sources = [run.source for run in runs if run.source is not None]
     if len(sources) < len(runs):
         name = next(name for name, run in zip(names, runs) if run.source is None)
@@ -195,31 +208,11 @@ def _what_the_heads_read(
         )
     # Heads that work in place write into the shared tensor: their aliases are not where they started.
     changed = any(run.changed_source for run in runs)
-    separate = forward.forked and not (changed and runs[0].source_edge is not None)
-    places = [run.edge if separate else run.source_edge for run in runs]
-    edges = [[place] for place in places if place is not None]
-    outputs = [run.output for run in runs]
+    separate = recorded.aliased and not (changed and runs[0].source_edge is not None)
+    found = [run.edge if separate else run.source_edge for run in runs]
+    edges = [[edge] for edge in found if edge is not None]
     direct = not changed and all(run.whole for run in runs)
-    return Captured(sources[0], present, outputs, edges, separate=separate, direct=direct)
-
-
-def place_in_graph(tensor: Tensor) -> Feature | None:
-    """Where the tensor is in the graph now: an in-place operation later on does not change that."""
-    if not tensor.requires_grad:
-        return None
-    return tensor if tensor.is_leaf else get_gradient_edge(tensor)
-
-
-def version_of(tensor: Tensor) -> int:
-    """Counts in-place changes."""
-    return -1 if tensor.is_inference() else tensor._version
-
-
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """One tensor, or two views of the same entries (each head may flatten the map on its own)."""
-    return a is b or (
-        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device
-    )
+    return FeatureMap(sources[0], edges, separate=separate, direct=direct)
 
 
 def _shortened(shapes: dict[str, list[int]], most: int = 4) -> str:

@@ -9,11 +9,17 @@ from typing import Union
 
 from torch import nn
 
-from ..errors import AmbiguousHeadsError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
-from .compiled import check_not_compiled
+from ..errors import (
+    AmbiguousHeadsError,
+    ConfigurationError,
+    HeadNotFoundError,
+    MissingArgumentError,
+    TaskError,
+    WrongTypeError,
+)
+from ..tasks import check_task_names
+from ..torch_tools import has_only_our_hooks
 from .lookup import find_module, is_pattern, match_names, name_of, not_found
-
-__all__ = ["Heads", "HeadsChoice", "resolve_heads"]
 
 _OneHead = Union[str, nn.Module]
 #: What the public ``heads=`` accepts.
@@ -24,6 +30,12 @@ _CONTAINER_WORD = re.compile(
     r"(?:^|_)(head|classifier|decoder|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE
 )
 _SIBLING_WORD = re.compile(r"(?:^|_)(head|classifier|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE)
+
+
+_COMPILED = (
+    "{} is compiled by torch.compile, which has no second derivative and hides what hooks see. Compile the backbone alone: "
+    "model.backbone.compile()."
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def resolve_heads(model: nn.Module, heads: HeadsChoice, tasks: Sequence[str] | N
     if len(modules) < 2:
         raise TaskError(
             f"found {len(modules)} head(s) {names}; relations between tasks need at least 2. For one module whose output "
-            "has a column per task, type heads='name', tasks=[...]."
+            "has a column per task, pass heads='name', tasks=[...]."
         )
     if given is None:
         given = task_names if task_names is not None else _short_names(names)
@@ -87,16 +99,37 @@ def resolve_heads(model: nn.Module, heads: HeadsChoice, tasks: Sequence[str] | N
     return Heads(tuple(check_task_names(given)), tuple(names), tuple(modules), columns=False)
 
 
-def check_task_names(tasks: Sequence[str]) -> list[str]:
-    """At least two names, all different."""
-    if isinstance(tasks, str) or not isinstance(tasks, Sequence):
-        raise WrongTypeError(f"tasks must be a list of names, found {type(tasks).__name__}. Type tasks=['a', 'b'].")
-    names = [str(task) for task in tasks]
-    if len(names) < 2:
-        raise TaskError(f"found {len(names)} task(s) {names}; relations between tasks need at least 2.")
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise TaskError(f"the task names {duplicates} occur more than once. Give each task a name of its own.")
-    return names
+def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[nn.Module]) -> None:
+    """Compiled code has no second derivative, and a model compiled as a whole hides what its hooks would see.
+
+    Raises:
+        ConfigurationError: the model or a part of a head is compiled.
+    """
+    inside = [
+        (f"{name}.{inner}" if inner else name, module)
+        for name, head in zip(names, heads)
+        for inner, module in head.named_modules()
+    ]
+    heads_inside = {id(head) for head in heads}
+    around = [
+        (name or "the model", module)
+        for name, module in model.named_modules()
+        if _is_compiled(module) and any(id(part) in heads_inside for part in module.modules())
+    ]
+    for name, module in [*around, *inside]:
+        if _is_compiled(module):
+            raise ConfigurationError(_COMPILED.format(name))
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether the module itself is compiled, by ``torch.compile(module)`` or ``module.compile()``."""
+    # Not hasattr: a wrapper may pass unknown names on to a part of it.
+    return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Whether the output is nothing but ``x @ weight.T + bias``: no subclass, no parametrisation, no foreign hook."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and has_only_our_hooks(module)
 
 
 def output_width(head: nn.Module) -> int | None:
@@ -113,7 +146,7 @@ def _columns_head(name: str, module: nn.Module, tasks: list[str] | None) -> Head
     if tasks is None:
         if width is None:
             raise MissingArgumentError(
-                f"{name!r} is one module for all tasks, and its number of columns is not known before it ran. Type "
+                f"{name!r} is one module for all tasks, and its number of columns is not known before it ran. Pass "
                 "tasks=[...] with one name per column."
             )
         if width < 2:
@@ -150,7 +183,7 @@ def _find_heads(model: nn.Module, tasks: list[str] | None) -> HeadsChoice:
     if groups:
         listed = "; ".join(f"{label} ({len(names)} modules)" for label, names in groups.items())
         raise AmbiguousHeadsError(
-            f"{type(model).__name__} has several groups of modules that could be the heads: {listed}. Type heads= with "
+            f"{type(model).__name__} has several groups of modules that could be the heads: {listed}. Pass heads= with "
             "one of these names, a pattern, or a list of modules."
         )
     if tasks is not None:
@@ -163,7 +196,7 @@ def _find_heads(model: nn.Module, tasks: list[str] | None) -> HeadsChoice:
             return fitting[0]
     children = ", ".join(repr(name) for name, _ in model.named_children()) or "none"
     raise HeadNotFoundError(
-        f"no heads were found in {type(model).__name__} (its children: {children}). Type heads= with their names, e.g. "
+        f"no heads were found in {type(model).__name__} (its children: {children}). Pass heads= with their names, e.g. "
         "heads=['smiling', 'young'], or heads='fc', tasks=[...] for one layer with a column per task."
     )
 

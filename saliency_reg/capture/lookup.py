@@ -1,16 +1,21 @@
-"""Finding modules of a model by name, suffix, pattern or object."""
+"""Finding modules of a model by name, suffix, pattern or object, and feature maps by the address of a module's port."""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import nn
 
-from ..errors import AmbiguousModuleError, HeadNotFoundError, ModuleNotFoundInModelError, WrongTypeError
-
-__all__ = ["find_module", "first_few", "match_names", "name_of"]
+from ..errors import (
+    AmbiguousModuleError,
+    ConfigurationError,
+    HeadNotFoundError,
+    ModuleNotFoundInModelError,
+    WrongTypeError,
+)
 
 
 def match_names(model: nn.Module, wanted: str) -> list[str]:
@@ -46,7 +51,7 @@ def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[s
     names = match_names(model, wanted)
     if len(names) > 1:
         raise AmbiguousModuleError(
-            f"{what} {wanted!r} means several modules: {_listed(names)}. Type the full name of one"
+            f"{what} {wanted!r} means several modules: {_listed(names)}. Pass the full name of one"
             + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
         )
     if not names:
@@ -79,9 +84,41 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
     return type(module).__name__
 
 
-def first_few(names: Sequence[str], most: int = 6) -> str:
-    """The names for a line of text: the first ones, and the last."""
-    return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")
+@dataclass(frozen=True)
+class FeatureAddress:
+    """A feature map as the user names it: ``"encoder"``, ``"encoder:output.last_hidden_state"``, ``"pool:input"``."""
+
+    module: str | nn.Module
+    port: str
+    items: tuple[int | str, ...]
+
+    @property
+    def suffix(self) -> str:
+        """The part behind the module's name."""
+        return ":" + ".".join([self.port, *map(str, self.items)])
+
+
+def parse_feature(feature: str | nn.Module) -> FeatureAddress:
+    """Split ``"name:port.item.item"``; without a colon, the output is meant.
+
+    Raises:
+        ConfigurationError: another port than ``input`` or ``output``.
+        WrongTypeError: neither a name nor a module.
+    """
+    if isinstance(feature, nn.Module):
+        return FeatureAddress(feature, "output", ())
+    if not isinstance(feature, str):
+        raise WrongTypeError(
+            f"a feature is given by its name or as a module (or a list of them), found {type(feature).__name__}."
+        )
+    name, colon, rest = feature.partition(":")
+    port, *items = rest.split(".") if colon else ["output"]
+    if port not in ("input", "output"):
+        raise ConfigurationError(
+            f"feature= ends in ':{rest}'. Pass '{name}:output' (the default) or '{name}:input', and for a part of it "
+            f"'{name}:output.{rest}'."
+        )
+    return FeatureAddress(name, port, tuple(int(item) if item.lstrip("-").isdigit() else item for item in items))
 
 
 def _listed(names: Iterable[str], most: int = 8) -> str:

@@ -1,57 +1,17 @@
-"""Where a tensor sits among the arguments or in the return value of a module."""
+"""Tensors in nested arguments and return values: found, read, and replaced in a copy."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
-from torch import Tensor, nn
-
-from ..errors import ConfigurationError, WrongTypeError
-
-__all__ = ["FeaturePlace", "Item", "contents", "first_tensor", "parse_feature", "pick", "put", "put_argument"]
+from torch import Tensor
 
 #: A part of a return value: an index, a key, an attribute, or a function of the value.
 Item = Union[int, str, Callable[[Any], Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class FeaturePlace:
-    """A feature map as the user names it: ``"encoder"``, ``"encoder:output.last_hidden_state"``, ``"pool:input"``."""
-
-    module: str | nn.Module
-    port: str
-    items: tuple[int | str, ...]
-
-    @property
-    def suffix(self) -> str:
-        """The part behind the module's name."""
-        return ":" + ".".join([self.port, *map(str, self.items)])
-
-
-def parse_feature(feature: str | nn.Module) -> FeaturePlace:
-    """Split ``"name:port.item.item"``; without a colon, the output is meant.
-
-    Raises:
-        ConfigurationError: another port than ``input`` or ``output``.
-        WrongTypeError: neither a name nor a module.
-    """
-    if isinstance(feature, nn.Module):
-        return FeaturePlace(feature, "output", ())
-    if not isinstance(feature, str):
-        raise WrongTypeError(
-            f"a feature is given by its name or as a module (or a list of them), found {type(feature).__name__}."
-        )
-    name, colon, place = feature.partition(":")
-    port, *items = place.split(".") if colon else ["output"]
-    if port not in ("input", "output"):
-        raise ConfigurationError(
-            f"feature= ends in ':{place}'. Type '{name}:output' (the default) or '{name}:input', and for a part of it "
-            f"'{name}:output.{place}'."
-        )
-    return FeaturePlace(name, port, tuple(int(item) if item.lstrip("-").isdigit() else item for item in items))
+#: The way to a tensor in nested values, from the outside in.
+Path = tuple[Union[int, str], ...]
 
 
 def pick(value: Any, items: Sequence[Item]) -> Any:
@@ -98,23 +58,36 @@ def contents(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def _child(value: Any, item: int | str) -> Any:
-    return getattr(value, item) if isinstance(item, str) and not isinstance(value, Mapping) else value[item]
-
-
 def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str | None:
-    """Position or name of the first floating-point tensor among the arguments."""
-    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for place, value in places:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return place
-    return None
+    """Position or name of the first floating-point tensor among the arguments, not inside of lists."""
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    return next((name for name, value in named if isinstance(value, Tensor) and value.is_floating_point()), None)
+
+
+def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Tensor]]:
+    """All floating-point tensors among the arguments, inside of lists, tuples and mappings too, and the ways to them."""
+    waiting: list[tuple[Path, Any]] = [
+        *(((position,), value) for position, value in enumerate(args)),
+        *(((name,), value) for name, value in kwargs.items()),
+    ]
+    for path, value in waiting:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                yield path, value
+        elif isinstance(value, Mapping):
+            waiting += [((*path, key), part) for key, part in value.items()]
+        elif isinstance(value, (list, tuple)):
+            waiting += [((*path, index), part) for index, part in enumerate(value)]
 
 
 def put_argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], items: Sequence[int | str], new: Tensor
+    args: tuple[Any, ...], kwargs: dict[str, Any], path: Sequence[int | str], new: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with ``new`` where the items lead; the first one is a position or a name."""
-    if isinstance(items[0], int):
-        return put(args, items, new), kwargs
-    return args, put(kwargs, items, new)
+    """The arguments with ``new`` where the path leads; its first step is a position or a name."""
+    if isinstance(path[0], int):
+        return put(args, path, new), kwargs
+    return args, put(kwargs, path, new)
+
+
+def _child(value: Any, item: int | str) -> Any:
+    return getattr(value, item) if isinstance(item, str) and not isinstance(value, Mapping) else value[item]

@@ -1,1 +1,13 @@
-"""Joined over data-parallel processes."""
+"""What data-parallel processes have to do together: every process makes every call here, or none does.
+
+Read in this order: ``ranks`` (the few collectives), ``joined_batch`` (distances of all processes as of one batch; here it is
+decided that an absent task or an empty batch leaves nobody waiting), ``settings_check`` (are all processes set up alike?),
+``sharded_heads`` (FSDP2), ``ddp`` (what DistributedDataParallel does not allow).
+"""
+
+from .ddp import StaticGraphCheck
+from .joined_batch import Brought, Joined, JoinedBatch
+from .ranks import Ranks
+from .sharded_heads import ShardedHeads, is_sharded
+
+__all__ = ["Brought", "Joined", "JoinedBatch", "Ranks", "ShardedHeads", "StaticGraphCheck", "is_sharded"]

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import ConfigurationError, WrongTypeError
-
-__all__ = ["LOCAL", "Ranks"]
+from ..torch_tools import derives_from
 
 #: In the place of a group that a copy could not take along.
 _LOST = "lost"
@@ -56,7 +55,9 @@ class Ranks:
         self._given = process_group
         self._apart = apart
         self._own_groups: dict[Any, Any] = {}
-        self._wrapped_in: Any = getattr(model, "process_group", None) if _is_wrapped(model) else None
+        self._wrapped_in: Any = None
+        if derives_from(model, "DistributedDataParallel"):
+            self._wrapped_in = getattr(model, "process_group", None)
 
     @property
     def size(self) -> int:
@@ -129,10 +130,6 @@ class Ranks:
         if given is None and dist.is_available() and dist.is_initialized() and self._in_a_part():
             given = _LOST
         return {"_given": given, "_wrapped_in": None, "_apart": self._apart, "_own_groups": {}}
-
-
-def _is_wrapped(model: nn.Module | None) -> bool:
-    return any(kind.__name__ == "DistributedDataParallel" for kind in type(model).__mro__)
 
 
 def _is_group(value: Any) -> bool:

@@ -10,13 +10,12 @@ from typing import Any, cast
 from torch import nn
 
 from ..errors import ConfigurationError
-
-__all__ = ["ShardedHeads", "is_sharded"]
+from ..torch_tools import derives_from
 
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether ``fully_shard`` was called on this module."""
-    return _is_a(module, "FSDPModule")
+    return derives_from(module, "FSDPModule")
 
 
 class ShardedHeads:
@@ -84,7 +83,7 @@ class ShardedHeads:
         everything = list(dict.fromkeys([*(() if model is None else model.modules()), *_parts(heads)]))
         inside = set(_parts(heads))
         owners = [m for m in everything if m in inside or not set(heads).isdisjoint(m.modules())]
-        if any(_is_a(module, "FullyShardedDataParallel") for module in owners):
+        if any(derives_from(module, "FullyShardedDataParallel") for module in owners):
             raise ConfigurationError(
                 "the heads are in a FullyShardedDataParallel (FSDP1), which frees their parameters before the second "
                 "derivative. Use FSDP2: fully_shard(model), with accelerate FullyShardedDataParallelPlugin(fsdp_version=2); "
@@ -96,10 +95,6 @@ class ShardedHeads:
 
 def _parts(heads: Sequence[nn.Module]) -> list[nn.Module]:
     return [part for head in heads for part in head.modules()]
-
-
-def _is_a(module: nn.Module, kind: str) -> bool:
-    return any(base.__name__ == kind for base in type(module).__mro__)
 
 
 def _parameter_groups(module: nn.Module) -> list[Any]:

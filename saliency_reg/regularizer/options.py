@@ -1,84 +1,102 @@
-"""Whether a state dict belongs to a regularizer, and what regularizers in several processes must have in common."""
+"""The settings of a regularizer: checked, described, and compared between processes in one place.
+
+A new option is a field here, an argument of :class:`SaliencyRegularizer` of the same name, and its use.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from dataclasses import dataclass, fields
+from typing import Any
 
-import torch
-from torch import Tensor
+from ..errors import ConfigurationError, TaskError, WrongTypeError
+from ..relations import RelationWeights
+from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_scalarize
+from ..surgery.feature import GradientCombiner
+from ..torch_tools import check_choice, non_negative_number, whole_number
 
-from ..capture.feature_capture import FeatureCapture
-from ..errors import StateMismatchError
-from ..relations.weights import RelationWeights
-from ..saliency.extraction import SaliencyEvaluator
-from ..surgery.feature.combiner import ForkSurgery
-from .strength import StrengthSchedule
-from .task_sample import TaskSampler
-
-__all__ = ["check_state", "settings"]
+CROSS_SAMPLE = ("warn", "error", "ignore")
+#: Options that each process may choose for itself; the seed in use is compared as a part of the state.
+_MAY_DIFFER = ("cross_sample", "seed")
 
 
-def check_state(
-    state: Mapping[str, Any], prefix: str, tasks: Sequence[str], task_names: Tensor, surgery: ForkSurgery | None
-) -> None:
-    """Check the tasks and the surgery; surgery that is new in a resumed run is put into ``state`` as it is.
+@dataclass(frozen=True)
+class Options:
+    """What :class:`SaliencyRegularizer` was told, as far as it is kept; see there.
 
     Raises:
-        StateMismatchError: the state is that of other tasks, or of a regularizer with surgery where there is none.
+        ConfigurationError, WrongTypeError: a value that cannot be used.
     """
-    saved = state.get(prefix + "task_names")
-    if saved is not None and not torch.equal(saved.cpu(), task_names.cpu()):
-        names = bytes(saved.tolist()).decode(errors="replace").split("\n")
-        raise StateMismatchError(
-            f"the state dict was saved for the tasks {names}, but this regularizer has {list(tasks)}. Build it "
-            "with the same tasks in the same order."
-        )
-    with_surgery = any(key.startswith(prefix + "surgery.") for key in state)
-    if with_surgery and surgery is None:
-        raise StateMismatchError(
-            "the state dict was saved with gradient surgery, but this regularizer has none. Build it with surgery=..., "
-            "or leave out the keys that begin with 'surgery.'."
-        )
-    if surgery is not None and not with_surgery:
-        own = {f"{prefix}surgery.{key}": value for key, value in surgery.state_dict().items()}
-        cast("dict[str, Any]", state).update(own)
+
+    target: str
+    strength: float
+    metric: str
+    pool: str | None
+    reduction: str
+    scalarize: ScalarizeChoice
+    channel_axis: int | Sequence[int | None] | None
+    warmup_steps: int
+    start_step: int
+    loss_reduction: str
+    max_tasks_per_step: int | None
+    seed: int
+    run_all_heads: bool
+    cross_sample: str
+    check_finite: bool
+
+    def __post_init__(self) -> None:
+        check_choice("metric", self.metric, METRICS)
+        check_choice("reduction", self.reduction, REDUCTIONS)
+        check_choice("cross_sample", self.cross_sample, CROSS_SAMPLE)
+        check_scalarize(self.scalarize)
+        for name, checked in {
+            "strength": non_negative_number("strength", self.strength),
+            "warmup_steps": whole_number("warmup_steps", self.warmup_steps),
+            "start_step": whole_number("start_step", self.start_step),
+            "run_all_heads": bool(self.run_all_heads),
+            "check_finite": bool(self.check_finite),
+        }.items():
+            object.__setattr__(self, name, checked)
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> Options:
+        """Pick the fields among the arguments of a call."""
+        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+
+    def words(self) -> dict[str, Any]:
+        """What has to be the same in all processes."""
+        words = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _MAY_DIFFER}
+        if not isinstance(self.scalarize, str):
+            words["scalarize"] = "one per task, or a function"
+        return words
+
+    def saliency(self) -> str:
+        """How the saliency is taken, for a person."""
+        scalarize = repr(self.scalarize) if isinstance(self.scalarize, str) else "a callable or one per task"
+        return f"{self.target} gradient, scalarize={scalarize}, pool={self.pool!r}"
+
+    def relations_of(self, relations: str | RelationWeights, tasks: Sequence[str]) -> RelationWeights:
+        """Return the relation weights that the user passed, or named by a rule, for the metric of these options."""
+        if isinstance(relations, str):
+            relations = RelationWeights(len(tasks), relations)
+        if not isinstance(relations, RelationWeights):
+            raise WrongTypeError(
+                f"relations must be the name of a rule or a RelationWeights, found {type(relations).__name__}."
+            )
+        if relations.num_tasks != len(tasks):
+            raise TaskError(
+                f"relations has num_tasks={relations.num_tasks}, but there are {len(tasks)} tasks. Pass "
+                f"RelationWeights({len(tasks)}, ...)."
+            )
+        relations.adapt_to_metric(bounded=self.metric in BOUNDED_METRICS)
+        return relations
 
 
-def settings(
-    tasks: tuple[str, ...],
-    steps: int,
-    schedule: StrengthSchedule,
-    relations: RelationWeights,
-    distance: tuple[str, str],
-    evaluator: SaliencyEvaluator,
-    capture: FeatureCapture | None,
-    sampler: TaskSampler,
-    surgery: ForkSurgery | None,
-    check_finite: bool,
-    thorough: bool,
-) -> dict[str, Any]:
-    """What has to be the same in all processes, in words; ``thorough``: with the relation weights."""
-    scalarize = evaluator.scalarize
-    found: dict[str, Any] = {
-        "tasks": tasks,
-        "strength": schedule.strength,
-        "warmup_steps and start_step": (schedule.warmup_steps, schedule.start_step),
-        "optimizer steps so far": steps,
-        "relations": repr(relations),
-        "metric and reduction": distance,
-        "heads and feature": None if capture is None else capture.describe(),
-        "saliencies (target, pool, scalarize, channel_axis, loss_reduction)": (
-            evaluator.target,
-            evaluator.pool,
-            scalarize if isinstance(scalarize, str) else "one per task, or a function",
-            evaluator.channel_axis,
-            evaluator.loss_reduction,
-        ),
-        "check_finite": check_finite,
-        "max_tasks_per_step and seed": (sampler.most, sampler.seed),
-        "surgery": None if surgery is None else type(surgery.weighting).__name__,
-    }
-    if thorough:
-        found["relation weights"] = relations.matrix().flatten().tolist()
-    return found
+def check_weighting_level(surgery: Any) -> None:
+    """Refuse, as ``surgery=``, what is a surgery itself and not a weighting."""
+    if isinstance(surgery, GradientCombiner) or hasattr(surgery, "backward"):
+        raise ConfigurationError(
+            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
+            "pass surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
+            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
+        )

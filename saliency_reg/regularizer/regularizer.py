@@ -1,56 +1,37 @@
-"""The penalty as a module that is attached to a model."""
+"""The plug-in itself: the penalty, attached to a model and an optimizer."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..capture.feature_capture import FeatureCapture, FeatureChoice
-from ..capture.forward import Captured
-from ..capture.heads import HeadsChoice, check_task_names, resolve_heads
-from ..capture.lookup import first_few
-from ..capture.nested import Item
-from ..distributed.joined_batch import Brought, Joined, JoinedBatch
-from ..distributed.ranks import Ranks
-from ..errors import (
-    CaptureError,
-    ConfigurationError,
-    MissingArgumentError,
-    NoHeadRanError,
-    NonFiniteError,
-    WrongTypeError,
+from ..capture import (
+    CapturedForward,
+    FeatureCapture,
+    FeatureChoice,
+    HeadAliases,
+    Heads,
+    HeadsChoice,
+    Item,
+    resolve_heads,
 )
-from ..relations.pending_distances import PendingDistances
-from ..relations.weights import RelationWeights, non_negative_number, relations_for
-from ..report import SaliencyReport
-from ..saliency.distances import BOUNDED_METRICS, check_metric, check_reduction, pairwise_distances
-from ..saliency.extraction import Evaluated, Losses, SaliencyEvaluator, captured_by_hand, sum_of_losses
-from ..saliency.scalars import ScalarizeChoice
-from ..surgery.feature.combiner import ForkSurgery, checked_level
-from ..surgery.feature.penalty_bypass import kept_out_of_surgery
-from ..surgery.feature.taking_part import taking_part
-from ..torch_tools.attachment import Removable
-from ..torch_tools.hooks import StepHook, check_not_closure_only, unwrap_optimizer
-from ..torch_tools.state import StateModule
-from .first_call import FirstCall
-from .options import check_state, settings
-from .reach import NO_REACH, REACH, HeadForm, form_of_heads, reaches_backbone
-from .reminders import Reminders
-from .strength import StrengthSchedule
-from .task_sample import TaskSampler
-
-__all__ = ["SaliencyRegularizer"]
-
-logger = logging.getLogger("saliency_reg")
+from ..distributed import Ranks
+from ..errors import CaptureError, ConfigurationError, MissingArgumentError, WrongTypeError
+from ..relations import RelationWeights
+from ..saliency import Given, ScalarizeChoice, captured_by_hand
+from ..surgery.feature import ForkedAliases
+from ..tasks import Losses, check_task_names, first_few
+from ..torch_tools import Removable, StepHook, check_not_closure_only, unwrap_optimizer
+from .options import Options
+from .penalty import Penalty
+from .saved_state import check_state
 
 
-class SaliencyRegularizer(StateModule, Removable):
+class SaliencyRegularizer(Penalty, Removable):
     r"""Penalty on the distance between the saliencies of related tasks, for any multi-head model.
 
     ``regularizer()`` after a forward returns ``strength * sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), where
@@ -63,9 +44,9 @@ class SaliencyRegularizer(StateModule, Removable):
     hooks of heads included) do see the gradient that is taken here.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
-    every process has to make (also without samples or heads). What is returned is scaled such that the mean over the
-    processes is the penalty of the joined batch, as ``DistributedDataParallel`` takes the mean of the gradients:
-    ``N n_r / n`` times that of the ``n_r`` samples here, of ``n`` in ``N`` processes; ``N`` times for ``reduction="sum"``.
+    every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
+    processes (as ``DistributedDataParallel`` does with gradients) gives the penalty of the joined batch. With ``n_r`` of
+    ``n`` samples on this process, out of ``N`` processes, the factor is ``N * n_r / n``; ``N`` for ``reduction="sum"``.
 
     Where the authors' code differs from the defaults: it sums over the batch, so that its 0.1 is a ``strength`` of 0.1
     times the batch size here, and learns the relations by another rule. :meth:`authors` follows it exactly.
@@ -133,8 +114,8 @@ class SaliencyRegularizer(StateModule, Removable):
                 [1., 0.]], dtype=torch.float64)
     """
 
-    steps: Tensor
-    task_names: Tensor
+    # A copy is not attached: the hooks belong to the original and its model.
+    in_a_copy: ClassVar[dict[str, Any]] = {"_capture": None, "_step_hook": None}
 
     def __init__(
         self,
@@ -164,73 +145,19 @@ class SaliencyRegularizer(StateModule, Removable):
         cross_sample: str = "warn",
         check_finite: bool = False,
     ) -> None:
-        super().__init__()
-        check_metric(metric)
-        check_reduction(reduction)
-        self.metric = metric
-        self.reduction = reduction
-        self.check_finite = check_finite
-        self._schedule = StrengthSchedule(strength, warmup_steps, start_step)
-        found = None
-        if model is None:
-            if heads is not None or feature is not None or output is not None:
-                raise ConfigurationError("heads=, feature= and output= need a model. Pass it as first argument.")
-            if tasks is None:
-                raise MissingArgumentError("without a model the tasks need names. Type tasks=['a', 'b', ...].")
-            if surgery is not None:
-                raise ConfigurationError("surgery= needs the model whose heads it watches. Pass it as first argument.")
-            self.tasks: tuple[str, ...] = tuple(check_task_names(tasks))
-        elif not isinstance(model, nn.Module):
-            raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-        else:
-            found = resolve_heads(model, heads, tasks)
-            self.tasks = found.tasks
-        self._evaluator = SaliencyEvaluator(
-            self.tasks,
-            target=target,
-            scalarize=scalarize,
-            pool=pool,
-            channel_axis=channel_axis,
-            loss_reduction=loss_reduction,
-        )
-        self.relations = relations_for(relations, self.tasks, bounded=metric in BOUNDED_METRICS)
-        self.pending = PendingDistances(len(self.tasks), reduction)
-        self.sampler = TaskSampler(max_tasks_per_step, seed)
-        self._joiner = JoinedBatch(len(self.tasks), reduction, Ranks(process_group, model, apart=surgery is not None))
-        self.surgery = None
-        if surgery is not None:
-            self.surgery = ForkSurgery(self.tasks, checked_level(surgery), self._joiner.ranks)
-        self._first_call = FirstCall(cross_sample)
-        self.register_buffer("task_names", torch.tensor(list("\n".join(self.tasks).encode()), dtype=torch.uint8))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        # Mirrors of buffers, so that a device is never waited for.
-        self._steps = 0
-        self._has_pending = False
-        self._reminders = Reminders(self.tasks)
-        self._enabled = True
-        self._report: SaliencyReport | None = None
-        self._feature_shape: list[int] | None = None
-        self._closed_form = False
+        options = Options.among(locals())
+        names, found = _tasks_and_heads(model, heads, tasks, {"feature": feature, "output": output, "surgery": surgery})
+        ranks = Ranks(process_group, model, apart=surgery is not None)
         # Behind a named feature there may be more than the heads.
-        self._form = (
-            HeadForm.UNKNOWN
-            if found is None or feature is not None or output is not None
-            else form_of_heads(found.modules)
-        )
-        self._reaches_backbone = reaches_backbone(self._form, target, scalarize)
-        self._step_hook: StepHook | None = None
-        self._capture: FeatureCapture | None = None
-        inner_optimizer = None if optimizer is None else self._checked_optimizer(optimizer)
+        told = found.modules if found is not None and feature is None and output is None else None
+        super().__init__(names, options, relations, surgery, ranks, told)
+        self._enabled = True
+        followed = None if optimizer is None else self._checked_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
-        if model is not None and found is not None:
-            self._capture = FeatureCapture(
-                model, found, feature, output, self.surgery, channel_axis=channel_axis, run_all=bool(run_all_heads)
-            )
-        if inner_optimizer is not None:
-            self._step_hook = StepHook(inner_optimizer, self.step)
-        self._update_fork()
-        if self._reaches_backbone is False:
-            logger.warning(NO_REACH)
+        self._capture = None if model is None or found is None else self._captured_in(model, found, feature, output)
+        self._step_hook = None if followed is None else StepHook(followed, self.step)
+        self._strength_changes()
+        self._reach.tell()
 
     @classmethod
     def authors(
@@ -293,82 +220,23 @@ class SaliencyRegularizer(StateModule, Removable):
             CaptureError: no unread forward, or one that cannot be used; without any head in all processes (NoHeadRanError).
             SaliencyRegError: one of its kinds, for arguments that do not fit.
         """
-        if not self._enabled or not torch.is_grad_enabled():
-            if self._capture is not None:
-                self._capture.drop()
+        forward = self._forward_to_read(outputs, features)
+        if forward is None:
             return self._zero()
-        if outputs is not None or features is not None:
-            if self.surgery is not None:
-                raise ConfigurationError(
-                    "outputs= and features= cannot be used under surgery, whose fork they may not have come from. Call "
-                    "regularizer() after the model, or leave surgery= out."
-                )
-            captured = captured_by_hand(outputs, features, self.tasks)
-        else:
-            try:
-                captured = self._take()
-            except NoHeadRanError as error:
-                return self._nothing_here(error, losses)
-        if captured is None:
-            return self._zero()
-        if self._joiner.ranks.size > 1 and self._capture is not None and self._capture.run_all:
-            raise ConfigurationError(
-                "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
-                "In several processes run all heads in the forward, and take the loss of one."
-            )
+        if outputs is None and forward.features:
+            prepared = self.prepare(forward)
+            mask = prepared if mask is None else mask
         whole = nullcontext() if self._capture is None else self._capture.sharded.gathered()
         with whole, nullcontext() if self.surgery is None else self.surgery.passing():
-            return self._call(captured, losses, targets, mask, outputs)
+            return self._penalty_of(forward, Given(losses, targets, mask, outputs))
 
-    def _call(
-        self,
-        captured: list[Captured],
-        losses: Losses | Tensor | None,
-        targets: Mapping[str, Tensor] | Sequence[Tensor] | None,
-        mask: Tensor | Sequence[Tensor | None] | None,
-        outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
-    ) -> Tensor:
-        if self._joiner.ranks.size > 1:
-            differentiated = losses if self._evaluator.target == "loss" else outputs
-            given = differentiated.values() if isinstance(differentiated, Mapping) else differentiated
-            self._first_call.refuse_static_graph(() if given is None else given)
-        feature = captured[0].feature
-        if mask is None and outputs is None:
-            mask = self._mask_of(feature)
-        total_loss = sum_of_losses(losses, self.tasks, feature.device)
-        heads, columns = self._heads_behind(outputs)
-        strength = self.current_strength
-        only, factor = self._sample(range(len(self.tasks)) if columns else captured[0].present)
-        evaluated = self._evaluator.evaluate(
-            captured, heads, columns, losses=losses, targets=targets, mask=mask, create_graph=strength > 0, only=only
-        )
-        if len(evaluated.present) < 2 or evaluated.batch_size == 0:
-            if self._joiner.ranks.size > 1:  # the others may have more
-                brought = Brought(evaluated.present, None, evaluated.batch_size, total_loss)
-                self._report_on(*self._join(brought, feature.device), strength * factor)
-            return self._taking_part(self._zero(feature), captured)
-        if not evaluated.closed_form:
-            needed = self.surgery is not None
-            self._first_call.check_samples(captured, heads, stacklevel=5, needed=needed)  # past torch.nn.Module
-        penalty = self._penalty(evaluated, feature, strength * factor, total_loss)
-        if self.surgery is not None and penalty.requires_grad:
-            apart = self._first_call.found_unmixed(captured, heads)
-            penalty = kept_out_of_surgery(penalty, evaluated, captured, self.surgery, samples_apart=apart)
-        return self._taking_part(penalty, captured)
+    def prepare(self, forward: CapturedForward) -> Tensor | Sequence[Tensor | None] | None:
+        """Look at a captured forward before its saliencies are taken. For classes that know more of a model than this one.
 
-    def step(self) -> None:
-        """Move the relations once, by the distances since the last step, and count one optimizer step.
-
-        An attached optimizer calls this; call it yourself, after each update, in a loop without one.
+        They may replace ``forward.outputs`` (of the heads ``forward.ran``), and return what ``mask=`` is in calls without
+        one. It is not called for outputs passed by hand, nor for a forward without heads.
         """
-        if self._has_pending:
-            distances, seen = self.pending.take()
-            self.relations.update(distances, self.current_strength, observed=seen)
-            self._has_pending = False
-        self._reminders.stepped()
-        self._steps += 1
-        self.steps.fill_(self._steps)
-        self._update_fork()
+        return None
 
     def attach_optimizer(self, optimizer: Any) -> None:
         """Let the relations follow this optimizer's steps (and no longer those of an earlier one).
@@ -394,19 +262,14 @@ class SaliencyRegularizer(StateModule, Removable):
     # What can be read and set.
 
     @property
-    def strength(self) -> float:
-        """Factor of the penalty after warm-up; can be set at any time."""
-        return self._schedule.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        self._schedule.strength = non_negative_number("strength", value)
-        self._update_fork()
+    def heads(self) -> tuple[nn.Module, ...]:
+        """The head modules in the model; none for a copy, or if it was built without a model."""
+        return () if self._capture is None else self._capture.heads.modules
 
     @property
-    def current_strength(self) -> float:
-        """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
-        return self._schedule.at(self._steps)
+    def feature_names(self) -> tuple[str, ...]:
+        """The feature maps that were named; none where it is what the heads are called with."""
+        return () if self._capture is None else tuple(self._capture.feature_names)
 
     @property
     def enabled(self) -> bool:
@@ -424,35 +287,16 @@ class SaliencyRegularizer(StateModule, Removable):
         """Whether the relations move with the steps of an attached optimizer."""
         return self._step_hook is not None
 
-    @property
-    def report(self) -> SaliencyReport | None:
-        """Figures of the latest call that acted; ``None`` before it. Those of the surgery come with the backward pass."""
-        if self._report is None or self.surgery is None:
-            return self._report
-        return replace(self._report, surgery=self.surgery.report)
-
     def describe(self) -> str:
-        """A few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
+        """Return a few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
         heads, feature = ("given in each call",) * 2 if self._capture is None else self._capture.describe()
-        shape = "not seen yet" if self._feature_shape is None else f"{self._feature_shape}"
-        relations = f"{self.relations}, " + (
-            "following an optimizer"
-            if self.follows_optimizer
-            else "moved by .step() alone, as no optimizer is attached"
-        )
+        shape = "not seen yet" if self._seen is None else f"{self._seen[0]}"
         lines = {
             "tasks": f"{len(self.tasks)}: {first_few(self.tasks)}",
             "heads": heads,
             "feature": f"{feature}, shape {shape}",
-            "saliency": self._evaluator.describe(),
-            "form": "closed form: the heads' weight rows" if self._closed_form else self._form.value,
-            "distance": f"{self.metric}, {self.reduction} over the batch",
-            "reaches the backbone": REACH[self._reaches_backbone],
-            "strength": f"{self.current_strength:g} in optimizer step {self._steps}, {self.strength:g} after warm-up",
-            "relations": relations,
+            **self._described(),
         }
-        if self.surgery is not None:
-            lines["gradient surgery"] = f"{type(self.surgery.weighting).__name__} (feature)"
         width = max(map(len, lines))
         return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
 
@@ -461,117 +305,39 @@ class SaliencyRegularizer(StateModule, Removable):
 
     # How it is done.
 
-    def _take(self) -> list[Captured] | None:
+    def _captured_in(self, model: nn.Module, heads: Heads, feature: FeatureChoice, output: Any) -> FeatureCapture:
+        aliases: HeadAliases | None = None
+        if self.surgery is not None:
+            axis = self._options.channel_axis
+            aliases = ForkedAliases(self.surgery, heads, output, named=feature is not None, channel_axis=axis)
+        return FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
+
+    def _forward_to_read(self, outputs: Any, features: Any) -> CapturedForward | None:
+        """The forward of this call; ``None`` where there is nothing to differentiate."""
+        if not self._enabled or not torch.is_grad_enabled():
+            if self._capture is not None:
+                self._capture.drop()
+            return None
+        if outputs is not None or features is not None:
+            if self.surgery is not None:
+                raise ConfigurationError(
+                    "outputs= and features= cannot be used under surgery, whose fork they may not have come from. Call "
+                    "regularizer() after the model, or leave surgery= out."
+                )
+            return captured_by_hand(outputs, features, self.tasks)
         if self._capture is None:
             raise CaptureError(
                 "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
                 "model, or pass regularizer(outputs=..., features=...)."
             )
-        return self._capture.take()
-
-    def _nothing_here(self, error: NoHeadRanError, losses: Losses | Tensor | None) -> Tensor:
-        """No head ran on this process: right if one did on another."""
-        zero = self._zero()
-        if self._joiner.ranks.size == 1:
-            raise error
-        _, factor = self._sample(())
-        brought = Brought((), None, 0, sum_of_losses(losses, self.tasks, zero.device), error)
-        self._report_on(*self._join(brought, zero.device), self.current_strength * factor)
-        return self._taking_part(zero, ())
-
-    def _taking_part(self, penalty: Tensor, captured: Sequence[Captured]) -> Tensor:
-        if self.surgery is None:
-            return penalty
-        return taking_part(penalty, self.surgery, captured[0].cuts if captured else ())
-
-    def _sample(self, ran: Sequence[int]) -> tuple[list[int] | None, float]:
-        """Tasks of this step. In several processes they are drawn from all tasks: those that ran may differ."""
-        if self._joiner.ranks.size == 1:
-            return self.sampler.choose(ran)
-        return self.sampler.choose(range(len(self.tasks)))
-
-    def _penalty(self, evaluated: Evaluated, feature: Tensor, factor: float, losses: Tensor | None) -> Tensor:
-        present = evaluated.present
-        distances = pairwise_distances(evaluated.saliencies, self.metric, self.reduction)
-        if self.reduction == "sum" and evaluated.saliencies.shape[1] != evaluated.batch_size:
-            distances = distances * evaluated.batch_size  # one row stands for all samples
-        if self.steps.device != distances.device:
-            self.to(distances.device)
-        brought = Brought(present, distances.detach(), evaluated.batch_size, losses)
-        joined, relations = self._join(brought, distances.device)
-        weights = relations if joined.factors is None else relations * joined.factors.to(relations)
-        if len(present) < len(self.tasks):
-            weights = weights[present][:, present]
-        if factor > 0:
-            penalty = factor * (weights.to(distances.dtype) * distances).triu(1).sum()
-            self._measure_reach(penalty, evaluated)
-        else:
-            penalty = distances.new_zeros(())  # also where distances are not finite
-        self._report_on(joined, relations, factor, penalty)
-        self._feature_shape = list(feature.shape)
-        self._closed_form = evaluated.closed_form
-        self._reminders.called(present, self._step_hook is not None, stacklevel=6)  # past torch.nn.Module
-        return penalty
-
-    def _join(self, brought: Brought, device: torch.device) -> tuple[Joined, Tensor]:
-        """What all processes brought, which goes into the coming step of the relations; and these as they are."""
-        if self.steps.device != device:
-            self.to(device)
-        relations = self.relations.matrix()
-        joined = self._joiner.join(brought, relations, self._settings)
-        if self.check_finite and not torch.isfinite(joined.distances).all():
-            raise NonFiniteError(
-                f"the distances between {[self.tasks[task] for task in brought.present]} hold NaN or infinite values. Look "
-                "at the outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
-                "GradScaler skip the step."
+        several = self._joined_batch.ranks.size > 1
+        forward = self._capture.take(empty_on=self.steps.device if several else None)
+        if forward is not None and several and self._capture.run_all:
+            raise ConfigurationError(
+                "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
+                "In several processes run all heads in the forward, and take the loss of one."
             )
-        self.pending.add(joined.distances, joined.samples)
-        self._has_pending = True  # on all processes alike, also on one that brought nothing
-        return joined, relations
-
-    def _report_on(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor | None = None) -> None:
-        if penalty is None or joined.factors is not None:  # of several processes, not what this one returns
-            penalty = factor * (relations.to(joined.distances) * joined.distances).triu(1).sum()
-        self._report = SaliencyReport(
-            tasks=self.tasks,
-            samples=joined.samples.diagonal(),
-            strength=self.current_strength,
-            penalty=penalty.detach(),
-            losses=joined.losses,
-            distances=torch.where(joined.samples > 0, joined.distances, torch.nan),
-            relations=relations,
-        )
-
-    def _settings(self, thorough: bool) -> dict[str, Any]:
-        return settings(
-            self.tasks,
-            self._steps,
-            self._schedule,
-            self.relations,
-            (self.metric, self.reduction),
-            self._evaluator,
-            self._capture,
-            self.sampler,
-            self.surgery,
-            self.check_finite,
-            thorough,
-        )
-
-    def _measure_reach(self, penalty: Tensor, evaluated: Evaluated) -> None:
-        known = self._reaches_backbone
-        names = [self.tasks[task] for task in evaluated.present]
-        self._reaches_backbone = self._first_call.reach(penalty, evaluated.saliencies, names, evaluated.edges, known)
-        if known is None and self._reaches_backbone is False:
-            logger.warning(NO_REACH)
-
-    def _mask_of(self, feature: Tensor) -> Tensor | None:
-        """For classes that know what is padding in a captured feature map; here, nothing is."""
-        return None
-
-    def _heads_behind(self, outputs: object) -> tuple[Sequence[nn.Module], bool]:
-        if self._capture is None or outputs is not None:
-            return (), False
-        return self._capture.heads.modules, self._capture.heads.columns
+        return forward
 
     def _checked_optimizer(self, optimizer: Any) -> torch.optim.Optimizer:
         inner = unwrap_optimizer(optimizer)
@@ -579,27 +345,38 @@ class SaliencyRegularizer(StateModule, Removable):
             check_not_closure_only(inner)
         return inner
 
-    def _zero(self, like: Tensor | None = None) -> Tensor:
-        device = self.steps.device if like is None else like.device
-        if like is None and self._capture is not None:
-            device = self._capture.device() or device
-        return torch.zeros((), device=device)
+    def _zero(self) -> Tensor:
+        device = None if self._capture is None else self._capture.device()
+        return torch.zeros((), device=device or self.steps.device)
 
-    def _update_fork(self) -> None:
+    def _strength_changes(self) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.
         if self._capture is not None:
-            self._capture.fork = self.current_strength > 0
+            self._capture.aliases.for_penalty = self.current_strength > 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is not attached: the hooks belong to the original and its model.
-        state = vars(self).copy()
-        state.update(_capture=None, _step_hook=None, _report=None)
-        return state
+    def _settings(self, thorough: bool) -> Mapping[str, Any]:
+        heads_and_feature = None if self._capture is None else self._capture.describe()
+        return {**super()._settings(thorough), "heads and feature": heads_and_feature}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._steps = int(self.steps)
         pending = state_dict.get(prefix + "pending.samples")
         self._has_pending = pending is not None and bool((pending > 0).any())
-        self._update_fork()
+        self._strength_changes()
+
+
+def _tasks_and_heads(
+    model: nn.Module | None, heads: HeadsChoice, tasks: Sequence[str] | None, of_a_model: Mapping[str, Any]
+) -> tuple[Sequence[str], Heads | None]:
+    """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    if model is not None:
+        found = resolve_heads(model, heads, tasks)
+        return found.tasks, found
+    if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
+        raise ConfigurationError(f"{', '.join(without)} need a model. Pass it as first argument.")
+    if tasks is None:
+        raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")
+    return check_task_names(tasks), None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 
-__all__ = ["Reminders"]
+from ..torch_tools import warn_user
 
 #: Training calls without a step of the relations, or without a run of some head, after which the user is told.
 CALLS = 100
 _NO_OPTIMIZER = (
-    f"the relations have not moved in {CALLS} training calls: no optimizer is attached. Pass optimizer=..., type "
+    f"the relations have not moved in {CALLS} training calls: no optimizer is attached. Pass optimizer=..., call "
     "regularizer.attach_optimizer(optimizer), or call regularizer.step() after each update."
 )
 _NO_STEP = (
     f"the relations have not moved in {CALLS} training calls: the attached optimizer took no step. That is right if you "
-    "accumulate so many batches. If you made a new optimizer, type regularizer.attach_optimizer(optimizer); an engine that "
+    "accumulate so many batches. If you made a new optimizer, call regularizer.attach_optimizer(optimizer); an engine that "
     "never calls the optimizer's hooks needs regularizer.step()."
 )
 _NEVER_RAN = (
@@ -35,21 +34,21 @@ class Reminders:
         self._since_step = 0
 
     def stepped(self) -> None:
-        """The relations were given the chance to move."""
+        """Note that the relations were given the chance to move."""
         self._since_step = 0
 
-    def called(self, present: Iterable[int], has_optimizer: bool, stacklevel: int) -> None:
-        """A training call with these tasks; ``stacklevel`` is that of the user's line, counted from the caller."""
+    def called(self, present: Iterable[int], has_optimizer: bool) -> None:
+        """Note a training call with these tasks."""
         self._seen.update(present)
         self._calls += 1
         self._since_step += 1
         if self._since_step == CALLS:
-            self._tell("steps", _NO_STEP if has_optimizer else _NO_OPTIMIZER, stacklevel)
+            self._tell("steps", _NO_STEP if has_optimizer else _NO_OPTIMIZER)
         if self._calls == CALLS and len(self._seen) < len(self._tasks):
             missing = [task for index, task in enumerate(self._tasks) if index not in self._seen]
-            self._tell("tasks", _NEVER_RAN.format(tasks=missing), stacklevel)
+            self._tell("tasks", _NEVER_RAN.format(tasks=missing))
 
-    def _tell(self, what: str, message: str, stacklevel: int) -> None:
+    def _tell(self, what: str, message: str) -> None:
         if what not in self._told:
             self._told.add(what)
-            warnings.warn(message, UserWarning, stacklevel=stacklevel + 2)
+            warn_user(message)

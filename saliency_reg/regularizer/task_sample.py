@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..errors import ConfigurationError, WrongTypeError
-from ..torch_tools.seeding import SeededModule
-
-__all__ = ["TaskSampler"]
+from ..errors import ConfigurationError
+from ..torch_tools import SeededModule, whole_number
 
 
 class TaskSampler(SeededModule):
@@ -25,13 +23,11 @@ class TaskSampler(SeededModule):
 
     def __init__(self, most: int | None, seed: int) -> None:
         super().__init__(seed)
-        if isinstance(most, bool) or not (most is None or isinstance(most, int)):
-            raise WrongTypeError(f"max_tasks_per_step must be an int, found {type(most).__name__}.")
-        if most is not None and most < 2:
+        self.most = None if most is None else whole_number("max_tasks_per_step", most)
+        if self.most is not None and self.most < 2:
             raise ConfigurationError(
                 f"max_tasks_per_step must be at least 2, found {most}: a distance needs two tasks."
             )
-        self.most = most
 
     def choose(self, tasks: Sequence[int]) -> tuple[list[int] | None, float]:
         """Return the chosen tasks in order (``None`` for all) and the factor of their penalty."""

@@ -1,5 +1,10 @@
-"""Which tasks belong together."""
+"""Which tasks belong together.
 
+Read ``weights`` first (:class:`RelationWeights`), then ``rules`` (how the weights are learned; the place for a new rule) and
+``pending_distances`` (distances of micro-batches since the last optimizer step).
+"""
+
+from .pending_distances import PendingDistances
 from .weights import RelationWeights
 
-__all__ = ["RelationWeights"]
+__all__ = ["PendingDistances", "RelationWeights"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..torch_tools.state import StateModule
-
-__all__ = ["PendingDistances"]
+from ..torch_tools import StateModule
 
 
 class PendingDistances(StateModule):
@@ -29,7 +27,10 @@ class PendingDistances(StateModule):
 
     @torch.no_grad()
     def add(self, distances: Tensor, samples: Tensor) -> None:
-        """Add ``[T, T]`` distances of so many samples, 0 for pairs without; if one is not finite, none counts."""
+        """Accumulate ``[T, T]`` distances and the sample count behind each pair, 0 where none was seen.
+
+        If any distance is not finite, the whole call is ignored.
+        """
         distances, samples = distances.to(self.distances), samples.to(self.samples)
         finite = torch.isfinite(distances).all()
         weight = samples if self.reduction == "mean" else 1

@@ -1,11 +1,181 @@
-"""Euclidean projection onto the simplex."""
+"""The rules by which relation weights are learned, one class each. A new rule is a class here and an entry in ``RULES``."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["project_to_simplex"]
+from ..errors import ConfigurationError, ShapeError, WrongTypeError
+
+if TYPE_CHECKING:
+    from .weights import RelationWeights
+
+
+@dataclass(frozen=True)
+class PairDistances:
+    """The distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row.
+
+    Attributes:
+        values: 0 where a pair was not seen, and everywhere if nothing moves.
+        seen: which pairs have a distance.
+        moves: 0-dim, whether the weights move at all. A tensor, so that a device is never waited for.
+        strength: the factor of the penalty in the loss.
+    """
+
+    values: Tensor
+    seen: Tensor
+    moves: Tensor
+    strength: float
+
+
+class Rule:
+    """How weights ``w_ij`` follow from distances; the state is kept by :class:`RelationWeights`, as its buffers."""
+
+    #: The options of RelationWeights that this rule uses, for its text.
+    options: ClassVar[tuple[str, ...]] = ()
+
+    def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
+        """The state before the first step."""
+        return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64)}
+
+    def weights(self, own: RelationWeights) -> Tensor:
+        """``[P]``, what multiplies the distances."""
+        return own.pair_weights
+
+    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+        """Whether the state admits a step by these pairs."""
+        return True
+
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+        """Move once, in place."""
+
+
+class Entropic(Rule):
+    """``w = mass * softmax(-D / (temperature * scale))`` of a bias-corrected running mean of ``D``."""
+
+    options = ("temperature", "momentum", "scale")
+
+    def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
+        zeros = torch.zeros(pairs, dtype=torch.float64)
+        return {"running_distances": zeros, "running_weights": zeros.clone()}
+
+    def weights(self, own: RelationWeights) -> Tensor:
+        seen = own.running_weights > 0
+        mean = own.running_distances / torch.where(seen, own.running_weights, torch.ones_like(own.running_weights))
+        neutral = mean.sum() / seen.sum().clamp(min=1)
+        mean = torch.where(seen, mean, neutral)
+        return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
+
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+        keep, gain = own.momentum, 1 - own.momentum
+        moved = pairs.seen & pairs.moves
+        new_distances = keep * own.running_distances + gain * pairs.values
+        new_weights = keep * own.running_weights + gain
+        own.running_distances.copy_(torch.where(moved, new_distances, own.running_distances))
+        own.running_weights.copy_(torch.where(moved, new_weights, own.running_weights))
+
+
+class Projected(Rule):
+    """A gradient step, then the Euclidean projection on the simplex: the paper's constrained problem."""
+
+    options = ("learning_rate", "scale")
+
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+        weights, seen = own.pair_weights, pairs.seen
+        step = own.learning_rate * pairs.strength * pairs.values / _scale(own, pairs.values, seen)
+        # The pairs that were seen share what they had (-inf projects to 0); the others keep theirs.
+        goal = torch.where(seen, weights - step, torch.full_like(weights, -torch.inf))
+        free = torch.where(seen, weights, torch.zeros_like(weights)).sum()
+        projected = project_to_simplex(goal, free)
+        weights.copy_(torch.where(seen & pairs.moves, projected, weights))
+
+
+class Authors(Rule):
+    """The published code: an Adam step with fresh moments on coefficients ``c``, then ReLU; ``w = mass * c / sum(c)``."""
+
+    options = ("learning_rate",)
+
+    def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
+        return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64)}
+
+    def weights(self, own: RelationWeights) -> Tensor:
+        return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
+
+    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+        # Pairs that have all died have no gradient: 0 / 0.
+        return torch.where(seen, own.pair_coefficients, torch.zeros_like(own.pair_coefficients)).sum() > 0
+
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+        beta1, beta2, epsilon = 0.9, 0.999, 1e-7  # Keras' defaults
+        c = own.pair_coefficients
+        of_seen = torch.where(pairs.seen, c, torch.zeros_like(c))
+        total = of_seen.sum()
+        gradient = pairs.strength * (pairs.values / total - (of_seen * pairs.values).sum() / total**2)
+        # The variable is made anew each step, so both moments are fresh; the optimizer's counter is shared by the
+        # three applications of a step.
+        count = 3.0 * own.updates.to(c.dtype)
+        rate = own.learning_rate * torch.sqrt(1 - beta2**count) / (1 - beta1**count)
+        first, second = (1 - beta1) * gradient, (1 - beta2) * gradient**2
+        moved = (c - rate * first / (second.sqrt() + epsilon)).clamp(min=0)
+        c.copy_(torch.where(pairs.seen & pairs.moves, moved, c))
+
+
+class Fixed(Rule):
+    """A given matrix, or uniform weights, which do not move."""
+
+
+#: The rules by the names that users give them.
+RULES: dict[str, Rule] = {
+    "entropic": Entropic(),
+    "projected": Projected(),
+    "authors": Authors(),
+    "fixed": Fixed(),
+}
+
+
+def _scale(own: RelationWeights, pairs: Tensor, seen: Tensor) -> Tensor:
+    """0-dim, what the distances ``[P]`` are divided by."""
+    if not isinstance(own.resolved_scale, str):
+        return torch.full((), own.resolved_scale, dtype=pairs.dtype, device=pairs.device)
+    mean = torch.where(seen, pairs, torch.zeros_like(pairs)).sum() / seen.sum().clamp(min=1)
+    return torch.where(mean > 0, mean, torch.ones_like(mean))  # all distances zero: any scale gives uniform
+
+
+def pairs_of_matrix(matrix: Tensor, num_tasks: int) -> Tensor:
+    """The weights ``[P]`` of a matrix ``[T, T]`` that a user gave.
+
+    Raises:
+        WrongTypeError, ShapeError, ConfigurationError: not symmetric, finite, non-negative, with a zero diagonal.
+    """
+    if not isinstance(matrix, Tensor):
+        raise WrongTypeError(
+            f"matrix must be a tensor [T, T], found {type(matrix).__name__}. Pass torch.tensor(matrix)."
+        )
+    if matrix.shape != (num_tasks, num_tasks):
+        raise ShapeError(
+            f"matrix must be [{num_tasks}, {num_tasks}] for {num_tasks} tasks, found {list(matrix.shape)}."
+        )
+    matrix = matrix.detach().to(torch.float64)
+    if not torch.isfinite(matrix).all():
+        raise ConfigurationError("matrix holds NaN or infinite weights. All weights must be finite and >= 0.")
+    if (matrix < 0).any():
+        raise ConfigurationError(
+            f"matrix holds negative weights, down to {matrix.min().item():g}. Use matrix.clamp(min=0)."
+        )
+    if not torch.equal(matrix, matrix.T):
+        worst = (matrix - matrix.T).abs().max().item()
+        raise ConfigurationError(
+            f"matrix is not symmetric (W[i, j] and W[j, i] differ by up to {worst:g}). Pass matrix=(W + W.T) / 2."
+        )
+    if matrix.diagonal().any():
+        raise ConfigurationError(
+            "matrix has a non-zero diagonal. A task has no relation with itself: use matrix.fill_diagonal_(0)."
+        )
+    row, column = torch.triu_indices(num_tasks, num_tasks, 1, device=matrix.device)
+    return matrix[row, column]
 
 
 def project_to_simplex(vector: Tensor, mass: float | Tensor = 1.0) -> Tensor:

@@ -1,1 +1,32 @@
-"""From a captured forward to distances."""
+"""From a captured forward to distances between tasks.
+
+Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
+``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers) and ``pooling`` (over
+positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
+scalarisations into ``scalars``.
+"""
+
+from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
+from .extraction import Given, Saliencies, SaliencyExtractor
+from .pooling import resolve_channel_axis
+from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
+from .task_saliencies import captured_by_hand, task_saliencies
+
+__all__ = [
+    "BOUNDED_METRICS",
+    "METRICS",
+    "PIECEWISE_LINEAR_SCALARIZATIONS",
+    "REDUCTIONS",
+    "Given",
+    "Saliencies",
+    "SaliencyExtractor",
+    "ScalarizeChoice",
+    "axis_of_columns",
+    "captured_by_hand",
+    "check_scalarize",
+    "pairwise_distances",
+    "resolve_channel_axis",
+    "scalar_of",
+    "task_distances",
+    "task_saliencies",
+]

@@ -1,20 +1,18 @@
-"""Distances between the saliencies of tasks: a pure function of tensors."""
+"""Distances between the saliencies of tasks. A new metric is a function here and an entry in ``_PER_SAMPLE``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..errors import ConfigurationError, NonFiniteError, ShapeError, WrongTypeError
-from ..torch_tools.precision import at_least_float32, matmul_is_reduced, without_autocast
-from .pairwise_l1 import summed_l1
+from ..errors import NonFiniteError, ShapeError, WrongTypeError
+from ..torch_tools import at_least_float32, check_choice, matmul_is_reduced, without_autocast
 
-__all__ = ["METRICS", "REDUCTIONS", "task_distances"]
-
-METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
 REDUCTIONS = ("mean", "sum")
-#: Metrics whose values do not grow with the saliencies.
-BOUNDED_METRICS = ("cosine", "sqchordal")
 
 
 def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "mean") -> Tensor:
@@ -62,15 +60,15 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
                 [1., 0., 1.],
                 [0., 1., 0.]])
     """
-    check_metric(metric)
-    check_reduction(reduction)
+    check_choice("metric", metric, METRICS)
+    check_choice("reduction", reduction, REDUCTIONS)
     if not isinstance(saliencies, Tensor):
         raise WrongTypeError(
             f"saliencies must be one tensor [T, B, ...], found {type(saliencies).__name__}. "
-            "Type torch.stack([...]) to join a list of per-task saliencies."
+            "Pass torch.stack([...]) to join a list of per-task saliencies."
         )
     if not saliencies.is_floating_point():
-        raise WrongTypeError(f"saliencies must be floating point, found {saliencies.dtype}. Type saliencies.float().")
+        raise WrongTypeError(f"saliencies must be floating point, found {saliencies.dtype}. Pass saliencies.float().")
     if saliencies.ndim < 3 or saliencies.shape[0] < 2 or saliencies.shape[1] < 1:
         raise ShapeError(
             f"saliencies must be [T, B, C] or [T, B, ...] with T >= 2 tasks and B >= 1 samples, found "
@@ -82,18 +80,6 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
             "Find the task with torch.isfinite(saliencies).flatten(1).all(1)."
         )
     return pairwise_distances(saliencies, metric, reduction)
-
-
-def check_metric(metric: str) -> None:
-    """Raise :class:`ConfigurationError` for a metric that does not exist."""
-    if metric not in METRICS:
-        raise ConfigurationError(f"unknown metric {metric!r}. Choose one of {', '.join(map(repr, METRICS))}.")
-
-
-def check_reduction(reduction: str) -> None:
-    """Raise :class:`ConfigurationError` for a reduction that does not exist."""
-    if reduction not in REDUCTIONS:
-        raise ConfigurationError(f"unknown reduction {reduction!r}. Choose 'mean' or 'sum' over the batch.")
 
 
 def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tensor:
@@ -146,4 +132,64 @@ def _sqchordal(x: Tensor) -> Tensor:
     return (cosine_distance * (2 - cosine_distance)).clamp(min=0)
 
 
+#: ``[B, T, F] -> [B, T, T]``.
 _PER_SAMPLE = {"l2": _l2, "sqeuclidean": _sqeuclidean, "cosine": _cosine, "sqchordal": _sqchordal}
+METRICS = ("l1", *_PER_SAMPLE)
+#: Metrics whose values do not grow with the saliencies.
+BOUNDED_METRICS = ("cosine", "sqchordal")
+
+
+#: Numbers at a time on a CPU, so that they stay in its cache.
+_ENTRIES = 20480
+
+
+def summed_l1(x: Tensor) -> Tensor:
+    """``[T, B, F] -> [T, T]``: ``sum_b |x_i[b] - x_j[b]|`` for ``i < j``, and zero elsewhere. Differentiable once."""
+    distances: Tensor = _SummedL1.apply(x)
+    return distances
+
+
+class _SummedL1(torch.autograd.Function):
+    # Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
+    # its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """``[T, T]``: the distance of each pair, above the diagonal."""
+        ctx.save_for_backward(x)
+        tasks = len(x)
+        distances = x.new_zeros(tasks, tasks)
+        if _by_columns(x):
+            row, column = torch.triu_indices(tasks, tasks, 1)
+            total = x.new_zeros(len(row))
+            for part in _parts(x.flatten(1)):
+                total += torch.nn.functional.pdist(part, p=1.0)
+            distances[row, column] = total
+            return distances
+        return torch.cdist(x.transpose(0, 1), x.transpose(0, 1), p=1.0).sum(0).triu(1)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Sums of signs, weighed by the gradients of the pairs."""
+        (x,) = ctx.saved_tensors
+        tasks = len(x)
+        if _by_columns(x):
+            row, column = torch.triu_indices(tasks, tasks, 1)
+            per_pair = gradient[row, column].contiguous()
+            # The derivative of l1 depends on signs alone: the distances that are asked for are not read.
+            found = [torch.ops.aten._pdist_backward(per_pair, part, 1.0, per_pair) for part in _parts(x.flatten(1))]
+            return torch.cat(found, 1).view(x.shape)
+        inside = x.transpose(0, 1).contiguous()
+        both = (gradient.triu(1) + gradient.triu(1).T).expand(len(inside), tasks, tasks).contiguous()
+        result: Tensor = torch.ops.aten._cdist_backward(both, inside, inside, 1.0, both).transpose(0, 1)
+        return result
+
+
+def _by_columns(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def _parts(x: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(x, max(_ENTRIES // len(x), 1), dim=1):
+        yield part.contiguous()

@@ -1,4 +1,4 @@
-"""From a task's output to the one number per sample (or position) that is differentiated."""
+"""From a task's output to the one number per sample (or position) that is differentiated. New choices go into the tables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
-from ..torch_tools.precision import at_least_float32
-
-__all__ = [
-    "PIECEWISE_LINEAR_SCALARIZATIONS",
-    "SCALARIZATIONS",
-    "Scalarize",
-    "ScalarizeChoice",
-    "check_scalarize",
-    "class_axis",
-    "scalar_of",
-    "scalarize_per_task",
-]
+from ..tasks import per_task
+from ..torch_tools import at_least_float32
 
 Scalarize = Union[str, Callable[..., Tensor]]
 #: What the public ``scalarize=`` accepts: one choice for all tasks, or one per task.
@@ -58,30 +48,27 @@ def check_scalarize(scalarize: ScalarizeChoice) -> None:
     else:
         choices = [scalarize]
     for choice in choices:
-        if isinstance(choice, str):
-            if choice not in SCALARIZATIONS:
-                raise ConfigurationError(
-                    f"unknown scalarize {choice!r}. Choose one of {', '.join(map(repr, SCALARIZATIONS))}, or pass a "
-                    "callable such as scalarize=lambda output: output[:, 0]."
-                )
-        elif not callable(choice):
+        if not isinstance(choice, str) and not callable(choice):
             raise WrongTypeError(
                 f"scalarize must be a name, a callable, or one of them per task; found {type(choice).__name__}."
+            )
+        if isinstance(choice, str) and choice not in SCALARIZATIONS:
+            raise ConfigurationError(
+                f"unknown scalarize {choice!r}. Choose one of {', '.join(map(repr, SCALARIZATIONS))}, or pass a "
+                "callable such as scalarize=lambda output: output[:, 0]."
             )
 
 
 def scalarize_per_task(scalarize: ScalarizeChoice, tasks: Sequence[str]) -> list[Scalarize]:
     """Spread the choice over the tasks: a name or callable serves all, a mapping or sequence one each."""
     check_scalarize(scalarize)
-    if isinstance(scalarize, Mapping):
+    if isinstance(scalarize, str) or callable(scalarize):
+        return [scalarize] * len(tasks)
+    if isinstance(scalarize, Mapping):  # which may also name tasks that are not here
         if missing := [task for task in tasks if task not in scalarize]:
             raise TaskError(f"scalarize has no entry for {missing}. It needs one for each of {list(tasks)}.")
         return [scalarize[task] for task in tasks]
-    if isinstance(scalarize, str) or callable(scalarize):
-        return [scalarize] * len(tasks)
-    if len(scalarize) != len(tasks):
-        raise TaskError(f"scalarize has {len(scalarize)} entries for {len(tasks)} tasks. Pass one for each task.")
-    return list(scalarize)
+    return list(per_task(scalarize, tasks, "scalarize").values())
 
 
 def scalar_of(
@@ -164,6 +151,23 @@ def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axi
         "one value per position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last "
         "axis."
     )
+
+
+def axis_of_columns(output: Tensor, num_tasks: int, feature_shape: torch.Size, channel_axis: int) -> int:
+    """The axis of a head's output that has a column per task.
+
+    Raises:
+        ShapeError, TaskError: there is none, or it has another number of columns.
+    """
+    if output.ndim < 2:
+        raise ShapeError(f"the head's output must be [B, {num_tasks}], found {list(output.shape)}.")
+    axis = 1 if output.ndim == 2 else class_axis(output, "all tasks", feature_shape, channel_axis)
+    if output.shape[axis] != num_tasks:
+        raise TaskError(
+            f"the head's output, shape {list(output.shape)}, has {output.shape[axis]} columns for {num_tasks} tasks. Name "
+            "each column once in tasks=."
+        )
+    return axis
 
 
 def _positions(shape: torch.Size, channel_axis: int) -> list[int]:

@@ -1,35 +1,18 @@
-"""Input gradients of task outputs with respect to a shared feature map: pure functions of tensors."""
+"""Input gradients of task outputs with respect to a shared feature map: a pure function of tensors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Union
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
-from ..errors import ConfigurationError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
-from ..torch_tools.precision import at_least_float32, without_autocast
+from ..capture import CapturedForward, FeatureMap
+from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
+from ..tasks import names_of, per_task
+from .input_gradients import check_graph, input_gradients
+from .pooling import check_mask, check_pool, gradient_scale, pool_positions, resolve_channel_axis
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
-
-__all__ = [
-    "POOLS",
-    "Feature",
-    "check_graph",
-    "check_pool",
-    "each_reads_its_own",
-    "gradient_scale",
-    "input_gradients",
-    "pool_positions",
-    "resolve_channel_axis",
-    "task_saliencies",
-]
-
-POOLS = ("sum", "mean", None)
-#: A tensor, or its place in the graph (which survives an in-place change of the tensor).
-Feature = Union[Tensor, GradientEdge]
 
 
 def task_saliencies(
@@ -90,19 +73,19 @@ def task_saliencies(
         >>> saliencies.shape, saliencies[1, 0]
         (torch.Size([2, 5, 2]), tensor([3., 4.]))
     """
-    tasks, output_list = named(outputs, "outputs")
+    tasks, output_list = _named(outputs)
     feature_list = check_features(features, len(tasks))
-    target_list = aligned(targets, tasks, "targets")
+    labels = {} if targets is None else per_task(targets, tasks, "targets")
     check_pool(pool)
     shape = feature_list[0].shape
     axis = resolve_channel_axis(shape, channel_axis)
     check_mask(mask, shape, axis)
     scale = gradient_scale(shape, axis)
     scalars = []
-    for task, output, choice, target in zip(tasks, output_list, scalarize_per_task(scalarize, tasks), target_list):
+    for index, (task, output, choice) in enumerate(zip(tasks, output_list, scalarize_per_task(scalarize, tasks))):
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
-        scalars.append(scalar_of(output, choice, target, task=task, feature_shape=shape, channel_axis=axis))
+        scalars.append(scalar_of(output, choice, labels.get(index), task=task, feature_shape=shape, channel_axis=axis))
     check_graph(scalars, tasks, "output")
     gradients = input_gradients(
         scalars,
@@ -120,192 +103,6 @@ def task_saliencies(
             "mixed precision use SaliencyRegularizer, which lets GradScaler skip such a step."
         )
     return saliencies
-
-
-def input_gradients(
-    scalars: Sequence[Tensor],
-    features: Sequence[Sequence[Feature]],
-    tasks: Sequence[str],
-    *,
-    at_once: bool,
-    scale: float = 1.0,
-    create_graph: bool = True,
-) -> list[Tensor]:
-    """Gradient of each scalar with respect to its features, added up, times ``scale``.
-
-    ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
-    returns all gradients. Otherwise there is one call per scalar.
-    """
-    with without_autocast(scalars[0]):
-        seeds = [torch.full_like(scalar, scale) for scalar in scalars]
-        found: list[Tensor | None]
-        if at_once:
-            found = list(_grad(scalars, [own[0] for own in features], seeds, create_graph))
-        else:
-            found = []
-            for scalar, own, seed in zip(scalars, features, seeds):
-                parts = [part for part in _grad([scalar], own, [seed], create_graph) if part is not None]
-                found.append(sum(parts[1:], start=parts[0]) if parts else None)
-    if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
-        raise NotConnectedError(
-            f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
-            "pass the tensor itself, not a copy or a detached one."
-        )
-    return [gradient for gradient in found if gradient is not None]
-
-
-def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:
-    """Each scalar must carry a graph."""
-    for task, scalar in zip(tasks, scalars):
-        if not scalar.requires_grad:
-            advice = (
-                "Leave the task out of losses= in a step without labels for it"
-                if what == "loss"
-                else "Compute it with gradients enabled, from a feature map that requires grad (feature.requires_grad_() "
-                "behind a frozen backbone)"
-            )
-            raise NotConnectedError(f"the {what} of task {task!r} carries no graph. {advice}, and do not detach it.")
-
-
-def each_reads_its_own(scalars: Sequence[Tensor], own: Sequence[int], features: Sequence[Feature]) -> bool:
-    """Whether scalar ``t`` depends on no feature but ``features[own[t]]``: heads that read others' outputs do not."""
-    for scalar, place in zip(scalars, own):
-        found = _grad([scalar], features, [torch.ones_like(scalar)], create_graph=False)
-        if any(gradient is not None for other, gradient in enumerate(found) if other != place):
-            return False
-    return True
-
-
-def _grad(
-    scalars: Sequence[Tensor], features: Sequence[Feature], seeds: Sequence[Tensor], create_graph: bool
-) -> tuple[Tensor | None, ...]:
-    try:
-        return torch.autograd.grad(
-            list(scalars),
-            list(features),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
-            grad_outputs=list(seeds),
-            create_graph=create_graph,
-            retain_graph=True,
-            allow_unused=True,
-        )
-    except RuntimeError as error:
-        if "backward through the graph a second time" not in str(error):
-            raise
-        raise NotConnectedError(
-            "the graph of the outputs was freed by a backward pass. Compute the penalty first, add it to the loss, and "
-            "call backward once: (loss + regularizer()).backward()."
-        ) from error
-
-
-def pool_positions(gradient: Tensor, pool: str | None, mask: Tensor | None, channel_axis: int, scale: float) -> Tensor:
-    """``[B, C, positions...] -> [B, C]`` (or unchanged for ``pool=None``), divided by ``scale``, at least float32."""
-    dtype = at_least_float32(gradient.dtype)
-    axes = _position_axes(gradient.shape, channel_axis)
-    with without_autocast(gradient):
-        if mask is not None:
-            mask = mask.to(gradient.device) != 0
-            gradient = torch.where(mask.unsqueeze(channel_axis), gradient, torch.zeros_like(gradient))
-        if pool is None or not axes:
-            return gradient.to(dtype) * (1.0 / scale)
-        total = gradient.sum(axes, dtype=dtype) * (1.0 / scale)
-        if pool == "sum":
-            return total
-        if mask is None:
-            return total / math.prod(gradient.shape[axis] for axis in axes)
-        return total / mask.flatten(1).sum(1, keepdim=True).clamp(min=1)
-
-
-def gradient_scale(shape: torch.Size, channel_axis: int) -> float:
-    """A power of two near the number of positions: the gradient behind an average over them stays representable.
-
-    GradScaler does not scale the inner gradient, and ``1/(H*W)`` alone can underflow float16. A power of two is
-    exact in every other format.
-    """
-    positions = math.prod(shape[axis] for axis in _position_axes(shape, channel_axis))
-    return float(2 ** min(round(math.log2(max(positions, 1))), 10))
-
-
-def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
-    """Return the channel axis as a positive number; the default is 1, or 2 for ``[B, L, C]``."""
-    rank = len(shape)
-    if rank < 2:
-        raise ShapeError(
-            f"a feature map must be [B, C], [B, L, C] or [B, C, H, W], found {list(shape)}. Add a channel axis with "
-            "feature.unsqueeze(1)."
-        )
-    if channel_axis is None:
-        return 2 if rank == 3 else 1
-    axis = channel_axis + rank if channel_axis < 0 else channel_axis
-    if not 1 <= axis < rank:
-        raise ShapeError(
-            f"channel_axis={channel_axis} is not a channel axis of a feature map of shape {list(shape)}. Use 1..{rank - 1}"
-            " or -1 (axis 0 is the batch)."
-        )
-    return axis
-
-
-def check_pool(pool: str | None) -> None:
-    """Raise :class:`ConfigurationError` for a pool that does not exist."""
-    if pool not in POOLS:
-        raise ConfigurationError(f"unknown pool {pool!r}. Choose 'sum' or 'mean' over positions, or None to keep them.")
-
-
-def check_mask(mask: Tensor | None, shape: torch.Size, channel_axis: int) -> None:
-    """The mask must have the feature's shape without its channel axis."""
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor):
-        raise WrongTypeError(f"mask must be a tensor, found {type(mask).__name__}.")
-    expected = [size for axis, size in enumerate(shape) if axis != channel_axis]
-    if len(shape) == 2:
-        raise ShapeError(
-            f"the feature map {list(shape)} has no positions, so a mask of shape {list(mask.shape)} has nothing to mask. "
-            "Leave mask= out, or choose a feature that still has its positions."
-        )
-    if list(mask.shape) != expected:
-        raise ShapeError(
-            f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)} without its channel "
-            f"axis {channel_axis}. Pass channel_axis= if that axis is wrong."
-        )
-
-
-def _position_axes(shape: torch.Size, channel_axis: int) -> list[int]:
-    return [axis for axis in range(1, len(shape)) if axis != channel_axis]
-
-
-def named(values: Mapping[str, Tensor] | Sequence[Tensor], what: str) -> tuple[list[str], list[Tensor]]:
-    """Split T tensors into task names (their numbers, for a sequence) and a list."""
-    if isinstance(values, Tensor):
-        raise WrongTypeError(
-            f"{what} must be a mapping or a sequence of T tensors, found one tensor of shape {list(values.shape)}. "
-            f"For one column per task type {what}={what}.unbind(1)."
-        )
-    if isinstance(values, Mapping):
-        tasks, tensors = [str(task) for task in values], list(values.values())
-    elif isinstance(values, Sequence):
-        tasks, tensors = [str(index) for index in range(len(values))], list(values)
-    else:
-        raise WrongTypeError(f"{what} must be a mapping or a sequence of T tensors, found {type(values).__name__}.")
-    if len(tasks) < 2:
-        raise TaskError(f"found {len(tasks)} task(s) in {what}; distances between tasks need at least 2.")
-    return tasks, tensors
-
-
-def aligned(
-    values: Mapping[str, Tensor] | Sequence[Tensor] | None, tasks: Sequence[str], what: str
-) -> list[Tensor | None]:
-    """Tensors per task in the order of ``tasks``, ``None`` where a mapping has no entry."""
-    if values is None:
-        return [None] * len(tasks)
-    if isinstance(values, Mapping):
-        if unknown := [task for task in values if task not in tasks]:
-            raise TaskError(f"{what} names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
-        return [values.get(task) for task in tasks]
-    if isinstance(values, Tensor) or not isinstance(values, Sequence):
-        raise WrongTypeError(f"{what} must be a mapping or a sequence of T tensors, found {type(values).__name__}.")
-    if len(values) != len(tasks):
-        raise TaskError(f"{what} has {len(values)} entries for {len(tasks)} tasks. Pass one for each task.")
-    return list(values)
 
 
 def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[Tensor]:
@@ -331,3 +128,40 @@ def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[
             "before the heads read it (behind a frozen backbone, or for the model's own input)."
         )
     return [features[0]] if all(feature is features[0] for feature in features) else list(features)
+
+
+def captured_by_hand(
+    outputs: Mapping[str, Tensor] | Sequence[Tensor] | None,
+    features: Tensor | Sequence[Tensor] | None,
+    tasks: Sequence[str],
+) -> CapturedForward | None:
+    """Outputs and feature that the user passed, as if they had been captured; ``None`` if they carry no graph."""
+    if outputs is None or features is None:
+        missing = "features" if features is None else "outputs"
+        raise MissingArgumentError(f"outputs= and features= go together; {missing}= is missing.")
+    names, tensors = _named(outputs)
+    if not isinstance(outputs, Mapping):
+        if len(tensors) != len(tasks):
+            raise TaskError(f"outputs= has {len(tensors)} entries for {len(tasks)} tasks. Pass one for each task.")
+        names = list(tasks)
+    if unknown := [name for name in names if name not in tasks]:
+        raise TaskError(f"outputs= names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
+    if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
+        return None
+    aliases = check_features(features, len(tensors))
+    # In the order of the tasks, as everywhere.
+    present, order = zip(*sorted((tasks.index(name), given) for given, name in enumerate(names)))
+    separate = len(aliases) > 1
+    feature = FeatureMap(
+        aliases[0], [[aliases[given if separate else 0]] for given in order], separate=separate, direct=False
+    )
+    return CapturedForward(list(present), [tensors[given] for given in order], [feature], aliases[0].device)
+
+
+def _named(outputs: Mapping[str, Tensor] | Sequence[Tensor]) -> tuple[list[str], list[Tensor]]:
+    """Task names (their numbers, for a sequence) and outputs."""
+    advice = "For one column per task pass outputs=outputs.unbind(1)." if isinstance(outputs, Tensor) else ""
+    tasks = names_of(outputs, "outputs", advice)
+    if len(tasks) < 2:
+        raise TaskError(f"found {len(tasks)} task(s) in outputs; distances between tasks need at least 2.")
+    return tasks, list(outputs.values() if isinstance(outputs, Mapping) else outputs)

@@ -1,1 +1,20 @@
-"""Gradient surgery between tasks."""
+"""Gradient surgery between the tasks.
+
+Read ``weighting`` first (from the Gramian of the task gradients to the weights of their sum; the place for a new weighting),
+then ``feature`` (surgery at the feature map, within the one backward pass) or ``parameters`` (on the shared parameters, with
+one backward pass per task), which do not know each other. ``gramian`` has their inner products and weighted sums.
+"""
+
+from .gramian import gramian_of, row_gramian, row_sum, weighted_sum
+from .weighting import PCGrad, Weighting, check_weighting, task_weights
+
+__all__ = [
+    "PCGrad",
+    "Weighting",
+    "check_weighting",
+    "gramian_of",
+    "row_gramian",
+    "row_sum",
+    "task_weights",
+    "weighted_sum",
+]

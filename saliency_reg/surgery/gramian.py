@@ -7,16 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..torch_tools.precision import at_least_float32, matmul_is_reduced, without_autocast
-from ..torch_tools.state import state_dtype
-
-__all__ = ["conflicting_share", "cosines", "gramian_of", "row_gramian", "row_sum", "spread", "weighted_sum"]
+from ..tasks import spread
+from ..torch_tools import Gradient, at_least_float32, matmul_is_reduced, state_dtype, without_autocast
 
 #: Entries that are stacked at a time.
 _CHUNK = 2**22
 
 
-def gramian_of(gradients: Sequence[Tensor | None]) -> Tensor:
+def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
     """``G[i, j] = <g_i, g_j>`` of T gradients with one shape; ``None`` counts as zero.
 
     Products are taken in float32 or float64, never in 16 bits or TF32. Returns ``[T, T]``, float64 where the device has it.
@@ -30,7 +28,7 @@ def gramian_of(gradients: Sequence[Tensor | None]) -> Tensor:
     return spread(total, present, len(gradients), 0.0)
 
 
-def weighted_sum(gradients: Sequence[Tensor | None], weights: Tensor) -> Tensor:
+def weighted_sum(gradients: Sequence[Gradient], weights: Tensor) -> Tensor:
     """``sum_t w_t g_t`` in the gradients' own dtype, added up in at least float32; ``weights`` is ``[T]``."""
     found = [gradient for gradient in gradients if gradient is not None]
     kept = weights.to(found[0].device)
@@ -56,32 +54,6 @@ def row_sum(rows: Tensor, weights: Tensor) -> Tensor:
     weights = weights.to(rows.dtype)
     with without_autocast(rows):
         return (rows * weights.unsqueeze(1)).sum(0) if matmul_is_reduced() else weights @ rows
-
-
-def cosines(gramian: Tensor) -> Tensor:
-    """``[T, T]`` cosines of the angles between task gradients; NaN for a zero gradient."""
-    norms = gramian.diagonal().clamp(min=0).sqrt()
-    norms = torch.where(norms > 0, norms, torch.full_like(norms, torch.nan))
-    return (gramian / norms / norms.unsqueeze(1)).clamp(-1, 1)
-
-
-def conflicting_share(gramian: Tensor) -> float:
-    """How many of the pairs of gradients that are not zero have a negative product, in ``[0, 1]``; NaN without a pair."""
-    row, column = torch.triu_indices(len(gramian), len(gramian), 1, device=gramian.device)
-    norms = gramian.diagonal()
-    counts = (norms[row] > 0) & (norms[column] > 0)
-    pairs = int(counts.sum())
-    return float((gramian[row, column][counts] < 0).sum()) / pairs if pairs else float("nan")
-
-
-def spread(matrix: Tensor, present: Sequence[int], size: int, elsewhere: float) -> Tensor:
-    """A matrix ``[t, t]`` among the tasks ``present``, or a vector ``[t]``, as one of all T."""
-    if len(present) == size:
-        return matrix
-    full = torch.full((size,) * matrix.ndim, elsewhere, dtype=matrix.dtype, device=matrix.device)
-    index = torch.tensor(list(present), device=matrix.device)
-    full[index if matrix.ndim == 1 else (index.unsqueeze(1), index)] = matrix
-    return full
 
 
 def _stacked(gradients: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..distributed.ranks import Ranks
+from ..distributed import Ranks
 from ..errors import ShapeError, WrongTypeError
-from ..torch_tools.seeding import SeededModule
-from .gramian import spread
-
-__all__ = ["PCGrad", "Weighting", "check_weighting", "task_weights"]
+from ..tasks import spread
+from ..torch_tools import SeededModule, derives_from
 
 #: ``[T, T]`` inner products of the task gradients to ``[T]`` weights of their sum.
 Weighting = Callable[[Tensor], Tensor]
@@ -49,7 +47,7 @@ class PCGrad(SeededModule):
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
         """The order of one call (by default the next): row ``i`` of ``[T, T-1]``: the others as task ``i`` meets them."""
-        generator = self.generator_of(self._calls if call is None else call)
+        generator = self.generator_of(self._count("calls") if call is None else call)
         return _random_order(num_tasks, generator)
 
     @torch.no_grad()
@@ -88,12 +86,11 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
     if isinstance(weighting, PCGrad):
         return weighting
     usable: Weighting = weighting
-    kinds = {base.__name__ for base in type(weighting).__mro__}
-    if "Aggregator" in kinds:
+    if derives_from(weighting, "Aggregator"):
         if hasattr(weighting, "gramian_weighting"):
             usable = weighting.gramian_weighting
-        elif "WeightedAggregator" in kinds:
-            usable = OfSquareRoot(weighting.weighting)
+        elif derives_from(weighting, "WeightedAggregator"):
+            usable = _OfSquareRoot(weighting.weighting)
         else:
             raise WrongTypeError(
                 f"{_EXPECTED}; {_name(weighting)} is an aggregator that is no weighted sum of the gradients. {_ADVICE}"
@@ -109,7 +106,7 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
     return usable
 
 
-class OfSquareRoot(nn.Module):
+class _OfSquareRoot(nn.Module):
     """For weightings of a Jacobian ``[T, P]``: called with ``[T, T]`` rows that have the Gramian's inner products."""
 
     def __init__(self, weighting: nn.Module) -> None:
@@ -164,5 +161,5 @@ def _name(weighting: Any) -> str:
 
 _EXPECTED = "a weighting maps a Gramian [T, T] to weights [T]"
 _ADVICE = (
-    "Type PCGrad(), a Gramian weighting of torchjd.aggregation such as UPGradWeighting(), or a function of your own."
+    "Pass PCGrad(), a Gramian weighting of torchjd.aggregation such as UPGradWeighting(), or a function of your own."
 )

@@ -1,17 +1,15 @@
-"""What can be taken off a model or an optimizer again, by hand or at the end of a ``with`` block."""
+"""What is attached to a model or an optimizer: detached again by hand or by a ``with`` block, and not copied along."""
 
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TypeVar
-
-__all__ = ["Removable"]
+from typing import Any, ClassVar, TypeVar
 
 _Self = TypeVar("_Self", bound="Removable")
 
 
 class Removable:
-    """``with`` calls :meth:`remove` at its end."""
+    """Base class for objects attached to a model or an optimizer: ``with`` calls :meth:`remove` at its end."""
 
     def remove(self) -> None:
         """Take everything off."""
@@ -24,3 +22,16 @@ class Removable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
+
+
+class PartlyCopied:
+    """Base class for objects whose copies and pickles leave behind what belongs to the original: hooks, groups, reports."""
+
+    #: What a copy has in place of such attributes; those of base classes count, too.
+    in_a_copy: ClassVar[dict[str, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = vars(self).copy()
+        for kind in reversed(type(self).__mro__):
+            state.update(vars(kind).get("in_a_copy", {}))
+        return state

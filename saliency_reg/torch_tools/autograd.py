@@ -1,18 +1,80 @@
-"""Walks through the autograd graph."""
+"""Gradients, and walks through the autograd graph. ``torch.autograd.grad`` is called here and nowhere else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Optional, Union
 
+import torch
 from torch import Tensor
-from torch.autograd.graph import Node
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
-__all__ = ["DDP_SINK", "leaves_behind", "leaves_behind_each", "nodes_behind"]
+Gradient = Optional[Tensor]
+#: A tensor, or where it was in the graph before an in-place operation changed it.
+Edge = Union[Tensor, GradientEdge]
 
 #: The node behind the outputs of DistributedDataParallel when it looks for unused parameters: each output has its own
 #: input, and no other.
 DDP_SINK = "_DDPSinkBackward"
+
+
+def gradients_of(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Edge],
+    seeds: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    keep_graph: bool = True,
+) -> tuple[Gradient, ...]:
+    """Gradients of ``sum_i <seeds_i, outputs_i>`` at the inputs; ``None`` at those on which no output depends."""
+    return torch.autograd.grad(
+        list(outputs),
+        list(inputs),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
+        None if seeds is None else list(seeds),
+        create_graph=create_graph,
+        retain_graph=keep_graph,
+        allow_unused=True,
+    )
+
+
+def added(*gradients: Gradient) -> Gradient:
+    """Their sum; ``None`` counts as zero."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    if len(found) < 2 or torch.is_grad_enabled():
+        return sum(found[1:], start=found[0]) if found else None
+    total = found[0] + found[1]
+    for gradient in found[2:]:
+        total += gradient
+    return total
+
+
+def this_pass() -> int:
+    """A number for the backward pass that is running, -1 outside of one."""
+    return int(torch._C._current_graph_task_id())
+
+
+def in_backward() -> bool:
+    """Whether a backward pass is running: modules that run now are recomputed for it (checkpointing)."""
+    return this_pass() != -1
+
+
+def edge_of(tensor: Tensor) -> Edge | None:
+    """Where the tensor is in the graph now: an in-place operation later on does not change that."""
+    if not tensor.requires_grad:
+        return None
+    return tensor if tensor.is_leaf else get_gradient_edge(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Counts in-place changes."""
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def same_tensor(a: Tensor, b: Tensor) -> bool:
+    """Whether it is one tensor, or two views of the same entries (each head may flatten the map on its own)."""
+    return a is b or (
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device
+    )
 
 
 def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
@@ -51,55 +113,55 @@ def leaves_behind_each(tensors: Mapping[int, Tensor], visit: Callable[[Node], No
 
     One walk, however many tensors there are. ``visit`` is called once with each node.
     """
-    masks: dict[_Place, int] = {}
+    masks: dict[_Output, int] = {}
     leaves: dict[Tensor, int] = {}
     for key, tensor in tensors.items():
         if tensor.grad_fn is not None:
-            place = _place(tensor.grad_fn, tensor.output_nr)
-            masks[place] = masks.get(place, 0) | 1 << key
+            at = _output_of(tensor.grad_fn, tensor.output_nr)
+            masks[at] = masks.get(at, 0) | 1 << key
         elif tensor.requires_grad:
             leaves[tensor] = leaves.get(tensor, 0) | 1 << key
     visited: set[Node] = set()
-    for place, following in reversed(_leaves_first(masks)):
-        if place[0] not in visited:
-            visited.add(place[0])
-            visit(place[0])
-        variable = getattr(place[0], "variable", None)
+    for at, following in reversed(_leaves_first(masks)):
+        if at[0] not in visited:
+            visited.add(at[0])
+            visit(at[0])
+        variable = getattr(at[0], "variable", None)
         if isinstance(variable, Tensor):
-            leaves[variable] = leaves.get(variable, 0) | masks[place]
+            leaves[variable] = leaves.get(variable, 0) | masks[at]
         for behind in following:
-            masks[behind] = masks.get(behind, 0) | masks[place]
+            masks[behind] = masks.get(behind, 0) | masks[at]
     return leaves
 
 
 #: A node, and the number of its output where that matters.
-_Place = tuple[Node, int]
+_Output = tuple[Node, int]
 
 
-def _place(node: Node, output: int) -> _Place:
+def _output_of(node: Node, output: int) -> _Output:
     return node, output if node.name() == DDP_SINK else 0
 
 
-def _leaves_first(roots: Iterable[_Place]) -> list[tuple[_Place, list[_Place]]]:
-    """Every place with those behind it, none before the ones that are behind it."""
-    finished: list[tuple[_Place, list[_Place]]] = []
-    seen: set[_Place] = set()
-    waiting: list[tuple[_Place, list[_Place] | None]] = [(root, None) for root in roots]
+def _leaves_first(roots: Iterable[_Output]) -> list[tuple[_Output, list[_Output]]]:
+    """Every output with those behind it, none before the ones that are behind it."""
+    finished: list[tuple[_Output, list[_Output]]] = []
+    seen: set[_Output] = set()
+    waiting: list[tuple[_Output, list[_Output] | None]] = [(root, None) for root in roots]
     while waiting:
-        place, following = waiting.pop()
+        at, following = waiting.pop()
         if following is not None:
-            finished.append((place, following))
-        elif place not in seen:
-            seen.add(place)
-            following = _behind(place)
-            waiting.append((place, following))
+            finished.append((at, following))
+        elif at not in seen:
+            seen.add(at)
+            following = _behind(at)
+            waiting.append((at, following))
             waiting += [(behind, None) for behind in following if behind not in seen]
     return finished
 
 
-def _behind(place: _Place) -> list[_Place]:
-    node, output = place
+def _behind(at: _Output) -> list[_Output]:
+    node, output = at
     edges = node.next_functions
     if node.name() == DDP_SINK and output < len(edges):
         edges = edges[output : output + 1]
-    return [_place(following, number) for following, number in edges if following is not None]
+    return [_output_of(following, number) for following, number in edges if following is not None]

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "matmul_is_reduced", "without_autocast"]
-
 _SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 

@@ -1,14 +1,15 @@
-"""A module whose tensors are state, not weights: they follow devices, but never change their number format."""
+"""Modules whose tensors are state, not weights; state that is counted, and state that seeds random draws."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["StateModule", "state_dtype"]
+from ..errors import ConfigurationError, WrongTypeError
+from .attachment import PartlyCopied
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
@@ -16,8 +17,35 @@ def state_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class StateModule(nn.Module):
+def names_to_bytes(names: Sequence[str]) -> Tensor:
+    """Names as a tensor, which is all that some checkpoints can hold."""
+    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+
+
+def names_from_bytes(names: Tensor) -> list[str]:
+    """The inverse of :func:`names_to_bytes`."""
+    return bytes(names.tolist()).decode(errors="replace").split("\n") if len(names) else []
+
+
+class StateModule(PartlyCopied, nn.Module):
     """An ``nn.Module`` whose buffers keep their dtype under ``.to(bfloat16)``, ``.half()`` and the like."""
+
+    #: Values of counting buffers, so that a device is never waited for; read anew from a copy or a loaded state.
+    in_a_copy: ClassVar[dict[str, Any]] = {"_on_host": None}
+
+    def _count(self, name: str) -> int:
+        """The value of a counting buffer."""
+        known = vars(self).get("_on_host")
+        if known is None:
+            known = vars(self)["_on_host"] = {}
+        if name not in known:
+            known[name] = int(getattr(self, name))
+        return int(known[name])
+
+    def _count_up(self, name: str) -> None:
+        count = self._count(name) + 1
+        vars(self)["_on_host"][name] = count
+        getattr(self, name).fill_(count)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -33,3 +61,49 @@ class StateModule(nn.Module):
             return tensor.to(device=moved.device, dtype=dtype)
 
         return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        vars(self)["_on_host"] = None
+
+
+class SeededModule(StateModule):
+    """Draws that depend on a seed and their number alone: the same in every process, and after a resume.
+
+    Each draw has a CPU generator of its own; the global one is left alone. The seed is a part of the state: a loaded one
+    counts, not the one this was built with.
+
+    Args:
+        seed: an int of at most 64 bits.
+
+    Raises:
+        WrongTypeError: another type.
+        ConfigurationError: out of range.
+    """
+
+    calls: Tensor
+    seed_in_use: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise WrongTypeError(f"seed must be an int, found {type(seed).__name__}.")
+        if not -(2**63) <= seed < 2**63:
+            raise ConfigurationError(f"seed must fit into 64 bits, found {seed}.")
+        self.seed = seed
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seed_in_use", torch.tensor(seed))
+
+    def generator_of(self, call: int) -> torch.Generator:
+        """The generator of the draw with this number."""
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + call) % 2**63)
+
+    def next_generator(self) -> torch.Generator:
+        """The generator of the next draw, which is counted."""
+        generator = self.generator_of(self._count("calls"))
+        self._count_up("calls")
+        return generator
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.seed = int(self.seed_in_use)

@@ -8,36 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import ShapeError, TaskError
-from ...saliency.scalars import class_axis
-from ...saliency.task_saliencies import Feature
-from ...torch_tools.precision import at_least_float32, matmul_is_reduced, without_autocast
-from ...torch_tools.state import state_dtype
+from ...torch_tools import (
+    Edge,
+    Gradient,
+    added,
+    at_least_float32,
+    gradients_of,
+    matmul_is_reduced,
+    state_dtype,
+    without_autocast,
+)
 from ..gramian import gramian_of, weighted_sum
-from .fork import Fork, Gradient, added
-
-__all__ = ["axis_of_columns", "tap_columns"]
-
-
-def axis_of_columns(output: Tensor, num_tasks: int, feature_shape: torch.Size, channel_axis: int) -> int:
-    """The axis of a head's output that has a column per task.
-
-    Raises:
-        ShapeError, TaskError: there is none, or it has another number of columns.
-    """
-    if output.ndim < 2:
-        raise ShapeError(f"the head's output must be [B, {num_tasks}], found {list(output.shape)}.")
-    axis = 1 if output.ndim == 2 else class_axis(output, "all tasks", feature_shape, channel_axis)
-    if output.shape[axis] != num_tasks:
-        raise TaskError(
-            f"the head's output, shape {list(output.shape)}, has {output.shape[axis]} columns for {num_tasks} tasks. Name "
-            "each column once in tasks=."
-        )
-    return axis
+from .fork import GradientFork
 
 
 def tap_columns(
-    made: Fork, output: Tensor, column_axis: int, aliases: Sequence[Feature], linear: nn.Linear | None
+    made: GradientFork, output: Tensor, column_axis: int, aliases: Sequence[Edge], linear: nn.Linear | None
 ) -> Tensor:
     """The head's output, with a note to the fork of what gradient each column gets in the backward pass.
 
@@ -58,7 +44,7 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: Tensor, made: Fork, column_axis: int, aliases: list[Feature], linear: nn.Linear | None
+        ctx: Any, output: Tensor, made: GradientFork, column_axis: int, aliases: list[Edge], linear: nn.Linear | None
     ) -> Tensor:
         """The output as it is."""
         ctx.set_materialize_grads(False)
@@ -120,19 +106,12 @@ class _ClosedForm:
 class _OneByOne:
     """The head is passed through backwards for each column, before autograd does it for their sum."""
 
-    def __init__(self, output: Tensor, gradient: Tensor, column_axis: int, aliases: Sequence[Feature]) -> None:
+    def __init__(self, output: Tensor, gradient: Tensor, column_axis: int, aliases: Sequence[Edge]) -> None:
         self._gradients: list[list[Gradient]] = [[] for _ in aliases]
         for task in range(gradient.shape[column_axis]):
             seed = torch.zeros_like(gradient)
             seed.select(column_axis, task).copy_(gradient.select(column_axis, task))
-            found = torch.autograd.grad(
-                output,
-                list(aliases),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
-                seed,
-                retain_graph=True,
-                allow_unused=True,
-            )
-            for own, one in zip(self._gradients, found):
+            for own, one in zip(self._gradients, gradients_of([output], aliases, [seed])):
                 own.append(one)
 
     any_here = True

@@ -1,24 +1,22 @@
-"""Gradient surgery at the feature map that the heads share, inside the one backward pass."""
+"""What the fork does with the gradients of the tasks: their Gramian, the weights, the weighted sum, and figures of that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...distributed.ranks import Ranks
+from ...distributed import Ranks
 from ...errors import ConfigurationError, SurgeryError
-from ...surgery_report import SurgeryReport
-from ...torch_tools.state import StateModule, state_dtype
+from ...report import SurgeryReport
+from ...torch_tools import Gradient, StateModule, state_dtype
 from ..gramian import gramian_of, weighted_sum
 from ..weighting import Weighting, check_weighting, task_weights
-from .fork import Gradient, KnownGradients
-
-__all__ = ["ForkSurgery", "checked_level"]
+from .fork import KnownGradients
 
 
 class _Mode(Enum):
@@ -27,7 +25,7 @@ class _Mode(Enum):
     BLOCK = "let nothing through"
 
 
-class ForkSurgery(StateModule):
+class GradientCombiner(StateModule):
     """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that.
 
     Args:
@@ -35,6 +33,8 @@ class ForkSurgery(StateModule):
         weighting: Gramian to weights, see :class:`PCGrad`.
         ranks: the data-parallel processes.
     """
+
+    in_a_copy: ClassVar[dict[str, Any]] = {"_report": None, "_task_gradients": None, "_mode": _Mode.COMBINE}
 
     def __init__(self, tasks: Sequence[str], weighting: Any, ranks: Ranks) -> None:
         super().__init__()
@@ -85,13 +85,13 @@ class ForkSurgery(StateModule):
 
     @contextmanager
     def passing(self) -> Iterator[None]:
-        """Within, gradients pass as without surgery: for measurements."""
+        """Let gradients pass through the fork unchanged: for measurements of reach and sample mixing, or of single tasks."""
         with self._in_mode(_Mode.PASS):
             yield
 
     @contextmanager
     def blocking(self) -> Iterator[None]:
-        """Within, gradients end at the fork."""
+        """Let no gradient through the fork."""
         with self._in_mode(_Mode.BLOCK):
             yield
 
@@ -161,23 +161,3 @@ class ForkSurgery(StateModule):
             own = tuple(gradient for by_task in gradients if (gradient := by_task[task]) is not None)
             if own:
                 self._task_gradients[name] = own
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = vars(self).copy()
-        state.update(_report=None, _task_gradients=None, _mode=_Mode.COMBINE)
-        return state
-
-
-def checked_level(surgery: Any) -> Any:
-    """What a regularizer was given as ``surgery=``, if it can be a weighting.
-
-    Raises:
-        ConfigurationError: it is a surgery itself.
-    """
-    if isinstance(surgery, ForkSurgery) or hasattr(surgery, "backward"):
-        raise ConfigurationError(
-            f"surgery= takes a weighting such as PCGrad(), found {type(surgery).__name__}. For surgery at the feature map "
-            "type surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
-            "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
-        )
-    return surgery

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from ...capture.feature_capture import FeatureCapture, FeatureChoice
-from ...capture.heads import HeadsChoice, resolve_heads
-from ...capture.nested import Item
-from ...distributed.ranks import Ranks
+from ...capture import FeatureCapture, FeatureChoice, HeadsChoice, Item, resolve_heads
+from ...distributed import Ranks
 from ...errors import WrongTypeError
-from ...torch_tools.attachment import Removable
-from ...torch_tools.hooks import check_not_closure_only, unwrap_optimizer
+from ...torch_tools import Removable, check_not_closure_only, unwrap_optimizer
 from ..weighting import PCGrad
-from .combiner import ForkSurgery
+from .combiner import GradientCombiner
+from .forked_aliases import ForkedAliases
 
-__all__ = ["FeatureSurgery"]
 
-
-class FeatureSurgery(ForkSurgery, Removable):
+class FeatureSurgery(GradientCombiner, Removable):
     r"""Gradient surgery between the tasks at the feature map that their heads share, in an ordinary ``loss.backward()``.
 
     Each head gets its own alias of the feature map. In the backward pass the gradients ``c_t dL_t/dA`` of all tasks (with
@@ -65,6 +61,8 @@ class FeatureSurgery(ForkSurgery, Removable):
         torch.Size([2])
     """
 
+    in_a_copy: ClassVar[dict[str, Any]] = {"_capture": None}
+
     def __init__(
         self,
         model: nn.Module,
@@ -86,11 +84,9 @@ class FeatureSurgery(ForkSurgery, Removable):
         )
         if optimizer is not None:
             check_not_closure_only(unwrap_optimizer(optimizer))
-        self._capture: FeatureCapture | None = FeatureCapture(
-            model, found, feature, output, self, channel_axis=channel_axis, keep=True
-        )
-        # Without a penalty, nothing has to be let in again.
-        self._capture.fork = False
+        aliases = ForkedAliases(self, found, output, named=feature is not None, channel_axis=channel_axis)
+        aliases.for_penalty = False
+        self._capture: FeatureCapture | None = FeatureCapture(model, found, feature, output, aliases, keep=True)
 
     def remove(self) -> None:
         """Take everything off the model. The report stays readable."""
@@ -100,7 +96,3 @@ class FeatureSurgery(ForkSurgery, Removable):
     def __repr__(self) -> str:
         heads = "attached to no model" if self._capture is None else f"heads {self._capture.describe()[0]}"
         return f"FeatureSurgery({type(self.weighting).__name__}, {heads})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is not attached: the hooks belong to the original and its model.
-        return {**super().__getstate__(), "_capture": None}

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ...errors import SurgeryError
+from ...torch_tools import Gradient, added, this_pass
 
-__all__ = ["Anchor", "KnownGradients", "Combiner", "Fork", "Gradient", "added", "fork", "this_pass"]
-
-Gradient = Tensor | None
-
-
-class Combiner(Protocol):
-    """What decides over the gradients that arrive at a fork."""
-
-    tasks: tuple[str, ...]
-    #: ``[T]``, the tasks that had a gradient here in the latest pass.
-    arrived: Tensor
-
-    @property
-    def combines(self) -> bool:
-        """Whether gradients that arrive now are weighed."""
-
-    @property
-    def blocks(self) -> bool:
-        """Whether nothing is let through now."""
-
-    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient] | None:
-        """One gradient for each tensor, from ``[tensor][task]``; ``None`` if no task has one."""
-
-    def combine_known(self, columns: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
-        """The same from task gradients that are known, and from all that ``arrived``."""
+if TYPE_CHECKING:
+    from .combiner import GradientCombiner
 
 
 class KnownGradients(Protocol):
@@ -55,7 +33,7 @@ class KnownGradients(Protocol):
         """``[tensor][task]``."""
 
 
-class Fork:
+class GradientFork:
     """The aliases of one forward.
 
     The graph holds on to this object, so that it must not hold on to the graph, nor to the combiner.
@@ -66,7 +44,7 @@ class Fork:
         heads: number of aliases of each.
     """
 
-    def __init__(self, combiner: Combiner, sources: Sequence[Tensor], heads: int) -> None:
+    def __init__(self, combiner: GradientCombiner, sources: Sequence[Tensor], heads: int) -> None:
         self._combiner = weakref.ref(combiner)
         self._device = sources[0].device
         self._tasks = len(combiner.tasks)
@@ -82,7 +60,7 @@ class Fork:
         self.done = False
         self._arrived: Tensor | None = None
 
-    def combiner_now(self) -> Combiner | None:
+    def combiner_now(self) -> GradientCombiner | None:
         """The combiner, if gradients that arrive now are to be weighed."""
         combiner = self._combiner()
         # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
@@ -138,7 +116,7 @@ class Fork:
             self._note_arrival(combiner)
         return [added(own, anchor) for own, anchor in zip(combined, anchors)]
 
-    def _note_arrival(self, combiner: Combiner) -> None:
+    def _note_arrival(self, combiner: GradientCombiner) -> None:
         here, before = combiner.arrived, self._arrived
         self._arrived = here if before is None else here | before
         if before is None or not (bool((here & ~before).any()) and bool((before & ~here).any())):
@@ -152,23 +130,26 @@ class Fork:
         )
 
 
-def fork(combiner: Combiner, sources: Sequence[Tensor], heads: int) -> tuple[list[list[Tensor]], list[Tensor], Fork]:
+def fork(
+    combiner: GradientCombiner, sources: Sequence[Tensor], heads: int
+) -> tuple[list[list[Tensor]], list[Tensor], GradientFork]:
     """Return aliases ``[head][source]``, an anchor for each source that bypasses the surgery, and the fork."""
-    made = Fork(combiner, sources, heads)
-    outputs = _Fork.apply(made, *sources)
+    made = GradientFork(combiner, sources, heads)
+    outputs = _ForkNode.apply(made, *sources)
     width = len(sources)
     aliases = [list(outputs[head * width : (head + 1) * width]) for head in range(heads)]
     return aliases, list(outputs[heads * width :]), made
 
 
-class _Fork(torch.autograd.Function):
+class _ForkNode(torch.autograd.Function):
     # No tensor is saved: a recomputation under checkpointing makes no fork, and has to save what the forward saved.
 
     @staticmethod
-    def forward(ctx: Any, made: Fork, *sources: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, made: GradientFork, *sources: Tensor) -> tuple[Tensor, ...]:
         """Aliases of the feature maps for each head, and for what bypasses them."""
         ctx.set_materialize_grads(False)
         ctx.fork = made
+        ctx.weighs_task_gradients = True  # by which surgery on parameters knows this node
         # detach shares the memory without being a view to autograd.
         return tuple(source.detach() for _ in range(made.heads + 1) for source in sources)
 
@@ -182,7 +163,7 @@ class _Watch(torch.autograd.Function):
     # As at the fork, nothing is saved.
 
     @staticmethod
-    def forward(ctx: Any, made: Fork, task: int, output: Tensor) -> Tensor:
+    def forward(ctx: Any, made: GradientFork, task: int, output: Tensor) -> Tensor:
         """The output as it is."""
         ctx.set_materialize_grads(False)
         ctx.fork, ctx.task = made, task
@@ -203,7 +184,7 @@ class Anchor(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, combiner: Combiner, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, combiner: GradientCombiner, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map twice."""
         ctx.set_materialize_grads(False)
         ctx.combiner = weakref.ref(combiner)
@@ -214,19 +195,3 @@ class Anchor(torch.autograd.Function):
         """The sum of both gradients; none while the combiner blocks."""
         combiner = ctx.combiner()
         return None, None if combiner is not None and combiner.blocks else added(*gradients)
-
-
-def added(*gradients: Gradient) -> Gradient:
-    """Their sum; ``None`` counts as zero."""
-    found = [gradient for gradient in gradients if gradient is not None]
-    if len(found) < 2 or torch.is_grad_enabled():
-        return sum(found[1:], start=found[0]) if found else None
-    total = found[0] + found[1]
-    for gradient in found[2:]:
-        total += gradient
-    return total
-
-
-def this_pass() -> int:
-    """A number for the backward pass that is running."""
-    return int(torch._C._current_graph_task_id())

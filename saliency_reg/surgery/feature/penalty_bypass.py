@@ -1,45 +1,188 @@
-"""How the gradient of the penalty is kept from being weighed with those of the tasks."""
+"""How the gradient of the penalty passes the fork: it is added to those of the tasks, and not weighed with them."""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge
 
-from ...capture.forward import Captured
-from ...saliency.extraction import Evaluated
-from .combiner import ForkSurgery
-from .replay import replayed
-from .saliency_gradients import SaliencyGradients
+from ...capture import CapturedForward
+from ...saliency import Saliencies
+from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
+from ..gramian import row_gramian, row_sum
+from .combiner import GradientCombiner
+from .fork import GradientFork
+from .forked_aliases import CarriedFork, Cut
 
-__all__ = ["kept_out_of_surgery"]
+#: GradScaler comes too late for a gradient that is taken at once: small float16 numbers would be lost.
+_FLOAT16_SCALE = 2.0**12
 
 
 def kept_out_of_surgery(
     penalty: Tensor,
-    evaluated: Evaluated,
-    captured: Sequence[Captured],
-    surgery: ForkSurgery,
+    saliencies: Saliencies,
+    forward: CapturedForward,
+    combiner: GradientCombiner,
     *,
     samples_apart: bool,
 ) -> Tensor:
-    """The penalty, such that its gradient is added and not weighed.
+    """Return the penalty, such that its gradient is added and not weighed.
 
     Args:
-        penalty: 0-dim, with a graph.
-        evaluated: the saliencies that it is made of.
-        captured: the forward.
-        surgery: of the fork in that forward.
+        penalty: 0-dim.
+        saliencies: that it is made of.
+        forward: that they are from.
+        combiner: of the fork in that forward.
         samples_apart: whether no output of one sample depends on the feature map of another.
     """
-    fork, cuts = captured[0].fork, captured[0].cuts
-    # Nothing is behind the fork, or the weight rows of a closed form lead around it.
-    if not cuts or fork is None or evaluated.closed_form:
+    carried: CarriedFork | None = forward.carried
+    # Without a fork there is nothing to pass; the weight rows of a closed form lead around it.
+    if not penalty.requires_grad or carried is None or carried.fork is None or saliencies.closed_form:
         return penalty
-    if evaluated.unpooled and samples_apart and len(captured) == 1 and fork.watched.issuperset(evaluated.present):
+    watched = carried.fork.watched.issuperset(saliencies.present)
+    if saliencies.determine_gradients and samples_apart and len(forward.features) == 1 and watched:
         # One backward pass for the penalty and the losses, where the other way takes two through the heads.
-        fork.known = SaliencyGradients(fork, evaluated.saliencies.detach(), evaluated.present, len(surgery.tasks))
+        carried.fork.known = _SaliencyGradients(
+            carried.fork, saliencies.values.detach(), saliencies.present, len(combiner.tasks)
+        )
         return penalty
-    in_float16 = any(output.dtype == torch.float16 for one in captured for output in one.outputs)
-    return replayed(penalty, cuts, surgery, in_float16)
+    in_float16 = any(output.dtype == torch.float16 for output in forward.outputs)
+    return replayed(penalty, carried.cuts, combiner, in_float16)
+
+
+def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: GradientCombiner) -> Tensor:
+    """Return the same value, whose backward pass joins the collective of the surgery even if no loss reaches a head here.
+
+    Otherwise the other processes would wait for this one forever. A single process has nothing to join.
+    """
+    if combiner.ranks.size == 1 or not combiner.enabled:
+        return penalty
+    cuts = forward.carried.cuts if forward.carried is not None else []
+    anchors = [cut.anchor for cut in cuts] or [torch.empty(0, device=penalty.device, requires_grad=True)]
+    result: Tensor = _JoinCollective.apply(combiner, bool(cuts), penalty, *anchors)
+    return result
+
+
+class _JoinCollective(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, combiner: GradientCombiner, at_fork: bool, value: Tensor, *anchors: Tensor) -> Tensor:
+        ctx.combiner, ctx.at_fork, ctx.anchors, ctx.device = combiner, at_fork, len(anchors), value.device
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Gradient, ...]:
+        # A node is visited even if nothing but None arrives, so that at a fork there is nothing to do here.
+        if not ctx.at_fork and ctx.combiner.combines and not torch.is_grad_enabled():
+            ctx.combiner.combine([], ctx.device)
+        return None, None, gradient, *[None] * ctx.anchors
+
+
+def replayed(scalar: Tensor, cuts: Sequence[Cut], combiner: GradientCombiner, in_float16: bool) -> Tensor:
+    """Return the same value, with a graph that leads around the fork.
+
+    Evaluating the heads a second time on the feature map would draw another dropout mask, update statistics and call
+    hooks twice. So the gradient with respect to what the heads read, and to every leaf in front of that (the heads'
+    parameters), is taken here from the graph there is.
+
+    Args:
+        scalar: 0-dim, with a graph.
+        cuts: where that graph ends.
+        combiner: of the fork among the cuts.
+        in_float16: whether a part of the graph has that format.
+    """
+    edges = [edge for cut in cuts for edge in cut.edges]
+    leaves = leaves_behind([scalar], {edge.node for edge in edges if isinstance(edge, GradientEdge)})
+    factor = _FLOAT16_SCALE if in_float16 else 1.0
+    with combiner.blocking(), without_autocast(scalar):
+        found = gradients_of([scalar], [*edges, *leaves], [torch.full_like(scalar, factor)])
+    gradients = iter(found)
+    pairs = [(cut.anchor, added(*[next(gradients) for _ in cut.edges])) for cut in cuts]
+    pairs += zip(leaves, gradients)
+    kept = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
+    if not kept:
+        return scalar.detach()
+    result: Tensor = _Replay.apply(
+        scalar.detach(), 1 / factor, [gradient for _, gradient in kept], *[tensor for tensor, _ in kept]
+    )
+    return result
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+        ctx.factor = factor
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Gradient, ...]:
+        gradient = gradient * ctx.factor
+        return None, None, None, *[gradient.to(kept.device) * kept for kept in ctx.saved_tensors]
+
+
+class _SaliencyGradients:
+    """``dL_t/dA[b] = dL_t/ds_t[b] * G_t[b]`` for heads with one output ``s_t[b]`` per sample, whose saliency is ``G_t``.
+
+    So the gradient of the penalty need not be kept apart from those of the tasks: what arrives at the fork is their sum, and
+    what the surgery changes about it is ``sum_t (w_t - 1) dL_t/dA``.
+
+    Args:
+        made: the fork, which watches the outputs of these heads.
+        saliencies: ``[t, B, ...]`` of the tasks in ``present``, detached.
+        present: task indices.
+        num_tasks: T.
+    """
+
+    def __init__(self, made: GradientFork, saliencies: Tensor, present: Sequence[int], num_tasks: int) -> None:
+        self._fork = weakref.ref(made)  # which holds on to this
+        self._saliencies = saliencies
+        self._row_of = {task: row for row, task in enumerate(present)}
+        self._num_tasks = num_tasks
+        self._rows: Tensor | None = None
+
+    @property
+    def any_here(self) -> bool:
+        """Whether an output has a gradient in this backward pass."""
+        return bool(self._at_outputs())
+
+    def gramian(self) -> Tensor:
+        """``[T, T]`` inner products."""
+        self._rows = self._task_rows()
+        return row_gramian(self._rows.flatten(1))
+
+    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """What arrived, changed by the weights."""
+        rows, self._rows = self._task_rows() if self._rows is None else self._rows, None
+        (total,) = arrived
+        change = row_sum(rows.flatten(1), weights - 1).view(rows.shape[1:])
+        return [added(total, change if total is None else change.to(total.dtype))]
+
+    def per_task(self) -> list[list[Gradient]]:
+        """``[1][task]``."""
+        here = self._at_outputs()
+        rows = self._task_rows()
+        return [[rows[task] if task in here else None for task in range(self._num_tasks)]]
+
+    def _at_outputs(self) -> dict[int, Tensor]:
+        made = self._fork()
+        return {} if made is None else made.at_outputs()
+
+    def _task_rows(self) -> Tensor:
+        """``[T, B, ...]`` task gradients, zero for a task without a loss in this pass."""
+        saliencies = self._saliencies
+        batch_size = saliencies.shape[1]
+        factors = saliencies.new_zeros(self._num_tasks, batch_size)
+        for task, gradient in self._at_outputs().items():
+            factors[task] = gradient.reshape(batch_size)
+        shape = (self._num_tasks, batch_size, *[1] * (saliencies.ndim - 2))
+        if len(self._row_of) == self._num_tasks:
+            return saliencies * factors.view(shape)
+        rows = saliencies.new_zeros(self._num_tasks, *saliencies.shape[1:])
+        rows[list(self._row_of)] = saliencies
+        return rows.mul_(factors.view(shape))

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...distributed.ranks import Ranks
+from ...distributed import Ranks
 from ...errors import SurgeryError, TaskError
 from .losses import LossBatch
 from .shared_parameters import members
-
-__all__ = ["Agreed", "agree", "agree_on_names"]
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...errors import ConfigurationError, NotConnectedError, ShapeError, TaskError, WrongTypeError
-from ...saliency.extraction import Losses, losses_per_task
-from ...torch_tools.autograd import leaves_behind, leaves_behind_each
+from ...errors import ConfigurationError, NotConnectedError, ShapeError, WrongTypeError
+from ...tasks import Losses, names_of, per_task
+from ...torch_tools import leaves_behind, leaves_behind_each
 from .shared_parameters import refuse_node, refuse_sharded
 
-__all__ = ["LossBatch", "look_at", "task_names_of"]
+NOT_ADDED_UP = "Surgery needs the loss of each task by itself: do not add them up."
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,7 @@ class LossBatch:
     reach_of_penalty: Sequence[Tensor]
 
 
-def task_names_of(losses: Any) -> list[str]:
-    """The keys of a mapping, or the numbers of a sequence.
-
-    Raises:
-        WrongTypeError: neither.
-    """
-    if isinstance(losses, Mapping):
-        return [str(name) for name in losses]
-    if isinstance(losses, Tensor) or not isinstance(losses, Sequence) or isinstance(losses, str):
-        raise WrongTypeError(
-            f"losses must be a mapping {{task: loss}} or a sequence of T losses, found {type(losses).__name__}. Surgery "
-            "needs the loss of each task by itself: do not add them up."
-        )
-    return [str(number) for number in range(len(losses))]
-
-
-def look_at(
+def checked_losses(
     losses: Losses, penalty: Any, tasks: Sequence[str], parameters: Collection[Tensor], distributed: bool
 ) -> LossBatch:
     """Check the losses and find what they depend on.
@@ -57,13 +41,13 @@ def look_at(
     Raises:
         TaskError, WrongTypeError, ShapeError, NotConnectedError, ConfigurationError: as in ``ParameterSurgery.backward``.
     """
-    if unknown := [name for name in task_names_of(losses) if isinstance(losses, Mapping) and name not in tasks]:
-        raise TaskError(
-            f"losses has entries for {unknown}, which are not tasks. The tasks are {list(tasks)}, given as tasks= "
-            "or taken from the first call. If tasks can be missing from a batch, name all of them in tasks=[...]."
-        )
-    found = losses_per_task(
-        {str(name): loss for name, loss in losses.items()} if isinstance(losses, Mapping) else losses, tasks
+    names_of(losses, "losses", NOT_ADDED_UP)
+    found = per_task(
+        {str(name): loss for name, loss in losses.items()} if isinstance(losses, Mapping) else losses,
+        tasks,
+        "losses",
+        "They were given as tasks= or taken from the first call. If tasks can be missing from a batch, name all of them in "
+        "tasks=[...].",
     )
     for task, loss in found.items():
         _check_scalar(loss, f"the loss of task {tasks[task]!r}")
@@ -84,7 +68,7 @@ def look_at(
     if distributed and (outside := [leaf for leaf in (*reach, *of_penalty) if leaf not in parameters]):
         raise ConfigurationError(
             f"the losses depend on a leaf tensor of shape {list(outside[0].shape)} that is not among the parameters of the "
-            "model. In a distributed run its gradient could not be averaged. Type ParameterSurgery(nn.ModuleList([model, "
+            "model. In a distributed run its gradient could not be averaged. Pass ParameterSurgery(nn.ModuleList([model, "
             "...])) with the module it belongs to (learned loss weights), or detach it."
         )
     return LossBatch(found, with_graph, reach, of_penalty)
@@ -95,5 +79,5 @@ def _check_scalar(loss: Any, what: str) -> None:
         raise WrongTypeError(f"{what} must be a 0-dim tensor with its graph, found {type(loss).__name__}.")
     if loss.ndim > 0:
         raise ShapeError(
-            f"{what} has the shape {list(loss.shape)}, expected a 0-dim tensor. Type .mean() or .sum() over the batch."
+            f"{what} has the shape {list(loss.shape)}, expected a 0-dim tensor. Use .mean() or .sum() over the batch."
         )

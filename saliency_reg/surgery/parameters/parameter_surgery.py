@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ...capture.heads import check_task_names
-from ...capture.lookup import first_few
-from ...distributed.ranks import Ranks
-from ...errors import (
-    ConfigurationError,
-    StateMismatchError,
-    SurgeryError,
-    TaskError,
-    WrongTypeError,
+from ...distributed import Ranks
+from ...errors import ConfigurationError, StateMismatchError, SurgeryError, TaskError, WrongTypeError
+from ...report import SurgeryReport
+from ...tasks import Losses, check_task_names, first_few, names_of
+from ...torch_tools import (
+    Removable,
+    StateModule,
+    StepGuard,
+    check_not_closure_only,
+    names_from_bytes,
+    names_to_bytes,
+    unwrap_optimizer,
+    whole_number,
 )
-from ...saliency.extraction import Losses
-from ...surgery_report import SurgeryReport
-from ...torch_tools.attachment import Removable
-from ...torch_tools.hooks import StepGuard, check_not_closure_only, unwrap_optimizer
-from ...torch_tools.state import StateModule
 from ..weighting import PCGrad, Weighting, check_weighting, task_weights
 from .agreement import agree, agree_on_names
-from .losses import LossBatch, look_at, task_names_of
-from .shared_parameters import ParameterChoice, check_connected, members, names_of_parameters, refuse_sharded, several
-from .task_gradients import Gradients, StepGradients, averaged, gradients_of, gramian_in_chunks, write
-
-__all__ = ["ParameterSurgery"]
+from .losses import NOT_ADDED_UP, LossBatch, checked_losses
+from .shared_parameters import (
+    ParameterChoice,
+    check_connected,
+    has_several,
+    members,
+    names_of_parameters,
+    refuse_sharded,
+)
+from .task_gradients import Gradients, StepGradients, averaged, gradients_at, gramian_in_chunks, write
 
 
 class ParameterSurgery(StateModule, Removable):
@@ -94,6 +98,15 @@ class ParameterSurgery(StateModule, Removable):
     weights: Tensor
     task_names: Tensor
 
+    # A copy is not attached: model and optimizer belong to the original.
+    in_a_copy: ClassVar[dict[str, Any]] = {
+        "_model": None,
+        "_guard": None,
+        "_report": None,
+        "_unfinished": None,
+        "_ready": False,
+    }
+
     def __init__(
         self,
         model: nn.Module,
@@ -110,12 +123,9 @@ class ParameterSurgery(StateModule, Removable):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-        refuse_sharded(model.parameters(), model.modules())
-        _check_count("every", every)
-        if chunk_size is not None:
-            _check_count("chunk_size", chunk_size)
-        self.every = every
-        self.chunk_size = chunk_size
+        refuse_sharded(list(model.parameters()), list(model.modules()))
+        self.every = whole_number("every", every, least=1)
+        self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
         self.tasks: tuple[str, ...] | None = None
         names = None if tasks is None else check_task_names(tasks)
         self.weighting = PCGrad() if weighting is None else weighting
@@ -126,14 +136,12 @@ class ParameterSurgery(StateModule, Removable):
         if self._shared is not None and self._measured is not None and (more := sorted(self._measured - self._shared)):
             raise ConfigurationError(
                 f"measure has parameters that shared does not have: {first_few(more)}. Inner products are taken on shared "
-                "parameters only: type a part of shared=."
+                "parameters only: pass a part of shared=."
             )
         self.register_buffer("task_names", torch.zeros(0, dtype=torch.uint8))
         self.register_buffer("weights", torch.zeros(0, dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._set_tasks(names or ())
-        # Mirrors of buffers, so that a device is never waited for.
-        self._steps = 0
         self._has_weights = False
         self.ranks = Ranks(process_group, model)
         self._agreed = False
@@ -179,13 +187,13 @@ class ParameterSurgery(StateModule, Removable):
         tasks = self._agreed_tasks(losses)
 
         def look() -> LossBatch:
-            refuse_sharded((), model.modules())
+            refuse_sharded((), list(model.modules()))
             if accumulate and self.chunk_size is not None:
                 raise ConfigurationError(
                     "chunk_size= holds a few task gradients at a time, but accumulation has to keep all of them until the "
                     "last micro-batch. Leave chunk_size= out, or call backward once for each optimizer step."
                 )
-            return look_at(losses, penalty, tasks, names, self.ranks.size > 1)
+            return checked_losses(losses, penalty, tasks, names, self.ranks.size > 1)
 
         found = agree(look, list(names), len(tasks), self.ranks)
         step = self._unfinished or StepGradients([leaf for leaf in names if self._may_share(names[leaf])])
@@ -194,10 +202,10 @@ class ParameterSurgery(StateModule, Removable):
         shared = [
             leaf
             for leaf in names
-            if self._may_share(names[leaf]) and (several(reach[leaf]) or (self._shared is not None and reach[leaf]))
+            if self._may_share(names[leaf]) and (has_several(reach[leaf]) or (self._shared is not None and reach[leaf]))
         ]
         measured = [leaf for leaf in shared if self._measured is None or names[leaf] in self._measured]
-        if not accumulate and several(present):
+        if not accumulate and has_several(present):
             by_task = [tasks[task] if present >> task & 1 else None for task in range(len(tasks))]
             check_connected(by_task, [reach[leaf] for leaf in shared], [reach[leaf] for leaf in measured], self._shared)
         # All has been checked: nothing was changed before this line.
@@ -216,8 +224,7 @@ class ParameterSurgery(StateModule, Removable):
             return
         self._unfinished = None
         write(gradients)
-        self._steps += 1
-        self.steps.fill_(self._steps)
+        self._count_up("steps")
         self._ready = True
 
     def discard(self) -> None:
@@ -257,7 +264,7 @@ class ParameterSurgery(StateModule, Removable):
         self, step: StepGradients, batch: LossBatch, shared: list[Tensor], measured: list[Tensor], accumulate: bool
     ) -> Gradients | None:
         """Take the gradients of one call; with the last one of a step, return what is to be written."""
-        due = self._steps % self.every == 0 or not self._has_weights
+        due = self._count("steps") % self.every == 0 or not self._has_weights
         many_calls = accumulate or self._unfinished is not None
         present = members(step.present)
         weights = self.weights
@@ -277,7 +284,7 @@ class ParameterSurgery(StateModule, Removable):
     def _measure(self, batch: LossBatch, present: list[int], measured: list[Tensor]) -> Tensor:
         def gradient_of(task: int) -> Gradients:
             leaves = [leaf for leaf in measured if batch.reach.get(leaf, 0) >> task & 1]
-            found = gradients_of([batch.losses[task]], leaves, keep_graph=True) if leaves else {}
+            found = gradients_at([batch.losses[task]], leaves, keep_graph=True) if leaves else {}
             return averaged(measured, found, self.ranks) if self.ranks.size > 1 else found
 
         return gramian_in_chunks(present, len(self.weights), self.chunk_size or len(present), measured, gradient_of)
@@ -303,12 +310,14 @@ class ParameterSurgery(StateModule, Removable):
         if self._agreed and known is not None:
             return known
         names = agree_on_names(
-            lambda: task_names_of(losses) if known is None else list(known), known is not None, self.ranks
+            lambda: names_of(losses, "losses", NOT_ADDED_UP) if known is None else list(known),
+            known is not None,
+            self.ranks,
         )
         if len(names) < 2:
             raise TaskError(
                 f"found {len(names)} loss(es) {names}, expected at least two: surgery weighs the gradients of tasks against "
-                "each other. Type backward({'a': loss_a, 'b': loss_b}), and name all in tasks=[...] if some can be missing "
+                "each other. Call backward({'a': loss_a, 'b': loss_b}), and name all in tasks=[...] if some can be missing "
                 "from the first batch."
             )
         if known is None:  # otherwise it was tried when this was built
@@ -317,7 +326,7 @@ class ParameterSurgery(StateModule, Removable):
 
     def _set_tasks(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks) or None
-        self.task_names = torch.tensor(list("\n".join(tasks).encode()), dtype=torch.uint8)
+        self.task_names = names_to_bytes(tasks)
         self.weights = torch.full((len(tasks),), torch.nan, dtype=torch.float64)
 
     def _before_step(self) -> None:
@@ -335,17 +344,11 @@ class ParameterSurgery(StateModule, Removable):
     def _after_step(self) -> None:
         self._ready = False
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy is not attached: model and optimizer belong to the original.
-        state = vars(self).copy()
-        state.update(_model=None, _guard=None, _report=None, _unfinished=None, _ready=False)
-        return state
-
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         saved = state_dict.get(prefix + "task_names")
         known = self.tasks
         if saved is not None:
-            names = bytes(saved.tolist()).decode(errors="replace").split("\n") if len(saved) else []
+            names = names_from_bytes(saved)
             if names and known is not None and tuple(names) != known:
                 raise StateMismatchError(
                     f"the state dict was saved for the tasks {names}, but this surgery has {list(known)}. Build it with the "
@@ -355,13 +358,5 @@ class ParameterSurgery(StateModule, Removable):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if self.tasks is None and known is not None:  # it was saved before its first call
             self._set_tasks(known)
-        self._steps = int(self.steps)
         self._has_weights = len(self.weights) > 0 and bool(torch.isfinite(self.weights).all())
         self.discard()
-
-
-def _check_count(option: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise WrongTypeError(f"{option} must be an int, found {type(value).__name__}.")
-    if value < 1:
-        raise ConfigurationError(f"{option} must be at least 1, found {value}.")

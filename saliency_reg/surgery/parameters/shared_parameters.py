@@ -8,19 +8,10 @@ from typing import Union
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ...capture.lookup import find_module, first_few
+from ...capture import find_module
 from ...errors import ConfigurationError, NotConnectedError, WrongTypeError
-from ...torch_tools.autograd import DDP_SINK
-
-__all__ = [
-    "ParameterChoice",
-    "check_connected",
-    "members",
-    "names_of_parameters",
-    "refuse_node",
-    "refuse_sharded",
-    "several",
-]
+from ...tasks import first_few
+from ...torch_tools import DDP_SINK, derives_from
 
 #: A module, its name, a parameter, or several of these.
 ParameterChoice = Union[str, nn.Module, Tensor, Iterable[Union[str, nn.Module, Tensor]]]
@@ -39,7 +30,7 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
     if not single and not isinstance(choice, Iterable):
         raise WrongTypeError(
             f"{option} must be a module of the model, its name, or a list of modules and parameters; found "
-            f"{type(choice).__name__}. Type {option}=model.backbone."
+            f"{type(choice).__name__}. Pass {option}=model.backbone."
         )
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     found: set[str] = set()
@@ -59,7 +50,7 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
     return frozenset(found)
 
 
-def several(mask: int) -> bool:
+def has_several(mask: int) -> bool:
     """Whether a bit mask of tasks has at least two."""
     return mask & (mask - 1) != 0
 
@@ -112,7 +103,7 @@ def refuse_node(node: Node) -> None:
         ConfigurationError: it is one.
     """
     name = node.name()
-    if name == "_ForkBackward":
+    if getattr(node, "weighs_task_gradients", False):
         raise ConfigurationError(
             "both levels of surgery at once: a loss comes through the feature fork of SaliencyRegularizer(..., surgery=...) "
             "or FeatureSurgery, which would change the task gradients before they are measured on the parameters. Keep "
@@ -127,31 +118,27 @@ def refuse_node(node: Node) -> None:
         )
     if name == "CheckpointFunctionBackward":
         raise ConfigurationError(
-            "a loss comes through a reentrant checkpoint, which knows no gradients of single losses. Type "
+            "a loss comes through a reentrant checkpoint, which knows no gradients of single losses. Use "
             f"checkpoint(..., use_reentrant=False), or use {_FEATURE_LEVEL}."
         )
     if name == DDP_SINK and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
         raise ConfigurationError(
-            "DistributedDataParallel(static_graph=True) expects one backward pass of its own. Type static_graph=False: "
+            "DistributedDataParallel(static_graph=True) expects one backward pass of its own. Pass static_graph=False: "
             f"ParameterSurgery averages the gradients itself. Or use {_FEATURE_LEVEL}."
         )
 
 
-def refuse_sharded(tensors: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> None:
+def refuse_sharded(tensors: Sequence[Tensor], modules: Sequence[nn.Module] = ()) -> None:
     """Raise if parameters are split over processes (FSDP, tensor parallelism).
 
     Raises:
         ConfigurationError: they are.
     """
-    tensors = list(tensors)
-    kinds = {type(tensor).__name__ for tensor in tensors} & {"DTensor"}
-    if any(getattr(tensor, "_is_flat_param", False) for tensor in tensors):
-        kinds.add("FlatParameter")
+    kinds = {"DTensor" for tensor in tensors if derives_from(tensor, "DTensor")}
+    kinds |= {"FlatParameter" for tensor in tensors if getattr(tensor, "_is_flat_param", False)}
     # Between forward and backward the parameters of a wrapped module may be whole.
-    kinds |= {base.__name__ for module in modules for base in type(module).__mro__} & {
-        "FSDPModule",
-        "FullyShardedDataParallel",
-    }
+    for kind in ("FSDPModule", "FullyShardedDataParallel"):
+        kinds |= {kind for module in modules if derives_from(module, kind)}
     if kinds:
         raise ConfigurationError(
             f"the model has sharded parameters (found {first_few(sorted(kinds))}), of which each process sees a part only, "

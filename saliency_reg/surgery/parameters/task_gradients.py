@@ -9,21 +9,12 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from ...distributed.ranks import Ranks
-from ...torch_tools.state import state_dtype
-from ..gramian import gramian_of, spread, weighted_sum
+from ...distributed import Ranks
+from ...tasks import spread
+from ...torch_tools import gradients_of, state_dtype
+from ..gramian import gramian_of, weighted_sum
 from .losses import LossBatch
-from .shared_parameters import several
-
-__all__ = [
-    "Gradients",
-    "StepGradients",
-    "averaged",
-    "gramian_in_chunks",
-    "gramian_over",
-    "gradients_of",
-    "write",
-]
+from .shared_parameters import has_several
 
 Gradients = dict[Tensor, Tensor]
 
@@ -55,10 +46,10 @@ class StepGradients:
     def add_each_task(self, batch: LossBatch) -> None:
         """One pass for each task, and one for the penalty. Frees the graph behind the last loss."""
         if batch.penalty is not None:
-            self._add_final(gradients_of([batch.penalty], batch.reach_of_penalty, keep_graph=bool(batch.losses)))
+            self._add_final(gradients_at([batch.penalty], batch.reach_of_penalty, keep_graph=bool(batch.losses)))
         for number, (task, loss) in enumerate(batch.losses.items(), start=1):
             leaves = [leaf for leaf, mask in batch.reach.items() if mask >> task & 1]
-            self._add_of_task(task, gradients_of([loss], leaves, keep_graph=number < len(batch.losses)))
+            self._add_of_task(task, gradients_at([loss], leaves, keep_graph=number < len(batch.losses)))
 
     def add_weighted(self, batch: LossBatch, shared: Set[Tensor], weights: Tensor) -> None:
         """One pass through what is shared, for ``sum_t w_t L_t`` and the penalty; one through the rest of the graph."""
@@ -68,17 +59,17 @@ class StepGradients:
         outside = [leaf for leaf in batch.reach if leaf not in shared]
         if batch.penalty is not None:
             beside = [leaf for leaf in batch.reach_of_penalty if leaf not in shared or leaf not in batch.reach]
-            self._add_final(gradients_of([batch.penalty], beside, keep_graph=bool(losses)))
-        for leaf, gradient in gradients_of(losses, outside, keep_graph=bool(inside)).items():
+            self._add_final(gradients_at([batch.penalty], beside, keep_graph=bool(losses)))
+        for leaf, gradient in gradients_at(losses, outside, keep_graph=bool(inside)).items():
             mask = batch.reach[leaf]
-            if several(mask):  # of several tasks: here, nothing is known to be shared that could be weighed
+            if has_several(mask):  # of several tasks: here, nothing is known to be shared that could be weighed
                 self._add_final({leaf: gradient})
             else:
                 self._add_of_task(mask.bit_length() - 1, {leaf: gradient})
         if batch.penalty is not None and any(leaf in shared for leaf in batch.reach_of_penalty):
             losses = [*losses, batch.penalty]
             kept = torch.cat([kept, kept.new_ones(1)])
-        self._add_final(gradients_of(losses, inside, kept))
+        self._add_final(gradients_at(losses, inside, kept))
 
     def average_tasks(self, tasks: Sequence[int], shared: Sequence[Tensor], ranks: Ranks) -> None:
         """Replace the task gradients on the shared parameters by their means over the processes."""
@@ -133,14 +124,14 @@ class StepGradients:
             _add(self.final, leaf, gradient)
 
 
-def gradients_of(
+def gradients_at(
     outputs: Sequence[Tensor], leaves: Sequence[Tensor], factors: Tensor | None = None, keep_graph: bool = False
 ) -> Gradients:
     """Gradients of ``sum_i factor_i output_i``, without the leaves that get none."""
     if not outputs or not leaves:
         return {}
-    cotangents = None if factors is None else [factor.to(output) for factor, output in zip(factors, outputs)]
-    found = torch.autograd.grad(outputs, leaves, cotangents, retain_graph=keep_graph, allow_unused=True)
+    seeds = None if factors is None else [factor.to(output) for factor, output in zip(factors, outputs)]
+    found = gradients_of(outputs, leaves, seeds, keep_graph=keep_graph)
     return {leaf: gradient for leaf, gradient in zip(leaves, found) if gradient is not None}
 
 

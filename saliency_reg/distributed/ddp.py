@@ -1,0 +1,39 @@
+"""What ``DistributedDataParallel`` does not allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import ConfigurationError
+from ..torch_tools import DDP_SINK, nodes_behind
+
+
+class StaticGraphCheck:
+    """Refuses what came out of ``DistributedDataParallel(static_graph=True)``.
+
+    It takes the first gradient that comes along there for its backward pass, and reduces gradients that are not whole.
+    """
+
+    def __init__(self) -> None:
+        self._passed = False
+
+    def check(self, tensors: Iterable[Any]) -> None:
+        """Look for it behind these outputs or losses, until it was not there once.
+
+        Raises:
+            ConfigurationError: it is there.
+        """
+        if self._passed:
+            return
+        roots = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor)]
+        for node in nodes_behind(roots):
+            if node.name() == DDP_SINK and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    "DistributedDataParallel(static_graph=True) takes the gradient of these outputs or losses for its "
+                    "backward pass, so that gradients would be wrong. Attach the regularizer to the model with "
+                    "target='output', which takes the outputs from the heads, or pass static_graph=False."
+                )
+        self._passed = True

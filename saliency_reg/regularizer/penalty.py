@@ -1,0 +1,279 @@
+"""One call of the regularizer: from a captured forward straight down to the penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import CapturedForward
+from ..distributed import Brought, Joined, JoinedBatch, Ranks, StaticGraphCheck
+from ..errors import NonFiniteError
+from ..relations import PendingDistances, RelationWeights
+from ..report import SaliencyReport
+from ..saliency import Given, Saliencies, SaliencyExtractor, pairwise_distances
+from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
+from ..tasks import sum_of_losses
+from ..torch_tools import StateModule, names_to_bytes
+from .options import Options, check_weighting_level
+from .reach import Reach
+from .reminders import Reminders
+from .sample_mixing import SampleMixing
+from .strength import strength_at
+from .task_sample import TaskSampler
+
+
+class Penalty(StateModule):
+    """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
+
+    It knows nothing of the model: that is :class:`SaliencyRegularizer`, which derives from it.
+
+    Args:
+        tasks: T names.
+        options: the settings.
+        relations: as in :class:`SaliencyRegularizer`.
+        surgery: a weighting, or ``None``.
+        ranks: the data-parallel processes.
+        heads: the head modules; ``None`` where they do not tell all that is between the feature map and the outputs.
+    """
+
+    steps: Tensor
+    task_names: Tensor
+    in_a_copy: ClassVar[dict[str, Any]] = {"_report": None}
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        options: Options,
+        relations: str | RelationWeights,
+        surgery: Any,
+        ranks: Ranks,
+        heads: Sequence[nn.Module] | None,
+    ) -> None:
+        super().__init__()
+        self.tasks: tuple[str, ...] = tuple(tasks)
+        self._options = options
+        self._extractor = SaliencyExtractor(
+            self.tasks,
+            target=options.target,
+            scalarize=options.scalarize,
+            pool=options.pool,
+            channel_axis=options.channel_axis,
+            loss_reduction=options.loss_reduction,
+        )
+        self.relations = options.relations_of(relations, self.tasks)
+        self.pending = PendingDistances(len(self.tasks), options.reduction)
+        self.sampler = TaskSampler(options.max_tasks_per_step, options.seed)
+        self._joined_batch = JoinedBatch(len(self.tasks), options.reduction, ranks)
+        self.surgery: GradientCombiner | None = None
+        if surgery is not None:
+            check_weighting_level(surgery)
+            self.surgery = GradientCombiner(self.tasks, surgery, ranks)
+        self.register_buffer("task_names", names_to_bytes(self.tasks))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._has_pending = False
+        self._static_graph = StaticGraphCheck()
+        self._mixing = SampleMixing(options.cross_sample)
+        self._reach = Reach(heads, options.target, options.scalarize)
+        self._reminders = Reminders(self.tasks)
+        self._report: SaliencyReport | None = None
+        self._seen: tuple[list[int], bool] | None = None  # shape of the feature map; whether the form was closed
+
+    # What can be read and set.
+
+    @property
+    def strength(self) -> float:
+        """Factor of the penalty after warm-up; can be set at any time."""
+        return self._options.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self._options = replace(self._options, strength=value)
+        self._strength_changes()
+
+    @property
+    def pool(self) -> str | None:
+        """How saliencies are pooled over positions; can be set at any time."""
+        return self._options.pool
+
+    @pool.setter
+    def pool(self, value: str | None) -> None:
+        self._options = replace(self._options, pool=value)
+        self._extractor.pool = value
+
+    @property
+    def check_finite(self) -> bool:
+        """Whether a call with distances that are not finite raises; can be set at any time."""
+        return self._options.check_finite
+
+    @check_finite.setter
+    def check_finite(self, value: bool) -> None:
+        self._options = replace(self._options, check_finite=value)
+
+    @property
+    def metric(self) -> str:
+        """Of the distance."""
+        return self._options.metric
+
+    @property
+    def reduction(self) -> str:
+        """Of the distance, over the batch."""
+        return self._options.reduction
+
+    @property
+    def target(self) -> str:
+        """What the saliency is of: ``"output"`` or ``"loss"``."""
+        return self._options.target
+
+    @property
+    def current_strength(self) -> float:
+        """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
+        return strength_at(self._count("steps"), self._options)
+
+    @property
+    def follows_optimizer(self) -> bool:
+        """Whether the relations move with the steps of an attached optimizer."""
+        return False
+
+    @property
+    def report(self) -> SaliencyReport | None:
+        """Figures of the latest call that acted; ``None`` before it. Those of the surgery come with the backward pass."""
+        if self._report is None or self.surgery is None:
+            return self._report
+        return replace(self._report, surgery=self.surgery.report)
+
+    def step(self) -> None:
+        """Move the relations once, by the distances since the last step, and count one optimizer step.
+
+        An attached optimizer calls this; call it yourself, after each update, in a loop without one.
+        """
+        if self._has_pending:
+            distances, seen = self.pending.take()
+            self.relations.update(distances, self.current_strength, observed=seen)
+            self._has_pending = False
+        self._reminders.stepped()
+        self._count_up("steps")
+        self._strength_changes()
+
+    # How it is done.
+
+    def _penalty_of(self, forward: CapturedForward, given: Given) -> Tensor:
+        """Return the penalty of a forward: in several processes of the joined batch, this process' part of it.
+
+        All processes come here together. A forward without heads goes the same way, with zeros.
+        """
+        if self.steps.device != forward.device:
+            self.to(forward.device)
+        ranks, strength = self._joined_batch.ranks, self.current_strength
+        if ranks.size > 1:
+            self._static_graph.check(_values(given.losses if self._options.target == "loss" else given.outputs))
+        losses = sum_of_losses(given.losses, self.tasks, forward.device)
+        # In several processes tasks are drawn from all: those that ran may differ.
+        drawn_from = forward.tasks(len(self.tasks)) if ranks.size == 1 else range(len(self.tasks))
+        chosen, factor = self.sampler.choose(drawn_from)
+        saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
+        apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
+        distances = self._distances(saliencies)
+        brought = Brought(saliencies.present, distances.detach(), saliencies.batch_size, losses, forward.no_heads)
+        relations = self.relations.matrix()
+        joined = self._joined_batch.join(brought, relations, self._settings)
+        self._keep_pending(joined, saliencies.present)
+        penalty = _weighed(distances, relations, joined, saliencies.present, strength * factor)
+        if strength * factor > 0 and saliencies.comparable:
+            self._reach.measure(penalty, saliencies, forward, self.tasks)
+        self._report = self._report_of(joined, relations, strength * factor, penalty)
+        if saliencies.comparable:
+            self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
+        self._reminders.called(saliencies.present, self.follows_optimizer)
+        if self.surgery is not None:
+            penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
+            penalty = joining_collectives(penalty, forward, self.surgery)
+        return penalty
+
+    def _distances(self, saliencies: Saliencies) -> Tensor:
+        """``[t, t]`` among the tasks that ran, zeros without samples."""
+        present, values = saliencies.present, saliencies.values
+        if not saliencies.comparable:
+            return torch.zeros(len(present), len(present), device=values.device)
+        distances = pairwise_distances(values, self._options.metric, self._options.reduction)
+        if self._options.reduction == "sum" and values.shape[1] != saliencies.batch_size:
+            distances = distances * saliencies.batch_size  # one row stands for all samples
+        return distances
+
+    def _keep_pending(self, joined: Joined, present: Sequence[int]) -> None:
+        """Add the distances to those of the coming step of the relations, on all processes alike."""
+        if self._options.check_finite and not torch.isfinite(joined.distances).all():
+            raise NonFiniteError(
+                f"the distances between {[self.tasks[task] for task in present]} hold NaN or infinite values. Look at the "
+                "outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
+                "GradScaler skip the step."
+            )
+        self.pending.add(joined.distances, joined.samples)
+        self._has_pending = True
+
+    def _report_of(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor) -> SaliencyReport:
+        if joined.factors is not None:  # of several processes, not what this one returns
+            penalty = factor * (relations.to(joined.distances) * joined.distances).triu(1).sum()
+        return SaliencyReport(
+            tasks=self.tasks,
+            samples=joined.samples.diagonal(),
+            strength=self.current_strength,
+            penalty=penalty.detach(),
+            losses=joined.losses,
+            distances=torch.where(joined.samples > 0, joined.distances, torch.nan),
+            relations=relations,
+        )
+
+    def _settings(self, thorough: bool) -> Mapping[str, Any]:
+        """What has to be the same in all processes, in words; ``thorough``: with the relation weights."""
+        found: dict[str, Any] = {
+            "tasks": self.tasks,
+            **self._options.words(),
+            "seed": self.sampler.seed,
+            "optimizer steps so far": self._count("steps"),
+            "relations": repr(self.relations),
+            "surgery": None if self.surgery is None else type(self.surgery.weighting).__name__,
+        }
+        if thorough:
+            found["relation weights"] = self.relations.matrix().flatten().tolist()
+        return found
+
+    def _strength_changes(self) -> None:
+        """For derived classes: the strength is, or may become, another one."""
+
+    def _described(self) -> dict[str, str]:
+        closed_form = self._seen is not None and self._seen[1]
+        moved = (
+            "following an optimizer"
+            if self.follows_optimizer
+            else "moved by .step() alone, as no optimizer is attached"
+        )
+        step = f"in optimizer step {self._count('steps')}"
+        lines = {
+            "saliency": self._options.saliency(),
+            "form": "closed form: the heads' weight rows" if closed_form else self._reach.form.value,
+            "distance": f"{self.metric}, {self.reduction} over the batch",
+            "reaches the backbone": self._reach.describe(),
+            "strength": f"{self.current_strength:g} {step}, {self.strength:g} after warm-up",
+            "relations": f"{self.relations}, {moved}",
+        }
+        if self.surgery is not None:
+            lines["gradient surgery"] = f"{type(self.surgery.weighting).__name__} (feature)"
+        return lines
+
+
+def _weighed(distances: Tensor, relations: Tensor, joined: Joined, present: Sequence[int], factor: float) -> Tensor:
+    """``factor * sum_{i<j} w_ij D_ij`` over the tasks that ran, with the factors of this process."""
+    if factor == 0:
+        return distances.new_zeros(())  # also where distances are not finite
+    weights = relations if joined.factors is None else relations * joined.factors.to(relations)
+    if len(present) < len(relations):
+        weights = weights[present][:, present]
+    return factor * (weights.to(distances.dtype) * distances).triu(1).sum()
+
+
+def _values(given: Any) -> Sequence[Any]:
+    return () if given is None else list(given.values() if isinstance(given, Mapping) else given)

@@ -1,0 +1,105 @@
+"""Whether heads mix samples, so that the saliency of a sample is not its own: measured in each call until it is known."""
+
+from __future__ import annotations
+
+import torch
+
+from ..capture import CapturedForward
+from ..errors import CrossSampleError
+from ..saliency import Saliencies
+from ..torch_tools import gradients_of, warn_user
+
+#: So often it is tried to tell whether samples are mixed, where outputs do not react to the feature map at all.
+_MOST_UNDECIDED = 20
+_MIXES = (
+    "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own. That is "
+    "what a BatchNorm in train mode does between the feature map and the outputs: choose a feature map behind it, use "
+    "LayerNorm or GroupNorm, put it in eval mode, or pass cross_sample='ignore' if it is meant."
+)
+
+
+class SampleMixing:
+    """What is known of the heads of one regularizer, in each mode (train or eval) that they and their parts were in.
+
+    Args:
+        cross_sample: what to do where samples are mixed: ``"warn"`` once, raise an ``"error"``, or ``"ignore"`` it.
+    """
+
+    def __init__(self, cross_sample: str) -> None:
+        self._cross_sample = cross_sample
+        self._warned = cross_sample == "ignore"
+        # Heads, with the modes that they and their parts were in.
+        self._unmixed: set[tuple[int, tuple[bool, ...]]] = set()
+        self._mixed: set[tuple[int, tuple[bool, ...]]] = set()
+        self._undecided = 0
+
+    def are_samples_apart(self, forward: CapturedForward, saliencies: Saliencies, *, needed: bool) -> bool:
+        """Tell the user if samples are mixed; return whether they have been seen to be apart.
+
+        Args:
+            forward, saliencies: of this call.
+            needed: whether the answer is; otherwise it is false, and nothing is measured any more once the user was told.
+
+        Raises:
+            CrossSampleError: samples are mixed, and ``cross_sample="error"``.
+        """
+        if saliencies.closed_form or not saliencies.comparable or (self._warned and not needed):
+            return False
+        now = _heads_as_they_are(forward)
+        if not (now <= self._unmixed or now & self._mixed or self._undecided >= _MOST_UNDECIDED):
+            self._measure(forward, now)
+        if forward.batch_size == 1:
+            # Apart from all others, unless that is known to be otherwise for more of them: so that a resumed run which
+            # begins with a single sample goes the way of the uninterrupted run.
+            return not now & self._mixed
+        return now <= self._unmixed
+
+    def _measure(self, forward: CapturedForward, now: set[tuple[int, tuple[bool, ...]]]) -> None:
+        mixes = mixes_samples(forward)
+        if mixes is None:
+            self._undecided += 1
+        elif not mixes:
+            self._unmixed |= now
+        elif self._cross_sample == "error":
+            raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
+        else:
+            self._mixed |= now
+            if not self._warned:
+                self._warned = True
+                warn_user(_MIXES)
+
+
+def _heads_as_they_are(forward: CapturedForward) -> set[tuple[int, tuple[bool, ...]]]:
+    modules = forward.modules
+    return {
+        (index, tuple(module.training for module in modules[index].modules()) if modules else ())
+        for index in forward.ran
+    }
+
+
+def mixes_samples(forward: CapturedForward) -> bool | None:
+    """Whether the outputs of sample 0 depend on a feature map at other samples.
+
+    ``None`` where that cannot be told: for a single sample, and where a head is blind to its own sample (zero weights).
+    """
+    decided = True
+    for feature in forward.features:
+        size = len(feature.tensor)
+        outputs = [output for output in forward.outputs if output.ndim > 0 and len(output) == size]
+        if size < 2 or not outputs:
+            return None
+        # Unequal factors: the sum of softmax outputs is constant.
+        first = [
+            (
+                output[:1].float() * torch.linspace(1, 2, output[:1].numel(), device=output.device).view_as(output[:1])
+            ).sum()
+            for output in outputs
+        ]
+        edges = list(dict.fromkeys(edge for own in feature.edges for edge in own))
+        for gradient in gradients_of(first, edges):
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                return None
+            if gradient is not None and bool(gradient[1:].any()):
+                return True
+            decided = decided and gradient is not None and bool(gradient[0].any())
+    return False if decided else None
