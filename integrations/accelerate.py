@@ -9,35 +9,28 @@ optimizer=optimizer)`` goes before or after ``accelerator.prepare(model, optimiz
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from saliency_reg import (
-    FeatureSurgery,
-    ParameterSurgery,
-    SaliencyRegularizer,
-    SaliencyReport,
-)
-from saliency_reg.errors import (
+from .. import FeatureSurgery, ParameterSurgery, SaliencyRegularizer, SaliencyReport
+from ..errors import (
     CaptureError,
     ConfigurationError,
-    MissingPackageError,
     SaliencyRegError,
     StateMismatchError,
     WrongTypeError,
 )
-from saliency_reg.integrations.relation_image import image_of
-from saliency_reg.integrations.report_figures import figures_of, figures_of_surgery
-from saliency_reg.saliency.extraction import Losses
-from saliency_reg.torch_tools.hooks import check_not_closure_only, unwrap_optimizer
+from ..tasks import Losses
+from ..torch_tools import check_not_closure_only, unwrap_optimizer, whole_number
+from .shared.libraries import need
+from .shared.relation_image import image_of
+from .shared.report_figures import figures_of, figures_of_surgery
 
 __all__ = ["backward", "log_report", "register"]
 
@@ -234,10 +227,10 @@ def log_report(
         0.1
     """
     _check_arguments(regularizer, accelerator)
-    _check_number("step", step, 0)
-    _check_number("max_pairs", max_pairs, 0)
+    whole_number("step", step)
+    whole_number("max_pairs", max_pairs)
     if image_every is not None:
-        _check_number("image_every", image_every, 1)
+        whole_number("image_every", image_every, least=1)
     report = regularizer.report
     if report is None:
         raise CaptureError(
@@ -291,23 +284,10 @@ def _check_arguments(regularizer: object, accelerator: object) -> None:
             "expected a SaliencyRegularizer, FeatureSurgery or ParameterSurgery as first argument, found "
             f"{type(regularizer).__name__}. Type register(regularizer, accelerator)."
         )
-    try:
-        accelerate = importlib.import_module("accelerate")
-    except ImportError as error:
-        raise MissingPackageError(
-            'accelerate could not be imported. Type: pip install "saliency-reg[accelerate]"'
-        ) from error
-    if not isinstance(accelerator, accelerate.Accelerator):
+    if not isinstance(accelerator, need("accelerate").Accelerator):
         raise WrongTypeError(
             f"accelerator must be an accelerate.Accelerator, found {type(accelerator).__name__}. Type Accelerator()."
         )
-
-
-def _check_number(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise WrongTypeError(f"{name} must be an int, found {type(value).__name__}.")
-    if value < least:
-        raise ConfigurationError(f"{name} must be at least {least}, found {value}.")
 
 
 def _engine_of(accelerator: Any, optimizer: Any) -> str | None:

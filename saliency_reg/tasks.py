@@ -71,7 +71,7 @@ def sum_of_losses(losses: Losses | Tensor | None, tasks: Sequence[str], device: 
 def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:
     """:func:`per_task` for losses, with the advice for one tensor that holds them all."""
     advice = "Pass losses.unbind() for [T], losses.unbind(1) for [B, T]." if isinstance(losses, Tensor) else ""
-    return per_task(losses, tasks, "losses", advice)
+    return per_task(losses, tasks, "losses", advice)  # type: ignore[arg-type]  # one tensor is refused
 
 
 def spread(matrix: Tensor, present: Sequence[int], size: int, elsewhere: float) -> Tensor:

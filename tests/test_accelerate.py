@@ -818,7 +818,7 @@ def test_names_in_the_picture_cost_no_matplotlib_state() -> None:
     pytest.importorskip("matplotlib")
     code = (
         "import sys, torch; from saliency_reg import SaliencyRegularizer; "
-        "from saliency_reg.integrations import accelerate, relation_image; "
+        "from saliency_reg.integrations import accelerate; from saliency_reg.integrations.shared import relation_image; "
         "assert not {'accelerate', 'matplotlib', 'tensorboard'} & set(sys.modules), 'import'; "
         "r = SaliencyRegularizer(None, tasks=['a', 'b']); f = torch.ones(4, 2, requires_grad=True); "
         "r(outputs={'a': f.sum(1), 'b': 2 * f.sum(1)}, features=f); "

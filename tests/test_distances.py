@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saliency_reg import task_distances
-from saliency_reg.saliency import pairwise_l1
+from saliency_reg.saliency import distances
 
 from .reference.slow import slow_distances
 
@@ -149,8 +149,8 @@ def test_more_than_one_axis_after_the_batch_is_flattened() -> None:
 @pytest.mark.parametrize("by_columns", [True, False])
 def test_both_ways_of_l1_distances(by_columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of a CPU, over more columns than are taken at a time, and that of a GPU."""
-    monkeypatch.setattr(pairwise_l1, "_by_columns", lambda x: by_columns)
-    monkeypatch.setattr(pairwise_l1, "_ENTRIES", 1000)
+    monkeypatch.setattr(distances, "_by_columns", lambda x: by_columns)
+    monkeypatch.setattr(distances, "_ENTRIES", 1000)
     saliencies = torch.randn(3, 2, 700, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(3, 3, dtype=torch.float64)
     found, wanted = task_distances(saliencies), slow_distances([list(task) for task in saliencies], "l1", "mean")

@@ -21,10 +21,10 @@ from saliency_reg.errors import (
     TaskError,
     WrongTypeError,
 )
-from saliency_reg.regularizer.first_call import FirstCall
+from saliency_reg.regularizer.sample_mixing import SampleMixing
 from saliency_reg.surgery.feature import penalty_bypass
-from saliency_reg.surgery.feature.fork import Fork
-from saliency_reg.surgery.feature.replay import replayed
+from saliency_reg.surgery.feature.fork import GradientFork
+from saliency_reg.surgery.feature.penalty_bypass import replayed
 
 from .reference.slow_fork import Expected, slow_step
 from .reference.slow_surgery import textbook_pcgrad
@@ -405,7 +405,7 @@ def test_both_ways_around_the_fork_are_one(name: str, pool: str | None, monkeypa
         regularizer = SaliencyRegularizer(entry.model, "heads", pool=pool, strength=0.7, surgery=PCGrad())
         loss = sum(losses_of(entry.model(entry.inputs)).values())
         if replay:
-            monkeypatch.setattr(FirstCall, "found_unmixed", lambda *args: False)
+            monkeypatch.setattr(SampleMixing, "are_samples_apart", lambda *args, **kwargs: False)
         (loss + regularizer()).backward()
         assert len(calls) == int(replay or (name == "pooling heads" and pool == "sum"))
         found.append({key: parameter.grad for key, parameter in entry.model.named_parameters()})
@@ -579,7 +579,7 @@ def test_the_graph_keeps_nothing_alive() -> None:
     del entry, loss
     gc.collect()
     assert model() is None
-    assert not [found for found in gc.get_objects() if type(found) is Fork]
+    assert not [found for found in gc.get_objects() if type(found) is GradientFork]
 
 
 def test_copies_are_not_attached() -> None:

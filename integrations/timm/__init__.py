@@ -3,7 +3,8 @@
 >>> from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups
 """
 
-from .classifier import find_classifier, find_feature
+from .classifier.classifier import find_classifier, find_feature
+from .classifier.unmodified import saliency_regularizer
 from .errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -14,11 +15,10 @@ from .errors import (
     PretrainedWeightsError,
     UnknownModelError,
 )
-from .head_config import HeadConfig
-from .model import TimmMultiTaskModel
-from .parameter_groups import parameter_groups
-from .saliency_maps import task_saliency_maps
-from .unmodified import saliency_regularizer
+from .maps.saliency_maps import task_saliency_maps
+from .model.head_config import HeadConfig
+from .model.model import TimmMultiTaskModel
+from .model.parameter_groups import parameter_groups
 
 __all__ = [
     "CheckpointError",

@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from saliency_reg.errors import ModuleNotFoundInModelError, SaliencyRegError, ShapeError
-
-__all__ = [
-    "CheckpointError",
-    "CheckpointNotFoundError",
-    "ClassifierNotFoundError",
-    "FeatureNotFoundError",
-    "ImageSizeError",
-    "NoSpatialFeatureError",
-    "PretrainedWeightsError",
-    "UnknownModelError",
-]
+from ...errors import ModuleNotFoundInModelError, SaliencyRegError, ShapeError
 
 
 class UnknownModelError(SaliencyRegError, LookupError):

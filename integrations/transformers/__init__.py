@@ -15,17 +15,17 @@ from .errors import (
     UnknownTaskError,
     UnsupportedTrainerError,
 )
-from .head_config import HeadConfig
+from .model.head_config import HeadConfig
 
 if TYPE_CHECKING:
-    from .classifier import find_classifier
-    from .collator import MultiTaskCollator
-    from .configuration import MultiTaskConfig
-    from .model import MultiTaskModel
-    from .output import MultiTaskOutput
-    from .trainer import SaliencyTrainer, SaliencyTrainerMixin
-    from .trainer_loss import SaliencyLoss
-    from .unmodified import saliency_regularizer
+    from .classifier.classifier import find_classifier
+    from .classifier.unmodified import saliency_regularizer
+    from .model.collator import MultiTaskCollator
+    from .model.configuration import MultiTaskConfig
+    from .model.model import MultiTaskModel
+    from .model.output import MultiTaskOutput
+    from .trainer.loss import SaliencyLoss
+    from .trainer.trainer import SaliencyTrainer, SaliencyTrainerMixin
 
 __all__ = [
     "ClassifierNotFoundError",
@@ -49,15 +49,15 @@ __all__ = [
 
 #: What needs transformers itself, or its Trainer, which takes seconds to import, is imported when it is first asked for.
 _WHERE = {
-    "MultiTaskCollator": "collator",
-    "MultiTaskConfig": "configuration",
-    "MultiTaskModel": "model",
-    "MultiTaskOutput": "output",
-    "SaliencyLoss": "trainer_loss",
-    "SaliencyTrainer": "trainer",
-    "SaliencyTrainerMixin": "trainer",
-    "find_classifier": "classifier",
-    "saliency_regularizer": "unmodified",
+    "MultiTaskCollator": "model.collator",
+    "MultiTaskConfig": "model.configuration",
+    "MultiTaskModel": "model.model",
+    "MultiTaskOutput": "model.output",
+    "SaliencyLoss": "trainer.loss",
+    "SaliencyTrainer": "trainer.trainer",
+    "SaliencyTrainerMixin": "trainer.trainer",
+    "find_classifier": "classifier.classifier",
+    "saliency_regularizer": "classifier.unmodified",
 }
 
 

@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from saliency_reg.errors import ModuleNotFoundInModelError, SaliencyRegError, ShapeError, TaskError
-
-__all__ = [
-    "ClassifierNotFoundError",
-    "EncoderError",
-    "LabelError",
-    "PretrainedWeightsError",
-    "TokenizerMismatchError",
-    "UnknownTaskError",
-    "UnsupportedTrainerError",
-]
+from ...errors import ModuleNotFoundInModelError, SaliencyRegError, ShapeError, TaskError
 
 
 class ClassifierNotFoundError(ModuleNotFoundInModelError):

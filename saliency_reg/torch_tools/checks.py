@@ -31,9 +31,10 @@ def non_negative_number(name: str, value: object) -> float:
     """Return ``value`` as a float, finite and ``>= 0``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise WrongTypeError(f"{name} must be a number, found {value!r} ({type(value).__name__}).")
-    if not (math.isfinite(value) and value >= 0):
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
         raise ConfigurationError(f"{name} must be a finite number >= 0, found {value}.")
-    return float(value)
+    return number
 
 
 def positive_number(name: str, value: object) -> float:

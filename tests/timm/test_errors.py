@@ -18,7 +18,7 @@ from saliency_reg.integrations.timm import (
     UnknownModelError,
     find_classifier,
 )
-from saliency_reg.integrations.timm.feature_layout import find_layout
+from saliency_reg.integrations.timm.backbone.feature_layout import find_layout
 
 
 def built(name: str = "test_vit", heads: object = ("a", "b"), **options: object) -> TimmMultiTaskModel:

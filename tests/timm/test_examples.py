@@ -13,10 +13,8 @@ import saliency_reg.integrations.timm as package
 
 def test_examples() -> None:
     attempted = 0
-    for module in pkgutil.iter_modules(package.__path__):
-        found = doctest.testmod(
-            importlib.import_module(f"{package.__name__}.{module.name}"), optionflags=doctest.NORMALIZE_WHITESPACE
-        )
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        found = doctest.testmod(importlib.import_module(module.name), optionflags=doctest.NORMALIZE_WHITESPACE)
         assert found.failed == 0, module.name
         attempted += found.attempted
     assert attempted >= 30

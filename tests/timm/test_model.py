@@ -9,8 +9,14 @@ from torch import Tensor, nn
 from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.errors import ConfigurationError
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel
-from saliency_reg.integrations.timm.feature_layout import ChannelsFirst, ChannelsLast, Tokens, Vector, token_grid
-from saliency_reg.integrations.timm.pooling import FeaturePooling
+from saliency_reg.integrations.timm.backbone.feature_layout import (
+    ChannelsFirst,
+    ChannelsLast,
+    Tokens,
+    Vector,
+    token_grid,
+)
+from saliency_reg.integrations.timm.model.pooling import FeaturePooling
 
 from .reference import heads_on_map, penalty, uniform
 
@@ -233,7 +239,7 @@ def test_auto_pools_and_normalizes_as_timm_does(name: str, size: int) -> None:
     for norm in (module for module in model.backbone.model.modules() if isinstance(module, nn.LayerNorm)):
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
-    from saliency_reg.integrations.timm.task_heads import build_heads
+    from saliency_reg.integrations.timm.model.task_heads import build_heads
 
     pooling, heads = build_heads(model.head_configs, model.backbone, 0.0)
     batch, inner = images(size, 2), model.backbone.model

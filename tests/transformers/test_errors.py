@@ -288,11 +288,11 @@ def test_a_pooler_that_is_not_there() -> None:
 
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    from saliency_reg.integrations.transformers.library import import_transformers
+    from saliency_reg.integrations.shared.libraries import need
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingPackageError, match=r'Type: pip install "saliency-reg\[transformers\]"') as caught:
-        import_transformers()
+    with pytest.raises(MissingPackageError, match=r'Run: pip install "saliency-reg\[transformers\]"') as caught:
+        need("transformers")
     assert isinstance(caught.value, ImportError)
 
 

@@ -12,12 +12,13 @@ import pytest
 
 import saliency_reg.integrations.transformers as package
 
+MODULES = [module.name for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+
 
 @pytest.mark.filterwarnings("ignore:.pin_memory. argument is set as true:UserWarning")
-@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(package.__path__)])
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name: str) -> None:
-    module = importlib.import_module(f"{package.__name__}.{name}")
-    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    found = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.failed == 0
 
 

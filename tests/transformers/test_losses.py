@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saliency_reg.integrations.transformers import HeadConfig
-from saliency_reg.integrations.transformers.losses import known_labels, losses_per_sample, task_loss, zero_loss
+from saliency_reg.integrations.transformers.model.losses import known_labels, losses_per_sample, task_loss, zero_loss
 
 from .reference import label_losses
 from .tiny import LENGTHS

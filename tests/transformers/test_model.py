@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskCollator, MultiTaskModel, MultiTaskOutput
-from saliency_reg.integrations.transformers.pooling import SequencePooling
+from saliency_reg.integrations.transformers.model.pooling import SequencePooling
 
 from ..timm.reference import is_clean, uniform
 from . import reference

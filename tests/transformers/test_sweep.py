@@ -39,7 +39,7 @@ def test_batch_norm_in_front_of_the_classifier() -> None:
 
 
 def test_padding_that_counts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saliency_reg.integrations.transformers.encoder.mask_of_positions", lambda *_: None)
+    monkeypatch.setattr("saliency_reg.integrations.transformers.model.encoder.mask_of_positions", lambda *_: None)
     result = sweep_architecture.check_architecture("bert")
     assert result["multi_task"] == sweep_architecture.FAILED
     assert "columns of padding less" in result["reasons"]["multi_task"]

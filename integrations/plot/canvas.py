@@ -1,0 +1,128 @@
+"""Figures without pyplot: none is kept by a window system, and none needs closing."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from ...errors import ConfigurationError, WrongTypeError
+from ..shared.libraries import need
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+#: A dollar sign in a name is no mathematics, and a name is no TeX, whatever the user's settings.
+LITERAL: dict[str, Any] = {"parse_math": False, "usetex": False}
+
+DOTS_PER_INCH = 200
+#: Agg draws at most 2**16 pixels a side.
+_MOST_PIXELS = 30_000
+_LONGEST_NAME = 24
+_TITLE_POINTS = 10
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of so many inches, and its axes."""
+    figure: Figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="compressed")
+    need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    layout: Any = figure.get_layout_engine()
+    layout.set(h_pad=0.12)  # with less, the title touches what is written above the axes
+    axes = figure.add_subplot()
+    axes.grid(False)  # some styles turn it on
+    return figure, axes
+
+
+def checked_path(path: PathLike | None) -> Path | None:
+    """Where to write, known before anything is drawn.
+
+    Raises:
+        WrongTypeError: no path.
+        ConfigurationError: a folder that does not exist, or a kind of file that matplotlib does not write.
+    """
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise WrongTypeError(f"path must be a str or a Path, found {type(path).__name__}. Type path='picture.png'.")
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            f"the folder of path={str(path)!r} does not exist. Type Path({str(path.parent)!r}).mkdir(parents=True)."
+        )
+    kinds = need("matplotlib.backends.backend_agg").FigureCanvasAgg.get_supported_filetypes()
+    found = "a folder" if path.is_dir() else repr(path.suffix)
+    if path.is_dir() or path.suffix[1:].lower() not in kinds:
+        raise ConfigurationError(
+            f"path={str(path)!r} must name a file of a known kind, found {found}. "
+            f"Type for example {path.stem + '.png'!r}; the kinds are {', '.join(sorted(kinds))}."
+        )
+    return path
+
+
+def write_title(figure: Figure, title: str | None) -> None:
+    """A title above everything, in as many lines as it needs.
+
+    Raises:
+        WrongTypeError: no text.
+    """
+    if title is None:
+        return
+    if not isinstance(title, str):
+        raise WrongTypeError(f"title must be a str, found {type(title).__name__}.")
+    if not title.strip():
+        return
+    letters = max(10, int(0.93 * figure.get_figwidth() * len(title) / width_of([title], _TITLE_POINTS)))
+    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, letters) or [""]]
+    figure.set_figheight(figure.get_figheight() + len(lines) * 1.5 * _TITLE_POINTS / 72)
+    figure.suptitle("\n".join(lines), fontsize=_TITLE_POINTS, **LITERAL)
+
+
+def save(figure: Figure, path: Path | None) -> None:
+    """Settle the layout of a figure, and write it if there is a path."""
+    with _quiet():
+        for _ in range(2):  # each starts from where the last one left the axes, whose proportions are fixed
+            figure.draw_without_rendering()
+    if path is None:
+        return
+    dots = min(DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
+    with _quiet():
+        # Labels count towards the size, so that none is cut off.
+        figure.savefig(path, dpi=dots, bbox_inches="tight", pad_inches=0.06)
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Names of at most 24 letters, in one line each: beginning and end of longer ones, with a number if alike."""
+    tidy = [" ".join(name.split()) for name in names]
+    short = [name if len(name) <= _LONGEST_NAME else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}{name[-10:]}" for name in tidy]
+    alike = Counter(short)
+    return [
+        name if alike[name] == 1 else f"{name[:16]}\N{HORIZONTAL ELLIPSIS} #{index}" for index, name in enumerate(short)
+    ]
+
+
+def width_of(names: Sequence[str], points: float) -> float:
+    """How many inches the longest name takes, in the user's font."""
+    scratch = need("matplotlib.figure").Figure(dpi=100)
+    canvas = need("matplotlib.backends.backend_agg").FigureCanvasAgg(scratch)
+    with _quiet():
+        extents = (
+            scratch.text(0, 0, name, fontsize=points, **LITERAL).get_window_extent(canvas.get_renderer())
+            for name in names
+        )
+        return float(max(extent.width for extent in extents)) / 100
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Where the font lacks a glyph, a box is drawn instead."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        yield

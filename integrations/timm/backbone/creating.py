@@ -1,0 +1,101 @@
+"""Creating a timm model, with errors that say what to type instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from ....errors import ConfigurationError, WrongTypeError
+from ...shared.libraries import need
+from ...shared.looking import first_line
+from ..errors import PretrainedWeightsError, UnknownModelError
+
+#: Prefixes of names that are no names of timm's own list.
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def check_model_name(name: object) -> str:
+    """A name that timm knows, with or without a tag of pretrained weights.
+
+    Raises:
+        WrongTypeError: no string.
+        UnknownModelError: there is none; the message names near misses.
+    """
+    timm = need("timm")
+    if not isinstance(name, str):
+        raise WrongTypeError(f"the name of a timm model must be a str, found {type(name).__name__}. Type 'resnet18'.")
+    if name.startswith(_SOURCES):
+        return name
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
+        raise UnknownModelError(
+            f"timm {timm.__version__} has no model {architecture!r}. {hint}Type one of timm.list_models(), such as "
+            "'resnet18', or 'hf-hub:owner/name' for one of the Hugging Face Hub."
+        )
+    if tag and not _tag_exists(timm, name):
+        tags = [known.partition(".")[2] for known in timm.list_models(f"{architecture}.*", pretrained=True)]
+        raise UnknownModelError(
+            f"{architecture!r} has no pretrained weights with the tag {tag!r}. "
+            + (
+                f"Type {architecture + '.' + tags[0]!r} (tags: {', '.join(tags)})."
+                if tags
+                else f"Type {architecture!r}."
+            )
+        )
+    return name
+
+
+def _tag_exists(timm: Any, name: str) -> bool:
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=False) is not None
+    except RuntimeError:
+        return False
+
+
+def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
+    """``timm.create_model(name, pretrained, **options)``.
+
+    Raises:
+        UnknownModelError: timm has no model of this name.
+        PretrainedWeightsError: the weights do not exist, or could not be downloaded.
+        ConfigurationError: the model refuses an option.
+    """
+    timm = need("timm")
+    check_model_name(name)
+    if pretrained and not name.startswith(_SOURCES):
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if config is None or not config.has_weights:
+            raise PretrainedWeightsError(
+                f"timm {timm.__version__} has no pretrained weights for {name!r}. Type pretrained=False, or "
+                "checkpoint_path='weights.safetensors' for a file of your own."
+            )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+        return model
+    except Exception as error:  # whatever a constructor or a download raises
+        refused = _refusal(timm, name, options) if pretrained else error
+        if refused is None:
+            raise PretrainedWeightsError(
+                f"the pretrained weights of {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}). "
+                "Without a connection, download the file elsewhere and type checkpoint_path='weights.safetensors'; or "
+                "type pretrained=False for random weights."
+            ) from error
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "num_classes")
+        raise ConfigurationError(
+            f"timm could not build {name!r} ({type(refused).__name__}: {first_line(refused)}). Options: {given}. Leave out "
+            "the one that it names (backbone_options=, drop_path_rate=, image_size=, in_chans=), or choose another model."
+        ) from refused
+
+
+def _refusal(timm: Any, name: str, options: Mapping[str, Any]) -> Exception | None:
+    """Why the model cannot be built without weights either."""
+    try:
+        timm.create_model(name, pretrained=False, **options)
+    except Exception as error:
+        return error
+    return None

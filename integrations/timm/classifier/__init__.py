@@ -1,0 +1,1 @@
+"""The regularizer on the classifier of an unmodified timm model."""

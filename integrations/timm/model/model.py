@@ -1,0 +1,227 @@
+"""A timm backbone with a head for each task."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from .... import SaliencyRegularizer
+from ....errors import ConfigurationError, ShapeError, WrongTypeError
+from ....torch_tools import share_below_one
+from ...shared.libraries import need
+from ..backbone.backbone import Backbone, checked_options, create_backbone, image_size_pair
+from ..backbone.backbone_checkpoint import load_backbone
+from .head_config import HeadConfig, HeadsDescription, head_configs
+from .saved_model import load_weights, read_config, save_model
+from .task_heads import build_heads
+
+
+class TimmMultiTaskModel(nn.Module):
+    """Any timm model as a backbone, and a head for each task on the feature map before pooling.
+
+    ``SaliencyRegularizer`` finds the heads by ``heads="heads"``; :meth:`regularizer` also passes the axis of the channels.
+    No seed is set: for the same weights, call ``torch.manual_seed`` before.
+
+    Args:
+        name: of a timm model, with or without the tag of its weights: ``"resnet18"``, ``"resnet18.a1_in1k"``,
+            ``"hf-hub:owner/name"``.
+        heads: ``{task: number of classes}``, ``{task: HeadConfig}``, or a list of task names.
+        head: the :class:`HeadConfig` that numbers of classes and names alone are filled up with.
+        pretrained: download timm's weights of the backbone.
+        checkpoint_path: a file with weights of the backbone in place of a download.
+        in_chans: channels of the images.
+        image_size: side, or ``(height, width)``; by default what the timm model was made for. Models with position
+            embeddings are built for it.
+        drop_rate: dropout of heads whose ``HeadConfig`` has none.
+        drop_path_rate: stochastic depth of the backbone, where the timm model has it.
+        backbone_options: further options of ``timm.create_model``.
+
+    Attributes:
+        backbone: returns the feature map; ``backbone.model`` is the timm model, ``backbone.layout`` how the map is arranged.
+        pooling: of the feature map, where all heads pool alike; otherwise it does nothing, and each head has its own.
+        heads: ``nn.ModuleDict`` in the order of the tasks.
+
+    Shape:
+        images ``[B, in_chans, H, W]`` -> ``{task: [B]}`` for one class, ``{task: [B, K]}`` for K classes.
+
+    Raises:
+        UnknownModelError: timm has no such model; near misses are named.
+        PretrainedWeightsError: there are no weights, or they could not be downloaded.
+        CheckpointError: a file that is missing, not whole, or of another architecture.
+        ImageSizeError: the backbone refuses the size.
+        NoSpatialFeatureError: its features are none that are known.
+        TaskError, ConfigurationError, WrongTypeError: bad arguments.
+        MissingPackageError: timm is not installed.
+
+    Example:
+        >>> import torch
+        >>> from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel
+        >>> model = TimmMultiTaskModel("test_resnet", {"smiling": 1, "age": 5}, head=HeadConfig(hidden=(16,)), image_size=64)
+        >>> {task: list(logits.shape) for task, logits in model(torch.randn(2, 3, 64, 64)).items()}
+        {'smiling': [2], 'age': [2, 5]}
+        >>> regularizer = model.regularizer(strength=0.1)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        heads: HeadsDescription,
+        *,
+        head: HeadConfig | None = None,
+        pretrained: bool = False,
+        checkpoint_path: str | os.PathLike[str] | None = None,
+        in_chans: int = 3,
+        image_size: int | tuple[int, int] | None = None,
+        drop_rate: float = 0.0,
+        drop_path_rate: float | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        configs = head_configs(heads, head)
+        share_below_one("drop_rate", drop_rate)
+        if drop_path_rate is not None:
+            share_below_one("drop_path_rate", drop_path_rate)
+        if pretrained and checkpoint_path is not None:
+            raise ConfigurationError(
+                "pretrained=True and checkpoint_path= both name weights for the backbone. Leave one of them out."
+            )
+        size = image_size_pair(image_size)
+        #: What is needed to build the model again, without its weights.
+        self.description: dict[str, Any] = {
+            "name": name,
+            "in_chans": int(in_chans),
+            "image_size": size,
+            "drop_rate": float(drop_rate),
+            "drop_path_rate": None if drop_path_rate is None else float(drop_path_rate),
+            "backbone_options": checked_options(backbone_options),
+        }
+        self.head_configs = configs
+        self.backbone: Backbone = create_backbone(
+            name,
+            pretrained=pretrained,
+            in_chans=in_chans,
+            image_size=size,
+            drop_path_rate=drop_path_rate,
+            options=self.description["backbone_options"],
+        )
+        if checkpoint_path is not None:
+            load_backbone(self.backbone.model, checkpoint_path, in_chans)
+        self.pooling, self.heads = build_heads(configs, self.backbone, drop_rate)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the heads."""
+        return tuple(self.head_configs)
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the channels of what the heads read, to be passed to ``SaliencyRegularizer(channel_axis=...)``."""
+        return 1 if self._pools_for_all else self.backbone.layout.channel_axis
+
+    @property
+    def _pools_for_all(self) -> bool:
+        return not isinstance(self.pooling, nn.Identity)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """``(height, width)`` that the model was built for."""
+        return self.backbone.image_size
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of each task.
+
+        Raises:
+            ShapeError: images of another rank or number of channels.
+        """
+        in_chans = self.description["in_chans"]
+        if images.ndim != 4 or images.shape[1] != in_chans:
+            raise ShapeError(f"images must be [B, {in_chans}, H, W], found {list(images.shape)}.")
+        feature = self.pooling(self.backbone(images))
+        return {task: head(feature) for task, head in self.heads.items()}
+
+    def regularizer(self, *, feature: str = "auto", **options: Any) -> SaliencyRegularizer:
+        """A :class:`SaliencyRegularizer` on the heads, with the channel axis of this backbone.
+
+        Args:
+            feature: ``"auto"``: what the heads read. That is one vector per image where all of them pool alike; under
+                ``pool="sum"`` penalty and surgery are the same there as at the map before pooling. ``"map"``: that map,
+                for another ``pool=``; it takes more time and memory.
+            options: of the class: ``strength``, ``optimizer``, ``surgery``, ...
+
+        Raises:
+            SaliencyRegError: those of the class; ``heads`` and ``channel_axis`` are known here.
+        """
+        if clash := sorted({"heads", "channel_axis", "tasks"} & set(options)):
+            raise ConfigurationError(
+                f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, heads='heads', "
+                "channel_axis=model.channel_axis)."
+            )
+        if feature not in ("auto", "map"):
+            raise ConfigurationError(
+                f"unknown feature {feature!r}. Type 'auto' or 'map', or name a module in SaliencyRegularizer(model, "
+                "heads='heads', feature=...)."
+            )
+        if feature == "map" and self._pools_for_all:
+            axis = self.backbone.layout.channel_axis
+            return SaliencyRegularizer(self, heads="heads", feature="backbone", channel_axis=axis, **options)
+        return SaliencyRegularizer(self, heads="heads", channel_axis=self.channel_axis, **options)
+
+    def freeze_backbone(self, up_to: str | None = None) -> None:
+        """Train the heads only, or only what comes behind a module of the backbone; see :meth:`Backbone.freeze`."""
+        self.backbone.freeze(up_to)
+
+    def unfreeze_backbone(self) -> None:
+        """Train all of it again."""
+        self.backbone.unfreeze()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into a folder.
+
+        Raises:
+            ConfigurationError: an option in ``backbone_options`` that JSON cannot hold.
+            MissingPackageError: safetensors is not installed.
+        """
+        save_model(self, self.description, self.head_configs, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> TimmMultiTaskModel:
+        """The model that :meth:`save` has written: the same logits to the bit. No weights are downloaded, nothing is frozen.
+
+        A name that begins with ``hf-hub:`` still has its configuration read from the hub, or from its cache.
+
+        Raises:
+            CheckpointNotFoundError: a file is missing.
+            CheckpointError: a file is not whole, or the weights belong to another model.
+            SaliencyRegError: this timm cannot build the model any more.
+        """
+        description, heads = read_config(folder)
+        name, dtype = description.pop("name"), description.pop("dtype")
+        model = cls(name, heads, **description).to(dtype)
+        load_weights(model, folder)
+        return model
+
+    def transforms(self, train: bool) -> Any:
+        """timm's transform from a PIL image to ``[in_chans, H, W]``, with the mean and deviation of the pretrained weights.
+
+        Args:
+            train: with augmentation, for training images.
+
+        Raises:
+            WrongTypeError: ``train`` is no bool.
+        """
+        if not isinstance(train, bool):
+            raise WrongTypeError(f"train must be a bool, found {train!r}. Type model.transforms(train=True).")
+        data = need("timm").data
+        in_chans = self.description["in_chans"]
+        size: dict[str, Any] = {"input_size": (in_chans, *self.image_size)}
+        config = getattr(self.backbone.model, "pretrained_cfg", None) or {}
+        for name in ("mean", "std"):
+            value = config.get(name)
+            if value is not None and len(value) != in_chans:
+                size[name] = (sum(value) / len(value),)
+        return data.create_transform(
+            **data.resolve_model_data_config(self.backbone.model, args=size), is_training=train
+        )

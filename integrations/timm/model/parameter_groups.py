@@ -1,0 +1,109 @@
+"""Parameter groups for an optimizer: slower backbone, slower first layers, no weight decay where timm has none."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import numbers
+from typing import Any
+
+from torch import nn
+
+from ....errors import ConfigurationError, WrongTypeError
+from ...shared.looking import unwrapped
+from ..backbone.layer_groups import layer_of_parameters
+from .model import TimmMultiTaskModel
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    *,
+    backbone_rate_factor: float = 1.0,
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for any ``torch.optim`` optimizer, of the parameters that are not frozen.
+
+    Args:
+        model: the multi-task model, alone or inside of ``DistributedDataParallel`` or ``torch.compile``.
+        learning_rate: of the heads.
+        weight_decay: of matrices. Parameters with one axis (biases, norms) and those that the timm model names in
+            ``no_weight_decay()`` have none.
+        backbone_rate_factor: the backbone's learning rate as a share of that of the heads.
+        layer_decay: factor between the learning rates of neighbouring layers of the backbone, as timm groups them: below
+            1, the first layers are the slowest. As ``timm.optim.param_groups_layer_decay`` with the heads as classifier.
+
+    Returns:
+        Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``; none of them is empty.
+
+    Raises:
+        WrongTypeError: no :class:`TimmMultiTaskModel`, or no number.
+        ConfigurationError: a number out of range, or nothing to train.
+
+    Example:
+        >>> import torch
+        >>> from saliency_reg.integrations.timm import TimmMultiTaskModel, parameter_groups
+        >>> model = TimmMultiTaskModel("test_vit", {"smiling": 1, "young": 1}, image_size=32)
+        >>> groups = parameter_groups(model, 1e-3, 0.05, backbone_rate_factor=0.1, layer_decay=0.75)
+        >>> optimizer = torch.optim.AdamW(groups)
+        >>> groups[-1]["name"], groups[-1]["lr"]
+        ('heads, no weight decay', 0.001)
+    """
+    inner = unwrapped(model, "backbone") if isinstance(model, nn.Module) else model
+    if not isinstance(inner, TimmMultiTaskModel):
+        raise WrongTypeError(
+            f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model type "
+            "timm.optim.param_groups_layer_decay(model)."
+        )
+    _check("learning_rate", learning_rate, above_zero=True)
+    _check("weight_decay", weight_decay)
+    _check("backbone_rate_factor", backbone_rate_factor)
+    if layer_decay is not None:
+        _check("layer_decay", layer_decay, above_zero=True)
+    backbone = inner.backbone.model
+    layers = layer_of_parameters(backbone)
+    idle = inner.backbone.idle
+    heads_layer = 1 + max((layer for name, layer in layers.items() if name not in idle), default=-1)
+    patterns = _without_decay(backbone)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+
+    def add(parameter: nn.Parameter, layer: int, decays: bool) -> None:
+        if not parameter.requires_grad:
+            return
+        is_head = layer == heads_layer
+        rate = learning_rate
+        if not is_head:
+            rate *= backbone_rate_factor * (1.0 if layer_decay is None else layer_decay ** (heads_layer - layer))
+            layer = layer if layer_decay is not None else 0
+        if (layer, decays) not in groups:
+            label = "heads" if is_head else "backbone" + ("" if layer_decay is None else f" layer {layer}")
+            groups[layer, decays] = {
+                "params": [],
+                "lr": rate,
+                "weight_decay": weight_decay if decays else 0.0,
+                "name": label + ("" if decays else ", no weight decay"),
+            }
+        groups[layer, decays]["params"].append(parameter)
+
+    for name, parameter in backbone.named_parameters():
+        excluded = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        add(parameter, layers[name], parameter.ndim > 1 and not excluded)
+    for parameter in inner.heads.parameters():
+        add(parameter, heads_layer, parameter.ndim > 1)
+    if not groups:
+        raise ConfigurationError("all parameters are frozen. Type model.unfreeze_backbone(), or train the heads.")
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
+
+
+def _without_decay(model: nn.Module) -> set[str]:
+    names = getattr(model, "no_weight_decay", None)
+    return set(names()) if callable(names) else set()
+
+
+def _check(name: str, value: object, above_zero: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise WrongTypeError(f"{name} must be a number, found {value!r}.")
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        least = "above 0" if above_zero else "at least 0"
+        raise ConfigurationError(f"{name} must be finite and {least}, found {value}.")

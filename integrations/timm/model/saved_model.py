@@ -1,0 +1,168 @@
+"""The folder of a saved multi-task model: ``model.safetensors`` and ``config.json``."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....errors import ConfigurationError, SaliencyRegError
+from ...shared.libraries import need
+from ...shared.looking import first_line
+from ..errors import CheckpointError, CheckpointNotFoundError
+from .head_config import HeadConfig
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+_FORMAT = "saliency_reg.integrations.timm"
+#: Of the file format, raised when older code could not read it.
+_VERSION = 1
+
+
+def save_model(
+    model: nn.Module, description: Mapping[str, Any], heads: Mapping[str, HeadConfig], folder: str | os.PathLike[str]
+) -> None:
+    """Write both files, each at once or not at all.
+
+    Raises:
+        ConfigurationError: an option of the backbone that JSON cannot hold.
+        MissingPackageError: safetensors is not installed.
+    """
+    safetensors = need("safetensors.torch")
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "timm": need("timm").__version__,
+        "torch": str(torch.__version__),
+        **description,
+        "dtype": str(_dtype_of(model)).removeprefix("torch."),
+        "heads": [{"task": task, **dataclasses.asdict(config)} for task, config in heads.items()],
+    }
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the options of this model cannot be written as JSON ({first_line(error)}). Give names in place of objects: "
+            "backbone_options={'act_layer': 'silu'}, or save model.state_dict() yourself."
+        ) from error
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    with _replacing(target / WEIGHTS) as temporary:
+        safetensors.save_model(model, str(temporary))
+    with _replacing(target / CONFIG) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, HeadConfig]]:
+    """Arguments that build the model again, its number format as ``"dtype"``, and the configurations of its heads.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointError: it is not whole, or not of a model that was saved here.
+    """
+    path = _existing(folder, CONFIG)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} is no JSON ({first_line(error)}). Save the model again with model.save(folder)."
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} is not the configuration of a TimmMultiTaskModel. Expected a folder that model.save(folder) has "
+            "written; for a timm checkpoint type TimmMultiTaskModel(name, heads, checkpoint_path=...)."
+        )
+    if content.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{str(path)!r} has version {content.get('version')!r} of the format, expected {_VERSION}. Update saliency-reg."
+        )
+    try:
+        size = content["image_size"]
+        description = {
+            "name": content["name"],
+            "in_chans": content["in_chans"],
+            "image_size": None if size is None else tuple(size),
+            "drop_rate": content["drop_rate"],
+            "drop_path_rate": content["drop_path_rate"],
+            "backbone_options": content["backbone_options"],
+            "dtype": _dtype_named(content["dtype"]),
+        }
+        heads = {}
+        for entry in content["heads"]:
+            options = {name: value for name, value in entry.items() if name != "task"}
+            heads[entry["task"]] = HeadConfig(**options)
+    except (KeyError, TypeError, AttributeError, SaliencyRegError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} lacks an entry or has a wrong one ({type(error).__name__}: {first_line(error)}). Save the model "
+            "again with model.save(folder)."
+        ) from error
+    return description, heads
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _dtype_named(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"dtype is {name!r}")
+    return found
+
+
+def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Read the weights into a model that was built as the saved one.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointError: it is not whole, or that of another model.
+    """
+    path = _existing(folder, WEIGHTS)
+    try:
+        missing, unexpected = need("safetensors.torch").load_model(model, str(path), strict=False)
+    except RuntimeError as error:
+        raise _of_another(path, first_line(error)) from error
+    except Exception as error:  # a SafetensorError, which is no class of its own in all versions
+        raise CheckpointError(
+            f"{str(path)!r} could not be read ({type(error).__name__}: {first_line(error)}). The file is not whole: save "
+            "or copy it again."
+        ) from error
+    if missing or unexpected:
+        raise _of_another(path, f"missing {sorted(missing)[:3]}, without a place {sorted(unexpected)[:3]}")
+
+
+def _existing(folder: str | os.PathLike[str], name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        there = sorted(entry.name for entry in Path(folder).iterdir()) if Path(folder).is_dir() else None
+        found = "there is no such folder" if there is None else f"the folder holds {there[:6]}"
+        raise CheckpointNotFoundError(
+            f"{str(path)!r} is missing ({found}). Type the folder that model.save(folder) has written, with {CONFIG} and "
+            f"{WEIGHTS}."
+        )
+    return path
+
+
+def _of_another(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{str(path)!r} holds the weights of another model than {CONFIG} describes: {reason}. Keep both files of one "
+        "model.save(folder) together."
+    )
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path``, which takes its place at the end."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,146 @@
+"""What a task head is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
+
+from ....errors import ConfigurationError, WrongTypeError
+from ....torch_tools import check_choice, share_below_one, whole_number
+from ...shared.head_options import ACTIVATIONS, checked_widths, configs_per_task
+
+LEVELS = ("sequence", "token")
+POOLINGS = ("auto", "mean", "first", "last", "pooler")
+PROBLEMS = ("auto", "binary", "multi_label", "single_label", "regression")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """A head: hidden layers and a ``Linear`` with one output per label, on each sequence or on each token.
+
+    Args:
+        num_labels: K, the number of outputs.
+        problem: what the labels are. ``"binary"``: 0 or 1, for one output. ``"single_label"``: a class from 0 to K-1.
+            ``"multi_label"``: K times 0 or 1. ``"regression"``: K numbers. ``"auto"``: ``"binary"`` for one output and
+            ``"single_label"`` for more. (A classifier of transformers takes ``num_labels=1`` for a regression; here that is
+            said.)
+        level: ``"sequence"``: one prediction per text, image or recording. ``"token"``: one for each token or position.
+        hidden: widths of the hidden layers; none for a linear head.
+        activation: behind each hidden layer, ``"gelu"``, ``"relu"``, ``"tanh"`` or ``"silu"``. With ``"relu"``, as without
+            hidden layers, the penalty trains the heads only.
+        dropout: rate, behind each hidden layer, or in front of the only ``Linear``; ``None`` for that of the encoder's
+            configuration.
+        pooling: of a sequence head: ``"mean"`` over the real tokens (padding does not enter), the ``"first"`` token
+            (``[CLS]``), the ``"last"`` real one, the encoder's own ``"pooler"`` output, or ``"auto"``: the mean, and the
+            last one for decoder-only models.
+        weight: of the task's loss in the sum of all.
+        labels: names of the K labels, or none.
+
+    Raises:
+        ConfigurationError, WrongTypeError: a value that makes no head.
+
+    Example:
+        >>> from saliency_reg.integrations.transformers import HeadConfig
+        >>> HeadConfig(5, level="token").problem
+        'single_label'
+    """
+
+    num_labels: int = 1
+    problem: str = "auto"
+    level: str = "sequence"
+    hidden: tuple[int, ...] = ()
+    activation: str = "gelu"
+    dropout: float | None = None
+    pooling: str = "auto"
+    weight: float = 1.0
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole_number("num_labels", self.num_labels, least=1)
+        check_choice("problem", self.problem, PROBLEMS)
+        check_choice("level", self.level, LEVELS)
+        check_choice("activation", self.activation, tuple(ACTIVATIONS))
+        check_choice("pooling", self.pooling, POOLINGS)
+        if self.dropout is not None:
+            share_below_one("dropout", self.dropout)
+        problem = self.problem
+        if problem == "auto":
+            problem = "binary" if self.num_labels == 1 else "single_label"
+        if problem == "binary" and self.num_labels != 1:
+            raise ConfigurationError(
+                f"a binary head has one output, found num_labels={self.num_labels}. Type problem='multi_label' for "
+                "several yes-or-no labels, or 'single_label' for classes."
+            )
+        if problem == "single_label" and self.num_labels == 1:
+            raise ConfigurationError(
+                "a head for classes needs num_labels=2 or more, found 1. Type problem='binary' or 'regression'."
+            )
+        if self.level == "token" and self.pooling != "auto":
+            raise ConfigurationError(
+                f"a token head does not pool, found pooling={self.pooling!r}. Leave it out, or type level='sequence'."
+            )
+        if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
+            raise WrongTypeError(f"labels must be a tuple of names, found {self.labels!r}. Type labels=('no', 'yes').")
+        if self.labels and len(self.labels) != self.num_labels:
+            raise ConfigurationError(
+                f"found {len(self.labels)} names of labels for num_labels={self.num_labels}. Name each label once."
+            )
+        if isinstance(self.weight, bool) or not isinstance(self.weight, numbers.Real):
+            raise WrongTypeError(f"the weight of a loss must be a number, found {self.weight!r}.")
+        if not 0 <= self.weight < math.inf:
+            raise ConfigurationError(f"the weight of a loss must be finite and at least 0, found {self.weight}.")
+        # Plain values, which a file can hold.
+        for name, value in {
+            "num_labels": int(self.num_labels),
+            "problem": problem,
+            "hidden": checked_widths(self.hidden),
+            "dropout": None if self.dropout is None else float(self.dropout),
+            "weight": float(self.weight),
+            "labels": tuple(map(str, self.labels)),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**dataclasses.asdict(self), "hidden": list(self.hidden), "labels": list(self.labels)}
+
+
+#: What the public ``heads=`` accepts: ``{task: num_labels}``, ``{task: HeadConfig}``, or task names.
+HeadsDescription = Union[Mapping[str, Union[int, HeadConfig]], Sequence[str]]
+
+
+def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, HeadConfig]:
+    """One configuration for each task.
+
+    Args:
+        heads: ``{task: num_labels}``, ``{task: HeadConfig}``, or a list of task names.
+        head: what a number of labels, or a name alone, is filled up with.
+
+    Raises:
+        TaskError: no task, or names that cannot be used.
+        ConfigurationError: poolings that cannot be in one model.
+        WrongTypeError: something else.
+    """
+    if isinstance(heads, Mapping) and (head is None or isinstance(head, HeadConfig)):
+        # The problem of the default was filled in for its own number of labels.
+        default = HeadConfig() if head is None else dataclasses.replace(head, labels=())
+        heads = {task: _filled(default, own) for task, own in heads.items()}
+    found = configs_per_task(heads, head, HeadConfig, "num_labels")
+    with_pooler = [task for task, config in found.items() if config.pooling == "pooler"]
+    if with_pooler and len(with_pooler) < len(found):
+        raise ConfigurationError(
+            f"the heads {with_pooler} read the encoder's pooler output, the others its hidden states: they share no feature "
+            "map. Type pooling='pooler' for all heads, or for none."
+        )
+    return found
+
+
+def _filled(head: HeadConfig, own: Any) -> Any:
+    if isinstance(own, bool) or not isinstance(own, numbers.Integral) or own < 1:
+        return own
+    own = int(own)
+    fits = own == 1 if head.problem == "binary" else own > 1 if head.problem == "single_label" else True
+    return dataclasses.replace(head, num_labels=own, problem=head.problem if fits else "auto")

@@ -1,0 +1,144 @@
+"""Losses of tasks whose labels may be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ....errors import WrongTypeError
+from ..errors import LabelError, UnknownTaskError
+from .head_config import HeadConfig
+
+#: Of a missing label, as everywhere in transformers; NaN is one, too, for labels that are floats.
+IGNORE_INDEX = -100
+
+
+def check_tasks(labels: object, tasks: Mapping[str, HeadConfig]) -> dict[str, Tensor]:
+    """Those tasks of ``labels`` that have any, in the order of the tasks.
+
+    Raises:
+        WrongTypeError: no dictionary of tensors.
+        UnknownTaskError: a task that the model does not have.
+        LabelError: no task at all.
+    """
+    if not isinstance(labels, Mapping):
+        found = f"a tensor of shape {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise WrongTypeError(
+            f"labels must be a dictionary {{task: tensor}}, found {found}. Type labels={{{next(iter(tasks))!r}: ...}}; "
+            "MultiTaskCollator makes such batches."
+        )
+    if unknown := [task for task in labels if task not in tasks]:
+        raise UnknownTaskError(f"labels names {unknown}, which are no tasks. The tasks are {list(tasks)}.")
+    given = {task: labels[task] for task in tasks if labels.get(task) is not None}
+    if not given:
+        raise LabelError(
+            f"labels has no task of {list(tasks)}, so there is no loss. For a batch without labels leave labels= out; for "
+            f"missing ones pass tensors with {IGNORE_INDEX}."
+        )
+    for task, own in given.items():
+        if not isinstance(own, Tensor):
+            raise WrongTypeError(
+                f"the labels of task {task!r} must be a tensor, found {type(own).__name__}. Type torch.tensor(...)."
+            )
+    return given
+
+
+def task_loss(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """``(sum of the losses of known labels, their number)``, both 0-dim.
+
+    Args:
+        task: its name.
+        config: of its head.
+        logits: ``[B]``, ``[B, K]``, ``[B, L]`` or ``[B, L, K]``.
+        labels: classes ``[B]`` or ``[B, L]`` for ``"single_label"``; otherwise of the shape of the logits.
+
+    Raises:
+        LabelError: another shape, or labels out of range.
+    """
+    losses, known = _elementwise(task, config, logits, labels)
+    return losses.sum(), known.sum()
+
+
+def losses_per_sample(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> Tensor:
+    """``[B]``, the mean over a sample's known labels, 0 where it has none; for ``target="loss"``.
+
+    Raises:
+        LabelError: as in :func:`task_loss`.
+    """
+    losses, known = _elementwise(task, config, logits, labels)
+    return losses.reshape(len(losses), -1).sum(1) / known.reshape(len(known), -1).sum(1).clamp(min=1)
+
+
+def known_labels(labels: Tensor) -> Tensor:
+    """Where a label is there."""
+    if labels.dtype in (torch.bool, torch.uint8):  # cannot hold it: -100 would be compared as 156
+        return torch.ones_like(labels, dtype=torch.bool)
+    known = labels != IGNORE_INDEX
+    return known & ~torch.isnan(labels) if labels.is_floating_point() else known
+
+
+def _elementwise(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses, 0 where a label is missing, and where one is known, both of the shape of the labels."""
+    labels = labels.to(logits.device)
+    shape = logits.shape[:-1] if config.problem == "single_label" else logits.shape
+    if labels.shape == (*shape, 1):  # a column
+        labels = labels.squeeze(-1)
+    if labels.shape != shape:
+        raise LabelError(
+            f"the labels of task {task!r} have shape {list(labels.shape)}, its logits {list(logits.shape)}: expected labels "
+            f"{list(shape)}. {_shape_advice(config)}"
+        )
+    known = known_labels(labels)
+    _check_range(task, config, labels, known)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    safe = torch.where(known, labels, 0)
+    if config.problem == "single_label":
+        flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), safe.reshape(-1).long(), reduction="none")
+        losses = flat.reshape(shape)
+    elif config.problem == "regression":
+        losses = (logits - safe.to(logits)).square()
+    else:
+        losses = functional.binary_cross_entropy_with_logits(logits, safe.to(logits), reduction="none")
+    return losses.masked_fill(~known, 0.0), known
+
+
+def _check_range(task: str, config: HeadConfig, labels: Tensor, known: Tensor) -> None:
+    """On a CPU only: elsewhere it would wait for the device, and cross entropy has its own check there."""
+    if labels.device.type != "cpu" or config.problem == "regression" or not known.any():
+        return
+    values = labels[known]
+    low, high = float(values.min()), float(values.max())
+    most = config.num_labels - 1 if config.problem == "single_label" else 1
+    if low < 0 or high > most or (values.is_floating_point() and bool((values != values.round()).any())):
+        what = f"whole numbers from 0 to {most}" if config.problem == "single_label" else "0 or 1"
+        raise LabelError(
+            f"the labels of task {task!r} go from {low:g} to {high:g}, expected {what} ({IGNORE_INDEX} where one is "
+            f"missing). {_range_advice(config)}"
+        )
+
+
+def _range_advice(config: HeadConfig) -> str:
+    if config.problem == "single_label":
+        return "Type HeadConfig(num_labels=...) with the number of classes."
+    return "For numbers type HeadConfig(problem='regression'), for classes HeadConfig(num_labels=...)."
+
+
+def _shape_advice(config: HeadConfig) -> str:
+    if config.level == "token":
+        return "A token head wants a label for each token: pad them with -100 (MultiTaskCollator does)."
+    if config.problem == "single_label":
+        return "For several yes-or-no labels per sample type HeadConfig(K, problem='multi_label')."
+    if config.num_labels > 1:
+        return f"This head wants {config.num_labels} columns; for one class per sample type problem='single_label'."
+    return "For a prediction on each token type HeadConfig(..., level='token')."
+
+
+def zero_loss(logits: Mapping[str, Tensor]) -> Tensor:
+    """0 with a graph to all logits, so that a batch without a known label has a backward pass."""
+    total: Any = sum(own.float().sum() * 0.0 for own in logits.values())
+    found: Tensor = total
+    return found

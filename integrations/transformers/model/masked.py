@@ -1,0 +1,121 @@
+"""A regularizer that knows which positions of a feature map are padding."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .... import SaliencyRegularizer
+from ....capture import CapturedForward
+from ....torch_tools import ModuleHooks, in_backward
+
+#: From the attention mask and the feature map ``[B, L, C]`` to what is real in it, ``[B, L]``.
+AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
+
+
+class MaskSource:
+    """Notes the mask that a module was last called with, until it is read.
+
+    Args:
+        modules: whose calls are looked at: one, or several around each other.
+        name: of the argument.
+        place: of the argument among those without a name, by default as its signature has it.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], name: str, place: int | None = None) -> None:
+        self._name = name
+        self._latest: Tensor | None = None
+        self._hooks = ModuleHooks(self)
+        for module in dict.fromkeys(modules):
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            own = names.index(name) if place is None and name in names else place
+            self._hooks.before(module, self._before, own)
+
+    def remove(self) -> None:
+        """Take the hook off."""
+        self._hooks.remove()
+        self._latest = None
+
+    def take(self) -> Tensor | None:
+        """The mask of the latest forward, which is forgotten."""
+        latest, self._latest = self._latest, None
+        return latest
+
+    def _before(self, place: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if not torch.is_grad_enabled() or in_backward():
+            return
+        given = kwargs.get(self._name)
+        if given is None and place is not None and len(args) > place:
+            given = args[place]
+        self._latest = given if isinstance(given, Tensor) else None
+
+
+class MaskedRegularizer(SaliencyRegularizer):
+    """A :class:`SaliencyRegularizer` that leaves padding out where its feature map has positions.
+
+    ``mask=`` in a call still takes precedence.
+
+    Args:
+        model: as there.
+        mask_from: ``(modules, name of their argument, place)``: where the mask of each forward is seen.
+        tokens: tasks with an output for each token. At a feature of the user's choice, what they return at padding depends
+            on real tokens, by attention, and must not count.
+        as_positions: from the mask and the feature map to the mask of its positions; by default it is that.
+        options: as there.
+    """
+
+    in_a_copy: ClassVar[dict[str, Any]] = {"_mask_source": None, "_as_positions": None}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mask_from: tuple[Sequence[nn.Module], str, int | None],
+        tokens: Sequence[str] = (),
+        as_positions: AsPositions | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, **options)
+        self._as_positions = as_positions
+        self._tokens = frozenset(tokens)
+        self._mask_source: MaskSource | None = MaskSource(*mask_from)
+
+    def remove(self) -> None:
+        """Take everything off the model and the optimizer."""
+        super().remove()
+        if self._mask_source is not None:
+            self._mask_source.remove()
+
+    def prepare(self, forward: CapturedForward) -> Tensor | None:
+        """Return what is real in the feature map; at a named one, leave out what heads on tokens return at padding."""
+        mask = None if self._mask_source is None else self._mask_source.take()
+        if mask is None:
+            return None
+        if self.feature_names:
+            forward.outputs = [
+                self._without_padding(output, mask) if self._is_on_tokens(head, output) else output
+                for head, output in zip(forward.ran, forward.outputs)
+            ]
+        feature = forward.features[0].tensor
+        if feature.ndim != 3:
+            return None
+        if self._as_positions is not None:
+            return self._as_positions(mask, feature)
+        return mask.bool() if mask.shape == feature.shape[:2] else None
+
+    def _is_on_tokens(self, head: int, output: Tensor) -> bool:
+        """Whether what a head returned has an entry for each token."""
+        return self.tasks[head] in self._tokens
+
+    def _without_padding(self, output: Tensor, mask: Tensor) -> Tensor:
+        positions: Tensor | None = mask
+        if self._as_positions is not None and output.ndim == 3:
+            positions = self._as_positions(mask, output)
+        if positions is None or output.shape[:2] != positions.shape:
+            return output
+        padding = ~positions.bool()
+        return output.masked_fill(padding if output.ndim == 2 else padding.unsqueeze(2), 0.0)

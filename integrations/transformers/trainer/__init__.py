@@ -1,0 +1,1 @@
+"""The Trainer with the penalty in its loss."""
