@@ -23,7 +23,6 @@ import torch
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
-from saliency_reg.saliency.distances import METRICS as DISTANCES
 
 from .arguments import OneVoiceParser, whole_number
 from .errors import OptionError
@@ -232,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     add_strength(method, DEFAULT_STRENGTH)
     method.add_argument(
         "--metric",
-        choices=DISTANCES,
+        choices=("l1", "l2", "sqeuclidean", "cosine", "sqchordal"),
         default="l1",
         help="of the distance between saliencies (default: l1)",
     )

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from saliency_reg import PCGrad
 from saliency_reg.integrations.timm import (
     HeadConfig,
+    ImageSizeError,
     TimmMultiTaskModel,
     find_classifier,
     saliency_regularizer,
     task_saliency_maps,
 )
-from saliency_reg.integrations.timm.errors import ImageSizeError
 
 from .step_checks import CheckFailedError, check_step, must, reason_of
 

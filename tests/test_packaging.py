@@ -53,6 +53,28 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_every_module_on_disk_is_in_the_wheel(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
+    core = {str(path.relative_to(ROOT)) for path in (ROOT / "saliency_reg").rglob("*.py")}
+    guests = {f"saliency_reg/{path.relative_to(ROOT)}" for path in (ROOT / "integrations").rglob("*.py")}
+    assert names == core | guests
+
+
+def test_type_checkers_see_the_package(tmp_path: Path) -> None:
+    """In the README's own install, from another folder, names of the core and of the integrations have their types."""
+    pytest.importorskip("mypy")
+    (tmp_path / "mine.py").write_text(
+        "from saliency_reg import SaliencyRegularizer\n"
+        "from saliency_reg.integrations.timm import HeadConfig\n"
+        "reveal_type(SaliencyRegularizer(None)), reveal_type(HeadConfig().hidden)\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--cache-dir=/dev/null", "mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert 'Revealed type is "saliency_reg.regularizer.regularizer.SaliencyRegularizer"' in done.stdout, done.stdout
+    assert 'Revealed type is "tuple[int, ...]"' in done.stdout
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (

@@ -32,7 +32,7 @@ pytest.importorskip("scipy")
 
 from saliency_reg.integrations.plot import draw_relations, draw_saliency, draw_task_tree, task_order  # noqa: E402
 from saliency_reg.integrations.plot import relations as drawn_relations  # noqa: E402
-from saliency_reg.integrations.plot import saliency as drawn_saliency
+from saliency_reg.integrations.plot import saliency as drawn_saliency  # noqa: E402
 
 NAMES = ["cost_in_$", "$x_1$ and $\\frac$", "a&b%"]
 NAN = float("nan")

@@ -6,6 +6,9 @@ Then what a call asks: ``strength`` (how strong now), ``task_sample`` (which tas
 samples?), ``reach`` (does the penalty reach the backbone?), ``reminders`` (what is told once).
 """
 
+from .earlier_pickles import find_moved_modules
 from .regularizer import SaliencyRegularizer
 
 __all__ = ["SaliencyRegularizer"]
+
+find_moved_modules()

@@ -26,6 +26,7 @@ from ..saliency import Given, ScalarizeChoice, captured_by_hand
 from ..surgery.feature import ForkedAliases
 from ..tasks import Losses, check_task_names, first_few
 from ..torch_tools import Removable, StepHook, check_not_closure_only, unwrap_optimizer
+from .earlier_pickles import as_now
 from .options import Options
 from .penalty import Penalty
 from .saved_state import check_state
@@ -357,6 +358,9 @@ class SaliencyRegularizer(Penalty, Removable):
     def _settings(self, thorough: bool) -> Mapping[str, Any]:
         heads_and_feature = None if self._capture is None else self._capture.describe()
         return {**super()._settings(thorough), "heads and feature": heads_and_feature}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
-
-if TYPE_CHECKING:
-    from .weights import RelationWeights
+from ..torch_tools import StateModule
 
 
 @dataclass(frozen=True)
@@ -31,25 +29,41 @@ class PairDistances:
     strength: float
 
 
-class Rule:
-    """How weights ``w_ij`` follow from distances; the state is kept by :class:`RelationWeights`, as its buffers."""
+class RuleState(StateModule):
+    """What a rule reads and moves: the options and the buffers of :class:`RelationWeights`, which derives from this."""
 
-    #: The options of RelationWeights that this rule uses, for its text.
+    mass: float
+    temperature: float
+    momentum: float
+    learning_rate: float
+    resolved_scale: str | float
+    updates: Tensor
+    # Which of these there are depends on the rule.
+    running_distances: Tensor
+    running_weights: Tensor
+    pair_weights: Tensor
+    pair_coefficients: Tensor
+
+
+class Rule:
+    """How weights ``w_ij`` follow from distances."""
+
+    #: The options that this rule uses, for the text of :class:`RelationWeights`.
     options: ClassVar[tuple[str, ...]] = ()
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         """The state before the first step."""
         return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64)}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         """``[P]``, what multiplies the distances."""
         return own.pair_weights
 
-    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Whether the state admits a step by these pairs."""
         return True
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         """Move once, in place."""
 
 
@@ -62,14 +76,14 @@ class Entropic(Rule):
         zeros = torch.zeros(pairs, dtype=torch.float64)
         return {"running_distances": zeros, "running_weights": zeros.clone()}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         seen = own.running_weights > 0
         mean = own.running_distances / torch.where(seen, own.running_weights, torch.ones_like(own.running_weights))
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
         return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         keep, gain = own.momentum, 1 - own.momentum
         moved = pairs.seen & pairs.moves
         new_distances = keep * own.running_distances + gain * pairs.values
@@ -83,7 +97,7 @@ class Projected(Rule):
 
     options = ("learning_rate", "scale")
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         weights, seen = own.pair_weights, pairs.seen
         step = own.learning_rate * pairs.strength * pairs.values / _scale(own, pairs.values, seen)
         # The pairs that were seen share what they had (-inf projects to 0); the others keep theirs.
@@ -101,14 +115,14 @@ class Authors(Rule):
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64)}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
 
-    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
         return torch.where(seen, own.pair_coefficients, torch.zeros_like(own.pair_coefficients)).sum() > 0
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         beta1, beta2, epsilon = 0.9, 0.999, 1e-7  # Keras' defaults
         c = own.pair_coefficients
         of_seen = torch.where(pairs.seen, c, torch.zeros_like(c))
@@ -136,7 +150,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _scale(own: RelationWeights, pairs: Tensor, seen: Tensor) -> Tensor:
+def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:
     """0-dim, what the distances ``[P]`` are divided by."""
     if not isinstance(own.resolved_scale, str):
         return torch.full((), own.resolved_scale, dtype=pairs.dtype, device=pairs.device)

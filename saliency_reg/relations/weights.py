@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
-from ..torch_tools import StateModule, check_choice, non_negative_number, positive_number, share_below_one
-from .rules import RULES, PairDistances, pairs_of_matrix
+from ..torch_tools import check_choice, non_negative_number, positive_number, share_below_one
+from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
 
 
-class RelationWeights(StateModule):
+class RelationWeights(RuleState):
     r"""Learned weights ``w_ij`` of task pairs, with their own update and no optimizer.
 
     The penalty is ``sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), so the gradient of ``w`` is the distance
@@ -56,13 +56,6 @@ class RelationWeights(StateModule):
                 [0.7900, 0.0000, 0.1100],
                 [0.1100, 0.1100, 0.0000]], dtype=torch.float64)
     """
-
-    # Buffers; which of them exist depends on the rule.
-    running_distances: Tensor
-    running_weights: Tensor
-    pair_weights: Tensor
-    pair_coefficients: Tensor
-    updates: Tensor
 
     def __init__(
         self,
@@ -151,7 +144,7 @@ class RelationWeights(StateModule):
         rule.update(self, PairDistances(pairs, seen_pairs, moves, strength))
 
     @property
-    def resolved_scale(self) -> str | float:
+    def resolved_scale(self) -> str | float:  # type: ignore[override]
         """What ``scale`` means here: ``"mean"`` or a number."""
         return self._auto_scale if self.scale == "auto" else self.scale
 

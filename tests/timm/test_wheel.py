@@ -21,7 +21,7 @@ def test_the_wheel_has_the_integration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    files = {f"saliency_reg/integrations/timm/{path.name}" for path in (ROOT / "integrations" / "timm").glob("*.py")}
+    files = {f"saliency_reg/{path.relative_to(ROOT)}" for path in (ROOT / "integrations" / "timm").rglob("*.py")}
     assert len(files) > 15
     assert files <= names
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")

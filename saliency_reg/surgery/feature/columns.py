@@ -18,7 +18,7 @@ from ...torch_tools import (
     state_dtype,
     without_autocast,
 )
-from ..gramian import gramian_of, weighted_sum
+from .. import gramian_of, weighted_sum
 from .fork import GradientFork
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +14,24 @@ from ...distributed import Ranks
 from ...errors import ConfigurationError, SurgeryError
 from ...report import SurgeryReport
 from ...torch_tools import Gradient, StateModule, state_dtype
-from ..gramian import gramian_of, weighted_sum
-from ..weighting import Weighting, check_weighting, task_weights
-from .fork import KnownGradients
+from .. import Weighting, check_weighting, gramian_of, task_weights, weighted_sum
+
+
+class KnownGradients(Protocol):
+    """Task gradients that are known in another way than by what arrives at the aliases."""
+
+    @property
+    def any_here(self) -> bool:
+        """Whether a task has a gradient in this backward pass."""
+
+    def gramian(self) -> Tensor:
+        """``[T, T]`` inner products."""
+
+    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        """One gradient for each tensor; ``arrived`` is what came through the head in all, other outputs included."""
+
+    def per_task(self) -> list[list[Gradient]]:
+        """``[tensor][task]``."""
 
 
 class _Mode(Enum):

@@ -11,7 +11,7 @@ from ...capture import FeatureCapture, FeatureChoice, HeadsChoice, Item, resolve
 from ...distributed import Ranks
 from ...errors import WrongTypeError
 from ...torch_tools import Removable, check_not_closure_only, unwrap_optimizer
-from ..weighting import PCGrad
+from .. import PCGrad
 from .combiner import GradientCombiner
 from .forked_aliases import ForkedAliases
 

@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import SurgeryError
 from ...torch_tools import Gradient, added, this_pass
-
-if TYPE_CHECKING:
-    from .combiner import GradientCombiner
-
-
-class KnownGradients(Protocol):
-    """Task gradients that are known in another way than by what arrives at the aliases."""
-
-    @property
-    def any_here(self) -> bool:
-        """Whether a task has a gradient in this backward pass."""
-
-    def gramian(self) -> Tensor:
-        """``[T, T]`` inner products."""
-
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """One gradient for each tensor; ``arrived`` is what came through the head in all, other outputs included."""
-
-    def per_task(self) -> list[list[Gradient]]:
-        """``[tensor][task]``."""
+from .combiner import GradientCombiner, KnownGradients
 
 
 class GradientFork:

@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge
 from ...capture import CapturedForward
 from ...saliency import Saliencies
 from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
-from ..gramian import row_gramian, row_sum
+from .. import row_gramian, row_sum
 from .combiner import GradientCombiner
 from .fork import GradientFork
 from .forked_aliases import CarriedFork, Cut

@@ -22,7 +22,7 @@ from ...torch_tools import (
     unwrap_optimizer,
     whole_number,
 )
-from ..weighting import PCGrad, Weighting, check_weighting, task_weights
+from .. import PCGrad, Weighting, check_weighting, task_weights
 from .agreement import agree, agree_on_names
 from .losses import NOT_ADDED_UP, LossBatch, checked_losses
 from .shared_parameters import (

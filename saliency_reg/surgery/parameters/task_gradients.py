@@ -12,7 +12,7 @@ from torch import Tensor
 from ...distributed import Ranks
 from ...tasks import spread
 from ...torch_tools import gradients_of, state_dtype
-from ..gramian import gramian_of, weighted_sum
+from .. import gramian_of, weighted_sum
 from .losses import LossBatch
 from .shared_parameters import has_several
 

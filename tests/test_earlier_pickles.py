@@ -1,0 +1,109 @@
+"""Pickles that version 0.1.0 wrote are read, and go on as they would have gone on there."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, RelationWeights, SaliencyRegularizer
+
+FILE = Path(__file__).parent / "data" / "pickles_of_0_1_0.pkl"
+SAVED: dict[str, dict[str, Any]] = pickle.loads(FILE.read_bytes())
+GRAMIAN = torch.tensor([[1.0, -0.5, -0.2], [-0.5, 2.0, -0.9], [-0.2, -0.9, 1.0]], dtype=torch.float64)
+TASKS = ("a", "b", "c")
+
+
+def loaded(name: str) -> Any:
+    return pickle.loads(SAVED["pickles"][name])
+
+
+def assert_same_state(found: dict[str, Tensor], name: str) -> None:
+    expected = SAVED["expected"][name]
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("rule", ["entropic", "projected", "authors", "fixed"])
+def test_relations(rule: str) -> None:
+    relations = loaded(f"relations {rule}")
+    assert isinstance(relations, RelationWeights)
+    relations.update(torch.tensor([[0.0, 3, 1], [3, 0, 2], [1, 2, 0]]))
+    assert relations.matrix().tolist() == SAVED["expected"][f"relations {rule}"]
+
+
+def test_weighting_goes_on_with_its_draws() -> None:
+    weighting = loaded("pcgrad")
+    assert isinstance(weighting, PCGrad)
+    assert weighting(GRAMIAN).tolist() == SAVED["expected"]["pcgrad"]
+
+
+@pytest.mark.parametrize("name", ["regularizer", "surgery"])
+def test_regularizers(name: str) -> None:
+    regularizer = loaded(name)
+    assert isinstance(regularizer, SaliencyRegularizer)
+    assert_same_state(regularizer.state_dict(), f"{name} state")
+    assert regularizer.describe() == SAVED["expected"][f"{name} text"]
+    if name == "regularizer":
+        for seed, expected in enumerate(SAVED["expected"]["regularizer penalties"]):
+            generator = torch.Generator().manual_seed(seed)
+            feature = torch.randn(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+            outputs = {task: (feature * (index + 1)).tanh().sum(1) for index, task in enumerate(TASKS)}
+            assert regularizer(outputs=outputs, features=feature).item() == expected
+            regularizer.step()
+    else:
+        regularizer.step()
+    assert regularizer.relations.matrix().tolist() == SAVED["expected"][f"{name} after"]
+    again = pickle.loads(pickle.dumps(regularizer))
+    assert again.describe() == regularizer.describe()
+
+
+@pytest.mark.parametrize("name", ["regularizer report", "surgery report"])
+def test_reports(name: str) -> None:
+    assert repr(loaded(name).to_dict()) == repr(SAVED["expected"][name])  # NaN is NaN there
+
+
+def test_surgeries() -> None:
+    surgery = loaded("feature surgery")
+    assert isinstance(surgery, FeatureSurgery)
+    assert surgery.weighting(GRAMIAN).tolist() == SAVED["expected"]["feature surgery"]
+    parameters = loaded("parameter surgery")
+    assert isinstance(parameters, ParameterSurgery)
+    assert_same_state(parameters.state_dict(), "parameter surgery")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm.backbone.Backbone",
+        "timm.feature_layout.Tokens",
+        "timm.head_config.HeadConfig",
+        "timm.model.TimmMultiTaskModel",
+        "timm.pooling.FeaturePooling",
+        "timm.unmodified._PartRegularizer",
+        "transformers.configuration.MultiTaskConfig",
+        "transformers.head_config.HeadConfig",
+        "transformers.masked.MaskedRegularizer",
+        "transformers.model.MultiTaskModel",
+        "transformers.output.MultiTaskOutput",
+        "transformers.pooling.SequencePooling",
+        "transformers.unmodified._ClassifierRegularizer",
+    ],
+)
+def test_names_of_the_integrations(name: str) -> None:
+    package, module, kind = name.split(".")
+    pytest.importorskip(package)
+    found = getattr(importlib.import_module(f"saliency_reg.integrations.{package}.{module}"), kind)
+    assert found.__name__ == kind
+    assert found.__module__.startswith(f"saliency_reg.integrations.{package}.")
+
+
+def test_other_names_are_missing_as_before() -> None:
+    with pytest.raises(ModuleNotFoundError, match="No module named 'saliency_reg.nothing'"):
+        importlib.import_module("saliency_reg.nothing")
