@@ -149,7 +149,7 @@ def backward(
     _check_arguments(surgery, accelerator)
     if not isinstance(surgery, ParameterSurgery):
         raise WrongTypeError(
-            f"backward() is for ParameterSurgery, found {type(surgery).__name__}. Type accelerator.backward(loss)."
+            f"backward() is for ParameterSurgery, found {type(surgery).__name__}. Call accelerator.backward(loss)."
         )
     engine = _engine_of(accelerator, None)
     if engine is not None:
@@ -282,11 +282,11 @@ def _check_arguments(regularizer: object, accelerator: object) -> None:
     if not isinstance(regularizer, (SaliencyRegularizer, FeatureSurgery, ParameterSurgery)):
         raise WrongTypeError(
             "expected a SaliencyRegularizer, FeatureSurgery or ParameterSurgery as first argument, found "
-            f"{type(regularizer).__name__}. Type register(regularizer, accelerator)."
+            f"{type(regularizer).__name__}. Use register(regularizer, accelerator)."
         )
     if not isinstance(accelerator, need("accelerate").Accelerator):
         raise WrongTypeError(
-            f"accelerator must be an accelerate.Accelerator, found {type(accelerator).__name__}. Type Accelerator()."
+            f"accelerator must be an accelerate.Accelerator, found {type(accelerator).__name__}. Use Accelerator()."
         )
 
 
@@ -315,7 +315,7 @@ def _check_engine(regularizer: _Registered, engine: str, optimizer: Any) -> None
     if optimizer is not None or follows:
         raise ConfigurationError(
             f"{engine} updates the parameters by itself, and no hook of a torch optimizer tells when. Build the regularizer "
-            "without optimizer=, type register(regularizer, accelerator), and after each optimizer.step(): "
+            "without optimizer=, use register(regularizer, accelerator), and after each optimizer.step(): "
             "if accelerator.sync_gradients and not accelerator.optimizer_step_was_skipped: regularizer.step()"
         )
 
@@ -342,7 +342,7 @@ def _send_image(trackers: Sequence[Any], name: str, report: SaliencyReport, step
         if tracker.name == "tensorboard":
             if importlib.util.find_spec("PIL") is None:
                 logger.warning(
-                    "TensorBoard needs Pillow for images; the relations are left out. Type: pip install pillow"
+                    "TensorBoard needs Pillow for images; the relations are left out. Run: pip install pillow"
                 )
                 continue
             tracker.log_images({name: image[None]}, step=step, dataformats="NHWC")

@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments, with errors that say what to type instead."""
+"""Kinds of command-line arguments, with errors that say what to use instead."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def whole_number(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if text.isdecimal() and int(text) >= least:
             return int(text)
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a whole number from {least} on, such as {least + 2}.")
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass a whole number from {least} on, such as {least + 2}.")
 
     return parse
 
@@ -76,14 +76,14 @@ def real_number(above_zero: bool) -> Callable[[str], float]:
         if math.isfinite(value) and (value > 0 or (value == 0 and not above_zero)):
             return value
         least = "above 0" if above_zero else "from 0 on"
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a finite number {least}, such as 0.1.")
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass a finite number {least}, such as 0.1.")
 
     return parse
 
 
 def folder_name(text: str) -> str:
     if text in ("", ".", "..") or Path(text).name != text or "\\" in text:
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type a plain folder name, such as first-run.")
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass a plain folder name, such as first-run.")
     return text
 
 
@@ -149,16 +149,16 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
     if options.accumulation > options.batch_size:
         parser.error(
             f"argument --accumulation: a batch of {options.batch_size} cannot be split into {options.accumulation} "
-            f"micro-batches. Type --accumulation {options.batch_size} or less."
+            f"micro-batches. Use --accumulation {options.batch_size} or less."
         )
     if options.mixed_precision != "no" and getattr(options, "dtype", "float32") == "float64":
         parser.error(
-            f"argument --mixed-precision: {options.mixed_precision} would take the digits that --dtype float64 gives. Type "
+            f"argument --mixed-precision: {options.mixed_precision} would take the digits that --dtype float64 gives. Use "
             "--mixed-precision no, or --dtype float32."
         )
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
         parser.error(
-            "argument --mixed-precision: fp16 needs a GPU, and none was found. Type --mixed-precision bf16, or no."
+            "argument --mixed-precision: fp16 needs a GPU, and none was found. Use --mixed-precision bf16, or no."
         )
     for tracker in options.trackers:
         try:
@@ -166,6 +166,6 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
         except ImportError as error:
             package = TRACKERS[tracker]
             parser.error(
-                f"argument --trackers: {tracker} needs the package {package}, which could not be imported ({error}). Type: "
+                f"argument --trackers: {tracker} needs the package {package}, which could not be imported ({error}). Run: "
                 f"pip install {package}"
             )

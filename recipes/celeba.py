@@ -162,7 +162,7 @@ def _rows(count: int, wanted: int | None, name: str, generator: torch.Generator)
     if wanted is None:
         return torch.arange(count)
     if wanted > count:
-        raise OptionError(f"--{name}-images {wanted} were asked for, but there are {count}. Type {count} or less.")
+        raise OptionError(f"--{name}-images {wanted} were asked for, but there are {count}. Use {count} or less.")
     return torch.randperm(count, generator=generator)[:wanted].sort().values
 
 

@@ -142,7 +142,7 @@ def step_of(path: Path) -> int:
     """
     match = _NAME.fullmatch(path.name)
     if match is None:
-        raise CheckpointError(f"{path} is no checkpoint. Type the path of a folder such as checkpoint-00000120.")
+        raise CheckpointError(f"{path} is no checkpoint. Pass the path of a folder such as checkpoint-00000120.")
     return int(match.group(1))
 
 

@@ -278,24 +278,24 @@ def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace
     if wanted > most:
         parser.error(
             f"--train-per-class and --validation-per-class ask for {wanted} images of each digit, but there are only "
-            f"{most} outside the test set. Type --train-per-class {max(1, most - options.validation_per_class)} or less."
+            f"{most} outside the test set. Use --train-per-class {max(1, most - options.validation_per_class)} or less."
             if options.validation_per_class < most
             else f"argument --validation-per-class: there are only {most} images of each digit outside the test set. "
-            "Type --validation-per-class 20."
+            "Use --validation-per-class 20."
         )
     if options.seeds > FIRST_TUNING_SEED:
         parser.error(
-            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Type --seeds {FIRST_TUNING_SEED} or less."
+            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Use --seeds {FIRST_TUNING_SEED} or less."
         )
     for name in ("methods", "weight_decays", "strengths"):
         values = getattr(options, name)
         if len(set(values)) < len(values):
             option = "--" + name.replace("_", "-")
-            parser.error(f"argument {option}: the same value twice. Type each value once.")
+            parser.error(f"argument {option}: the same value twice. Use each value once.")
     if len(options.strengths) != len(options.weight_decays):
         parser.error(
             f"every method gets the same number of trials, but there are {len(options.weight_decays)} --weight-decays "
-            f"and {len(options.strengths)} --strengths. Type as many of the one as of the other."
+            f"and {len(options.strengths)} --strengths. Use as many of the one as of the other."
         )
 
 

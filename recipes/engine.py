@@ -83,7 +83,7 @@ class Plan:
         if self.clip_norm is not None and not (math.isfinite(self.clip_norm) and self.clip_norm > 0):
             raise OptionError(f"clip_norm must be a finite number above 0, or None; found {self.clip_norm!r}.")
         if self.decay not in DECAYS:
-            raise OptionError(f"found the decay {self.decay!r}. Type one of {', '.join(DECAYS)}.")
+            raise OptionError(f"found the decay {self.decay!r}. Use one of {', '.join(DECAYS)}.")
 
 
 #: Called after each epoch, which has been counted, with the mean loss of each task in it; returns what is to be logged.
@@ -408,7 +408,7 @@ class Engine:
     def _end_early(self) -> None:
         if self._saved is not None and self._saved.save():
             folder = self._saved.checkpoints.folder
-            where = f" after step {self.position.step}, with a checkpoint in {folder}. Type --resume auto to go on"
+            where = f" after step {self.position.step}, with a checkpoint in {folder}. Use --resume auto to go on"
         else:
             where = f" after step {self.position.step}, without a checkpoint"
         raise Terminated(f"Terminated{where}.")

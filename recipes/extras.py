@@ -21,5 +21,5 @@ def need(name: str) -> ModuleType:
         package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top)
         extra = f"recipes,{top}" if top in ("timm", "transformers") else "recipes"
         raise ImportError(
-            f'this recipe needs {package}, which could not be imported. Type: pip install "saliency-reg[{extra}]"'
+            f'this recipe needs {package}, which could not be imported. Run: pip install "saliency-reg[{extra}]"'
         ) from error

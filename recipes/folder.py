@@ -140,7 +140,7 @@ def _table(options: argparse.Namespace) -> _Table:
 def _read(path: Path) -> Any:
     pandas = need("pandas")
     if not path.is_file():
-        raise DataError(f"found no file {path}. Type the path of a .csv or .parquet file.")
+        raise DataError(f"found no file {path}. Pass the path of a .csv or .parquet file.")
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".parquet"):
         raise DataError(
@@ -165,7 +165,7 @@ def _check_no_split(frame: Any, tasks: Sequence[str]) -> None:
     for task in tasks:
         if {str(value).strip().lower() for value in frame[task].tolist()} <= names:
             raise DataError(
-                f"column {task!r} says train, validation or test, and is no task. Type --split-column {task}, or name the "
+                f"column {task!r} says train, validation or test, and is no task. Use --split-column {task}, or name the "
                 "label columns after --tasks."
             )
 
@@ -175,7 +175,7 @@ def _kinds(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
     for text in given:
         task, equals, kind = text.rpartition("=")
         if not equals or kind not in ("binary", "classes", "number"):
-            raise DataError(f"found --kind {text}. Type COLUMN=binary, COLUMN=classes or COLUMN=number.")
+            raise DataError(f"found --kind {text}. Pass COLUMN=binary, COLUMN=classes or COLUMN=number.")
         check_columns([task], tasks, "the list of tasks")
         found[task] = kind
     return found

@@ -78,10 +78,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
         before = ranks.from_main(results_in(folder) if ranks.is_main else None)
         if before.get("status") == "complete":
             if ranks.is_main:
-                print(f"The run in {folder} is complete. Type another --name to train again.")
+                print(f"The run in {folder} is complete. Pass another --name to train again.")
             return 0
         if before.get("data", data) != data:
-            parser.error(f"argument --resume: the run in {folder} was begun with other data. Type another --name.")
+            parser.error(f"argument --resume: the run in {folder} was begun with other data. Pass another --name.")
         head = {
             "schema_version": SCHEMA_VERSION,
             "recipe": RECIPE,
@@ -102,7 +102,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
         except Terminated:
             if ranks.is_main:
                 where = f"--out {folder.parent} --name {folder.name}"
-                print(f"\nTerminated. To go on, type the same command with {where} --resume auto.", flush=True)
+                print(f"\nTerminated. To go on, run the same command with {where} --resume auto.", flush=True)
             return TERMINATED
         if not ranks.is_main:
             return 0

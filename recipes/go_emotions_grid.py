@@ -1,7 +1,7 @@
 """Tables on GoEmotions: methods tuned alike on validation, over seeds, with all labels and with few.
 
 Every result goes into one file as soon as it is there, and is never computed again: stop the command whenever you like, and
-type it again to go on. The tables say what is not done yet.
+run it again to go on. The tables say what is not done yet.
 """
 
 from __future__ import annotations

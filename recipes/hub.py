@@ -29,14 +29,14 @@ def load_splits(data: str, names: Sequence[str], subset: str | None = None) -> d
     if not folder.exists():
         if data.startswith((".", "/", "~")) or data.count("/") != 1 or folder.parent.is_dir():
             raise DataError(
-                f"found no folder {data}. Type the folder of parquet files, or the id of a data set on the hub."
+                f"found no folder {data}. Pass the folder of parquet files, or the id of a data set on the hub."
             )
         try:
             found = datasets.load_dataset(data) if subset is None else datasets.load_dataset(data, subset)
         except Exception as error:  # of the network, the hub, or the data set: many kinds
             raise DataError(
                 f"{data} is no folder here, and could not be loaded from the hub ({type(error).__name__}: {error}). Without "
-                "a network, type --data with a folder of its parquet files."
+                "a network, use --data with a folder of its parquet files."
             ) from error
         return {name: _split(found, name, data) for name in names}
     files = {name: _files(folder, name) for name in names}
@@ -65,7 +65,7 @@ def _split(found: Any, name: str, data: str) -> Any:
 def _files(folder: Path, name: str) -> list[Path]:
     if files := _found(folder, name):
         return files
-    raise DataError(f"found no {name}.parquet and no {name}-*.parquet in {folder}. Type the folder that has them.")
+    raise DataError(f"found no {name}.parquet and no {name}-*.parquet in {folder}. Pass the folder that has them.")
 
 
 def _found(folder: Path, name: str) -> list[Path]:

@@ -19,10 +19,10 @@ def learning_rate_factor(decay: str, warmup_steps: int, total_steps: int) -> Cal
         OptionError: an unknown decay, or a warm-up that takes the whole training.
     """
     if decay not in DECAYS:
-        raise OptionError(f"found the decay {decay!r}. Type one of {', '.join(DECAYS)}.")
+        raise OptionError(f"found the decay {decay!r}. Use one of {', '.join(DECAYS)}.")
     if warmup_steps < 0 or (warmup_steps >= total_steps and warmup_steps > 0):
         raise OptionError(
-            f"found {warmup_steps} warm-up steps in a training of {total_steps}. Type a number from 0 to {total_steps - 1}."
+            f"found {warmup_steps} warm-up steps in a training of {total_steps}. Pass a number from 0 to {total_steps - 1}."
         )
 
     def factor(step: int) -> float:

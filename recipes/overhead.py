@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.processes > 1 and not (dist.is_available() and dist.is_gloo_available()):
         parser.error(
-            "argument --processes: this build of torch has no gloo. Type --processes 1, or install another one."
+            "argument --processes: this build of torch has no gloo. Use --processes 1, or install another one."
         )
     for module in ("numpy", "tqdm", *["torchjd"] * (options.processes == 1)):
         need(module)

@@ -60,9 +60,9 @@ def open_accelerator(
     accelerate = need("accelerate")
     cpu = not torch.cuda.is_available()
     if mixed_precision not in PRECISIONS:
-        raise OptionError(f"found the mixed precision {mixed_precision!r}. Type one of {', '.join(PRECISIONS)}.")
+        raise OptionError(f"found the mixed precision {mixed_precision!r}. Use one of {', '.join(PRECISIONS)}.")
     if mixed_precision == "fp16" and cpu:
-        raise OptionError("fp16 needs a GPU, and none was found. Type --mixed-precision bf16, or no.")
+        raise OptionError("fp16 needs a GPU, and none was found. Use --mixed-precision bf16, or no.")
     # Of DistributedDataParallel, about speed: second derivatives are laid out in another way than first ones.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     try:

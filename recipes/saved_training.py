@@ -175,7 +175,7 @@ class SavedTraining:
         if how == "never":
             if found := checkpoints.all():
                 raise OptionError(
-                    f"{checkpoints.folder} has checkpoints, the newest of step {step_of(found[-1])}. Type --resume auto to "
+                    f"{checkpoints.folder} has checkpoints, the newest of step {step_of(found[-1])}. Use --resume auto to "
                     "go on there, or choose another folder."
                 )
             checkpoints.clean()
@@ -197,7 +197,7 @@ class SavedTraining:
         if later := [other.name for other in checkpoints.all() if step_of(other) > step_of(path)]:
             raise OptionError(
                 f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, or "
-                "type --resume auto."
+                "use --resume auto."
             )
         if path.parent.resolve() == checkpoints.folder.resolve():
             self._log.cut(int(manifest["log_bytes"]))

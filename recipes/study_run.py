@@ -63,7 +63,7 @@ def in_ranks(parser: argparse.ArgumentParser, run: Callable[[Ranks], int]) -> in
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
+            print("\nInterrupted. Run the same command with the --name of the run and --resume auto to go on.")
             return INTERRUPTED
 
 
@@ -81,17 +81,17 @@ def open_folder(
     if resume not in ("auto", "never"):
         folder = Path(resume)
         if not folder.is_dir():
-            parser.error(f"argument --resume: {folder} is no folder. Type auto, never, or the folder of a run.")
+            parser.error(f"argument --resume: {folder} is no folder. Use auto, never, or the folder of a run.")
         if not (folder / RESULTS).exists():
             parser.error(
-                f"argument --resume: {folder} has no {RESULTS}, so it is not the folder of a run. Type auto with the --name "
+                f"argument --resume: {folder} has no {RESULTS}, so it is not the folder of a run. Use auto with the --name "
                 "of a run, never, or the folder of a run."
             )
         _check_same_run(parser, options, folder, kind)
         return folder
     if resume == "auto":
         if options.name is None:
-            parser.error("argument --resume: auto goes on in the folder of a name. Type --name, too.")
+            parser.error("argument --resume: auto goes on in the folder of a name. Use --name, too.")
         folder = Path(options.out, options.name)
         if folder.is_dir():
             _check_same_run(parser, options, folder, kind)
@@ -100,9 +100,9 @@ def open_folder(
         return new_run_folder(options.out, options.name)
     except FileExistsError:
         taken = options.name or "a folder of this second"
-        parser.error(f"argument --name: {taken} exists in {options.out}. Type another --name.")
+        parser.error(f"argument --name: {taken} exists in {options.out}. Pass another --name.")
     except OSError as error:
-        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Type another --out.")
+        parser.error(f"argument --out: cannot create a folder in {options.out} ({error.strerror}). Pass another --out.")
 
 
 def results_in(folder: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def _lock(parser: argparse.ArgumentParser, folder: Path, held: contextlib.ExitSt
         held.enter_context(locked(folder))
     except BlockingIOError:
         parser.error(
-            f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Type another --name, or stop "
+            f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, or stop "
             "the other run."
         )
 
@@ -152,12 +152,12 @@ def _check_same_run(
     except FileNotFoundError:
         return  # it was stopped before its first training
     except (OSError, ValueError) as error:
-        parser.error(f"argument --resume: {path} cannot be read ({error}). Type another --name.")
+        parser.error(f"argument --resume: {path} cannot be read ({error}). Pass another --name.")
     found = (content.get("recipe"), content.get("schema_version")) if isinstance(content, dict) else (None, None)
     if kind is not None and found != kind:
         parser.error(
             f"argument --resume: {path} is of the recipe {found[0]!r} with schema version {found[1]!r}, expected "
-            f"{kind[0]!r} with {kind[1]!r}. Type the folder of such a run, or another --name."
+            f"{kind[0]!r} with {kind[1]!r}. Pass the folder of such a run, or another --name."
         )
     before = content.get("options", {})
     for name, value in vars(options).items():
@@ -165,7 +165,7 @@ def _check_same_run(
             option = "--" + name.replace("_", "-")
             parser.error(
                 f"argument --resume: the run in {folder} had {option} {_typed(before.get(name))}, but found "
-                f"{_typed(value)}. Type the same options as before, or another --name."
+                f"{_typed(value)}. Pass the same options as before, or another --name."
             )
 
 
@@ -268,7 +268,7 @@ class StudyRun(ABC):
         self.status = "terminated"
         self.save()
         place = f"--out {self.folder.parent} --name {self.folder.name}"
-        self._print(f"\nTerminated. To go on, type the same command with {place} --resume auto.")
+        self._print(f"\nTerminated. To go on, run the same command with {place} --resume auto.")
         return TERMINATED
 
     def _written(self) -> str:

@@ -192,10 +192,10 @@ def _parser() -> argparse.ArgumentParser:
 def _check_together(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.seeds > FIRST_TUNING_SEED:
         parser.error(
-            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Type --seeds {FIRST_TUNING_SEED} or less."
+            f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Use --seeds {FIRST_TUNING_SEED} or less."
         )
     if len(set(options.methods)) < len(options.methods):
-        parser.error("argument --methods: the same method twice. Type each method once.")
+        parser.error("argument --methods: the same method twice. Use each method once.")
     if not set(SINGLE_TASK) & set(options.methods):
         parser.error(
             f"argument --methods: the ratio needs a single-task method. Add {' or '.join(SINGLE_TASK)} to --methods."

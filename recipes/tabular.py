@@ -1,7 +1,7 @@
 """Tables on SARCOS (7 tasks) and School (139 tasks): regression where every training row has the label of one task.
 
 All heads see every row, since the saliency needs no label. Every result goes into one file as soon as it is there, and is
-never computed again: stop the command whenever you like, and type it again to go on.
+never computed again: stop the command whenever you like, and run it again to go on.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows
     if JOINTS * rows_per_task + validation_rows > most:
         raise OptionError(
             f"{JOINTS} tasks of {rows_per_task} rows and {validation_rows} validation rows were asked for, but there are "
-            f"{most} rows. Type fewer."
+            f"{most} rows. Use fewer."
         )
     order = torch.randperm(most, generator=torch.Generator().manual_seed(seed))
     train, validation = order[: JOINTS * rows_per_task], order[JOINTS * rows_per_task :][:validation_rows]
@@ -126,7 +126,7 @@ def fingerprint(folder: str) -> str:
     files = sorted(path for data in ("sarcos", "school") for path in Path(folder, data).glob("*.parquet"))
     if not files:
         raise DataError(
-            f"found no parquet files in {Path(folder, 'sarcos')} or {Path(folder, 'school')}. Type the folder that has them."
+            f"found no parquet files in {Path(folder, 'sarcos')} or {Path(folder, 'school')}. Pass the folder that has them."
         )
     digest = hashlib.sha256()
     for path in files:

@@ -76,10 +76,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
     with listening(), open_shared_folder(parser, options, ranks, (RECIPE, SCHEMA_VERSION)) as folder:
         before = results_in(folder)
         if before.get("status") == "complete":
-            print(f"The run in {folder} is complete. Type another --name to train again.")
+            print(f"The run in {folder} is complete. Pass another --name to train again.")
             return 0
         if before.get("fingerprint", training.fingerprint) != training.fingerprint:
-            parser.error(f"argument --resume: the run in {folder} was begun with other data. Type another --name.")
+            parser.error(f"argument --resume: the run in {folder} was begun with other data. Pass another --name.")
         print("\n".join(training.about), flush=True)
         head = {
             "schema_version": SCHEMA_VERSION,
@@ -92,7 +92,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
             found = training.run(folder)
         except Terminated:
             where = f"--out {folder.parent} --name {folder.name}"
-            print(f"\nTerminated. To go on, type the same command with {where} --resume auto.", flush=True)
+            print(f"\nTerminated. To go on, run the same command with {where} --resume auto.", flush=True)
             return TERMINATED
         training.save(folder / "model")
         write_json(folder / "results.json", {**head, "status": "complete", **found})
@@ -143,7 +143,7 @@ def _named(text: str) -> list[str]:
     name, equals, source = text.partition("=")
     if not (name and equals and source):
         raise argparse.ArgumentTypeError(
-            f"found {text!r}. Type NAME=SOURCE, such as sst2=nyu-mll/glue:sst2 or mine=folder/of/tables."
+            f"found {text!r}. Pass NAME=SOURCE, such as sst2=nyu-mll/glue:sst2 or mine=folder/of/tables."
         )
     return [name, source]
 
@@ -152,7 +152,7 @@ def _named_columns(text: str) -> list[Any]:
     name, _, columns = text.partition("=")
     names = columns.split(",")
     if not name or len(names) not in (2, 3) or not all(names):
-        raise argparse.ArgumentTypeError(f"found {text!r}. Type NAME=TEXT,LABEL or NAME=TEXT,TEXT,LABEL.")
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass NAME=TEXT,LABEL or NAME=TEXT,TEXT,LABEL.")
     return [name, names]
 
 
@@ -160,13 +160,13 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     names = [name for name, _ in options.sets]
     if len(names) < 2:
         parser.error(
-            f"argument --set: found {len(names)}, and relations need two. Type --set NAME=SOURCE twice or more."
+            f"argument --set: found {len(names)}, and relations need two. Use --set NAME=SOURCE twice or more."
         )
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         parser.error(f"argument --set: found {doubled[0]} more than once. Give each set a name of its own.")
     for name, _ in options.columns:
         if name not in names:
-            parser.error(f"argument --columns: found {name}, which is no set. Type one of {', '.join(names)}.")
+            parser.error(f"argument --columns: found {name}, which is no set. Use one of {', '.join(names)}.")
     if options.strength is not None and not METHODS[options.method].penalty:
         parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
     if options.encoder != SMALL:
@@ -176,7 +176,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     elif options.tokenizer is not None:
         parser.error(f"argument --tokenizer: the encoder {SMALL!r} learns its own. Leave it out.")
     if options.mixed_precision == "fp16" and not torch.cuda.is_available():
-        parser.error("argument --mixed-precision: fp16 needs a GPU, and none was found. Type bf16, or no.")
+        parser.error("argument --mixed-precision: fp16 needs a GPU, and none was found. Use bf16, or no.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = new_run_folder(options.out, options.name)
     except FileExistsError as error:
-        parser.error(f"argument --name: {error} exists. Type another name.")
+        parser.error(f"argument --name: {error} exists. Pass another name.")
     results = sweep(options.families or known, options.processes, options.seconds)
     passed = [family for family, result in results.items() if passes(result)]
     share = len(passed) / len(results)

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.hidden % min(options.hidden, CHANNELS_PER_HEAD):
         parser.error(
-            f"argument --hidden: {options.hidden} channels do not split into attention heads of {CHANNELS_PER_HEAD}. Type "
+            f"argument --hidden: {options.hidden} channels do not split into attention heads of {CHANNELS_PER_HEAD}. Use "
             f"a multiple of {CHANNELS_PER_HEAD}."
         )
     for module in ("numpy", "tqdm", "transformers"):

@@ -76,7 +76,7 @@ class Workers:
                 yield future.result()
         except BrokenProcessPool as error:
             raise RecipeError(
-                "a process that trains was killed, perhaps for lack of memory. Type a smaller number after --workers."
+                "a process that trains was killed, perhaps for lack of memory. Pass a smaller number after --workers."
             ) from error
 
 

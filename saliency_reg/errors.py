@@ -1,6 +1,6 @@
 """Typed errors. Each is a :class:`SaliencyRegError` and the builtin that fits, so both can be caught.
 
-Every message says what was found, what was expected, and what to type instead.
+Every message says what was found, what was expected, and what to use instead.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ def test_a_feature_inside_a_checkpoint() -> None:
 
 
 def test_reentrant_checkpoints_of_heads_are_refused() -> None:
-    with pytest.raises(CaptureError, match="type use_reentrant=False"):
+    with pytest.raises(CaptureError, match="pass use_reentrant=False"):
         step(build("heads", reentrant=True))
 
 

@@ -978,7 +978,7 @@ def test_arguments_that_do_not_fit() -> None:
     model = entry.model
     with pytest.raises(ConfigurationError, match="Both at once"):
         SaliencyRegularizer(model, "heads", surgery=FeatureSurgery(build("tanh heads").model, "heads"))
-    with pytest.raises(ConfigurationError, match="needs the model"):
+    with pytest.raises(ConfigurationError, match="can only be used with a model"):
         SaliencyRegularizer(None, tasks=["a", "b"], surgery=PCGrad())
     with pytest.raises(ConfigurationError, match="LBFGS evaluates a closure"):
         SaliencyRegularizer(model, "heads", surgery=PCGrad(), optimizer=torch.optim.LBFGS(model.parameters()))

@@ -233,7 +233,7 @@ def refused(rank: int, case: str) -> tuple[str, str, bool]:
         ("one rank's first losses", ["SurgeryError", "WrongTypeError"], "do not add them up"),
         ("different tasks", ["TaskError"] * 2, "the processes have different tasks"),
         ("outside", ["ConfigurationError"] * 2, r"leaf tensor of shape \[\].*nn.ModuleList"),
-        ("static graph", ["ConfigurationError"] * 2, "Type static_graph=False"),
+        ("static graph", ["ConfigurationError"] * 2, "Pass static_graph=False"),
         ("not connected", ["NotConnectedError"] * 2, "task 'a' does not depend"),
     ],
 )

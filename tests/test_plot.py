@@ -533,7 +533,7 @@ def test_the_same_picture_each_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("relations", "error", "text"),
     [
-        (torch.ones(3, 4), ShapeError, r"relations must be \[T, T\] for T tasks, found \[3, 4\]. Type regularizer"),
+        (torch.ones(3, 4), ShapeError, r"relations must be \[T, T\] for T tasks, found \[3, 4\]. Use regularizer"),
         (torch.ones(3), ShapeError, r"found \[3\]"),
         (torch.ones(0, 0), ShapeError, r"found \[0, 0\]"),
         ([[0, 1], [1]], ShapeError, "lists of different lengths"),
@@ -545,11 +545,11 @@ def test_the_same_picture_each_time(tmp_path: Path) -> None:
         ([[0, NAN, 1], [NAN, 0, 1], [1, 1, 0]], NonFiniteError, r"of the tasks \[0, 1\]"),
         ([[0, float("inf")], [float("inf"), 0]], NonFiniteError, "NaN or infinite"),
         ([[0, -0.5], [-0.5, 0]], ConfigurationError, r"negative weights, down to -0.5; they must be >= 0. Use .*clamp"),
-        ([[0, 1], [2, 0]], ConfigurationError, r"not symmetric .* up to 1\). Type \(W \+ W.T\) / 2"),
+        ([[0, 1], [2, 0]], ConfigurationError, r"not symmetric .* up to 1\). Use \(W \+ W.T\) / 2"),
         ([["a", "b"], ["c", "d"]], WrongTypeError, "real numbers, found list with dtype"),
         (torch.ones(2, 2, dtype=torch.complex64), WrongTypeError, "real numbers, found Tensor with dtype complex64"),
         ({"a": 1}, WrongTypeError, "found dict"),
-        (None, WrongTypeError, "found NoneType. Type the regularizer"),
+        (None, WrongTypeError, "found NoneType. Pass the regularizer"),
         (nn.Linear(2, 2), WrongTypeError, "SaliencyReport or a matrix .* found Linear"),
     ],
 )
@@ -571,7 +571,7 @@ def test_tasks_of_a_report_are_named() -> None:
     [
         (["a", "b"], TaskError, r"found 2 task names for relations \[3, 3\]: 3 tasks"),
         (["a", "b", "a"], TaskError, r"\['a'\] occur more than once"),
-        ("picture.png", WrongTypeError, r"found 'picture.png' \(str\). Type .* path='picture.png'"),
+        ("picture.png", WrongTypeError, r"found 'picture.png' \(str\). Pass .* path='picture.png'"),
         (Path("picture.png"), WrongTypeError, "list of names"),
         (torch.arange(3), WrongTypeError, "list of names"),
     ],
@@ -600,7 +600,7 @@ def draw_saliency_of_ones(path: Any = None, title: Any = None) -> Any:
     ],
 )
 def test_bad_paths_and_titles(draw: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"the folder of path=.*a.png' does not exist. Type Path\(.*mkdir"):
+    with pytest.raises(ConfigurationError, match=r"the folder of path=.*a.png' does not exist. Use Path\(.*mkdir"):
         draw(path=tmp_path / "missing" / "a.png")
     with pytest.raises(ConfigurationError, match=r"known kind, found '.gib'. Type for example 'a.png'"):
         draw(path=tmp_path / "a.gib")
@@ -626,40 +626,40 @@ IMAGES, MAPS = torch.full((2, 3, 8, 8), 0.5), torch.ones(3, 2, 4, 4)
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        ({"images": IMAGES[0]}, ShapeError, r"images must be \[B, 3, H, W\].* found \[3, 8, 8\]. Type images\[None\]"),
+        ({"images": IMAGES[0]}, ShapeError, r"images must be \[B, 3, H, W\].* found \[3, 8, 8\]. Use images\[None\]"),
         (
             {"images": IMAGES.permute(0, 2, 3, 1)},
             ShapeError,
-            r"found \[2, 8, 8, 3\]. Type images.permute\(0, 3, 1, 2\)",
+            r"found \[2, 8, 8, 3\]. Use images.permute\(0, 3, 1, 2\)",
         ),
         ({"images": IMAGES[:0]}, ShapeError, r"found \[0, 3, 8, 8\]"),
         (
             {"images": IMAGES.repeat(20, 1, 1, 1)},
             ConfigurationError,
-            r"found 40 images; .* at most 32. Type images\[:8\]",
+            r"found 40 images; .* at most 32. Use images\[:8\]",
         ),
         ({"images": IMAGES * NAN}, NonFiniteError, r"the images \[0, 1\] hold NaN"),
-        ({"images": 400 * IMAGES}, ConfigurationError, r"from 200 to 200, expected 0 to 1. Type images / 255"),
-        ({"images": IMAGES - 2}, ConfigurationError, r"from -1.5 to -1.5, expected 0 to 1. Type the mean="),
+        ({"images": 400 * IMAGES}, ConfigurationError, r"from 200 to 200, expected 0 to 1. Use images / 255"),
+        ({"images": IMAGES - 2}, ConfigurationError, r"from -1.5 to -1.5, expected 0 to 1. Pass the mean="),
         ({"images": "cat.png"}, WrongTypeError, "images must be a tensor, an array or nested lists, found str"),
         ({"mean": 0.5}, MissingArgumentError, "mean and std belong together"),
         ({"mean": [0.5, 0.5], "std": 1}, ShapeError, r"mean must be one finite number or 3, .* found \[0.5, 0.5\]"),
         ({"mean": 2, "std": 1}, ConfigurationError, "times std, plus mean, the images reach from 2.5 to 2.5"),
         ({"images": IMAGES.byte(), "mean": 0, "std": 1}, ConfigurationError, "uint8 are not normalised"),
         ({"maps": MAPS[:, 0]}, ShapeError, r"maps must be \[T, B, h, w\] with B = 2 images, found \[3, 4, 4\]"),
-        ({"maps": MAPS.transpose(0, 1)}, ShapeError, r"found \[2, 3, 4, 4\]. Type maps.transpose\(0, 1\)"),
-        ({"maps": MAPS[:, :, None]}, ShapeError, r"Type \(maps \* features\).sum\(2\)"),
-        ({"maps": MAPS.flatten(2)}, ShapeError, r"Type maps.unflatten\(2, \(h, w\)\)"),
+        ({"maps": MAPS.transpose(0, 1)}, ShapeError, r"found \[2, 3, 4, 4\]. Use maps.transpose\(0, 1\)"),
+        ({"maps": MAPS[:, :, None]}, ShapeError, r"Use \(maps \* features\).sum\(2\)"),
+        ({"maps": MAPS.flatten(2)}, ShapeError, r"Use maps.unflatten\(2, \(h, w\)\)"),
         ({"maps": MAPS[:0]}, ShapeError, r"found \[0, 2, 4, 4\]"),
         ({"maps": MAPS.index_fill(0, torch.tensor(1), NAN)}, NonFiniteError, r"maps of the tasks \[1\] hold NaN"),
         ({"tasks": ["a", "b"]}, TaskError, r"found 2 task names for maps \[3, 2, 4, 4\]: 3 tasks"),
         ({"tasks": "a.png"}, WrongTypeError, "tasks must be a list of names"),
-        ({"labels": torch.ones(3, 2)}, ShapeError, r"\[B, T\] = \[2, 3\] .* found \[3, 2\]. Type labels.T"),
-        ({"labels": [0, 2]}, ShapeError, r"found \[2\]. Type torch.nn.functional.one_hot\(labels, 3\)"),
+        ({"labels": torch.ones(3, 2)}, ShapeError, r"\[B, T\] = \[2, 3\] .* found \[3, 2\]. Pass labels.T"),
+        ({"labels": [0, 2]}, ShapeError, r"found \[2\]. Use torch.nn.functional.one_hot\(labels, 3\)"),
         (
             {"labels": torch.full((2, 3), 0.7)},
             ConfigurationError,
-            "labels must be 0 or 1 .* found 0.7. Type labels > 0.5",
+            "labels must be 0 or 1 .* found 0.7. Pass labels > 0.5",
         ),
         ({"labels": [[True, None, False]] * 2}, WrongTypeError, "labels must be .* real numbers"),
     ],

@@ -1,4 +1,4 @@
-"""Wrong use: a typed error that says what to type instead, and the model left as it was."""
+"""Wrong use: a typed error that says what to use instead, and the model left as it was."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ATTACHING = {
     ),
     "a name of several modules": Case(
         lambda m: SaliencyRegularizer(m, ["out", "left"]),
-        errors.AmbiguousModuleError, ValueError, r"'out' means several modules: 'heads\.left\.out'.*Type the full name",
+        errors.AmbiguousModuleError, ValueError, r"'out' means several modules: 'heads\.left\.out'.*Pass the full name",
     ),
     "two groups of heads": Case(
         lambda m: SaliencyRegularizer(m),
@@ -70,7 +70,7 @@ ATTACHING = {
         TwoGroups,
     ),
     "no heads to be found": Case(
-        lambda m: SaliencyRegularizer(m), errors.HeadNotFoundError, LookupError, "no heads were found in NoHeads.*Type heads=",
+        lambda m: SaliencyRegularizer(m), errors.HeadNotFoundError, LookupError, "no heads were found in NoHeads.*Pass heads=",
         NoHeads,
     ),
     "one head": Case(
@@ -117,7 +117,7 @@ ATTACHING = {
     ),
     "no such port": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature="backbone:left"),
-        errors.ConfigurationError, ValueError, "Type 'backbone:output'",
+        errors.ConfigurationError, ValueError, "Pass 'backbone:output'",
     ),
     "no module": Case(
         lambda m: SaliencyRegularizer(lambda x: x), errors.WrongTypeError, TypeError, "model must be a torch.nn.Module",
@@ -161,7 +161,7 @@ ATTACHING = {
     ),
     "relations of another number of tasks": Case(
         lambda m: SaliencyRegularizer(m, relations=RelationWeights(4)),
-        errors.TaskError, ValueError, r"num_tasks=4, but there are 3 tasks. Type RelationWeights\(3",
+        errors.TaskError, ValueError, r"num_tasks=4, but there are 3 tasks. Pass RelationWeights\(3",
     ),
     "relations of a wrong type": Case(
         lambda m: SaliencyRegularizer(m, relations=torch.ones(3, 3)), errors.WrongTypeError, TypeError, "relations must be",
@@ -180,7 +180,7 @@ ATTACHING = {
         lambda m: SaliencyRegularizer(m, max_tasks_per_step=1), errors.ConfigurationError, ValueError, "at least 2, found 1",
     ),
     "half a task per step": Case(
-        lambda m: SaliencyRegularizer(m, max_tasks_per_step=2.5), errors.WrongTypeError, TypeError, "must be an int, found float",
+        lambda m: SaliencyRegularizer(m, max_tasks_per_step=2.5), errors.WrongTypeError, TypeError, r"max_tasks_per_step must be an int, found 2.5 \(float\)",
     ),
     "unknown cross_sample": Case(
         lambda m: SaliencyRegularizer(m, cross_sample="raise"), errors.ConfigurationError, ValueError, "unknown cross_sample",
@@ -199,13 +199,13 @@ ATTACHING = {
         lambda m: SaliencyRegularizer(m, warmup_steps=0.5), errors.WrongTypeError, TypeError, "warmup_steps must be an int",
     ),
     "a negative start": Case(
-        lambda m: SaliencyRegularizer(m, start_step=-1), errors.ConfigurationError, ValueError, "start_step must be >= 0",
+        lambda m: SaliencyRegularizer(m, start_step=-1), errors.ConfigurationError, ValueError, "start_step must be at least 0",
     ),
     "authors' conventions overruled": Case(
         lambda m: SaliencyRegularizer.authors(m, metric="l2"), errors.ConfigurationError, ValueError, r"\['metric'\] are fixed",
     ),
     "no model and no tasks": Case(
-        lambda m: SaliencyRegularizer(None), errors.MissingArgumentError, TypeError, "Type tasks=",
+        lambda m: SaliencyRegularizer(None), errors.MissingArgumentError, TypeError, "Pass tasks=",
     ),
 }  # fmt: skip
 
@@ -332,7 +332,7 @@ def test_calling_at_the_wrong_time() -> None:
 @pytest.mark.parametrize(
     ("options", "arguments", "error", "text"),
     [
-        ({"target": "loss"}, {}, errors.MissingArgumentError, r"Type regularizer\(losses="),
+        ({"target": "loss"}, {}, errors.MissingArgumentError, r"Pass regularizer\(losses="),
         ({"target": "loss"}, {"losses": {"lift": 1}}, errors.TaskError, r"names \['lift'\], which are not tasks"),
         ({"target": "loss"}, {"losses": [torch.ones(())]}, errors.TaskError, "1 entries for 3 tasks"),
         ({"target": "loss"}, {"losses": {"left": 1.0}}, errors.WrongTypeError, "must be a tensor, found float"),
@@ -447,7 +447,7 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
         (lambda: RelationWeights(3, momentum="0.9"), errors.WrongTypeError, "momentum must be a number"),
         (lambda: RelationWeights(3, momentum=1.0), errors.ConfigurationError, "momentum must be"),
         (lambda: RelationWeights(3, scale="max"), errors.ConfigurationError, "unknown scale"),
-        (lambda: RelationWeights(3, matrix=torch.ones(3, 3)), errors.ConfigurationError, "Type rule='fixed'"),
+        (lambda: RelationWeights(3, matrix=torch.ones(3, 3)), errors.ConfigurationError, "Pass rule='fixed'"),
         (lambda: RelationWeights(3, "fixed", matrix=torch.ones(2, 2)), errors.ShapeError, r"must be \[3, 3\]"),
         (
             lambda: RelationWeights(2, "fixed", matrix=torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
@@ -462,7 +462,7 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
         (lambda: RelationWeights(2, "fixed", matrix=torch.ones(2, 2)), errors.ConfigurationError, "diagonal"),
         (lambda: RelationWeights(3).update(torch.ones(2, 2)), errors.ShapeError, r"\[3, 3\], found \[2, 2\]"),
         (lambda: RelationWeights(3).update(torch.ones(3, 3), strength=-1.0), errors.ConfigurationError, "strength"),
-        (lambda: RelationWeights(3).coefficients, errors.ConfigurationError, r"Type .matrix\(\)"),
+        (lambda: RelationWeights(3).coefficients, errors.ConfigurationError, r"Use .matrix\(\)"),
     ],
 )
 def test_pure_functions_and_relations(call: Callable[[], object], error: type[Exception], text: str) -> None:

@@ -51,11 +51,11 @@ def checked_path(path: PathLike | None) -> Path | None:
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)):
-        raise WrongTypeError(f"path must be a str or a Path, found {type(path).__name__}. Type path='picture.png'.")
+        raise WrongTypeError(f"path must be a str or a Path, found {type(path).__name__}. Pass path='picture.png'.")
     path = Path(path)
     if not path.parent.is_dir():
         raise ConfigurationError(
-            f"the folder of path={str(path)!r} does not exist. Type Path({str(path.parent)!r}).mkdir(parents=True)."
+            f"the folder of path={str(path)!r} does not exist. Use Path({str(path.parent)!r}).mkdir(parents=True)."
         )
     kinds = need("matplotlib.backends.backend_agg").FigureCanvasAgg.get_supported_filetypes()
     found = "a folder" if path.is_dir() else repr(path.suffix)

@@ -35,7 +35,7 @@ def images_of(images: Numbers, mean: Numbers | None, std: Numbers | None) -> Arr
         )
     if len(values) > _MOST_IMAGES:
         raise ConfigurationError(
-            f"found {len(values)} images; a picture takes at most {_MOST_IMAGES}. Type images[:8] and maps[:, :8]."
+            f"found {len(values)} images; a picture takes at most {_MOST_IMAGES}. Use images[:8] and maps[:, :8]."
         )
     colours: Array = values.astype(float) / (255 if values.dtype == numpy.uint8 else 1)
     if not numpy.isfinite(colours).all():
@@ -69,7 +69,7 @@ def maps_of(maps: Numbers, images: int) -> Array:
     finite = numpy.isfinite(values)
     if not finite.all():
         bad = numpy.flatnonzero(~finite.all((1, 2, 3))).tolist()
-        raise NonFiniteError(f"the maps of the tasks {bad} hold NaN or infinite values. Type 0 where nothing is known.")
+        raise NonFiniteError(f"the maps of the tasks {bad} hold NaN or infinite values. Pass 0 where nothing is known.")
     return values
 
 
@@ -85,9 +85,9 @@ def labels_of(labels: Numbers, images: int, tasks: int) -> Array:
     if values.shape != (images, tasks):
         advice = ""
         if values.shape == (images,):
-            advice = f" Type torch.nn.functional.one_hot(labels, {tasks}) for class numbers."
+            advice = f" Use torch.nn.functional.one_hot(labels, {tasks}) for class numbers."
         elif values.shape == (tasks, images):
-            advice = " Type labels.T."
+            advice = " Pass labels.T."
         raise ShapeError(
             f"labels must be [B, T] = [{images}, {tasks}] for {images} images and {tasks} tasks, found "
             f"{list(values.shape)}.{advice}"
@@ -95,7 +95,7 @@ def labels_of(labels: Numbers, images: int, tasks: int) -> Array:
     known = numpy.isnan(values) | numpy.isin(values, (-1, 0, 1))
     if not known.all():
         raise ConfigurationError(
-            f"labels must be 0 or 1 (-1 or NaN where unknown), found {values[~known][0]:g}. Type labels > 0.5 for "
+            f"labels must be 0 or 1 (-1 or NaN where unknown), found {values[~known][0]:g}. Pass labels > 0.5 for "
             "probabilities."
         )
     return values
@@ -123,26 +123,26 @@ def _check_range(colours: Array, normalised: bool) -> None:
     raise ConfigurationError(
         f"the images reach from {low:.3g} to {high:.3g}, expected 0 to 1. "
         + (
-            "Type images / 255."
+            "Use images / 255."
             if low >= 0 and high > 10
-            else "Type the mean=(...) and std=(...) with which they were normalised, one number for each channel."
+            else "Pass the mean=(...) and std=(...) with which they were normalised, one number for each channel."
         )
     )
 
 
 def _advice_on(shape: tuple[int, ...]) -> str:
     if len(shape) == 4 and shape[3] in (1, 3):
-        return " Type images.permute(0, 3, 1, 2) for channels that come last."
+        return " Use images.permute(0, 3, 1, 2) for channels that come last."
     if len(shape) == 3:
-        return " Type images[None] for one image, or images[:, None] for grey ones without a channel axis."
+        return " Use images[None] for one image, or images[:, None] for grey ones without a channel axis."
     return ""
 
 
 def _advice_on_maps(shape: tuple[int, ...], images: int) -> str:
     if len(shape) == 4 and shape[0] == images:
-        return " Type maps.transpose(0, 1)."
+        return " Use maps.transpose(0, 1)."
     if len(shape) == 5:
-        return " Type (maps * features).sum(2), gradient times activation, or maps.norm(dim=2), to have no channels."
+        return " Use (maps * features).sum(2), gradient times activation, or maps.norm(dim=2), to have no channels."
     if len(shape) == 3 and shape[1] == images:
-        return " Type maps.unflatten(2, (h, w)) for h * w tokens."
+        return " Use maps.unflatten(2, (h, w)) for h * w tokens."
     return ""

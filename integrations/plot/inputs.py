@@ -65,7 +65,7 @@ def relative_weights(relations: Relations) -> tuple[Array, tuple[str, ...] | Non
     weights = numbers_of("relations", values).astype(float)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not weights.size:
         raise ShapeError(
-            f"relations must be [T, T] for T tasks, found {list(weights.shape)}. Type regularizer, or "
+            f"relations must be [T, T] for T tasks, found {list(weights.shape)}. Use regularizer, or "
             "regularizer.relations.matrix()."
         )
     numpy.fill_diagonal(weights, 0.0)  # no task has a relation with itself, whatever stands there
@@ -89,7 +89,7 @@ def task_names(tasks: Iterable[str] | None, known: Sequence[str] | None, count: 
         return list(known) if known is not None else [str(index) for index in range(count)]
     if isinstance(tasks, (str, bytes, Tensor)) or not isinstance(tasks, Iterable):
         raise WrongTypeError(
-            f"tasks must be a list of names, found {tasks!r:.60} ({type(tasks).__name__}). Type tasks=['a', 'b'], and "
+            f"tasks must be a list of names, found {tasks!r:.60} ({type(tasks).__name__}). Pass tasks=['a', 'b'], and "
             "path='picture.png' for the file."
         )
     names = [str(task) for task in tasks]
@@ -110,7 +110,7 @@ def _held_by(relations: Relations) -> tuple[Numbers, tuple[str, ...] | None]:
     if relations is None or callable(relations):
         raise WrongTypeError(
             "relations must be a SaliencyRegularizer, RelationWeights, SaliencyReport or a matrix [T, T], found "
-            f"{type(relations).__name__}. Type the regularizer, or regularizer.report after its first call."
+            f"{type(relations).__name__}. Pass the regularizer, or regularizer.report after its first call."
         )
     return relations, None
 
@@ -124,7 +124,7 @@ def _check_weights(weights: Array, tasks: Sequence[str] | None) -> None:
         rows = (whole if whole.size else numpy.flatnonzero(bad.any(1))).tolist()
         raise NonFiniteError(
             f"relations holds NaN or infinite weights, of the tasks {[tasks[row] for row in rows] if tasks else rows}. "
-            "Leave these rows and columns out, or type 0 for pairs without a relation."
+            "Leave these rows and columns out, or pass 0 for pairs without a relation."
         )
     if weights.min() < 0:
         raise ConfigurationError(
@@ -134,7 +134,7 @@ def _check_weights(weights: Array, tasks: Sequence[str] | None) -> None:
     worst = float(abs(weights - weights.T).max())
     if worst > _ROUNDING * weights.max():
         raise ConfigurationError(
-            f"relations is not symmetric (W[i, j] and W[j, i] differ by up to {worst:g}). Type (W + W.T) / 2."
+            f"relations is not symmetric (W[i, j] and W[j, i] differ by up to {worst:g}). Use (W + W.T) / 2."
         )
 
 

@@ -21,7 +21,7 @@ def checked_widths(hidden: object) -> tuple[int, ...]:
     """Widths of hidden layers, as plain numbers, which a file can hold."""
     if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Iterable):
         raise WrongTypeError(
-            f"hidden must be a tuple of widths, found {hidden!r}. Type hidden=(64,) for one hidden layer."
+            f"hidden must be a tuple of widths, found {hidden!r}. Pass hidden=(64,) for one hidden layer."
         )
     return tuple(whole_number("each width in hidden", width, least=1) for width in hidden)
 
@@ -54,7 +54,7 @@ def configs_per_task(heads: Any, head: _Config | None, kind: type[_Config], outp
     default = kind() if head is None else head
     if not isinstance(default, kind):
         raise WrongTypeError(
-            f"head must be a {kind.__name__}, found {type(head).__name__}. Type {kind.__name__}(hidden=(64,))."
+            f"head must be a {kind.__name__}, found {type(head).__name__}. Use {kind.__name__}(hidden=(64,))."
         )
     if isinstance(heads, Mapping):
         given: list[tuple[Any, Any]] = list(heads.items())
@@ -63,7 +63,7 @@ def configs_per_task(heads: Any, head: _Config | None, kind: type[_Config], outp
     else:
         raise WrongTypeError(
             f"heads must be {{task: number of {noun}}}, {{task: {kind.__name__}}} or a list of task names, found "
-            f"{type(heads).__name__}. Type heads={{'smiling': 1, 'age': 5}}."
+            f"{type(heads).__name__}. Pass heads={{'smiling': 1, 'age': 5}}."
         )
     if not given:
         raise TaskError("heads is empty. Name at least one task: heads={'smiling': 1, 'young': 1}.")
@@ -78,7 +78,7 @@ def configs_per_task(heads: Any, head: _Config | None, kind: type[_Config], outp
             found[task] = dataclasses.replace(default, **{outputs: int(description)})  # type: ignore[type-var]
         else:
             raise WrongTypeError(
-                f"task {task!r} must have a number of {noun} or a {kind.__name__}, found {type(description).__name__}. Type "
+                f"task {task!r} must have a number of {noun} or a {kind.__name__}, found {type(description).__name__}. Pass "
                 f"heads={{{task!r}: 1}}."
             )
     return found
@@ -88,14 +88,14 @@ def _check_task_names(names: Sequence[Any]) -> None:
     reserved = nn.ModuleDict()
     for task in names:
         if not isinstance(task, str):
-            raise WrongTypeError(f"a task name must be a str, found {task!r}. Type {str(task)!r}.")
+            raise WrongTypeError(f"a task name must be a str, found {task!r}. Use {str(task)!r}.")
         if not task or "." in task:
             instead = task.replace(".", "_") or "task"
-            raise TaskError(f"{task!r} cannot name a head: names are not empty and have no dot. Type {instead!r}.")
+            raise TaskError(f"{task!r} cannot name a head: names are not empty and have no dot. Use {instead!r}.")
         if hasattr(reserved, task):
             raise TaskError(
                 f"{task!r} cannot name a head: torch.nn.ModuleDict, which holds the heads, has an attribute of that name. "
-                f"Type {task + '_task'!r}."
+                f"Use {task + '_task'!r}."
             )
     if doubled := sorted({task for task in names if names.count(task) > 1}):
         raise TaskError(f"the task names {doubled} occur more than once. Give each task a name of its own.")

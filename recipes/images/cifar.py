@@ -87,18 +87,18 @@ def cifar_splits(
         OptionError: more images than there are, or not a multiple of ten.
     """
     if tasks not in TASK_SETS:
-        raise OptionError(f"found the tasks {tasks!r}. Type one of {', '.join(TASK_SETS)}.")
+        raise OptionError(f"found the tasks {tasks!r}. Use one of {', '.join(TASK_SETS)}.")
     if not 0 < labelled <= 1:
         raise OptionError(f"the share of labels that is kept must be above 0 and at most 1, found {labelled}.")
     for name, count in (("training", train_images), ("validation", validation_images)):
         if count < 10 or count % 10:
-            raise OptionError(f"found {count} {name} images. Type a multiple of ten: as many for each class.")
+            raise OptionError(f"found {count} {name} images. Pass a multiple of ten: as many for each class.")
     pixels, classes, test_pixels, test_classes = _loaded(data, image_size)
     most = int(classes.bincount(minlength=10).min()) * 10
     if train_images + validation_images > most:
         raise OptionError(
             f"{train_images} training and {validation_images} validation images were asked for, but there are {most} of "
-            f"which each class has as many. Type {most} or less for both together."
+            f"which each class has as many. Use {most} or less for both together."
         )
     generator = torch.Generator().manual_seed(seed)
     train, validation = [], []
@@ -147,7 +147,7 @@ def _images_and_classes(split: Any, data: str, name: str) -> tuple[Tensor, Tenso
         if needed not in split.column_names:
             raise DataError(
                 f"the {name} split of {data} has the columns {', '.join(split.column_names)}, expected 'img' and 'label' as "
-                f"in {HUB_ID}. Type --data {HUB_ID}, or the folder of a copy."
+                f"in {HUB_ID}. Use --data {HUB_ID}, or the folder of a copy."
             )
     if len(split) == 0:
         raise DataError(f"the {name} split of {data} is empty. Choose other data.")

@@ -40,7 +40,7 @@ class FileImages:
                 converted = image.convert("RGB")
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(
-                f"{path} cannot be read ({error}). Type --check decode to find and skip such files before the training."
+                f"{path} cannot be read ({error}). Use --check decode to find and skip such files before the training."
             ) from error
         return self._transform(converted), self.labels[index]
 
@@ -70,10 +70,10 @@ def readable(paths: Sequence[Path], check: str, strict: bool) -> list[int]:
     first = "; ".join(f"{paths[index]} ({reason})" for index, reason in list(bad.items())[:3])
     what = f"{len(bad)} of {len(paths)} images cannot be read: {first}{' ...' if len(bad) > 3 else ''}"
     if len(bad) == len(paths):
-        raise DataError(f"{what}. Type --images with the folder that the paths of the table begin in.")
+        raise DataError(f"{what}. Use --images with the folder that the paths of the table begin in.")
     if strict:
         raise DataError(f"{what}. Leave out --strict to skip them.")
-    warnings.warn(f"{what}. They are skipped; type --strict to stop instead.", stacklevel=2)
+    warnings.warn(f"{what}. They are skipped; use --strict to stop instead.", stacklevel=2)
     return [index for index in range(len(paths)) if index not in bad]
 
 

@@ -56,7 +56,7 @@ def labels_of(
     texts = sorted({cell for cell in known if isinstance(cell, str)})
     if texts and len(texts) < len(set(known)):
         raise DataError(
-            f"column {name!r} has texts such as {texts[0]!r} and numbers. If {texts[0]!r} stands for a missing label, type "
+            f"column {name!r} has texts such as {texts[0]!r} and numbers. If {texts[0]!r} stands for a missing label, use "
             f"--missing-value {texts[0]}; otherwise write one kind of labels."
         )
     if any(isinstance(cell, float) and abs(cell) > _LARGEST for cell in known):
@@ -70,7 +70,7 @@ def labels_of(
     if found == "number":
         if texts:
             raise DataError(
-                f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Type --kind {name}=classes."
+                f"column {name!r} has texts such as {texts[0]!r}, and these are no numbers. Use --kind {name}=classes."
             )
         return TaskKind("number"), _tensor([math.nan if cell is None else float(cell) for cell in cells]), ()
     return _classes(name, cells)
@@ -147,7 +147,7 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
         return "binary"
     if values == {-1.0, 0.0, 1.0}:
         raise DataError(
-            f"column {name!r} has the labels -1, 0 and 1: -1 may be a missing label or a class. Type --missing-value -1, or "
+            f"column {name!r} has the labels -1, 0 and 1: -1 may be a missing label or a class. Use --missing-value -1, or "
             f"--kind {name}=number."
         )
     whole = all(float(value).is_integer() for value in values)
@@ -157,7 +157,7 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
     if whole and len(values) <= _MOST_CLASSES and most - least == len(values) - 1:
         warnings.warn(
             f"column {name!r} has the whole numbers {least:g} to {most:g} and becomes a regression. If they are classes, "
-            f"type --kind {name}=classes.",
+            f"use --kind {name}=classes.",
             stacklevel=3,
         )
     return "number"
@@ -170,8 +170,8 @@ def _binary(name: str, cells: Sequence[float | str | None]) -> Tensor:
     if wrong := sorted(values - {0.0, 1.0}, key=str):
         shown = wrong[0] if isinstance(wrong[0], str) else f"{wrong[0]:g}"
         raise DataError(
-            f"column {name!r} has the label {shown}, expected 0 and 1. If it stands for a missing label, type "
-            f"--missing-value {shown}; for a column of another kind, type --kind {name}=classes or --kind {name}=number."
+            f"column {name!r} has the label {shown}, expected 0 and 1. If it stands for a missing label, use "
+            f"--missing-value {shown}; for a column of another kind, use --kind {name}=classes or --kind {name}=number."
         )
     return _tensor([math.nan if cell is None else float(cell) for cell in cells])
 
@@ -182,7 +182,7 @@ def _classes(name: str, cells: Sequence[float | str | None]) -> tuple[TaskKind, 
         return BINARY, _tensor([math.nan if cell is None else 0.0 for cell in cells]), ()  # constant: is left out
     if len(values) > 1000:
         raise DataError(
-            f"column {name!r} has {len(values)} different labels, which are too many for classes. Type --kind "
+            f"column {name!r} has {len(values)} different labels, which are too many for classes. Use --kind "
             f"{name}=number, or leave the column out of --tasks."
         )
     number = {value: index for index, value in enumerate(values)}

@@ -92,14 +92,14 @@ def main(
             if "more than 1 value per channel" not in str(error):
                 raise
             print(
-                f"{parser.prog}: error: a BatchNorm of the backbone saw a single image whose map has one position. Type "
+                f"{parser.prog}: error: a BatchNorm of the backbone saw a single image whose map has one position. Use "
                 "another --batch-size, so that no batch (the last one, and each process's part) has one image, or a larger "
                 "--image-size.",
                 file=sys.stderr,
             )
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted. Type the same command with the --name of the run and --resume auto to go on.")
+            print("\nInterrupted. Run the same command with the --name of the run and --resume auto to go on.")
             return INTERRUPTED
 
 
@@ -119,11 +119,11 @@ def _run(
     with listening(), open_shared_folder(parser, options, ranks, (recipe, SCHEMA_VERSION)) as folder:
         if ranks.from_main(results_in(folder).get("status") == "complete" if ranks.is_main else None):
             if ranks.is_main:
-                print(f"The run in {folder} is complete. Type another --name to train again.")
+                print(f"The run in {folder} is complete. Pass another --name to train again.")
             return 0
         results = _Results(recipe, folder, options, loaded, ranks)
         if ranks.from_main(results.of_other_data() if ranks.is_main else None):
-            parser.error(f"argument --resume: the run in {folder} was begun with other data. Type another --name.")
+            parser.error(f"argument --resume: the run in {folder} was begun with other data. Pass another --name.")
         if ranks.is_main:
             print("\n".join([*loaded.about, f"{METHODS[options.method].label} on {options.backbone}."]), flush=True)
             results.write("running", None)
@@ -143,7 +143,7 @@ def _run(
         except Terminated:
             if ranks.is_main:
                 where = f"--out {folder.parent} --name {folder.name}"
-                print(f"\nTerminated. To go on, type the same command with {where} --resume auto.", flush=True)
+                print(f"\nTerminated. To go on, run the same command with {where} --resume auto.", flush=True)
             return TERMINATED
         if ranks.is_main:
             model.save(folder / "model")
@@ -235,7 +235,7 @@ class _Results:
             print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
         else:
             print(
-                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (type "
+                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (use "
                 "a smaller --learning-rate), or no task has validation labels of two kinds. Test:"
             )
         print(_score_table(outcome))

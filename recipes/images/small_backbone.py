@@ -111,7 +111,7 @@ def saliency_reg_resnet8(pretrained: bool = False, **options: Any) -> SmallResNe
         options.pop(name, None)
     drop_path = options.pop("drop_path_rate", None)
     if drop_path:
-        raise OptionError(f"{SMALL_BACKBONE} has no stochastic depth. Type --drop-path-rate 0.")
+        raise OptionError(f"{SMALL_BACKBONE} has no stochastic depth. Use --drop-path-rate 0.")
     model = SmallResNet(**options)
     size = (options.get("in_chans", 3), 32, 32)
     model.pretrained_cfg = model.default_cfg = {  # type: ignore[assignment]

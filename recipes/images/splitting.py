@@ -32,7 +32,7 @@ def rows_by_column(values: Sequence[object], column: str, numbers: Sequence[int]
         if split is None:
             number = row if numbers is None else numbers[row]
             raise DataError(
-                f"row {number} has {value!r} in the column {column!r}, expected train, validation or test. Type another "
+                f"row {number} has {value!r} in the column {column!r}, expected train, validation or test. Pass another "
                 "--split-column, or leave it out for random splits."
             )
         found[split].append(row)
@@ -55,7 +55,7 @@ def rows_by_chance(
     """
     if validation_share + test_share >= 1:
         raise OptionError(
-            f"--validation-share {validation_share:g} and --test-share {test_share:g} leave nothing to train. Type less."
+            f"--validation-share {validation_share:g} and --test-share {test_share:g} leave nothing to train. Use less."
         )
     number = {image: index for index, image in enumerate(dict.fromkeys(images))}
     count = len(number)

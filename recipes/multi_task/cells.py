@@ -98,7 +98,7 @@ class CellFile:
         try:
             content = self._path.read_bytes()
         except OSError as error:
-            raise DataError(f"{self._path} cannot be read ({error.strerror}). Type another file.") from error
+            raise DataError(f"{self._path} cannot be read ({error.strerror}). Pass another file.") from error
         whole, newline, rest = content.rpartition(b"\n")
         if _is_result(rest):  # but for its end, which an editor may have taken
             whole, newline, rest, self._separator = content, b"", b"", b"\n"
@@ -107,9 +107,9 @@ class CellFile:
                 entry = json.loads(line)
                 self._keep(entry)
             except (ValueError, TypeError, KeyError) as error:
-                raise DataError(f"line {number} of {self._path} is no result ({error}). Type another file.") from error
+                raise DataError(f"line {number} of {self._path} is no result ({error}). Pass another file.") from error
         self._whole = len(whole) + len(newline)
         if rest and not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
-            raise DataError(f"the last line of {self._path} is no result. Type another file.")
+            raise DataError(f"the last line of {self._path} is no result. Pass another file.")
         if rest:
             warnings.warn(f"{self._path} ends in half a line, of a run that was killed: it is dropped.", stacklevel=3)

@@ -88,17 +88,17 @@ class GridCommand:
             path.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(path.parent))
         except BlockingIOError:
-            parser.error(f"argument --results: another run is at work in {path.parent}. Stop it, or type another file.")
+            parser.error(f"argument --results: another run is at work in {path.parent}. Stop it, or pass another file.")
         except OSError as error:
-            parser.error(f"argument --results: cannot write in {path.parent} ({error.strerror}). Type another file.")
+            parser.error(f"argument --results: cannot write in {path.parent} ({error.strerror}). Pass another file.")
 
     def _check_data(self, parser: argparse.ArgumentParser, options: argparse.Namespace, cells: CellFile) -> None:
         if options.data is None:
-            parser.error(f"argument --data: needed for the trainings that are missing. Type {self.data[1]}.")
+            parser.error(f"argument --data: needed for the trainings that are missing. Use {self.data[1]}.")
         found = self.fingerprint(options.data)
         if not cells.data <= {found}:
             parser.error(
-                f"argument --data: the results in {options.results} are of other data than {options.data}. Type another "
+                f"argument --data: the results in {options.results} are of other data than {options.data}. Pass another "
                 "--results."
             )
 
@@ -116,7 +116,7 @@ class GridCommand:
             print("\nInterrupted. What follows is from the trainings that were finished.")
             return INTERRUPTED
         except Terminated:
-            print("\nTerminated. Type the same command again to go on.")
+            print("\nTerminated. Run the same command again to go on.")
             return TERMINATED
         return 0
 

@@ -34,10 +34,10 @@ class TaskKind:
 
     def __post_init__(self) -> None:
         if self.name not in _KINDS:
-            raise DataError(f"found the kind of task {self.name!r}. Type one of {', '.join(_KINDS)}.")
+            raise DataError(f"found the kind of task {self.name!r}. Use one of {', '.join(_KINDS)}.")
         if (self.classes == 1) == (self.name == "classes") or self.classes < 1:
             raise DataError(
-                f"a task of kind {self.name!r} cannot have {self.classes} outputs. Type 2 or more for 'classes', and 1 for "
+                f"a task of kind {self.name!r} cannot have {self.classes} outputs. Use 2 or more for 'classes', and 1 for "
                 "the others."
             )
         unit = self.error_unit

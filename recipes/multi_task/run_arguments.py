@@ -167,7 +167,7 @@ def check_method_arguments(parser: argparse.ArgumentParser, options: argparse.Na
         parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
     if options.method == BASELINE and options.pretraining_epochs:
         parser.error(
-            "argument --pretraining-epochs: hard sharing is what would come before. Type more --epochs instead."
+            "argument --pretraining-epochs: hard sharing is what would come before. Use more --epochs instead."
         )
 
 

@@ -161,7 +161,7 @@ def train_tasks(
         RecipeError: options, data or checkpoints that cannot work.
     """
     if options.evaluations < 1:
-        raise OptionError(f"found {options.evaluations} evaluations. Type 1 or more.")
+        raise OptionError(f"found {options.evaluations} evaluations. Use 1 or more.")
     accelerator = open_accelerator(options.mixed_precision, trackers=options.trackers, folder=folder)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # and not those of GPUs, which would stay so

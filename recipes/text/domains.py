@@ -134,7 +134,7 @@ def _columns(name: str, source: str, given: Sequence[str], found: Sequence[str])
     if texts is None or label is None:
         what = "texts" if texts is None else "labels"
         raise DataError(
-            f"{place} has the columns {', '.join(found)}, and none with a common name of {what}. Type --columns "
+            f"{place} has the columns {', '.join(found)}, and none with a common name of {what}. Use --columns "
             f"{name}=TEXT,LABEL or --columns {name}=TEXT,TEXT,LABEL."
         )
     return texts, label
@@ -153,7 +153,7 @@ def _kind(name: str, source: str, feature: Any, cells: Sequence[Any]) -> tuple[T
     if wrong := [cell for cell in known if not isinstance(cell, (int, float, str))]:
         raise DataError(
             f"the labels of {source} are of the kind {type(wrong[0]).__name__}, expected a number or a text for each row. "
-            f"Type --columns {name}=TEXT,LABEL with another column."
+            f"Use --columns {name}=TEXT,LABEL with another column."
         )
     names = tuple(map(str, getattr(feature, "names", None) or ()))
     if names:
@@ -173,7 +173,7 @@ def _kind(name: str, source: str, feature: Any, cells: Sequence[Any]) -> tuple[T
     if len(values) > _MOST_CLASSES:
         raise DataError(
             f"the labels of {source} have {len(values)} different values, which are too many for classes. Save them as "
-            "floating-point numbers for a regression, or type --columns with another column."
+            "floating-point numbers for a regression, or use --columns with another column."
         )
     numbers = {value: number for number, value in enumerate(values)}
     return TaskKind("classes", len(values)), names, numbers.get
@@ -186,13 +186,13 @@ def _rows(place: str, table: Any, columns: Sequence[str], cells: Sequence[Any], 
         own = [column[row] for column in texts]
         if wrong := [text for text in own if text is not None and not isinstance(text, str)]:
             raise DataError(
-                f"row {row} of {place} has {wrong[0]!r} where a text is expected. Type --columns with columns of texts."
+                f"row {row} of {place} has {wrong[0]!r} where a text is expected. Use --columns with columns of texts."
             )
         lacks = "no label" if cell is None else "no text" if any(not text or not text.strip() for text in own) else ""
         if lacks:
             if skip:
                 continue
-            raise DataError(f"row {row} of {place} has {lacks}. Type --skip-incomplete to leave such rows out.")
+            raise DataError(f"row {row} of {place} has {lacks}. Use --skip-incomplete to leave such rows out.")
         label = number_of(cell)
         if label is None or not math.isfinite(label):
             raise DataError(

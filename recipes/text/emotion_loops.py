@@ -142,10 +142,10 @@ def processes_started() -> int:
 def _regularizer(options: argparse.Namespace, model: MultiTaskModel) -> SaliencyRegularizer | None:
     method = METHODS[options.method]
     if method.rule == "authors" or (method.surgery is not None and method.key not in ("pcgrad", "srdml_pcgrad")):
-        raise OptionError(f"--loop trainer does not have the method {method.key}. Type --loop accelerate.")
+        raise OptionError(f"--loop trainer does not have the method {method.key}. Use --loop accelerate.")
     for name, value in (("pretraining-epochs", options.pretraining_epochs), ("temperature", options.temperature)):
         if value:
-            raise OptionError(f"--loop trainer does not have --{name}. Leave it out, or type --loop accelerate.")
+            raise OptionError(f"--loop trainer does not have --{name}. Leave it out, or use --loop accelerate.")
     if method.rule is None:
         return None
     regularizer: SaliencyRegularizer = model.regularizer(

@@ -46,7 +46,7 @@ def tokenizer_of(encoder: str, texts: Sequence[str], vocabulary: int) -> Any:
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise DataError(
-            f"the tokenizer of {encoder!r} could not be loaded ({reason}). Type a folder that save_pretrained() has "
+            f"the tokenizer of {encoder!r} could not be loaded ({reason}). Pass a folder that save_pretrained() has "
             "written, or the id of an encoder on the hub."
         ) from error
 

@@ -156,7 +156,7 @@ def _texts_and_labels(split: Any, data: str, name: str) -> LabelledTexts:
         if needed not in split.column_names:
             raise DataError(
                 f"the {name} split of {data} has the columns {', '.join(split.column_names)}, expected 'text' and 'labels' "
-                f"as in {HUB_ID}. Type --data {HUB_ID}, or the folder of a copy."
+                f"as in {HUB_ID}. Use --data {HUB_ID}, or the folder of a copy."
             )
     if len(split) == 0:
         raise DataError(f"the {name} split of {data} is empty. Choose other data.")

@@ -45,12 +45,12 @@ def fitting_tokenizer(name: str, sets: Sequence[TextSet], vocabulary: int) -> An
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(name)
     except Exception as error:  # of the network, the hub, files, or missing packages: many kinds
         raise OptionError(
-            f"no tokenizer could be loaded from {name} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Type "
+            f"no tokenizer could be loaded from {name} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). Use "
             "--tokenizer with the id or folder of the encoder's tokenizer."
         ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
-            raise OptionError(f"the tokenizer of {name} has no token for padding. Type another --tokenizer.")
+            raise OptionError(f"the tokenizer of {name} has no token for padding. Pass another --tokenizer.")
         tokenizer.pad_token = tokenizer.eos_token  # never read: it is masked
     return tokenizer
 
@@ -105,12 +105,12 @@ def check_inputs(model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, An
     longest = max(encodings, key=lambda own: len(own["input_ids"]))
     largest = max(encodings, key=lambda own: max(own["input_ids"], default=0))
     if not longest["input_ids"]:
-        raise OptionError(f"{type(tokenizer).__name__} makes no tokens of these texts. Type another --tokenizer.")
+        raise OptionError(f"{type(tokenizer).__name__} makes no tokens of these texts. Pass another --tokenizer.")
     unknown = unknown_share(tokenizer, (own["input_ids"] for own in encodings))
     if unknown > 0.5:
         raise OptionError(
             f"{100 * unknown:.0f} % of the tokens of these texts are unknown to {type(tokenizer).__name__}, which has "
-            f"{len(tokenizer)} tokens. Type --tokenizer with the id or folder of the encoder's tokenizer."
+            f"{len(tokenizer)} tokens. Use --tokenizer with the id or folder of the encoder's tokenizer."
         )
     batch = collate([longest, largest])
     training = model.training
@@ -124,7 +124,7 @@ def check_inputs(model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, An
             raise error from None  # it is not the length
         raise OptionError(
             f"{type(model.encoder).__name__} cannot read a text of {len(longest['input_ids'])} tokens "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Type a smaller --max-length."
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Pass a smaller --max-length."
         ) from error
     finally:
         model.train(training)

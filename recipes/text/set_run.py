@@ -70,7 +70,7 @@ class SetRun:
         length = options.max_length
         if length > self._tokenizer.model_max_length:
             most = self._tokenizer.model_max_length
-            raise OptionError(f"the tokenizer of {name} ends at {most} tokens. Type --max-length {most} or less.")
+            raise OptionError(f"the tokenizer of {name} ends at {most} tokens. Use --max-length {most} or less.")
         self.model = build_model(
             options.encoder,
             sets,

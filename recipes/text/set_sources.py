@@ -48,7 +48,7 @@ def load_source(source: str) -> dict[str, Any]:
         found = _of_file(path)
     elif source.startswith((".", "/", "~")) or path.suffix.lower() in _READERS:
         raise DataError(
-            f"found no folder and no file {source}. Type one that is there, or the id of a data set on the hub."
+            f"found no folder and no file {source}. Pass one that is there, or the id of a data set on the hub."
         )
     else:
         found = _of_hub(source)
@@ -65,7 +65,7 @@ def _of_folder(folder: Path) -> dict[str, Any]:
         shown = ", ".join(there[:6]) + (", ..." if len(there) > 6 else "") if there else "nothing"
         raise DataError(
             f"found no training split in {folder}, which has {shown}. Expected train.parquet, train.csv, train.tsv, "
-            "train.jsonl or train-*.parquet: rename the files, or type the folder that has them."
+            "train.jsonl or train-*.parquet: rename the files, or pass the folder that has them."
         )
     return {split: _read(own) for split, own in files.items() if own}
 
@@ -84,7 +84,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     if _SPLIT_COLUMN not in table.column_names:
         raise DataError(
             f"{path} has the columns {', '.join(table.column_names)}, and nothing says which rows are for training. Add a "
-            f"column {_SPLIT_COLUMN!r} with train, validation and test, or type a folder with train and validation files."
+            f"column {_SPLIT_COLUMN!r} with train, validation and test, or pass a folder with train and validation files."
         )
     rows: dict[str, list[int]] = {split: [] for split in _ALIASES}
     names = {alias: split for split, aliases in _ALIASES.items() for alias in aliases}
@@ -106,7 +106,7 @@ def _of_hub(source: str) -> dict[str, Any]:
     except Exception as error:  # of the network, the hub, or the data set: many kinds
         raise DataError(
             f"{source} is no folder or file here, and could not be loaded from the hub ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:300]}). Type OWNER/NAME:CONFIGURATION, such as nyu-mll/glue:sst2; without a "
+            f"{' '.join(str(error).split())[:300]}). Use OWNER/NAME:CONFIGURATION, such as nyu-mll/glue:sst2; without a "
             "network, the folder of a copy."
         ) from error
     chosen = {}

@@ -380,7 +380,7 @@ def _tasks_and_heads(
         found = resolve_heads(model, heads, tasks)
         return found.tasks, found
     if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
-        raise ConfigurationError(f"{', '.join(without)} need a model. Pass it as first argument.")
+        raise ConfigurationError(f"{', '.join(without)} can only be used with a model. Pass it as first argument.")
     if tasks is None:
         raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")
     return check_task_names(tasks), None

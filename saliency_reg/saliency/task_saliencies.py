@@ -124,7 +124,7 @@ def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[
         )
     if not all(feature.requires_grad for feature in features):
         raise NotConnectedError(
-            f"the feature map, shape {list(features[0].shape)}, does not require grad. Type feature.requires_grad_() "
+            f"the feature map, shape {list(features[0].shape)}, does not require grad. Use feature.requires_grad_() "
             "before the heads read it (behind a frozen backbone, or for the model's own input)."
         )
     return [features[0]] if all(feature is features[0] for feature in features) else list(features)

@@ -133,7 +133,7 @@ def test_training_images_are_drawn_by_the_seed(data):
     [
         (["--tasks", "Smilin", "Male"], "has no column 'Smilin'. Did you mean 'Smiling'?"),
         (["--tasks", "Male"], "only 1 task(s) can be learned"),
-        (["--test-images", "21"], "--test-images 21 were asked for, but there are 20. Type 20 or less"),
+        (["--test-images", "21"], "--test-images 21 were asked for, but there are 20. Use 20 or less"),
         (["--labelled", "2"], "must be at most 1, found --labelled 2"),
         (["--data", "/nowhere/at/all"], "found no folder /nowhere/at/all"),
         (["--tasks", "celeb_id", "Male"], "column 'celeb_id' has the label"),

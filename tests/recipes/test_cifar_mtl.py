@@ -135,7 +135,7 @@ class TestRun:
         options = ("--method", "srdml_pcgrad", "--pretraining-epochs", "1", "--resume")
         for resume in ("auto", str(folder)):
             code, printed = run(data, folder.parent, "one", *options, resume)
-            assert (code, printed) == (0, f"The run in {folder} is complete. Type another --name to train again.\n")
+            assert (code, printed) == (0, f"The run in {folder} is complete. Pass another --name to train again.\n")
         assert (folder / "results.json").read_bytes() == before
 
     @pytest.mark.parametrize("method", ["srdml_entropic", "hard_sharing", "pcgrad_parameters", "srdml_authors"])
@@ -267,10 +267,10 @@ class TestBadInput:
             (["--drop-rate", "1"], 1, "drop_rate must be at least 0 and below 1"),
             (["--drop-path-rate", "0.1"], 1, "saliency_reg_resnet8 has no stochastic depth"),
             (["--train-images", "70"], 1, "70 training and 20 validation images were asked for"),
-            (["--train-images", "63"], 1, "Type a multiple of ten"),
+            (["--train-images", "63"], 1, "Pass a multiple of ten"),
             (["--data", "/nowhere/at/all"], 1, "found no folder /nowhere/at/all"),
             (["--labelled", "1.5"], 1, "above 0 and at most 1"),
-            (["--strength", "-1"], 2, "argument --strength: found '-1'. Type a finite number from 0 on"),
+            (["--strength", "-1"], 2, "argument --strength: found '-1'. Pass a finite number from 0 on"),
             (["--method", "srdml"], 2, "argument --method: invalid choice: 'srdml'"),
             (["--method", "hard_sharing", "--temperature", "1"], 2, "hard_sharing does not have the entropic rule"),
             (
@@ -278,8 +278,8 @@ class TestBadInput:
                 2,
                 "srdml_projected does not have the entropic rule",
             ),
-            (["--method", "hard_sharing", "--pretraining-epochs", "1"], 2, "Type more --epochs instead"),
-            (["--accumulation", "21"], 2, "Type --accumulation 20 or less"),
+            (["--method", "hard_sharing", "--pretraining-epochs", "1"], 2, "Use more --epochs instead"),
+            (["--accumulation", "21"], 2, "Use --accumulation 20 or less"),
             (["--resume", "nowhere"], 2, "nowhere is no folder"),
         ],
     )
@@ -301,7 +301,7 @@ class TestBadInput:
             (common, "one exists in"),
             (
                 (*common, "--resume", "auto", "--seed", "1"),
-                "had --seed 0, but found 1. Type the same options as before",
+                "had --seed 0, but found 1. Pass the same options as before",
             ),
         ):
             with pytest.raises(SystemExit) as stop:

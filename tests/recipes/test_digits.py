@@ -367,20 +367,20 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("arguments", "hint"),
         [
-            (["--epochs", "0"], "Type a whole number from 1 on"),
-            (["--seeds", "two"], "Type a whole number from 1 on"),
-            (["--seeds", "1001"], "Type --seeds 1000 or less"),
-            (["--learning-rate", "0"], "Type a finite number above 0"),
-            (["--strengths", "-1"], "Type a finite number from 0 on"),
-            (["--strengths", "nan", "1", "2"], "Type a finite number from 0 on"),
-            (["--strengths", "1"], "Type as many of the one as of the other"),
-            (["--strengths", "1", "1", "2"], "Type each value once"),
+            (["--epochs", "0"], "Pass a whole number from 1 on"),
+            (["--seeds", "two"], "Pass a whole number from 1 on"),
+            (["--seeds", "1001"], "Use --seeds 1000 or less"),
+            (["--learning-rate", "0"], "Pass a finite number above 0"),
+            (["--strengths", "-1"], "Pass a finite number from 0 on"),
+            (["--strengths", "nan", "1", "2"], "Pass a finite number from 0 on"),
+            (["--strengths", "1"], "Use as many of the one as of the other"),
+            (["--strengths", "1", "1", "2"], "Use each value once"),
             (["--methods", "srdml"], "choose from"),
             (["--methods", "pcgrad"], "choose from"),
             (["--activation", "tanh"], "choose from"),
-            (["--name", "a/b"], "Type a plain folder name"),
-            (["--train-per-class", "100"], "Type --train-per-class 77 or less"),
-            (["--validation-per-class", "100"], "Type --validation-per-class 20"),
+            (["--name", "a/b"], "Pass a plain folder name"),
+            (["--train-per-class", "100"], "Use --train-per-class 77 or less"),
+            (["--validation-per-class", "100"], "Use --validation-per-class 20"),
         ],
     )
     def test_bad_ones_say_what_to_type(self, arguments, hint, tmp_path, capsys):
@@ -395,7 +395,7 @@ class TestOptions:
         with pytest.raises(SystemExit) as stop:
             main(["--out", str(tmp_path), "--name", "mine"])
         assert stop.value.code == 2
-        assert "Type another --name" in capsys.readouterr().err
+        assert "Pass another --name" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("tracker", "package"), [("wandb", "wandb"), ("comet_ml", "comet-ml")])
     def test_tracker_that_is_not_installed(self, tracker, package, monkeypatch, tmp_path, capsys):
@@ -405,7 +405,7 @@ class TestOptions:
         assert stop.value.code == 2
         complaints = " ".join(capsys.readouterr().err.split())
         assert f"{tracker} needs the package {package}" in complaints
-        assert complaints.endswith(f"Type: pip install {package}")
+        assert complaints.endswith(f"Run: pip install {package}")
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
@@ -417,7 +417,7 @@ class TestOptions:
         assert stop.value.code == 2
         complaints = " ".join(capsys.readouterr().err.split())
         assert str(tmp_path / "mine" / ".lock") in complaints
-        assert "Type another --name, or stop the other run" in complaints
+        assert "Pass another --name, or stop the other run" in complaints
         with locked(tmp_path / "mine"):
             pass
 
@@ -452,7 +452,7 @@ class TestOptions:
         monkeypatch.setenv("RANK", "0")
         with pytest.raises(SystemExit):
             main(["--epochs=0"])
-        assert "Type a whole number" in capsys.readouterr().err
+        assert "Pass a whole number" in capsys.readouterr().err
 
     def test_help_explains_every_option(self, capsys):
         with pytest.raises(SystemExit):

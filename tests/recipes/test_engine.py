@@ -329,7 +329,7 @@ class TestCheckpoints:
         assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-00000003"]
 
     def test_existing_ones_are_not_overwritten_unasked(self, copied):
-        with pytest.raises(OptionError, match="has checkpoints, the newest of step 10. Type --resume auto"):
+        with pytest.raises(OptionError, match="has checkpoints, the newest of step 10. Use --resume auto"):
             Training(copied, **SAVING).run()
 
     def test_other_tasks_are_an_error(self, copied):
@@ -524,7 +524,7 @@ class TestOptions:
             ({"accumulation": True}, "accumulation must be a whole number"),
             ({"data_workers": -1}, "data_workers must be a whole number from 0 on"),
             ({"clip_norm": 0.0}, "clip_norm must be a finite number above 0"),
-            ({"decay": "step"}, "Type one of constant, cosine, linear"),
+            ({"decay": "step"}, "Use one of constant, cosine, linear"),
         ],
     )
     def test_bad_plans_say_what_to_type(self, options, message):
@@ -532,7 +532,7 @@ class TestOptions:
             Plan(**{"epochs": 1, "batch_size": 1, **options})
 
     def test_bad_precisions_say_what_to_type(self):
-        with pytest.raises(OptionError, match="Type one of no, bf16, fp16"):
+        with pytest.raises(OptionError, match="Use one of no, bf16, fp16"):
             open_accelerator("fp8")
         if not torch.cuda.is_available():
             with pytest.raises(OptionError, match="fp16 needs a GPU"):
@@ -555,7 +555,7 @@ class TestOptions:
                 [0.5, 1, 1, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2, 0],
             )
         ]
-        with pytest.raises(OptionError, match="Type a number from 0 to 5"):
+        with pytest.raises(OptionError, match="Pass a number from 0 to 5"):
             learning_rate_factor("linear", 6, 6)
 
 

@@ -178,9 +178,9 @@ def test_two_processes_of_which_one_may_have_all_labels_of_a_step(table, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kind", "bright=bool"], "found --kind bright=bool. Type COLUMN=binary, COLUMN=classes or COLUMN=number"),
+        (["--kind", "bright=bool"], "found --kind bright=bool. Pass COLUMN=binary, COLUMN=classes or COLUMN=number"),
         (["--kind", "brigth=number"], "Did you mean 'bright'?"),
-        (["--kind", "stripe=number"], "these are no numbers. Type --kind stripe=classes"),
+        (["--kind", "stripe=number"], "these are no numbers. Use --kind stripe=classes"),
         (["--kind", "level=binary"], "column 'level' has the label 20, expected 0 and 1"),
         (["--kind", "bright=binary"], "column 'part' says train, validation or test, and is no task"),
         (["--image-column", "file"], "has no column 'file'. It has 'image', 'bright'"),
@@ -245,7 +245,7 @@ def test_broken_image_that_was_not_looked_for(table, tmp_path, capsys, workers):
     assert run(table, tmp_path / "out", *TASKS, *arguments)[0] == 1
     complaint = error_of(capsys)
     assert complaint.startswith(f"{Path(table).parent / 'pictures' / '003.jpeg'} cannot be read")
-    assert complaint.endswith("Type --check decode to find and skip such files before the training.")
+    assert complaint.endswith("Use --check decode to find and skip such files before the training.")
 
 
 def test_names_that_look_like_numbers_or_nothing_stay_what_they_are(tmp_path):

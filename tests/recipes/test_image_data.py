@@ -80,7 +80,7 @@ class TestLabels:
 
     def test_ratings_become_numbers_with_a_warning(self):
         with pytest.warns(
-            UserWarning, match="whole numbers 1 to 3 and becomes a regression. If they are classes, type --kind"
+            UserWarning, match="whole numbers 1 to 3 and becomes a regression. If they are classes, use --kind"
         ):
             found, labels, _ = labels_of("x", [1, 3, None, 2])
         assert found == TaskKind("number")
@@ -109,18 +109,18 @@ class TestLabels:
             (
                 [0, 1, "?"],
                 None,
-                "'x' has texts such as '?' and numbers. If '?' stands for a missing label, type --missing-value ?",
+                "'x' has texts such as '?' and numbers. If '?' stands for a missing label, use --missing-value ?",
             ),
             ([0, 1, math.inf], None, "'x' has infinite labels"),
             (["0", "-inf"], None, "infinite labels"),
             ([0.0, 1e39], None, "infinite labels"),
-            ([-1, 0, 1], None, "-1 may be a missing label or a class. Type --missing-value -1, or --kind x=number"),
+            ([-1, 0, 1], None, "-1 may be a missing label or a class. Use --missing-value -1, or --kind x=number"),
             (["a", "b"], "number", "texts such as 'a', and these are no numbers"),
             (["a", "b"], "binary", "'x' has the label a, expected 0 and 1"),
             (
                 [0, 1, 2],
                 "binary",
-                "'x' has the label 2, expected 0 and 1. If it stands for a missing label, type --missing-value 2",
+                "'x' has the label 2, expected 0 and 1. If it stands for a missing label, use --missing-value 2",
             ),
             ([f"t{number}" for number in range(1001)], None, "1001 different labels, which are too many for classes"),
         ],
@@ -207,7 +207,7 @@ class TestSplits:
 
     @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.3)])
     def test_shares_that_leave_nothing(self, shares):
-        with pytest.raises(OptionError, match="leave nothing to train. Type less"):
+        with pytest.raises(OptionError, match="leave nothing to train. Use less"):
             rows_by_chance(range(100), *shares, seed=0)
 
     def test_empty_split_by_chance(self):
@@ -254,7 +254,7 @@ class TestFiles:
             assert readable(paths, "decode", strict=False) == [0, 3]
         (warning,) = caught
         assert f"{paths[4]} (no such file)" in str(warning.message)
-        assert "type --strict to stop instead" in str(warning.message)
+        assert "use --strict to stop instead" in str(warning.message)
         for path in (paths[1], paths[2]):
             assert str(path) in str(warning.message)
         assert str(warning.message).count(str(paths[2])) == 1
@@ -276,7 +276,7 @@ class TestFiles:
         assert readable([paths[0], paths[3]], "decode", strict=True) == [0, 1]
 
     def test_none_that_can_be_read(self, paths):
-        with pytest.raises(DataError, match="3 of 3 images cannot be read.*Type --images with the folder"):
+        with pytest.raises(DataError, match="3 of 3 images cannot be read.*Use --images with the folder"):
             readable([paths[1], paths[2], paths[4]], "decode", strict=False)
 
     def test_images_are_opened_when_they_are_needed(self, paths):
@@ -285,7 +285,7 @@ class TestFiles:
         assert np.array_equal(pixels, noise(1))
         assert labels.tolist() == [6.0, 7.0]
         assert len(images) == 5
-        with pytest.raises(DataError, match=r"text.png cannot be read .*Type --check decode to find and skip"):
+        with pytest.raises(DataError, match=r"text.png cannot be read .*Use --check decode to find and skip"):
             images[2]
 
     @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
@@ -311,7 +311,7 @@ class TestHub:
     @pytest.mark.parametrize(
         ("data", "message"),
         [
-            ("nowhere", "found no folder nowhere. Type the folder of parquet files, or the id"),
+            ("nowhere", "found no folder nowhere. Pass the folder of parquet files, or the id"),
             ("/nowhere/at/all", "found no folder /nowhere/at/all"),
             ("./some/folder", "found no folder"),
         ],
@@ -399,10 +399,10 @@ class TestCifar:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"train_images": 55}, "found 55 training images. Type a multiple of ten"),
+            ({"train_images": 55}, "found 55 training images. Pass a multiple of ten"),
             ({"validation_images": 0}, "found 0 validation images"),
-            ({"train_images": 70}, "there are 80 of which each class has as many. Type 80 or less"),
-            ({"tasks": "animals"}, "Type one of classes, attributes"),
+            ({"train_images": 70}, "there are 80 of which each class has as many. Use 80 or less"),
+            ({"tasks": "animals"}, "Use one of classes, attributes"),
             ({"labelled": 1.5}, "above 0 and at most 1, found 1.5"),
         ],
     )

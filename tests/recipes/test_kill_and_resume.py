@@ -129,7 +129,7 @@ class TestTermination:
         assert (tmp_path / f"checkpoint-{step:08d}").is_dir()
         message = (tmp_path / "message").read_text()
         assert f"after step {step}, with a checkpoint" in message
-        assert "Type --resume auto" in message
+        assert "Use --resume auto" in message
         assert finish(start(tmp_path, EVERYTHING)) == 0
         assert same(outcome_of(tmp_path), outcome_of(undisturbed))
         assert log_of(tmp_path) == log_of(undisturbed)

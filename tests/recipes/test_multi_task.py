@@ -92,9 +92,9 @@ class TestKinds:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("text",), "Type one of binary, classes, number"),
-            (("classes", 1), "Type 2 or more for 'classes'"),
-            (("binary", 2), "Type 2 or more for 'classes', and 1 for the others"),
+            (("text",), "Use one of binary, classes, number"),
+            (("classes", 1), "Use 2 or more for 'classes'"),
+            (("binary", 2), "Use 2 or more for 'classes', and 1 for the others"),
             (("number", 1, 0.0, 0.0), "the latter two above 0"),
             (("number", 1, NAN, 1.0), "must be finite"),
         ],
@@ -348,7 +348,7 @@ class TestPretraining:
 
 class TestBadOptions:
     def test_evaluations(self):
-        with pytest.raises(OptionError, match="found 0 evaluations. Type 1 or more"):
+        with pytest.raises(OptionError, match="found 0 evaluations. Use 1 or more"):
             train_tasks(
                 lambda: net(MIXED),
                 Data(MIXED, examples(*drawn(MIXED)), examples(*drawn(MIXED)), None),

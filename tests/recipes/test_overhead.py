@@ -169,12 +169,12 @@ def test_a_step_without_collectives_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "advice"),
     [
-        (["--steps", "0"], "Type a whole number from 1 on, such as 3."),
-        (["--tasks", "many"], "found 'many'. Type a whole number from 1 on, such as 3."),
-        (["--threads", "-1"], "Type a whole number from 1 on, such as 3."),
-        (["--slow-steps", "-1"], "Type a whole number from 0 on, such as 2."),
-        (["--processes", "0"], "found '0'. Type a whole number from 1 on, such as 3."),
-        (["--processes", "two"], "found 'two'. Type a whole number from 1 on, such as 3."),
+        (["--steps", "0"], "Pass a whole number from 1 on, such as 3."),
+        (["--tasks", "many"], "found 'many'. Pass a whole number from 1 on, such as 3."),
+        (["--threads", "-1"], "Pass a whole number from 1 on, such as 3."),
+        (["--slow-steps", "-1"], "Pass a whole number from 0 on, such as 2."),
+        (["--processes", "0"], "found '0'. Pass a whole number from 1 on, such as 3."),
+        (["--processes", "two"], "found 'two'. Pass a whole number from 1 on, such as 3."),
     ],
 )
 def test_bad_options(options: list[str], advice: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,4 +187,4 @@ def test_processes_without_gloo(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setattr(dist, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         overhead.main(["--processes", "2"])
-    assert "this build of torch has no gloo. Type --processes 1" in " ".join(capsys.readouterr().err.split())
+    assert "this build of torch has no gloo. Use --processes 1" in " ".join(capsys.readouterr().err.split())

@@ -116,7 +116,7 @@ class TestCellFile:
     def test_other_files_are_refused_with_the_line(self, path, wrong):
         CellFile(path).add(CELL, {"score": 0.5}, ABOUT)
         path.write_text(path.read_text() + wrong + "\n")
-        with pytest.raises(DataError, match=r"line 2 of .*results.jsonl is no result .*Type another file"):
+        with pytest.raises(DataError, match=r"line 2 of .*results.jsonl is no result .*Pass another file"):
             CellFile(path)
 
     def test_folder_instead_of_a_file(self, tmp_path):

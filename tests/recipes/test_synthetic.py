@@ -357,15 +357,15 @@ class TestRun:
     @pytest.mark.parametrize(
         ("arguments", "hint"),
         [
-            (["--train", "0"], "Type a whole number from 1 on"),
-            (["--noise", "-1"], "Type a finite number from 0 on"),
-            (["--learning-rate", "0"], "Type a finite number above 0"),
+            (["--train", "0"], "Pass a whole number from 1 on"),
+            (["--noise", "-1"], "Pass a finite number from 0 on"),
+            (["--learning-rate", "0"], "Pass a finite number above 0"),
             (["--methods", "ridge"], "choose from"),
-            (["--methods", "pooled", "pooled"], "Type each method once"),
+            (["--methods", "pooled", "pooled"], "Use each method once"),
             (["--methods", "pooled"], "Add single_adam or single_ridge"),
-            (["--seeds", "1001"], "Type --seeds 1000 or less"),
+            (["--seeds", "1001"], "Use --seeds 1000 or less"),
             (["--weights", "zeros"], "choose from"),
-            (["--name", "a/b"], "Type a plain folder name"),
+            (["--name", "a/b"], "Pass a plain folder name"),
         ],
     )
     def test_bad_options_say_what_to_type(self, arguments, hint, tmp_path, capsys):
@@ -379,7 +379,7 @@ class TestRun:
         (tmp_path / "mine").mkdir()
         with pytest.raises(SystemExit):
             main(["--out", str(tmp_path), "--name", "mine"])
-        assert "Type another --name" in capsys.readouterr().err
+        assert "Pass another --name" in capsys.readouterr().err
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to another process")
     def test_interrupt_leaves_what_is_finished(self, tmp_path):

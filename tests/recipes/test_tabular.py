@@ -123,7 +123,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as stop:
             run(None, tmp_path / "results.jsonl")
         assert stop.value.code == 2
-        assert "argument --data: needed for the trainings that are missing. Type folder" in capsys.readouterr().err
+        assert "argument --data: needed for the trainings that are missing. Use folder" in capsys.readouterr().err
 
     def test_folder_that_is_not_there(self, tmp_path, capsys):
         assert run(str(tmp_path / "nowhere"), tmp_path / "out" / "results.jsonl")[0] == 1
@@ -142,8 +142,8 @@ class TestCommand:
         ("arguments", "message"),
         [
             (["--settings", "scool"], "invalid choice: 'scool'"),
-            (["--minutes", "-1"], "Type a finite number from 0 on"),
-            (["--seeds", "0"], "Type a whole number from 1 on"),
+            (["--minutes", "-1"], "Pass a finite number from 0 on"),
+            (["--seeds", "0"], "Pass a whole number from 1 on"),
         ],
     )
     def test_bad_options(self, data, tmp_path, capsys, arguments, message):

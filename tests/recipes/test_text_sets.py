@@ -292,7 +292,7 @@ def test_tokenizer_and_encoder_that_do_not_fit(sources, encoder, tmp_path, capsy
     assert error_of(capsys).startswith("input_ids go from 0 to 18, but BertModel has embeddings for 0 to 17.")
     write_tokenizer(encoder, WORDS)
     assert run(sources, tmp_path, "--encoder", str(encoder), small=())[0] == 1
-    assert error_of(capsys).endswith("Type a smaller --max-length.")
+    assert error_of(capsys).endswith("Pass a smaller --max-length.")
     assert not (tmp_path / "one").exists()
 
 
@@ -321,7 +321,7 @@ ROWS = opinions(10, random.Random(1))
         (
             ([{"text": "x", "b": 1}, {"text": "y", "b": 0}],),
             (),
-            "none with a common name of labels. Type --columns own=",
+            "none with a common name of labels. Use --columns own=",
         ),
         (([],), (), "found no training split in"),
         (([{**row, "label": 1} for row in ROWS],), (), "are all 1, so there is nothing to learn."),
@@ -332,9 +332,9 @@ ROWS = opinions(10, random.Random(1))
             (),
             "has the label 'good', which is none of the training split's",
         ),
-        (([*ROWS, {**ROWS[0], "sentence": " "}],), (), "has no text. Type --skip-incomplete"),
-        (([*ROWS, {**ROWS[0], "label": None}],), (), "has no label. Type --skip-incomplete"),
-        (([*ROWS, {**ROWS[0], "label": -1}],), (), "has no label. Type --skip-incomplete"),
+        (([*ROWS, {**ROWS[0], "sentence": " "}],), (), "has no text. Use --skip-incomplete"),
+        (([*ROWS, {**ROWS[0], "label": None}],), (), "has no label. Use --skip-incomplete"),
+        (([*ROWS, {**ROWS[0], "label": -1}],), (), "has no label. Use --skip-incomplete"),
         ((ROWS,), ("--columns", "own=idx,label"), "row 0 of the train split of"),
         ((ROWS, [{"text": "x", "label": 0}]), (), "the validation split of"),
         (([{**row, "label": [1]} for row in ROWS],), (), "are of the kind list, expected a number or a text"),
@@ -370,7 +370,7 @@ def test_bad_sources(sources, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     given = {"own": "nyu-mll/glue:sst3", "other": "nyu-mll/glue:sst2"}
     assert run(given, tmp_path)[0] == 1
-    assert "could not be loaded from the hub (ConnectionError: no network). Type OWNER/NAME" in error_of(capsys)
+    assert "could not be loaded from the hub (ConnectionError: no network). Use OWNER/NAME" in error_of(capsys)
 
 
 @pytest.mark.parametrize(
@@ -378,9 +378,9 @@ def test_bad_sources(sources, tmp_path, capsys, monkeypatch):
     [
         (["opinions"], (), "argument --set: found 1, and relations need two."),
         (["opinions", "pairs"], ("--set", "pairs=x"), "found pairs more than once"),
-        (["opinions", "pairs"], ("--set", "pairs"), "Type NAME=SOURCE"),
+        (["opinions", "pairs"], ("--set", "pairs"), "Pass NAME=SOURCE"),
         (["opinions", "pairs"], ("--columns", "pears=a,b"), "found pears, which is no set"),
-        (["opinions", "pairs"], ("--columns", "pairs=a"), "Type NAME=TEXT,LABEL"),
+        (["opinions", "pairs"], ("--columns", "pairs=a"), "Pass NAME=TEXT,LABEL"),
         (["opinions", "pairs"], ("--method", "pcgrad", "--strength", "1"), "pcgrad has no penalty"),
         (
             ["opinions", "pairs"],

@@ -107,7 +107,7 @@ class TestTwoProcesses:
         ("arguments", "message"),
         [
             (["--workers", "2"], "Leave --workers out"),
-            (["--name", "taken"], "Type another --name"),  # seen by the main process only
+            (["--name", "taken"], "Pass another --name"),  # seen by the main process only
         ],
     )
     def test_errors_end_all_processes(self, tmp_path, arguments, message):
@@ -240,7 +240,7 @@ class TestResume:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--epochs", "3"], "had --epochs 2, but found 3. Type the same options as before"),
+            (["--epochs", "3"], "had --epochs 2, but found 3. Pass the same options as before"),
             (["--methods", "single_task"], "had --methods single_task srdml_authors"),
         ],
     )
@@ -254,13 +254,13 @@ class TestResume:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--resume", "auto"], "Type --name, too"),
-            (["--resume", "nowhere"], "Type auto, never, or the folder of a run"),
-            (["--accumulation", "8"], "Type --accumulation 7 or less"),
-            (["--mixed-precision", "bf16"], "Type --mixed-precision no, or --dtype float32"),
+            (["--resume", "auto"], "Use --name, too"),
+            (["--resume", "nowhere"], "Use auto, never, or the folder of a run"),
+            (["--accumulation", "8"], "Use --accumulation 7 or less"),
+            (["--mixed-precision", "bf16"], "Use --mixed-precision no, or --dtype float32"),
             (["--mixed-precision", "fp16", "--dtype", "float32"], "fp16 needs a GPU"),
-            (["--clip-norm", "0"], "Type a finite number above 0"),
-            (["--data-workers", "-1"], "Type a whole number from 0 on"),
+            (["--clip-norm", "0"], "Pass a finite number above 0"),
+            (["--data-workers", "-1"], "Pass a whole number from 0 on"),
         ],
     )
     def test_bad_options_say_what_to_type(self, tmp_path, capsys, arguments, message):

@@ -29,11 +29,11 @@ def built(name: str = "test_vit", heads: object = ("a", "b"), **options: object)
     ("name", "error", "text"),
     [
         ("resnet81", UnknownModelError, r"has no model 'resnet81'. Did you mean 'resnet18', "),
-        ("zzzzzzzzz", UnknownModelError, r"has no model 'zzzzzzzzz'. Type one of timm.list_models\(\)"),
+        ("zzzzzzzzz", UnknownModelError, r"has no model 'zzzzzzzzz'. Use one of timm.list_models\(\)"),
         (
             "resnet18.a9_in1k",
             UnknownModelError,
-            r"no pretrained weights with the tag 'a9_in1k'. Type 'resnet18.a1_in1k'",
+            r"no pretrained weights with the tag 'a9_in1k'. Use 'resnet18.a1_in1k'",
         ),
         (18, WrongTypeError, "the name of a timm model must be a str, found int"),
     ],
@@ -76,10 +76,10 @@ def test_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> N
         (
             "test_vit",
             30,
-            r"cannot process images of 30x30 .*divisible by patch size.* made for 160x160. Type image_size=160, or a multiple of 16",
+            r"cannot process images of 30x30 .*divisible by patch size.* made for 160x160. Pass image_size=160, or a multiple of 16",
         ),
-        ("efficientformer_l1", 64, r"made for 224x224. Type image_size=224"),
-        ("coat_tiny", 30, r"Type image_size=224"),
+        ("efficientformer_l1", 64, r"made for 224x224. Pass image_size=224"),
+        ("coat_tiny", 30, r"Pass image_size=224"),
     ],
 )
 def test_sizes_that_a_model_refuses(name: str, size: int, text: str) -> None:
@@ -108,12 +108,12 @@ def test_sizes_that_are_none(size: object, error: type[Exception]) -> None:
         ({"a": 0}, ConfigurationError, "the number of classes of task 'a' must be at least 1, found 0"),
         ({"a": True}, WrongTypeError, "task 'a' must have a number of classes or a HeadConfig, found bool"),
         (["a", "a"], TaskError, r"the task names \['a'\] occur more than once"),
-        ({"face.smiling": 1}, TaskError, "names are not empty and have no dot. Type 'face_smiling'"),
+        ({"face.smiling": 1}, TaskError, "names are not empty and have no dot. Use 'face_smiling'"),
         ({"": 1}, TaskError, "names are not empty and have no dot"),
-        ({"keys": 1}, TaskError, "has an attribute of that name. Type 'keys_task'"),
-        ({"pop": 1}, TaskError, "Type 'pop_task'"),
-        ({"training": 1}, TaskError, "Type 'training_task'"),
-        ({1: 1}, WrongTypeError, "a task name must be a str, found 1. Type '1'"),
+        ({"keys": 1}, TaskError, "has an attribute of that name. Use 'keys_task'"),
+        ({"pop": 1}, TaskError, "Use 'pop_task'"),
+        ({"training": 1}, TaskError, "Use 'training_task'"),
+        ({1: 1}, WrongTypeError, "a task name must be a str, found 1. Use '1'"),
     ],
 )
 def test_wrong_heads(heads: object, error: type[Exception], text: str) -> None:
@@ -133,7 +133,7 @@ def test_names_that_work() -> None:
     [
         ({"classes": 0}, ConfigurationError, "classes must be at least 1, found 0"),
         ({"classes": 1.5}, WrongTypeError, "classes must be an int, found 1.5"),
-        ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Type hidden=\(64,\)"),
+        ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Pass hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
         (
             {"activation": "swish"},
@@ -142,7 +142,7 @@ def test_names_that_work() -> None:
         ),
         ({"pooling": "mean"}, ConfigurationError, "unknown pooling 'mean'. Choose one of 'auto', 'average'"),
         ({"norm": "batch"}, ConfigurationError, "unknown norm 'batch'"),
-        ({"dropout": 1.0}, ConfigurationError, "dropout must be at least 0 and below 1, found 1.0"),
+        ({"dropout": 1.0}, ConfigurationError, "dropout must be in \\[0, 1\\), found 1.0"),
         ({"dropout": "much"}, WrongTypeError, "dropout must be a number, found 'much'"),
     ],
 )
@@ -156,8 +156,8 @@ def test_wrong_head_configs(options: dict, error: type[Exception], text: str) ->
     [
         ({"head": {"hidden": 3}}, WrongTypeError, "head must be a HeadConfig, found dict"),
         ({"in_chans": 0}, ConfigurationError, "in_chans must be at least 1"),
-        ({"drop_rate": 2}, ConfigurationError, "drop_rate must be at least 0 and below 1"),
-        ({"drop_path_rate": -0.5}, ConfigurationError, "drop_path_rate must be at least 0 and below 1"),
+        ({"drop_rate": 2}, ConfigurationError, "drop_rate must be in \\[0, 1\\)"),
+        ({"drop_path_rate": -0.5}, ConfigurationError, "drop_path_rate must be a finite number >= 0"),
         ({"backbone_options": ["img_size"]}, WrongTypeError, "backbone_options must be a dict"),
         (
             {"backbone_options": {"num_classes": 3}},
@@ -185,11 +185,11 @@ def test_wrong_options(options: dict, error: type[Exception], text: str) -> None
     ("name", "pooling", "text"),
     [
         ("test_resnet", "token", "pooling='token' needs a class token, and this backbone has none"),
-        ("test_vit_relpos", "token", "Type pooling='average'"),
+        ("test_vit_relpos", "token", "Pass pooling='average'"),
         (
             "pit_ti_224",
             "average",
-            "needs positions, and this backbone returns class tokens only .* Type pooling='token'",
+            "needs positions, and this backbone returns class tokens only .* Pass pooling='token'",
         ),
     ],
 )

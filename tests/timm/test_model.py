@@ -149,7 +149,7 @@ def test_heads_that_pool_differently_have_a_pooling_each() -> None:
         found = regularizer().item()
     expected = penalty(model.backbone, list(model.heads.values()), batch, (1, 2))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    with pytest.raises(ConfigurationError, match="unknown feature 'layer4'. Type 'auto' or 'map'"):
+    with pytest.raises(ConfigurationError, match="unknown feature 'layer4'. Use 'auto' or 'map'"):
         model.regularizer(feature="layer4")
 
 

@@ -247,11 +247,11 @@ def test_no_gradient_of_a_parameter_is_computed() -> None:
     ("options", "error", "text"),
     [
         ({"method": "lime"}, ConfigurationError, "unknown method 'lime'. Choose one of 'gradient_times_activation'"),
-        ({"size": "full"}, ConfigurationError, "unknown size 'full'. Type size='image'"),
+        ({"size": "full"}, ConfigurationError, "unknown size 'full'. Pass size='image'"),
         ({"size": 0}, ConfigurationError, "at least 1"),
         ({"size": (1, 2, 3)}, WrongTypeError, r"size must be 'image', an int or \(height, width\), found \(1, 2, 3\)"),
         ({"tasks": ["aa"]}, TaskError, r"'aa' is no task of this model. Did you mean 'a'"),
-        ({"tasks": "a"}, WrongTypeError, r"tasks must be a list, found 'a'. Type tasks=\['a'\]"),
+        ({"tasks": "a"}, WrongTypeError, r"tasks must be a list, found 'a'. Pass tasks=\['a'\]"),
         ({"tasks": []}, TaskError, "tasks is empty"),
         ({"tasks": ["a", "a"]}, TaskError, "names a task twice"),
         ({"feature": "layer9"}, ModuleNotFoundInModelError, "has no feature 'layer9'. Did you mean"),
@@ -281,7 +281,7 @@ def test_wrong_models_and_images() -> None:
         task_saliency_maps(nn.Conv2d(3, 3, 1), images())
     model = timm.create_model("test_resnet", num_classes=3).double()
     for wrong in (["smiling"], [3], [True], [-1]):
-        with pytest.raises(TaskError, match="is no class of ResNet, which has 3. Type numbers from 0 to 2"):
+        with pytest.raises(TaskError, match="is no class of ResNet, which has 3. Pass numbers from 0 to 2"):
             task_saliency_maps(model, images(), wrong)
 
 

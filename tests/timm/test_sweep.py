@@ -73,7 +73,7 @@ def test_a_sweep_fails_if_families_do(
     assert timm_sweep.main(["--families", "inception_v3", "--out", str(tmp_path), "--name", "good"]) == 0
     with pytest.raises(SystemExit):
         timm_sweep.main(["--families", "inception_v3", "--out", str(tmp_path), "--name", "good"])
-    assert "Type another name" in capsys.readouterr().err
+    assert "Pass another name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         timm_sweep.main(["--families", "resnetz"])
     assert "has no family 'resnetz'. Did you mean resnet" in capsys.readouterr().err

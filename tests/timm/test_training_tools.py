@@ -89,7 +89,7 @@ def test_wrong_groups(arguments: dict, error: type[Exception], text: str) -> Non
 def test_nothing_to_train() -> None:
     model = built()
     model.requires_grad_(False)
-    with pytest.raises(ConfigurationError, match=r"Type model.unfreeze_backbone\(\)"):
+    with pytest.raises(ConfigurationError, match=r"Call model.unfreeze_backbone\(\)"):
         parameter_groups(model, 0.1)
 
 
@@ -140,9 +140,7 @@ def test_what_has_no_gradient_stays_frozen() -> None:
     assert {name for name, p in model.named_parameters() if not p.requires_grad} == idle
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("layer22", "Did you mean 'layer2'"), ("zzz", "Type one of 'conv1', 'bn1'")]
-)
+@pytest.mark.parametrize(("name", "text"), [("layer22", "Did you mean 'layer2'"), ("zzz", "Use one of 'conv1', 'bn1'")])
 def test_freezing_up_to_nothing(name: str, text: str) -> None:
     model = built()
     with pytest.raises(ModuleNotFoundInModelError, match=text):
@@ -167,5 +165,5 @@ def test_transforms(channels: int, mode: str) -> None:
     names = [type(step).__name__ for step in model.transforms(True).transforms]
     assert "RandomHorizontalFlip" in names
     assert "RandomHorizontalFlip" not in [type(step).__name__ for step in model.transforms(False).transforms]
-    with pytest.raises(WrongTypeError, match=r"Type model.transforms\(train=True\)"):
+    with pytest.raises(WrongTypeError, match=r"Call model.transforms\(train=True\)"):
         model.transforms("train")

@@ -311,7 +311,7 @@ def test_no_classifier() -> None:
     for model in (built("test_resnet", 64, 0), built("test_vit", 32, 0)):
         for call in (find_classifier, find_feature, lambda model: saliency_regularizer(model, TASKS)):
             with pytest.raises(
-                ClassifierNotFoundError, match=r"num_classes=0.*Type timm.create_model\(name, num_classes="
+                ClassifierNotFoundError, match=r"num_classes=0.*Use timm.create_model\(name, num_classes="
             ):
                 call(model)
     with pytest.raises(WrongTypeError, match="model must be what timm.create_model returns, found Sequential"):
@@ -339,7 +339,7 @@ def test_a_model_that_does_not_tell_its_size() -> None:
     model._traits = model._model_args = {}
     model.patch_embed.img_size = None
     model.patch_embed.strict_img_size = False
-    with pytest.raises(ImageSizeError, match=r"\[1, 3, 224, 224\].*Type image_size= with the size"):
+    with pytest.raises(ImageSizeError, match=r"\[1, 3, 224, 224\].*Pass image_size= with the size"):
         find_classifier(model)
     assert find_classifier(model, 32) == ("head", "head_dist")
     assert find_feature(model, (32, 32)) == "norm"

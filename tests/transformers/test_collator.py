@@ -152,7 +152,7 @@ def test_examples_are_left_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("labels", "error", "text"),
     [
-        (3, WrongTypeError, r"must be a dictionary \{task: label\}, found int. Type \{'labels': \{'joy': ...\}"),
+        (3, WrongTypeError, r"must be a dictionary \{task: label\}, found int. Use \{'labels': \{'joy': ...\}"),
         ({"jy": 1}, UnknownTaskError, r"labels names \['jy'\], which are no tasks. The tasks are \['joy', 'topic'"),
         ({"tags": [1, 0]}, LabelError, r"a label of task 'tags' has shape \[2\], expected \[3\]"),
         ({"joy": [1]}, LabelError, r"a label of task 'joy' has shape \[1\], expected \[\]"),
@@ -163,7 +163,7 @@ def test_examples_are_left_as_they_are() -> None:
         ),
         ({"real": 1}, LabelError, r"a label of task 'real' has shape \[\], expected \[5\]: one for each"),
         ({"point": [1.0]}, LabelError, r"expected \[5, 2\]"),
-        ({"topic": "sports"}, LabelError, "a label of task 'topic' holds no numbers, found 'sports'. Type numbers"),
+        ({"topic": "sports"}, LabelError, "a label of task 'topic' holds no numbers, found 'sports'. Pass numbers"),
         ({"tags": [[1], [1, 2]]}, LabelError, r"holds no numbers, found \[\[1\], \[1, 2\]\]"),
         ({"topic": 1.5}, LabelError, "a label of task 'topic' is 1.5, expected classes, which are whole numbers"),
     ],

@@ -53,21 +53,21 @@ def clip() -> Any:
     [
         ({}, TaskError, ValueError, "heads is empty. Name at least one task"),
         ([], TaskError, ValueError, "heads is empty"),
-        ("joy", WrongTypeError, TypeError, r"heads must be \{task: number of labels\}.*found str. Type heads="),
+        ("joy", WrongTypeError, TypeError, r"heads must be \{task: number of labels\}.*found str. Pass heads="),
         (3, WrongTypeError, TypeError, "or a list of task names, found int"),
-        ({"a": "five"}, WrongTypeError, TypeError, "'a' must have a number of labels or a HeadConfig, found str. Type"),
+        ({"a": "five"}, WrongTypeError, TypeError, "'a' must have a number of labels or a HeadConfig, found str. Pass"),
         ({"a": 0}, ConfigurationError, ValueError, "the number of labels of task 'a' must be at least 1, found 0"),
         ({"a": True}, WrongTypeError, TypeError, "task 'a' must have a number of labels or a HeadConfig, found bool"),
         (["a", "a"], TaskError, ValueError, r"the task names \['a'\] occur more than once"),
-        ({"joy.happy": 1}, TaskError, ValueError, "names are not empty and have no dot. Type 'joy_happy'"),
-        ({"": 1}, TaskError, ValueError, "names are not empty and have no dot. Type 'task'"),
-        ({"keys": 1}, TaskError, ValueError, "has an attribute of that name. Type 'keys_task'"),
-        ({1: 1}, WrongTypeError, TypeError, "a task name must be a str, found 1. Type '1'"),
+        ({"joy.happy": 1}, TaskError, ValueError, "names are not empty and have no dot. Use 'joy_happy'"),
+        ({"": 1}, TaskError, ValueError, "names are not empty and have no dot. Use 'task'"),
+        ({"keys": 1}, TaskError, ValueError, "has an attribute of that name. Use 'keys_task'"),
+        ({1: 1}, WrongTypeError, TypeError, "a task name must be a str, found 1. Use '1'"),
         (
             {"a": HeadConfig(pooling="pooler"), "b": HeadConfig()},
             ConfigurationError,
             ValueError,
-            r"the heads \['a'\] read the encoder's pooler output.*Type pooling='pooler' for all heads, or for none",
+            r"the heads \['a'\] read the encoder's pooler output.*Pass pooling='pooler' for all heads, or for none",
         ),
         (
             {"a": HeadConfig(pooling="pooler"), "b": HeadConfig(level="token")},
@@ -98,24 +98,24 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
             "unknown pooling 'max'. Choose one of 'auto', 'mean', 'first', 'last'",
         ),
         ({"activation": "swish"}, ConfigurationError, "unknown activation 'swish'. Choose one of 'gelu', 'relu'"),
-        ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Type hidden=\(64,\)"),
+        ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Pass hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
-        ({"dropout": 1.0}, ConfigurationError, "dropout must be at least 0 and below 1, found 1.0"),
+        ({"dropout": 1.0}, ConfigurationError, "dropout must be in \\[0, 1\\), found 1.0"),
         ({"dropout": "0.1"}, WrongTypeError, "dropout must be a number, found '0.1'"),
         (
             {"num_labels": 2, "problem": "binary"},
             ConfigurationError,
-            "a binary head has one output, found num_labels=2. Type problem='multi_label'.*or 'single_label' for classes",
+            "a binary head has one output, found num_labels=2. Pass problem='multi_label'.*or 'single_label' for classes",
         ),
         (
             {"problem": "single_label"},
             ConfigurationError,
-            "needs num_labels=2 or more, found 1. Type problem='binary' or 'regression'",
+            "needs num_labels=2 or more, found 1. Pass problem='binary' or 'regression'",
         ),
         (
             {"level": "token", "pooling": "mean"},
             ConfigurationError,
-            "a token head does not pool, found pooling='mean'. Leave it out, or type level='sequence'",
+            "a token head does not pool, found pooling='mean'. Leave it out, or pass level='sequence'",
         ),
         (
             {"num_labels": 2, "labels": ("yes",)},
@@ -125,7 +125,7 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
         (
             {"num_labels": 3, "labels": "yes"},
             WrongTypeError,
-            "labels must be a tuple of names, found 'yes'. Type labels=",
+            "labels must be a tuple of names, found 'yes'. Pass labels=",
         ),
         ({"labels": 3}, WrongTypeError, "labels must be a tuple of names, found 3"),
         ({"weight": -1}, ConfigurationError, "the weight of a loss must be finite and at least 0, found -1"),
@@ -145,7 +145,7 @@ def test_wrong_head_configs(options: dict[str, Any], error: type[Exception], tex
 
 def test_a_wrong_default_for_heads() -> None:
     for heads in (["a"], {"a": 3}):
-        with pytest.raises(WrongTypeError, match="head must be a HeadConfig, found dict. Type HeadConfig"):
+        with pytest.raises(WrongTypeError, match="head must be a HeadConfig, found dict. Use HeadConfig"):
             from_encoder(heads=heads, head={"hidden": (8,)})
 
 
@@ -155,14 +155,14 @@ def test_a_wrong_default_for_heads() -> None:
         (
             ("bert", {"a": HeadConfig()}),
             WrongTypeError,
-            "must be a configuration of transformers, found str. Type AutoC",
+            "must be a configuration of transformers, found str. Use AutoC",
         ),
         (({"hidden_size": 16}, {}), ConfigurationError, "does not name its model_type"),
-        ((bert(), ["a"]), WrongTypeError, r"heads must be \{task: HeadConfig\}, found list. Type heads="),
+        ((bert(), ["a"]), WrongTypeError, r"heads must be \{task: HeadConfig\}, found list. Pass heads="),
         (
             (bert(), {"a": 3}),
             WrongTypeError,
-            r"task 'a' must have a HeadConfig, found int. Type HeadConfig\(num_labels",
+            r"task 'a' must have a HeadConfig, found int. Use HeadConfig\(num_labels",
         ),
         (
             (bert(), {"a": {"depth": 3}}),
@@ -177,11 +177,11 @@ def test_wrong_configurations(arguments: tuple[Any, ...], error: type[Exception]
 
 
 def test_configurations_that_make_no_model() -> None:
-    with pytest.raises(ConfigurationError, match="unknown encoder_part 'half'. Type 'whole' or 'encoder'"):
+    with pytest.raises(ConfigurationError, match="unknown encoder_part 'half'. Use 'whole' or 'encoder'"):
         MultiTaskConfig(bert(), {"a": HeadConfig()}, encoder_part="half")
     for config in (MultiTaskConfig(), MultiTaskConfig(bert()), bert()):
         with pytest.raises(
-            ConfigurationError, match="needs a MultiTaskConfig with an encoder and heads. Type MultiTaskM"
+            ConfigurationError, match="needs a MultiTaskConfig with an encoder and heads. Use MultiTaskM"
         ):
             MultiTaskModel(config)
     with pytest.raises(TaskError, match="names are not empty and have no dot"):
@@ -197,7 +197,7 @@ def test_configurations_that_make_no_model() -> None:
         (
             nn.Linear(1, 1),
             WrongTypeError,
-            r"found Linear. For any other backbone type SaliencyRegularizer\(model, heads=",
+            r"found Linear. For any other backbone use SaliencyRegularizer\(model, heads=",
         ),
         (
             3,
@@ -246,7 +246,7 @@ def test_two_towers_with_a_width_all_the_same() -> None:
 def test_a_wrong_width() -> None:
     model = from_encoder(hidden_width=12)
     with pytest.raises(
-        ShapeError, match=r"BertModel has shape \[3, 7, 16\], but .* for 12 channels. Type hidden_width=16"
+        ShapeError, match=r"BertModel has shape \[3, 7, 16\], but .* for 12 channels. Pass hidden_width=16"
     ):
         model(**batch())
 
@@ -259,7 +259,7 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     for name, text in {
         str(
             tmp_path / "nowhere"
-        ): r"nowhere' could not be loaded \(there is no such folder\). Type a folder that save_pre",
+        ): r"nowhere' could not be loaded \(there is no such folder\). Pass a folder that save_pre",
         "./nowhere": r"'./nowhere' could not be loaded \(there is no such folder\)",
         str(
             tmp_path / "empty"
@@ -283,7 +283,7 @@ def test_options_where_nothing_is_loaded() -> None:
 
 def test_a_pooler_that_is_not_there() -> None:
     model = from_encoder(distilbert(), head=HeadConfig(pooling="pooler"))
-    with pytest.raises(EncoderError, match="this encoder has no pooler output. Type pooling='mean' or pooling='first'"):
+    with pytest.raises(EncoderError, match="this encoder has no pooler output. Pass pooling='mean' or pooling='first'"):
         model(**batch())
 
 
@@ -326,7 +326,7 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
             torch.zeros(3),
             WrongTypeError,
             TypeError,
-            r"found a tensor of shape \[3\]. Type labels=\{'joy': ...\}; MultiTask",
+            r"found a tensor of shape \[3\]. Pass labels=\{'joy': ...\}; MultiTask",
         ),
         ([1, 0, 1], WrongTypeError, TypeError, r"labels must be a dictionary \{task: tensor\}, found list"),
         (
@@ -346,7 +346,7 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
             {"joy": [1, 0, 1]},
             WrongTypeError,
             TypeError,
-            r"labels of task 'joy' must be a tensor, found list. Type torch.te",
+            r"labels of task 'joy' must be a tensor, found list. Use torch.te",
         ),
         (
             {"joy": torch.zeros(2)},
@@ -364,19 +364,19 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
             {"topic": torch.zeros(3, 4)},
             LabelError,
             ValueError,
-            r"expected labels \[3\]. For several yes-or-no labels per sample type HeadConfig\(K, problem='multi_label'\)",
+            r"expected labels \[3\]. For several yes-or-no labels per sample use HeadConfig\(K, problem='multi_label'\)",
         ),
         (
             {"tags": torch.zeros(3)},
             LabelError,
             ValueError,
-            r"expected labels \[3, 3\]. This head wants 3 columns; for one class per sample type problem='single_label'",
+            r"expected labels \[3, 3\]. This head wants 3 columns; for one class per sample pass problem='single_label'",
         ),
         (
             {"topic": torch.tensor([0, 4, 1])},
             LabelError,
             ValueError,
-            r"'topic' go from 0 to 4, expected whole numbers from 0 to 3 \(-100 where one is missing\). Type HeadConfig\(num",
+            r"'topic' go from 0 to 4, expected whole numbers from 0 to 3 \(-100 where one is missing\). Use HeadConfig\(num",
         ),
         (
             {"topic": torch.tensor([0, -1, 1])},
@@ -389,7 +389,7 @@ def test_wrong_ids(ids: torch.Tensor, text: str) -> None:
             {"joy": torch.tensor([0, 2, 1])},
             LabelError,
             ValueError,
-            r"from 0 to 2, expected 0 or 1 .*For numbers type HeadConfig\(problem='regression'\), for classes HeadConfig\(",
+            r"from 0 to 2, expected 0 or 1 .*For numbers use HeadConfig\(problem='regression'\), for classes HeadConfig\(",
         ),
         ({"joy": torch.tensor([0, 0.5, 1])}, LabelError, ValueError, "go from 0 to 1, expected 0 or 1"),
         ({"tags": torch.full((3, 3), float("inf"))}, LabelError, ValueError, "go from inf to inf, expected 0 or 1"),
@@ -443,7 +443,7 @@ def test_labels_of_heads_that_do_not_run() -> None:
 def test_what_the_regularizer_knows_already() -> None:
     for option in ({"heads": "heads"}, {"tasks": ["a"]}, {"channel_axis": 1}):
         with pytest.raises(
-            ConfigurationError, match=rf"\['{next(iter(option))}'\] are known here. Leave them out, or type"
+            ConfigurationError, match=rf"\['{next(iter(option))}'\] are known here. Leave them out, or use"
         ):
             built().regularizer(**option)
     with pytest.raises(ConfigurationError, match="unknown scalarize 'mean'. Choose one of 'auto', 'max'"):

@@ -149,7 +149,7 @@ def image_size_pair(image_size: int | tuple[int, int] | None) -> tuple[int, int]
         for side in image_size:
             whole_number("each side of image_size", side, least=1)
         return int(image_size[0]), int(image_size[1])
-    raise WrongTypeError(f"image_size must be an int or (height, width), found {image_size!r}. Type image_size=224.")
+    raise WrongTypeError(f"image_size must be an int or (height, width), found {image_size!r}. Pass image_size=224.")
 
 
 def _own_image_size(model: nn.Module) -> tuple[int, int]:
@@ -168,7 +168,7 @@ def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
         raise WrongTypeError(
-            f"backbone_options must be a dict of options of timm.create_model, found {type(options).__name__}. Type "
+            f"backbone_options must be a dict of options of timm.create_model, found {type(options).__name__}. Pass "
             "backbone_options={'act_layer': 'silu'}."
         )
     for name in options:
@@ -186,7 +186,7 @@ def _probed(model: nn.Module, in_chans: int, image_size: tuple[int, int]) -> Any
         name, own = type(model).__name__, _own_image_size(model)
         raise ImageSizeError(
             f"{name} cannot process images of {image_size[0]}x{image_size[1]} with {in_chans} channels "
-            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{_accepted(model)}. Type "
+            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{_accepted(model)}. Pass "
             f"image_size={own if own[0] != own[1] else own[0]}, or a multiple of {_stride(model)}."
         ) from error
 

@@ -32,7 +32,7 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
     file = Path(path)
     if not file.is_file():
         raise CheckpointNotFoundError(
-            f"there is no file {str(file)!r}. Type checkpoint_path= with the path of a .safetensors or .pth file."
+            f"there is no file {str(file)!r}. Pass checkpoint_path= with the path of a .safetensors or .pth file."
         )
     try:
         state: dict[str, Any] = timm.models.load_state_dict(str(file))
@@ -88,6 +88,6 @@ def _of_another(model: nn.Module, file: Path, reason: str) -> CheckpointError:
     config = getattr(model, "pretrained_cfg", None) or {}
     architecture = config.get("architecture", type(model).__name__)
     return CheckpointError(
-        f"{str(file)!r} is no checkpoint of {architecture!r}: {reason}. Type the name of the model that it was saved from, "
+        f"{str(file)!r} is no checkpoint of {architecture!r}: {reason}. Pass the name of the model that it was saved from, "
         "with the same backbone_options=."
     )

@@ -1,4 +1,4 @@
-"""Creating a timm model, with errors that say what to type instead."""
+"""Creating a timm model, with errors that say what to use instead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_model_name(name: object) -> str:
     """
     timm = need("timm")
     if not isinstance(name, str):
-        raise WrongTypeError(f"the name of a timm model must be a str, found {type(name).__name__}. Type 'resnet18'.")
+        raise WrongTypeError(f"the name of a timm model must be a str, found {type(name).__name__}. Use 'resnet18'.")
     if name.startswith(_SOURCES):
         return name
     architecture, _, tag = name.partition(".")
@@ -34,18 +34,14 @@ def check_model_name(name: object) -> str:
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"Did you mean {', '.join(map(repr, near))}? " if near else ""
         raise UnknownModelError(
-            f"timm {timm.__version__} has no model {architecture!r}. {hint}Type one of timm.list_models(), such as "
+            f"timm {timm.__version__} has no model {architecture!r}. {hint}Use one of timm.list_models(), such as "
             "'resnet18', or 'hf-hub:owner/name' for one of the Hugging Face Hub."
         )
     if tag and not _tag_exists(timm, name):
         tags = [known.partition(".")[2] for known in timm.list_models(f"{architecture}.*", pretrained=True)]
         raise UnknownModelError(
             f"{architecture!r} has no pretrained weights with the tag {tag!r}. "
-            + (
-                f"Type {architecture + '.' + tags[0]!r} (tags: {', '.join(tags)})."
-                if tags
-                else f"Type {architecture!r}."
-            )
+            + (f"Use {architecture + '.' + tags[0]!r} (tags: {', '.join(tags)})." if tags else f"Use {architecture!r}.")
         )
     return name
 
@@ -71,7 +67,7 @@ def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         if config is None or not config.has_weights:
             raise PretrainedWeightsError(
-                f"timm {timm.__version__} has no pretrained weights for {name!r}. Type pretrained=False, or "
+                f"timm {timm.__version__} has no pretrained weights for {name!r}. Pass pretrained=False, or "
                 "checkpoint_path='weights.safetensors' for a file of your own."
             )
     try:
@@ -82,8 +78,8 @@ def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -
         if refused is None:
             raise PretrainedWeightsError(
                 f"the pretrained weights of {name!r} could not be loaded ({type(error).__name__}: {first_line(error)}). "
-                "Without a connection, download the file elsewhere and type checkpoint_path='weights.safetensors'; or "
-                "type pretrained=False for random weights."
+                "Without a connection, download the file elsewhere and pass checkpoint_path='weights.safetensors'; or "
+                "pass pretrained=False for random weights."
             ) from error
         given = ", ".join(f"{option}={value!r}" for option, value in options.items() if option != "num_classes")
         raise ConfigurationError(

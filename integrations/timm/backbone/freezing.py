@@ -92,7 +92,7 @@ class Freezing(nn.Module):
     def _parameters_of(self, name: str, layers: dict[str, int]) -> set[str]:
         if not isinstance(name, str):
             raise WrongTypeError(
-                f"up_to must be the name of a module, found {type(name).__name__}. Type up_to='layer2'."
+                f"up_to must be the name of a module, found {type(name).__name__}. Pass up_to='layer2'."
             )
         found = self._names_within(name) & set(layers)
         if name and found:
@@ -101,7 +101,7 @@ class Freezing(nn.Module):
         children = [child for child, module in self.model.named_children() if any(True for _ in module.parameters())]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = (
-            f"Did you mean {', '.join(map(repr, near))}?" if near else f"Type one of {', '.join(map(repr, children))}."
+            f"Did you mean {', '.join(map(repr, near))}?" if near else f"Use one of {', '.join(map(repr, children))}."
         )
         raise ModuleNotFoundInModelError(
             f"{type(self.model).__name__} has no module {name!r} with parameters, to freeze up to. {hint} Names are those "

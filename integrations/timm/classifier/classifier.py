@@ -89,7 +89,7 @@ def find_feature(model: nn.Module, image_size: int | tuple[int, int] | None = No
             else ("computes its feature map behind the last module")
         )
         raise FeatureNotFoundError(
-            f"{type(unwrapped(model, 'forward_features')).__name__} {several}, so that one name does not say it. Type "
+            f"{type(unwrapped(model, 'forward_features')).__name__} {several}, so that one name does not say it. Use "
             "saliency_regularizer(model, ..., feature='map'), which needs no name."
         )
     return found.features[0]
@@ -131,7 +131,7 @@ def look_at(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
             raise _no_classifier(inner) from error
         raise ImageSizeError(
             f"{name} could not be run on a blank image [1, {channels}, {height}, {width}] ({type(error).__name__}: "
-            f"{first_line(error)}). Type image_size= with the size of images that it was built for."
+            f"{first_line(error)}). Pass image_size= with the size of images that it was built for."
         ) from error
     finally:
         for hook in hooks:
@@ -165,7 +165,7 @@ def timm_model(model: object) -> nn.Module:
     inner = unwrapped(model, "forward_features") if isinstance(model, nn.Module) else None
     if inner is None or not all(hasattr(inner, name) for name in ("forward_features", "forward_head")):
         raise WrongTypeError(
-            f"model must be what timm.create_model returns, found {type(model).__name__}. For any other model type "
+            f"model must be what timm.create_model returns, found {type(model).__name__}. For any other model use "
             "SaliencyRegularizer(model, heads=...)."
         )
     return inner
@@ -212,6 +212,6 @@ def _feature_names(returned: Any, outputs: Sequence[tuple[str, nn.Module, Any]])
 
 def _no_classifier(model: nn.Module) -> ClassifierNotFoundError:
     return ClassifierNotFoundError(
-        f"{type(model).__name__} has no classifier (num_classes=0, or an encoder). Type timm.create_model(name, "
+        f"{type(model).__name__} has no classifier (num_classes=0, or an encoder). Use timm.create_model(name, "
         "num_classes=len(tasks)), model.reset_classifier(len(tasks)), or TimmMultiTaskModel(name, heads=tasks)."
     )

@@ -81,7 +81,7 @@ def install(model: nn.Module, part: ClassifierPart, maps: int) -> list[nn.Module
     # Copies of a model with a part have the method of their class as an attribute.
     if own is not None and getattr(own, "__func__", None) is not type(model).forward_head:  # type: ignore[attr-defined]
         raise ConfigurationError(
-            f"forward_head of this {type(model).__name__} was replaced by hand, and would be passed by here. Type "
+            f"forward_head of this {type(model).__name__} was replaced by hand, and would be passed by here. Use "
             "saliency_regularizer(model, ..., feature='auto'), or replace it in a class derived from the model's."
         )
     # One class each: a regularizer tells modules outside of the model by their class.

@@ -64,7 +64,7 @@ def saliency_regularizer(
     """
     if clash := sorted({"heads", "output"} & set(options)):
         raise ConfigurationError(
-            f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...)."
+            f"{clash} are found here. Leave them out, or use SaliencyRegularizer(model, heads=...)."
         )
     inner = timm_model(model)
     names = check_task_names(tasks)

@@ -78,7 +78,7 @@ def task_saliency_maps(
     check_choice("method", method, tuple(MAP_METHODS))
     wanted = None if isinstance(size, str) else _checked_size(size)
     if isinstance(size, str) and size != "image":
-        raise ConfigurationError(f"unknown size {size!r}. Type size='image', a number, or (height, width).")
+        raise ConfigurationError(f"unknown size {size!r}. Pass size='image', a number, or (height, width).")
     inner = unwrapped(model, "forward_features") if isinstance(model, nn.Module) else model
     if not isinstance(inner, TimmMultiTaskModel):
         inner = timm_model(model)
@@ -179,7 +179,7 @@ def _maps(
 def _outputs(model: nn.Module, images: Tensor, tasks: Sequence[Any] | None) -> dict[str, Tensor]:
     """The outputs of the tasks that are asked for."""
     if tasks is not None and (isinstance(tasks, (str, bytes)) or not isinstance(tasks, Sequence)):
-        raise WrongTypeError(f"tasks must be a list, found {tasks!r}. Type tasks=[{tasks!r}].")
+        raise WrongTypeError(f"tasks must be a list, found {tasks!r}. Pass tasks=[{tasks!r}].")
     if isinstance(model, TimmMultiTaskModel):
         names = list(model.tasks)
         for task in tasks or ():
@@ -194,14 +194,14 @@ def _outputs(model: nn.Module, images: Tensor, tasks: Sequence[Any] | None) -> d
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise ShapeError(
                 f"{type(model).__name__} must return logits [B, classes] in eval mode, found "
-                f"{list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}. Type "
+                f"{list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__}. Use "
                 "timm.create_model(name, num_classes=...), or use TimmMultiTaskModel."
             )
         columns = range(logits.shape[1])
         for task in tasks or ():
             if not isinstance(task, numbers.Integral) or isinstance(task, bool) or int(task) not in columns:
                 raise TaskError(
-                    f"{task!r} is no class of {type(model).__name__}, which has {len(columns)}. Type numbers from 0 to "
+                    f"{task!r} is no class of {type(model).__name__}, which has {len(columns)}. Pass numbers from 0 to "
                     f"{len(columns) - 1}; tasks have names in a TimmMultiTaskModel."
                 )
         outputs = {str(column): logits[:, column] for column in (columns if tasks is None else tasks)}

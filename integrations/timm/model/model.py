@@ -156,12 +156,12 @@ class TimmMultiTaskModel(nn.Module):
         """
         if clash := sorted({"heads", "channel_axis", "tasks"} & set(options)):
             raise ConfigurationError(
-                f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, heads='heads', "
+                f"{clash} are known here. Leave them out, or use SaliencyRegularizer(model, heads='heads', "
                 "channel_axis=model.channel_axis)."
             )
         if feature not in ("auto", "map"):
             raise ConfigurationError(
-                f"unknown feature {feature!r}. Type 'auto' or 'map', or name a module in SaliencyRegularizer(model, "
+                f"unknown feature {feature!r}. Use 'auto' or 'map', or name a module in SaliencyRegularizer(model, "
                 "heads='heads', feature=...)."
             )
         if feature == "map" and self._pools_for_all:
@@ -213,7 +213,7 @@ class TimmMultiTaskModel(nn.Module):
             WrongTypeError: ``train`` is no bool.
         """
         if not isinstance(train, bool):
-            raise WrongTypeError(f"train must be a bool, found {train!r}. Type model.transforms(train=True).")
+            raise WrongTypeError(f"train must be a bool, found {train!r}. Call model.transforms(train=True).")
         data = need("timm").data
         in_chans = self.description["in_chans"]
         size: dict[str, Any] = {"input_size": (in_chans, *self.image_size)}

@@ -53,7 +53,7 @@ def parameter_groups(
     inner = unwrapped(model, "backbone") if isinstance(model, nn.Module) else model
     if not isinstance(inner, TimmMultiTaskModel):
         raise WrongTypeError(
-            f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model type "
+            f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model use "
             "timm.optim.param_groups_layer_decay(model)."
         )
     _check("learning_rate", learning_rate, above_zero=True)
@@ -92,7 +92,7 @@ def parameter_groups(
     for parameter in inner.heads.parameters():
         add(parameter, heads_layer, parameter.ndim > 1)
     if not groups:
-        raise ConfigurationError("all parameters are frozen. Type model.unfreeze_backbone(), or train the heads.")
+        raise ConfigurationError("all parameters are frozen. Call model.unfreeze_backbone(), or train the heads.")
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
 
 

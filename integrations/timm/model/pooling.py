@@ -40,12 +40,12 @@ class FeaturePooling(nn.Module):
         super().__init__()
         if kind == "token" and not layout.num_prefix_tokens:
             raise ConfigurationError(
-                f"pooling='token' needs a class token, and this backbone has none ({layout.describe()}). Type "
+                f"pooling='token' needs a class token, and this backbone has none ({layout.describe()}). Pass "
                 "pooling='average'."
             )
         if kind in ("average", "max", "average+max") and not layout.spatial and layout.num_prefix_tokens:
             raise ConfigurationError(
-                f"pooling={kind!r} needs positions, and this backbone returns class tokens only ({layout.describe()}). Type "
+                f"pooling={kind!r} needs positions, and this backbone returns class tokens only ({layout.describe()}). Pass "
                 "pooling='token'."
             )
         self.layout = layout

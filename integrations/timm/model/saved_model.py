@@ -77,7 +77,7 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(
             f"{str(path)!r} is not the configuration of a TimmMultiTaskModel. Expected a folder that model.save(folder) has "
-            "written; for a timm checkpoint type TimmMultiTaskModel(name, heads, checkpoint_path=...)."
+            "written; for a timm checkpoint use TimmMultiTaskModel(name, heads, checkpoint_path=...)."
         )
     if content.get("version") != _VERSION:
         raise CheckpointError(
@@ -144,7 +144,7 @@ def _existing(folder: str | os.PathLike[str], name: str) -> Path:
         there = sorted(entry.name for entry in Path(folder).iterdir()) if Path(folder).is_dir() else None
         found = "there is no such folder" if there is None else f"the folder holds {there[:6]}"
         raise CheckpointNotFoundError(
-            f"{str(path)!r} is missing ({found}). Type the folder that model.save(folder) has written, with {CONFIG} and "
+            f"{str(path)!r} is missing ({found}). Pass the folder that model.save(folder) has written, with {CONFIG} and "
             f"{WEIGHTS}."
         )
     return path

@@ -69,12 +69,12 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
     transformers = need("transformers")
     if not isinstance(holder, transformers.PreTrainedModel):
         raise WrongTypeError(
-            f"model must be a classifier of transformers, found {type(model).__name__}. For any other model type "
+            f"model must be a classifier of transformers, found {type(model).__name__}. For any other model use "
             "SaliencyRegularizer(model, heads=...)."
         )
     kind = type(holder).__name__
     if holder.config.model_type == MODEL_TYPE:
-        raise WrongTypeError(f"{kind} has a head for each task. Type model.regularizer(strength=...).")
+        raise WrongTypeError(f"{kind} has a head for each task. Call model.regularizer(strength=...).")
     if classifier is not None:
         name, module = find_module(holder, classifier, "classifier")
         if (columns := _outputs_of(module)) is None:
@@ -99,7 +99,7 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
         )
     if len(found) > 1:
         raise ClassifierNotFoundError(
-            f"{kind} has {len(found)} layers with {number} outputs: {', '.join(found)}. Type classifier= with the name of "
+            f"{kind} has {len(found)} layers with {number} outputs: {', '.join(found)}. Pass classifier= with the name of "
             "the one whose output is the logits; where the logits are a mean of several, call regularizer(outputs=..., "
             "features=...) of SaliencyRegularizer yourself."
         )
@@ -158,5 +158,5 @@ def _no_classifier(model: nn.Module) -> str:
         return f"{name} predicts tokens, and has no classifier with {number} labels. {advice}"
     return (
         f"{name} has no layer with {number} outputs behind its encoder. If its classifier has another number of outputs, "
-        f"type classifier= with its name. {advice}"
+        f"pass classifier= with its name. {advice}"
     )

@@ -69,7 +69,7 @@ class ClassifierWatch:
         ):
             raise ConfigurationError(
                 "with gradient checkpointing, attention behind a feature of your choice runs again with fused kernels, "
-                "which have no second derivative. Type model.set_attn_implementation('eager'), or leave feature= out."
+                "which have no second derivative. Call model.set_attn_implementation('eager'), or leave feature= out."
             )
         context = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
         context.__enter__()
@@ -92,14 +92,14 @@ class ClassifierWatch:
             shapes = [list(one.shape) for one in several if isinstance(one, Tensor)]
             self.problem = (
                 f"{self._kind} returned {f'logits of shape {shapes[0]}' if shapes else 'no logits'}, and {self._name!r} "
-                f"{list(seen.shape)}: that is not the classifier. Type classifier= with the name of the Linear that ends in "
+                f"{list(seen.shape)}: that is not the classifier. Pass classifier= with the name of the Linear that ends in "
                 "the logits, or load a model that classifies texts, tokens, images or recordings."
             )
         elif logits.shape == seen.shape:
             if not torch.equal(logits.detach().to(seen), seen):  # accelerate returns float32, on the inputs' device
                 self.problem = (
                     f"what {self._name!r} returned is not what {self._kind} returns as its logits: something is computed "
-                    "behind it. Type SaliencyRegularizer(model, heads=..., tasks=[...]) with the module that ends in the "
+                    "behind it. Use SaliencyRegularizer(model, heads=..., tasks=[...]) with the module that ends in the "
                     "logits."
                 )
         else:

@@ -71,7 +71,7 @@ def saliency_regularizer(
     """
     if clash := sorted({"heads", "output"} & set(options)):
         raise ConfigurationError(
-            f"{clash} are found here. Leave them out, or type SaliencyRegularizer(model, heads=...)."
+            f"{clash} are found here. Leave them out, or use SaliencyRegularizer(model, heads=...)."
         )
     found = look_at(model, classifier)
     names = check_task_names(_task_names(found) if tasks is None else tasks)

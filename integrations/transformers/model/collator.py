@@ -85,7 +85,7 @@ class MultiTaskCollator:
             return {}
         if not isinstance(labels, Mapping):
             raise WrongTypeError(
-                f"the labels of an example must be a dictionary {{task: label}}, found {type(labels).__name__}. Type "
+                f"the labels of an example must be a dictionary {{task: label}}, found {type(labels).__name__}. Use "
                 f"{{'labels': {{{next(iter(self._heads))!r}: ...}}, ...}}."
             )
         if unknown := [task for task in labels if task not in self._heads]:
@@ -121,7 +121,7 @@ def _stacked(name: str, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
     shapes = [list(value.shape) for value in values]
     if len(values) < len(inputs) or any(shape != shapes[0] for shape in shapes):
         raise ShapeError(
-            f"{name!r} cannot be stacked: {len(values)} of {len(inputs)} examples have it, with shapes {shapes}. Type "
+            f"{name!r} cannot be stacked: {len(values)} of {len(inputs)} examples have it, with shapes {shapes}. Use "
             "MultiTaskCollator(model, tokenizer) to pad texts, or bring the inputs to one shape."
         )
     return torch.stack(values)
@@ -133,7 +133,7 @@ def _numbers(task: str, label: Any, dtype: torch.dtype) -> Tensor:
         found = torch.as_tensor(_without_none(label))
     except (TypeError, ValueError, RuntimeError) as error:
         raise LabelError(
-            f"a label of task {task!r} holds no numbers, found {label!r}. Type numbers, classes from 0 on."
+            f"a label of task {task!r} holds no numbers, found {label!r}. Pass numbers, classes from 0 on."
         ) from error
     if found.is_floating_point():
         found = found.masked_fill(found.isnan(), IGNORE_INDEX)

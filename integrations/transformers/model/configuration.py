@@ -59,11 +59,11 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
             encoder_config = _transformers.AutoConfig.for_model(kind, **given)
         if encoder_config is not None and not isinstance(encoder_config, _transformers.PretrainedConfig):
             raise WrongTypeError(
-                f"encoder_config must be a configuration of transformers, found {type(encoder_config).__name__}. Type "
+                f"encoder_config must be a configuration of transformers, found {type(encoder_config).__name__}. Use "
                 "AutoConfig.from_pretrained(name)."
             )
         if encoder_part not in ("whole", "encoder"):
-            raise ConfigurationError(f"unknown encoder_part {encoder_part!r}. Type 'whole' or 'encoder'.")
+            raise ConfigurationError(f"unknown encoder_part {encoder_part!r}. Use 'whole' or 'encoder'.")
         self.encoder_config = encoder_config
         self.heads = {} if heads is None else _described(heads)
         self.encoder_class = encoder_class
@@ -107,13 +107,13 @@ def _described(heads: Any) -> dict[str, dict[str, Any]]:
         heads = {own["task"]: {name: value for name, value in own.items() if name != "task"} for own in heads}
     if not isinstance(heads, Mapping):
         raise WrongTypeError(
-            f"heads must be {{task: HeadConfig}}, found {type(heads).__name__}. Type heads={{'joy': HeadConfig()}}."
+            f"heads must be {{task: HeadConfig}}, found {type(heads).__name__}. Pass heads={{'joy': HeadConfig()}}."
         )
     found = {}
     for task, own in heads.items():
         if not isinstance(own, (HeadConfig, Mapping)):
             raise WrongTypeError(
-                f"task {task!r} must have a HeadConfig, found {type(own).__name__}. Type HeadConfig(num_labels=...)."
+                f"task {task!r} must have a HeadConfig, found {type(own).__name__}. Use HeadConfig(num_labels=...)."
             )
         if isinstance(own, Mapping):
             fields = [field.name for field in dataclasses.fields(HeadConfig)]

@@ -49,7 +49,7 @@ def load_encoder(name: str, **options: Any) -> Any:
         if is_path and not Path(name).is_dir():
             reason = "there is no such folder"
         raise PretrainedWeightsError(
-            f"the encoder {name!r} could not be loaded ({reason.rstrip('.')}). Type a folder that "
+            f"the encoder {name!r} could not be loaded ({reason.rstrip('.')}). Pass a folder that "
             "save_pretrained() has written, or the id of a model on the hub; for random weights, a configuration: "
             "MultiTaskModel.from_encoder(AutoConfig.for_model('bert'), heads)."
         ) from error
@@ -66,7 +66,7 @@ def as_encoder(model: Any) -> tuple[Any, str, str]:
     if not isinstance(model, transformers.PreTrainedModel):
         raise WrongTypeError(
             f"encoder must be a hub id, a folder, a configuration or a model of transformers, found {type(model).__name__}. "
-            "For any other backbone type SaliencyRegularizer(model, heads=...)."
+            "For any other backbone use SaliencyRegularizer(model, heads=...)."
         )
     whole = model if _is_base(type(model).__name__) else model.base_model
     name = type(whole).__name__
@@ -149,12 +149,12 @@ def hidden_width_of(encoder: Any) -> int:
         raise EncoderError(
             f"{type(encoder).__name__} has several towers ({', '.join(towers)}), and its configuration does not tell how "
             "many channels a last hidden state of all has. Take one tower, such as CLIPVisionModel or CLIPTextModel; if "
-            "there is such a state, type hidden_width= with its channels."
+            "there is such a state, pass hidden_width= with its channels."
         )
     if getattr(encoder, "main_input_name", None) == "pixel_values":
         return _width_of_map(encoder)
     raise EncoderError(
-        f"{type(config).__name__} does not tell how many channels the last hidden state has. Type hidden_width= with it."
+        f"{type(config).__name__} does not tell how many channels the last hidden state has. Pass hidden_width= with it."
     )
 
 
@@ -179,7 +179,7 @@ def _width_of_map(encoder: Any) -> int:
         encoder.train(before)
     raise EncoderError(
         f"{type(encoder).__name__} could not be run on a blank image ({reason}), and its configuration does not tell how "
-        "many channels its last hidden state has. Type hidden_width= with it."
+        "many channels its last hidden state has. Pass hidden_width= with it."
     )
 
 
@@ -208,7 +208,7 @@ def encoded(encoder: Any, inputs: dict[str, Any], width: int) -> Encoded:
     if hidden.ndim != 3 or hidden.shape[-1] != width:
         raise ShapeError(
             f"the last hidden state of {type(encoder).__name__} has shape {list(hidden.shape)}, but the heads were built "
-            f"for {width} channels. Type hidden_width={hidden.shape[-1]}."
+            f"for {width} channels. Pass hidden_width={hidden.shape[-1]}."
         )
     if pooler is not None and pooler.ndim != 2:
         pooler = pooler.flatten(1)

@@ -71,19 +71,19 @@ class HeadConfig:
             problem = "binary" if self.num_labels == 1 else "single_label"
         if problem == "binary" and self.num_labels != 1:
             raise ConfigurationError(
-                f"a binary head has one output, found num_labels={self.num_labels}. Type problem='multi_label' for "
+                f"a binary head has one output, found num_labels={self.num_labels}. Pass problem='multi_label' for "
                 "several yes-or-no labels, or 'single_label' for classes."
             )
         if problem == "single_label" and self.num_labels == 1:
             raise ConfigurationError(
-                "a head for classes needs num_labels=2 or more, found 1. Type problem='binary' or 'regression'."
+                "a head for classes needs num_labels=2 or more, found 1. Pass problem='binary' or 'regression'."
             )
         if self.level == "token" and self.pooling != "auto":
             raise ConfigurationError(
-                f"a token head does not pool, found pooling={self.pooling!r}. Leave it out, or type level='sequence'."
+                f"a token head does not pool, found pooling={self.pooling!r}. Leave it out, or pass level='sequence'."
             )
         if isinstance(self.labels, str) or not isinstance(self.labels, Sequence):
-            raise WrongTypeError(f"labels must be a tuple of names, found {self.labels!r}. Type labels=('no', 'yes').")
+            raise WrongTypeError(f"labels must be a tuple of names, found {self.labels!r}. Pass labels=('no', 'yes').")
         if self.labels and len(self.labels) != self.num_labels:
             raise ConfigurationError(
                 f"found {len(self.labels)} names of labels for num_labels={self.num_labels}. Name each label once."
@@ -133,7 +133,7 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
     if with_pooler and len(with_pooler) < len(found):
         raise ConfigurationError(
             f"the heads {with_pooler} read the encoder's pooler output, the others its hidden states: they share no feature "
-            "map. Type pooling='pooler' for all heads, or for none."
+            "map. Pass pooling='pooler' for all heads, or for none."
         )
     return found
 

@@ -28,7 +28,7 @@ def check_tasks(labels: object, tasks: Mapping[str, HeadConfig]) -> dict[str, Te
     if not isinstance(labels, Mapping):
         found = f"a tensor of shape {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise WrongTypeError(
-            f"labels must be a dictionary {{task: tensor}}, found {found}. Type labels={{{next(iter(tasks))!r}: ...}}; "
+            f"labels must be a dictionary {{task: tensor}}, found {found}. Pass labels={{{next(iter(tasks))!r}: ...}}; "
             "MultiTaskCollator makes such batches."
         )
     if unknown := [task for task in labels if task not in tasks]:
@@ -42,7 +42,7 @@ def check_tasks(labels: object, tasks: Mapping[str, HeadConfig]) -> dict[str, Te
     for task, own in given.items():
         if not isinstance(own, Tensor):
             raise WrongTypeError(
-                f"the labels of task {task!r} must be a tensor, found {type(own).__name__}. Type torch.tensor(...)."
+                f"the labels of task {task!r} must be a tensor, found {type(own).__name__}. Use torch.tensor(...)."
             )
     return given
 
@@ -123,18 +123,18 @@ def _check_range(task: str, config: HeadConfig, labels: Tensor, known: Tensor) -
 
 def _range_advice(config: HeadConfig) -> str:
     if config.problem == "single_label":
-        return "Type HeadConfig(num_labels=...) with the number of classes."
-    return "For numbers type HeadConfig(problem='regression'), for classes HeadConfig(num_labels=...)."
+        return "Use HeadConfig(num_labels=...) with the number of classes."
+    return "For numbers use HeadConfig(problem='regression'), for classes HeadConfig(num_labels=...)."
 
 
 def _shape_advice(config: HeadConfig) -> str:
     if config.level == "token":
         return "A token head wants a label for each token: pad them with -100 (MultiTaskCollator does)."
     if config.problem == "single_label":
-        return "For several yes-or-no labels per sample type HeadConfig(K, problem='multi_label')."
+        return "For several yes-or-no labels per sample use HeadConfig(K, problem='multi_label')."
     if config.num_labels > 1:
-        return f"This head wants {config.num_labels} columns; for one class per sample type problem='single_label'."
-    return "For a prediction on each token type HeadConfig(..., level='token')."
+        return f"This head wants {config.num_labels} columns; for one class per sample pass problem='single_label'."
+    return "For a prediction on each token use HeadConfig(..., level='token')."
 
 
 def zero_loss(logits: Mapping[str, Tensor]) -> Tensor:

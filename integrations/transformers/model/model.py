@@ -90,7 +90,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         super().__init__(config)
         if not isinstance(config, MultiTaskConfig) or config.encoder_config is None or not config.heads:
             raise ConfigurationError(
-                "a MultiTaskModel needs a MultiTaskConfig with an encoder and heads. Type "
+                "a MultiTaskModel needs a MultiTaskConfig with an encoder and heads. Use "
                 "MultiTaskModel.from_encoder('bert-base-uncased', {'joy': 1, 'topic': 4})."
             )
         self.head_configs = head_configs(config.head_configs, None)
@@ -278,9 +278,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             SaliencyRegError: those of the class; ``heads`` and ``tasks`` are known here.
         """
         if clash := sorted({"heads", "tasks", "channel_axis"} & set(options)):
-            raise ConfigurationError(
-                f"{clash} are known here. Leave them out, or type SaliencyRegularizer(model, ...)."
-            )
+            raise ConfigurationError(f"{clash} are known here. Leave them out, or use SaliencyRegularizer(model, ...).")
         if len(self.heads) < 2:
             raise TaskError(
                 f"this model has one task, {list(self.tasks)}, and relations need at least 2. Give it more heads, or train "

@@ -27,7 +27,7 @@ class SequencePooling(nn.Module):
         """Pool hidden states ``[B, L, C]`` where the mask ``[B, L]`` is true; a row without real positions gives zeros."""
         if self.kind == "pooler":
             if pooler is None:
-                raise EncoderError("this encoder has no pooler output. Type pooling='mean' or pooling='first'.")
+                raise EncoderError("this encoder has no pooler output. Pass pooling='mean' or pooling='first'.")
             return pooler
         if mask is not None:
             # In place of a product with the mask: what a padded position holds may not be finite.

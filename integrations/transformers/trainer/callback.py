@@ -50,7 +50,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
             )
         if not isinstance(regularizer, SaliencyRegularizer):
             raise WrongTypeError(
-                f"regularizer must be a SaliencyRegularizer, found {type(regularizer).__name__}. Type "
+                f"regularizer must be a SaliencyRegularizer, found {type(regularizer).__name__}. Use "
                 "saliency_regularizer(model, tasks=...), or model.regularizer() of a MultiTaskModel."
             )
         if isinstance(log_pairs, bool) or not isinstance(log_pairs, int) or log_pairs < 0:
@@ -223,7 +223,7 @@ def check_attached(regularizer: SaliencyRegularizer, model: Any) -> None:
     """
     if not regularizer.heads:
         raise UnsupportedTrainerError(
-            "the regularizer is attached to no model (it was removed, or built without one). Type "
+            "the regularizer is attached to no model (it was removed, or built without one). Use "
             "saliency_regularizer(model, tasks=...) with the model of this Trainer."
         )
     inside = {id(module) for module in model.modules()}

@@ -79,7 +79,7 @@ class SaliencyLoss(SaliencyCallback):
         if not self.is_callback:
             raise UnsupportedTrainerError(
                 "this SaliencyLoss is no callback of the Trainer, so that its relations would not move and not be saved. "
-                "Type Trainer(..., compute_loss_func=saliency, callbacks=[saliency])."
+                "Use Trainer(..., compute_loss_func=saliency, callbacks=[saliency])."
             )
         steps = self.micro_batches
         items = num_items_in_batch
@@ -101,7 +101,7 @@ class SaliencyLoss(SaliencyCallback):
         if not self._called:
             raise UnsupportedTrainerError(
                 "this Trainer took a step and never called SaliencyLoss: it overrides compute_loss, or has another "
-                "compute_loss_func. Type class Mine(SaliencyTrainerMixin, MyTrainer) and pass regularizer=, or "
+                "compute_loss_func. Use class Mine(SaliencyTrainerMixin, MyTrainer) and pass regularizer=, or "
                 "compute_loss_func=saliency."
             )
 
@@ -133,7 +133,7 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tens
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         what = "a dictionary" if isinstance(labels, Mapping) else "no" if labels is None else type(labels).__name__
         raise LabelError(
-            f"found {what} labels and logits of type {type(logits).__name__}, expected tensors. Type "
+            f"found {what} labels and logits of type {type(logits).__name__}, expected tensors. Use "
             "SaliencyLoss(regularizer, loss_func=...) with a loss of your own; a MultiTaskModel has losses: use "
             "SaliencyTrainer for it."
         )

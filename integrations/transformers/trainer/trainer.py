@@ -43,7 +43,7 @@ class SaliencyTrainerMixin:
     ) -> None:
         if regularizer is None:
             raise MissingArgumentError(
-                "a SaliencyTrainer needs regularizer=. Type saliency_regularizer(model, tasks=...), or "
+                "a SaliencyTrainer needs regularizer=. Use saliency_regularizer(model, tasks=...), or "
                 "model.regularizer() of a MultiTaskModel; without one, use Trainer."
             )
         self._saliency = SaliencyCallback(regularizer, log_pairs=log_pairs)
