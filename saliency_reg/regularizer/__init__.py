@@ -6,9 +6,11 @@ Then what a call asks: ``strength`` (how strong now), ``task_sample`` (which tas
 samples?), ``reach`` (does the penalty reach the backbone?), ``reminders`` (what is told once).
 """
 
-from .earlier_pickles import find_moved_modules
+import sys
+
+from .earlier_pickles import FinderOfMovedModules
 from .regularizer import SaliencyRegularizer
 
 __all__ = ["SaliencyRegularizer"]
 
-find_moved_modules()
+sys.meta_path.append(FinderOfMovedModules())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
-import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -61,7 +60,7 @@ class _MovedModule(ModuleType):
         return getattr(importlib.import_module(f"{_PACKAGE}.{target}"), renamed)
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class FinderOfMovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules above when a pickle asks for them, after all other finders have found none."""
 
     def find_spec(self, name: str, *_: Any) -> importlib.machinery.ModuleSpec | None:
@@ -75,12 +74,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def find_moved_modules() -> None:
-    """Let pickles of version 0.1.0 find the classes that they name."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
-
-
 def as_now(state: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a pickled regularizer, whichever version wrote them."""
     if "_evaluator" not in state:
@@ -88,23 +81,12 @@ def as_now(state: dict[str, Any]) -> dict[str, Any]:
     state = dict(state)
     extractor, first_call, schedule = (state.pop(name) for name in ("_evaluator", "_first_call", "_schedule"))
     sampler = state["_modules"]["sampler"]
-    options = Options(
-        target=extractor.target,
-        strength=schedule.strength,
-        metric=state.pop("metric"),
-        pool=extractor.pool,
-        reduction=state.pop("reduction"),
-        scalarize=extractor.scalarize,
-        channel_axis=extractor.channel_axis,
-        warmup_steps=schedule.warmup_steps,
-        start_step=schedule.start_step,
-        loss_reduction=extractor.loss_reduction,
-        max_tasks_per_step=sampler.most,
-        seed=sampler.seed,
-        run_all_heads=False,
-        cross_sample=first_call.cross_sample,
-        check_finite=state.pop("check_finite"),
+    arguments = {**vars(extractor), **vars(schedule), **vars(first_call), **state}
+    options = Options.among(
+        {**arguments, "max_tasks_per_step": sampler.most, "seed": sampler.seed, "run_all_heads": False}
     )
+    for name in ("metric", "reduction", "check_finite"):
+        del state[name]
     reach = Reach(None, options.target, options.scalarize)
     reach.form, reach.reaches = state.pop("_form"), state.pop("_reaches_backbone")
     shape, closed_form = state.pop("_feature_shape"), state.pop("_closed_form")

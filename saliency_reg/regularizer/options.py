@@ -9,10 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import ConfigurationError, TaskError, WrongTypeError
+from torch import nn
+
+from ..capture import Heads, HeadsChoice, resolve_heads
+from ..errors import ConfigurationError, MissingArgumentError, TaskError, WrongTypeError
 from ..relations import RelationWeights
 from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_scalarize
 from ..surgery.feature import GradientCombiner
+from ..tasks import check_task_names
 from ..torch_tools import check_choice, non_negative_number, whole_number
 
 CROSS_SAMPLE = ("warn", "error", "ignore")
@@ -22,11 +26,7 @@ _MAY_DIFFER = ("cross_sample", "seed")
 
 @dataclass(frozen=True)
 class Options:
-    """What :class:`SaliencyRegularizer` was told, as far as it is kept; see there.
-
-    Raises:
-        ConfigurationError, WrongTypeError: a value that cannot be used.
-    """
+    """The settings that :class:`SaliencyRegularizer` was given and keeps; see there. Each value is checked."""
 
     target: str
     strength: float
@@ -100,3 +100,19 @@ def check_weighting_level(surgery: Any) -> None:
             "pass surgery=PCGrad(); for surgery on the parameters leave surgery= out, and call "
             "parameter_surgery.backward(losses, regularizer()). Both at once would weigh the gradients twice."
         )
+
+
+def tasks_and_heads(
+    model: nn.Module | None, heads: HeadsChoice, tasks: Sequence[str] | None, of_a_model: Mapping[str, Any]
+) -> tuple[Sequence[str], Heads | None]:
+    """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one."""
+    if model is not None and not isinstance(model, nn.Module):
+        raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
+    if model is not None:
+        found = resolve_heads(model, heads, tasks)
+        return found.tasks, found
+    if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
+        raise ConfigurationError(f"{', '.join(without)} can only be used with a model. Pass it as first argument.")
+    if tasks is None:
+        raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")
+    return check_task_names(tasks), None

@@ -18,10 +18,12 @@ from ..saliency import Given, Saliencies, SaliencyExtractor, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
 from ..tasks import sum_of_losses
 from ..torch_tools import StateModule, names_to_bytes
+from .earlier_pickles import as_now
 from .options import Options, check_weighting_level
 from .reach import Reach
 from .reminders import Reminders
 from .sample_mixing import SampleMixing
+from .saved_state import check_state
 from .strength import strength_at
 from .task_sample import TaskSampler
 
@@ -29,15 +31,8 @@ from .task_sample import TaskSampler
 class Penalty(StateModule):
     """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
 
-    It knows nothing of the model: that is :class:`SaliencyRegularizer`, which derives from it.
-
-    Args:
-        tasks: T names.
-        options: the settings.
-        relations: as in :class:`SaliencyRegularizer`.
-        surgery: a weighting, or ``None``.
-        ranks: the data-parallel processes.
-        heads: the head modules; ``None`` where they do not tell all that is between the feature map and the outputs.
+    It knows nothing of the model: that is :class:`SaliencyRegularizer`, which derives from it. ``heads`` is ``None`` where
+    they do not tell all that is between the feature map and the outputs.
     """
 
     steps: Tensor
@@ -263,6 +258,16 @@ class Penalty(StateModule):
         if self.surgery is not None:
             lines["gradient surgery"] = f"{type(self.surgery.weighting).__name__} (feature)"
         return lines
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        pending = state_dict.get(prefix + "pending.samples")
+        self._has_pending = pending is not None and bool((pending > 0).any())
+        self._strength_changes()
 
 
 def _weighed(distances: Tensor, relations: Tensor, joined: Joined, present: Sequence[int], factor: float) -> Tensor:

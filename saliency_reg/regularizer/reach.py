@@ -23,19 +23,11 @@ _NO_REACH = (
 )
 
 # What torch says of an operation, a compiled part or a cuDNN layer without a second derivative.
-_NO_SECOND_DERIVATIVE = (
-    "is not implemented",
-    "double backward",
-    "not implemented for",
-    "does not support",
-)
+_NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "not implemented for", "does not support")
 
-# Layers whose derivative is locally constant, and containers that only call their children.
-_PIECEWISE_LINEAR = (
-    nn.Linear,
-    nn.Identity,
-    nn.Flatten,
-    nn.Unflatten,
+# Layers whose derivative is locally constant, containers that only call their children, and smooth layers.
+_LINEAR = (nn.Linear, nn.Identity, nn.Flatten, nn.Unflatten, nn.Upsample, nn.modules.conv._ConvNd)
+_KINKED = (
     nn.ReLU,
     nn.ReLU6,
     nn.LeakyReLU,
@@ -43,33 +35,24 @@ _PIECEWISE_LINEAR = (
     nn.RReLU,
     nn.Hardtanh,
     nn.Threshold,
-    nn.modules.conv._ConvNd,
     nn.modules.dropout._DropoutNd,
-    nn.modules.pooling._MaxPoolNd,
-    nn.modules.pooling._AvgPoolNd,
-    nn.modules.pooling._AdaptiveAvgPoolNd,
-    nn.modules.pooling._AdaptiveMaxPoolNd,
-    nn.Upsample,
 )
-_SMOOTH = (
+_POOLING = ("_MaxPoolNd", "_AvgPoolNd", "_AdaptiveAvgPoolNd", "_AdaptiveMaxPoolNd")
+_PIECEWISE_LINEAR = (*_LINEAR, *_KINKED, *(getattr(nn.modules.pooling, name) for name in _POOLING))
+_ACTIVATIONS = (
     nn.GELU,
     nn.SiLU,
     nn.Mish,
     nn.ELU,
     nn.SELU,
     nn.CELU,
+    nn.GLU,
     nn.Tanh,
     nn.Sigmoid,
-    nn.LogSigmoid,
     nn.Softplus,
     nn.Softsign,
-    nn.Softmax,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.MultiheadAttention,
-    nn.RNNBase,
-    nn.GLU,
 )
+_SMOOTH = (*_ACTIVATIONS, nn.LogSigmoid, nn.Softmax, nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.RNNBase)
 
 
 class HeadForm(Enum):
@@ -81,11 +64,9 @@ class HeadForm(Enum):
 
 
 class Reach:
-    """Whether the penalty's gradient reaches the feature map, from the layers of the heads or from a measurement.
+    """Whether the penalty's gradient reaches the feature map, by the layers of the ``heads`` or by a measurement.
 
-    Args:
-        heads: the head modules; ``None`` where they do not tell all that is between the feature map and the outputs.
-        target, scalarize: as in :class:`SaliencyRegularizer`.
+    ``heads`` is ``None`` where they do not tell all that is between the feature map and the outputs.
     """
 
     def __init__(self, heads: Sequence[nn.Module] | None, target: str, scalarize: ScalarizeChoice) -> None:
@@ -95,7 +76,6 @@ class Reach:
         self._differentiated: set[str] = set()
 
     def describe(self) -> str:
-        """For a person."""
         return {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self.reaches]
 
     def tell(self) -> None:
@@ -104,11 +84,7 @@ class Reach:
             logger.warning(_NO_REACH)
 
     def measure(self, penalty: Tensor, saliencies: Saliencies, forward: CapturedForward, tasks: Sequence[str]) -> None:
-        """Look at the gradient of the penalty, until it is known whether it reaches, and that it exists for each task.
-
-        Raises:
-            SecondDerivativeError: a part between the feature map and an output has no second derivative.
-        """
+        """Look at the gradient of the penalty, until it is known whether it reaches, and that it exists for each task."""
         present = [tasks[task] for task in saliencies.present]
         if self.reaches is not None and self._differentiated.issuperset(present):
             return
@@ -159,9 +135,7 @@ def reach_of_penalty(
 ) -> bool | None:
     """Whether the penalty's gradient reaches the feature map; ``None`` if the penalty is zero, which says nothing.
 
-    Raises:
-        SecondDerivativeError: a part between the feature map and an output has no second derivative; the task and what
-            torch said of it are named.
+    Raises :class:`SecondDerivativeError`, with the task, for a part that has no second derivative.
     """
     if not penalty.requires_grad:
         return False

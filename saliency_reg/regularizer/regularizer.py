@@ -17,19 +17,16 @@ from ..capture import (
     Heads,
     HeadsChoice,
     Item,
-    resolve_heads,
 )
 from ..distributed import Ranks
-from ..errors import CaptureError, ConfigurationError, MissingArgumentError, WrongTypeError
+from ..errors import CaptureError, ConfigurationError
 from ..relations import RelationWeights
 from ..saliency import Given, ScalarizeChoice, captured_by_hand
 from ..surgery.feature import ForkedAliases
-from ..tasks import Losses, check_task_names, first_few
+from ..tasks import Losses, first_few
 from ..torch_tools import Removable, StepHook, check_not_closure_only, unwrap_optimizer
-from .earlier_pickles import as_now
-from .options import Options
+from .options import Options, tasks_and_heads
 from .penalty import Penalty
-from .saved_state import check_state
 
 
 class SaliencyRegularizer(Penalty, Removable):
@@ -47,13 +44,11 @@ class SaliencyRegularizer(Penalty, Removable):
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
     every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
     processes (as ``DistributedDataParallel`` does with gradients) gives the penalty of the joined batch. With ``n_r`` of
-    ``n`` samples on this process, out of ``N`` processes, the factor is ``N * n_r / n``; ``N`` for ``reduction="sum"``.
+    ``n`` samples on this process, of ``N`` processes, the factor is ``N * n_r / n``; ``N`` for ``reduction="sum"``.
 
-    Where the authors' code differs from the defaults: it sums over the batch, so that its 0.1 is a ``strength`` of 0.1
-    times the batch size here, and learns the relations by another rule. :meth:`authors` follows it exactly.
-
-    With piecewise-linear heads (``Linear``, ReLU) the saliency is locally constant, and the penalty trains the heads
-    only; heads with GELU or tanh, or ``target="loss"``, let it reach the backbone.
+    The authors' code sums over the batch, so that its 0.1 is a ``strength`` of 0.1 times the batch size here, and learns the
+    relations by another rule; :meth:`authors` follows it exactly. With piecewise-linear heads (``Linear``, ReLU) saliency is
+    locally constant, and the penalty trains the heads only; GELU, tanh, or ``target="loss"`` let it reach the backbone.
 
     Args:
         model: the model, or a wrapper around it; ``None`` if only ``regularizer(outputs=..., features=...)`` is used.
@@ -80,17 +75,14 @@ class SaliencyRegularizer(Penalty, Removable):
         process_group: the data-parallel processes, whose joined batch the penalty and the relations are of: a group of
             torch.distributed, or ``"local"`` for this process alone. By default a new group, over the processes of a
             ``DistributedDataParallel`` around the model, or over all.
-        warmup_steps: the strength rises linearly over this many optimizer steps.
-        start_step: the strength is 0 for this many optimizer steps before that.
+        start_step, warmup_steps: the strength is 0 for so many optimizer steps, then rises linearly over so many.
         loss_reduction: what 0-dim task losses are for ``target="loss"``: the ``"mean"`` over the samples of the batch, or
             the ``"sum"``. For anything else, such as a mean over the labelled samples, pass per-sample losses ``[B]``.
-        max_tasks_per_step: for very many tasks: take this many in each call, drawn anew each time; the penalty is
-            scaled so that its mean is that of all pairs.
-        seed: of that draw, which has a generator of its own.
-        run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: the other heads are
-            run on the same feature map in the call of the regularizer, for their saliency. What they draw (dropout) comes
-            from a copy of the random state, and their running statistics stay as they are. In several processes run
-            all heads in the model's forward instead.
+        max_tasks_per_step: for very many tasks: draw this many anew in each call, by a generator of its own with this
+            ``seed``; the penalty is scaled so that its mean is that of all pairs.
+        run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: run the other heads
+            on the same feature map, for their saliency, with a copy of the random state and of their running statistics.
+            In several processes run all heads in the model's forward instead.
         cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
             one sample depend on the feature map of another. Measured in the first training call.
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
@@ -147,7 +139,7 @@ class SaliencyRegularizer(Penalty, Removable):
         check_finite: bool = False,
     ) -> None:
         options = Options.among(locals())
-        names, found = _tasks_and_heads(model, heads, tasks, {"feature": feature, "output": output, "surgery": surgery})
+        names, found = tasks_and_heads(model, heads, tasks, {"feature": feature, "output": output, "surgery": surgery})
         ranks = Ranks(process_group, model, apart=surgery is not None)
         # Behind a named feature there may be more than the heads.
         told = found.modules if found is not None and feature is None and output is None else None
@@ -189,8 +181,6 @@ class SaliencyRegularizer(Penalty, Removable):
                 f"{clash} are fixed by the authors' conventions. Use SaliencyRegularizer(...) instead."
             )
         return cls(model, heads, strength=strength, **fixed, **options)
-
-    # What a training loop calls.
 
     def forward(
         self,
@@ -260,8 +250,6 @@ class SaliencyRegularizer(Penalty, Removable):
             self._step_hook.remove()
             self._step_hook = None
 
-    # What can be read and set.
-
     @property
     def heads(self) -> tuple[nn.Module, ...]:
         """The head modules in the model; none for a copy, or if it was built without a model."""
@@ -303,8 +291,6 @@ class SaliencyRegularizer(Penalty, Removable):
 
     def __repr__(self) -> str:
         return self.describe()
-
-    # How it is done.
 
     def _captured_in(self, model: nn.Module, heads: Heads, feature: FeatureChoice, output: Any) -> FeatureCapture:
         aliases: HeadAliases | None = None
@@ -358,29 +344,3 @@ class SaliencyRegularizer(Penalty, Removable):
     def _settings(self, thorough: bool) -> Mapping[str, Any]:
         heads_and_feature = None if self._capture is None else self._capture.describe()
         return {**super()._settings(thorough), "heads and feature": heads_and_feature}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        pending = state_dict.get(prefix + "pending.samples")
-        self._has_pending = pending is not None and bool((pending > 0).any())
-        self._strength_changes()
-
-
-def _tasks_and_heads(
-    model: nn.Module | None, heads: HeadsChoice, tasks: Sequence[str] | None, of_a_model: Mapping[str, Any]
-) -> tuple[Sequence[str], Heads | None]:
-    """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one."""
-    if model is not None and not isinstance(model, nn.Module):
-        raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-    if model is not None:
-        found = resolve_heads(model, heads, tasks)
-        return found.tasks, found
-    if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
-        raise ConfigurationError(f"{', '.join(without)} can only be used with a model. Pass it as first argument.")
-    if tasks is None:
-        raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")
-    return check_task_names(tasks), None

@@ -19,11 +19,7 @@ _MIXES = (
 
 
 class SampleMixing:
-    """What is known of the heads of one regularizer, in each mode (train or eval) that they and their parts were in.
-
-    Args:
-        cross_sample: what to do where samples are mixed: ``"warn"`` once, raise an ``"error"``, or ``"ignore"`` it.
-    """
+    """Remembers of the heads, in each mode (train or eval) that they and their parts were in, whether they mix samples."""
 
     def __init__(self, cross_sample: str) -> None:
         self._cross_sample = cross_sample
@@ -34,14 +30,9 @@ class SampleMixing:
         self._undecided = 0
 
     def are_samples_apart(self, forward: CapturedForward, saliencies: Saliencies, *, needed: bool) -> bool:
-        """Tell the user if samples are mixed; return whether they have been seen to be apart.
+        """Warn or refuse if samples are mixed; return whether they have been seen to be apart, if that is ``needed``.
 
-        Args:
-            forward, saliencies: of this call.
-            needed: whether the answer is; otherwise it is false, and nothing is measured any more once the user was told.
-
-        Raises:
-            CrossSampleError: samples are mixed, and ``cross_sample="error"``.
+        Otherwise it returns false, and measures nothing any more once the user was told.
         """
         if saliencies.closed_form or not saliencies.comparable or (self._warned and not needed):
             return False

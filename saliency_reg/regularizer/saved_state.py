@@ -16,11 +16,7 @@ from ..torch_tools import names_from_bytes
 def check_state(
     state: Mapping[str, Any], prefix: str, tasks: Sequence[str], task_names: Tensor, surgery: GradientCombiner | None
 ) -> None:
-    """Check the tasks and the surgery; surgery that is new in a resumed run is put into ``state`` as it is.
-
-    Raises:
-        StateMismatchError: the state is that of other tasks, or of a regularizer with surgery where there is none.
-    """
+    """Check the tasks and the surgery; put surgery that is new in a resumed run into ``state`` as it is."""
     saved = state.get(prefix + "task_names")
     if saved is not None and not torch.equal(saved.cpu(), task_names.cpu()):
         raise StateMismatchError(

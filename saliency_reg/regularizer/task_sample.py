@@ -11,14 +11,10 @@ from ..torch_tools import SeededModule, whole_number
 
 
 class TaskSampler(SeededModule):
-    """Draws ``most`` tasks per call, all subsets alike, as a function of the seed and the number of the call.
+    """Draws at most ``most`` tasks per call, all subsets alike, as a function of the seed and the number of the call.
 
     Sampling tasks and not pairs keeps both the saliencies and the distances small. Every pair is drawn with the same
     probability, and the factor that is returned makes the penalty unbiased.
-
-    Args:
-        most: tasks per call, at least 2, or ``None`` for all.
-        seed: of the generator of its own; the global one is left alone.
     """
 
     def __init__(self, most: int | None, seed: int) -> None:
