@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 _Self = TypeVar("_Self", bound="Removable")
@@ -12,15 +11,12 @@ class Removable:
     """Base class for objects attached to a model or an optimizer: ``with`` calls :meth:`remove` at its end."""
 
     def remove(self) -> None:
-        """Take everything off."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
 
