@@ -72,10 +72,12 @@ class JoinedBatch(PartlyCopied):
         if self._calls == 0:  # before anything whose size depends on it
             compare_settings(settings(True), self.ranks)
         self._calls += 1
+        no_heads = brought.no_heads is not None
         parts = [
             summed * (own_samples if self._reduction == "mean" else 1),
             own_samples,
-            _numbers(brought, own_samples),
+            torch.zeros((), device=device) if brought.losses is None else brought.losses,
+            torch.tensor([brought.losses is not None and not no_heads, no_heads], device=device),
             *marks_of(settings(False), relations),
         ]
         total = self.ranks.add(torch.cat([part.to(own_samples).flatten() for part in parts]))
@@ -93,16 +95,7 @@ class JoinedBatch(PartlyCopied):
         else:
             distances, factors = summed, torch.full_like(summed, self.ranks.size)
         mean_losses = None
-        if brought.losses is not None or brought.no_heads is not None:
+        if brought.losses is not None or no_heads:
             all_given = (with_losses > 0) & (with_losses + without_heads >= self.ranks.size)
             mean_losses = torch.where(all_given, losses / self.ranks.size, torch.nan)
         return Joined(distances, samples, factors, mean_losses)
-
-
-def _numbers(brought: Brought, like: Tensor) -> Tensor:
-    """Return the sum of the losses, whether there are some, and whether there are no heads."""
-    no_heads = brought.no_heads is not None
-    numbers = like.new_tensor([0.0, brought.losses is not None and not no_heads, no_heads])
-    if brought.losses is not None:
-        numbers[0] = brought.losses
-    return numbers

@@ -38,7 +38,6 @@ def non_negative_number(name: str, value: object) -> float:
 
 
 def positive_number(name: str, value: object) -> float:
-    """Return ``value`` as a float, finite and ``> 0``."""
     number = non_negative_number(name, value)
     if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
@@ -46,7 +45,6 @@ def positive_number(name: str, value: object) -> float:
 
 
 def share_below_one(name: str, value: object) -> float:
-    """Return ``value`` as a float in ``[0, 1)``."""
     number = non_negative_number(name, value)
     if number >= 1:
         raise ConfigurationError(f"{name} must be in [0, 1), found {value}.")
