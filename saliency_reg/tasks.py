@@ -1,4 +1,4 @@
-"""What a user gives for each task: names, losses, labels, as a mapping or as a sequence in the order of the tasks."""
+"""Values that a user gives for each task: names, losses, labels, as a mapping or a sequence in the order of the tasks."""
 
 from __future__ import annotations
 

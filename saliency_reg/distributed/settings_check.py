@@ -17,7 +17,7 @@ from .ranks import Ranks
 CALLS_BETWEEN_CHECKS = 50
 #: Small enough that sums of squares are exact.
 _MARKS = 2**20
-#: What has to be the same in all processes, in words.
+#: Settings that have to be the same in all processes, in words.
 Settings = Mapping[str, Any]
 
 

@@ -151,7 +151,7 @@ class RelationWeights(StateModule):
 
     @property
     def resolved_scale(self) -> str | float:
-        """What ``scale`` means here: ``"mean"`` or a number."""
+        """The meaning of ``scale`` here: ``"mean"`` or a number."""
         return self._auto_scale if self.scale == "auto" else self.scale
 
     def adapt_to_metric(self, *, bounded: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is attached to a model or an optimizer: detached again by hand or by a ``with`` block, and not copied along."""
+"""Base classes of objects attached to a model or an optimizer: detached by hand or by ``with``, and not copied along."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Removable:
 class PartlyCopied:
     """Base class for objects whose copies and pickles leave behind what belongs to the original: hooks, groups, reports."""
 
-    #: What a copy has in place of such attributes; those of base classes count, too.
+    #: The values that such attributes have in a copy; those of base classes count, too.
     in_a_copy: ClassVar[dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one place where hooks are set on other people's modules, and taken off again; those of optimizers build on it.
 
-What is set here does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and
-does not travel: a deep copy or a pickle of a hooked module is a clean module.
+A hook does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and does not
+travel: a deep copy or a pickle of a hooked module is a clean module.
 """
 
 from __future__ import annotations
