@@ -40,7 +40,9 @@ class SurgeryReport:
     @property
     def cosines(self) -> Tensor:
         """``[T, T]``, cosines of the angles between the task gradients; NaN for a task without one."""
-        return cosines(self.gramian)
+        norms = self.gramian.diagonal().clamp(min=0).sqrt()
+        norms = torch.where(norms > 0, norms, torch.nan)
+        return (self.gramian / norms / norms.unsqueeze(1)).clamp(-1, 1)
 
     @property
     def conflicts(self) -> float:
@@ -65,13 +67,6 @@ class SurgeryReport:
             "conflicts": self.conflicts,
             "norms": dict(self.norms),
         }
-
-
-def cosines(gramian: Tensor) -> Tensor:
-    """``[T, T]`` cosines of the angles between task gradients; NaN for a zero gradient."""
-    norms = gramian.diagonal().clamp(min=0).sqrt()
-    norms = torch.where(norms > 0, norms, torch.full_like(norms, torch.nan))
-    return (gramian / norms / norms.unsqueeze(1)).clamp(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -125,9 +120,7 @@ class SaliencyReport:
         if self.losses is None:
             return None
         losses = abs(float(self.losses))
-        if math.isnan(losses):
-            return losses
-        return float(self.penalty) / losses if losses > 0 else float("inf")
+        return math.inf if losses == 0 else float(self.penalty) / losses
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers and lists, ready for JSON or a tracker."""

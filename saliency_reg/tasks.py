@@ -1,4 +1,4 @@
-"""What a user gives for each task: names, losses, labels, as a mapping or as a sequence in the order of the tasks."""
+"""Values that a user gives for each task: names, losses, labels, as a mapping or a sequence in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -57,25 +57,24 @@ def per_task(
 
 
 def sum_of_losses(losses: Losses | Tensor | None, tasks: Sequence[str], device: torch.device) -> Tensor | None:
-    """The sum of the task losses, detached; per-sample losses count with their mean. One 0-dim tensor is that sum."""
+    """Return the sum of the task losses, detached; per-sample losses count with their mean, a 0-dim tensor is that sum."""
     if losses is None:
         return None
     if isinstance(losses, Tensor) and losses.ndim == 0:
         return losses.detach().float().to(device)
-    found = [
-        torch.as_tensor(loss).detach().float().mean().to(device) for loss in losses_per_task(losses, tasks).values()
-    ]
-    return torch.stack(found).sum() if found else None
+    found = losses_per_task(losses, tasks).values()
+    means = [torch.as_tensor(loss).detach().float().mean().to(device) for loss in found]
+    return torch.stack(means).sum() if means else None
 
 
 def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:
-    """:func:`per_task` for losses, with the advice for one tensor that holds them all."""
+    """Return ``{task number: loss}``, with advice for whoever gave one tensor that holds them all."""
     advice = "Pass losses.unbind() for [T], losses.unbind(1) for [B, T]." if isinstance(losses, Tensor) else ""
     return per_task(losses, tasks, "losses", advice)  # type: ignore[arg-type]  # one tensor is refused
 
 
 def spread(matrix: Tensor, present: Sequence[int], size: int, elsewhere: float) -> Tensor:
-    """A matrix ``[t, t]`` among the tasks ``present``, or a vector ``[t]``, as one of all T."""
+    """Return a matrix ``[t, t]`` among the tasks ``present``, or a vector ``[t]``, as one of all T."""
     if len(present) == size:
         return matrix
     full = torch.full((size,) * matrix.ndim, elsewhere, dtype=matrix.dtype, device=matrix.device)
@@ -85,7 +84,7 @@ def spread(matrix: Tensor, present: Sequence[int], size: int, elsewhere: float) 
 
 
 def first_few(names: Sequence[str], most: int = 6) -> str:
-    """The names for a line of text: the first ones, and the last."""
+    """Return the first names and the last, for a line of text."""
     return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")
 
 

@@ -1,4 +1,4 @@
-"""What data-parallel processes have to do together: every process makes every call here, or none does.
+"""Collectives and checks of data-parallel processes: every process makes every call here, or none does.
 
 Read in this order: ``ranks`` (the few collectives), ``joined_batch`` (distances of all processes as of one batch; here it is
 decided that an absent task or an empty batch leaves nobody waiting), ``settings_check`` (are all processes set up alike?),

@@ -1,4 +1,4 @@
-"""What ``DistributedDataParallel`` does not allow."""
+"""What ``DistributedDataParallel`` does not allow: gradients of outputs or losses before the backward pass."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ from ..torch_tools import DDP_SINK, nodes_behind
 class StaticGraphCheck:
     """Refuses what came out of ``DistributedDataParallel(static_graph=True)``.
 
-    It takes the first gradient that comes along there for its backward pass, and reduces gradients that are not whole.
+    With a static graph, the first gradient that comes along counts as the backward pass, and is reduced before it is whole.
     """
 
     def __init__(self) -> None:
         self._passed = False
 
     def check(self, tensors: Iterable[Any]) -> None:
-        """Look for it behind these outputs or losses, until it was not there once.
-
-        Raises:
-            ConfigurationError: it is there.
-        """
+        """Look for it behind these outputs or losses, until it was not there once."""
         if self._passed:
             return
-        roots = [tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor)]
-        for node in nodes_behind(roots):
+        for node in nodes_behind(tensor.grad_fn for tensor in tensors if isinstance(tensor, Tensor)):
             if node.name() == DDP_SINK and node.ddp_weakref().static_graph:  # type: ignore[attr-defined]
                 raise ConfigurationError(
                     "DistributedDataParallel(static_graph=True) takes the gradient of these outputs or losses for its "

@@ -20,34 +20,27 @@ _groups: dict[Any, Any] = {}
 
 
 class Ranks:
-    """The data-parallel processes.
+    """Runs collectives over the data-parallel processes: those of ``process_group``, of a wrapped ``model``, or all.
 
     A group of its own keeps these collectives apart from those of DistributedDataParallel, whose order in the backward
-    pass is not known. It is made at the first use, which every process has to reach.
-
-    Args:
-        process_group: a group to use instead of a new one, or ``"local"`` for this process alone.
-        apart: not with the group that others share: for collectives within backward passes, whose order may differ.
-        model: without a group given, the new one has the processes of a ``DistributedDataParallel`` around the model, or
-            all there are.
-
-    Raises:
-        ConfigurationError: another text, or a group without this process.
-        WrongTypeError: no process group.
+    pass is not known. It is made at the first use, which every process has to reach. With ``apart`` it is shared with no
+    other object: for collectives within backward passes, whose order may differ.
     """
 
     def __init__(self, process_group: Any = None, model: nn.Module | None = None, *, apart: bool = False) -> None:
-        if process_group is not None and process_group is _not_a_member():
+        available = dist.is_available()
+        if available and process_group is dist.GroupMember.NON_GROUP_MEMBER:
             raise ConfigurationError(
                 "this process is not a member of process_group. Build the regularizer on its members only, or pass each "
                 f"process a group that it is in; {LOCAL!r} for one that trains by itself."
             )
-        if isinstance(process_group, str) and process_group != LOCAL:
-            raise ConfigurationError(
-                f"unknown process_group {process_group!r}. Pass a group of torch.distributed, or {LOCAL!r} for this process "
-                "alone."
-            )
-        if not (process_group is None or isinstance(process_group, str) or _is_group(process_group)):
+        if isinstance(process_group, str):
+            if process_group != LOCAL:
+                raise ConfigurationError(
+                    f"unknown process_group {process_group!r}. Pass a group of torch.distributed, or {LOCAL!r} for this "
+                    "process alone."
+                )
+        elif process_group is not None and not (available and isinstance(process_group, dist.ProcessGroup)):
             raise WrongTypeError(
                 f"process_group must be a group of torch.distributed (new_group(...), or mesh.get_group() of a device "
                 f"mesh), found {type(process_group).__name__}."
@@ -55,14 +48,13 @@ class Ranks:
         self._given = process_group
         self._apart = apart
         self._own_groups: dict[Any, Any] = {}
-        self._wrapped_in: Any = None
-        if derives_from(model, "DistributedDataParallel"):
-            self._wrapped_in = getattr(model, "process_group", None)
+        wrapped = derives_from(model, "DistributedDataParallel")
+        self._wrapped_in: Any = getattr(model, "process_group", None) if wrapped else None
 
     @property
     def size(self) -> int:
-        """Number of processes; 1 outside distributed runs."""
-        if self._given == LOCAL or not (dist.is_available() and dist.is_initialized()):
+        """Return the number of processes; 1 outside distributed runs."""
+        if self._given == LOCAL or not _is_running():
             return 1
         if self._given == _LOST:
             raise ConfigurationError(
@@ -71,31 +63,26 @@ class Ranks:
             )
         return dist.get_world_size(self._given if self._given is not None else self._wrapped_in)
 
-    @property
-    def rank(self) -> int:
-        """Number of this process among them."""
-        return 0 if self.size == 1 else dist.get_rank(self._group())
-
     def prepare(self) -> None:
-        """Make the group, if there is one to make. To be called where all processes are."""
+        """Make the group, if there is one to make. All processes have to come here."""
         if self.size > 1:
             self._group()
 
     def add(self, tensor: Tensor) -> Tensor:
-        """The sum over the processes, the same on each of them to the bit; in place."""
+        """Sum over the processes, in place; the same on each of them to the bit."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self._group())
         return tensor
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """What the first process has; in place."""
+        """Replace by what the first process has, in place."""
         if self.size > 1:
             group = self._group()
             dist.broadcast(tensor, src=dist.get_global_rank(group, 0), group=group)
         return tensor
 
     def of_all(self, value: Any) -> list[Any]:
-        """The values of all processes, for small Python objects."""
+        """Return the values of all processes, for small Python objects."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -112,36 +99,30 @@ class Ranks:
             groups["made in"] = dist.group.WORLD
         if members not in groups:
             timeout = _timeout_of(self._wrapped_in or dist.group.WORLD)
-            # The processes that are no members may not come here.
-            groups[members] = (
-                dist.new_group(timeout=timeout)
-                if members is None
-                else dist.new_group(list(members), timeout=timeout, use_local_synchronization=True)
+            groups[members] = dist.new_group(
+                None if members is None else list(members),
+                timeout=timeout,
+                use_local_synchronization=members is not None,  # processes that are no members may not come here
             )
         return groups[members]
 
     def _in_a_part(self) -> bool:
-        """Whether the wrapped model is trained by some of the processes only."""
+        """Tell whether the wrapped model is trained by some of the processes only."""
         return self._wrapped_in is not None and dist.get_world_size(self._wrapped_in) < dist.get_world_size()
 
     def __getstate__(self) -> dict[str, Any]:
         # Groups belong to their processes.
-        given = self._given if isinstance(self._given, str) else None if self._given is None else _LOST
-        if given is None and dist.is_available() and dist.is_initialized() and self._in_a_part():
-            given = _LOST
+        lost = _is_running() and self._in_a_part() if self._given is None else not isinstance(self._given, str)
+        given = _LOST if lost else self._given
         return {"_given": given, "_wrapped_in": None, "_apart": self._apart, "_own_groups": {}}
 
 
-def _is_group(value: Any) -> bool:
-    return dist.is_available() and isinstance(value, dist.ProcessGroup)
-
-
-def _not_a_member() -> Any:
-    return dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None
+def _is_running() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _timeout_of(group: Any) -> Any:
-    """How long its collectives wait, where that can be found out; ``None`` for torch's default."""
+    """Return how long its collectives wait, where that can be found out; ``None`` for torch's default."""
     for device in ("cpu", "cuda"):
         try:
             return group._get_backend(torch.device(device)).options._timeout

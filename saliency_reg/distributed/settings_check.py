@@ -17,16 +17,15 @@ from .ranks import Ranks
 CALLS_BETWEEN_CHECKS = 50
 #: Small enough that sums of squares are exact.
 _MARKS = 2**20
-#: What has to be the same in all processes, in words.
+#: Settings that have to be the same in all processes, in words.
 Settings = Mapping[str, Any]
 
 
 def marks_of(settings: Settings, relations: Tensor) -> tuple[Tensor, ...]:
-    """Two whole numbers that are very likely others for other settings or relations, each followed by its square."""
+    """Return two numbers that are very likely others for other settings or relations, each followed by its square."""
     of_settings = zlib.crc32(repr(sorted(settings.items())).encode()) % _MARKS
-    bits = (
-        relations.contiguous().view(torch.int64 if relations.dtype == torch.float64 else torch.int32).flatten().long()
-    )
+    integer = torch.int64 if relations.dtype == torch.float64 else torch.int32
+    bits = relations.contiguous().view(integer).flatten().long()
     places = torch.arange(1, 2 * len(bits), 2, device=bits.device)
     # Computed where the relations are: nothing waits for the device.
     of_relations = ((bits % 1_000_003) * places).sum() % _MARKS
@@ -35,18 +34,14 @@ def marks_of(settings: Settings, relations: Tensor) -> tuple[Tensor, ...]:
 
 
 def marks_differ(added_marks: list[Tensor], processes: int) -> bool:
-    """Whether the marks of all processes, added up, are not those of one process times their number."""
-    sums, squares = [int(mark) for mark in added_marks[::2]], [int(mark) for mark in added_marks[1::2]]
+    """Tell whether the marks of all processes, added up, are not those of one process times their number."""
+    marks = [int(mark) for mark in added_marks]
     # The variance of each mark, in whole numbers.
-    return any(square * processes != mark**2 for mark, square in zip(sums, squares))
+    return any(square * processes != mark**2 for mark, square in zip(marks[::2], marks[1::2]))
 
 
 def compare_settings(settings: Settings, ranks: Ranks) -> None:
-    """Exchange the settings of all processes.
-
-    Raises:
-        TaskError, ConfigurationError: they differ (weights by more than rounding); raised in all processes at once.
-    """
+    """Exchange the settings of all processes, and raise in all of them at once if they differ."""
     everywhere: list[Settings] = ranks.of_all(dict(settings))
     for what, own in settings.items():
         values = [other.get(what) for other in everywhere]
@@ -60,7 +55,7 @@ def compare_settings(settings: Settings, ranks: Ranks) -> None:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Equal; lists of numbers up to rounding, which may differ between kinds of processors."""
+    """Compare; lists of numbers up to rounding, which may differ between kinds of processors."""
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in zip(one, other))
     return bool(one == other)

@@ -14,7 +14,7 @@ from ..torch_tools import derives_from
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether ``fully_shard`` was called on this module."""
+    """Tell whether ``fully_shard`` was called on this module."""
     return derives_from(module, "FSDPModule")
 
 
@@ -23,15 +23,11 @@ class ShardedHeads:
 
     FSDP2 frees them as soon as a gradient has come through a head. The saliency is such a gradient, and the backward pass
     of the penalty goes through the head before FSDP2 gathers its parameters again.
-
-    Args:
-        model: which holds the heads.
-        heads: its heads.
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[nn.Module]) -> None:
         self._model = weakref.ref(model)
-        self._heads = [weakref.ref(head) for head in heads]
+        self._heads = heads
         self._sharded: list[weakref.ref[nn.Module]] | None = None
         self._owners: list[weakref.ref[nn.Module]] = []
         self._gathered = False
@@ -41,9 +37,6 @@ class ShardedHeads:
         """Make the parameters of all heads whole, and let nothing free them within; they stay until a backward pass.
 
         All processes gather once, here: how many gradients are taken within is decided by each for itself.
-
-        Raises:
-            ConfigurationError: FSDP1 has split them.
         """
         if self._sharded is None:  # sharding may come after attaching, but not after the first forward
             self._find()
@@ -75,14 +68,14 @@ class ShardedHeads:
         return [module for reference in references if (module := reference()) is not None]
 
     def _find(self) -> None:
-        """Sharded modules inside of heads, and those around them, which may hold the heads' parameters.
+        """Find the sharded modules; those inside of heads and around them own the heads' parameters.
 
-        In the same order on all processes, which gather together.
+        The order is the same on all processes, which gather together.
         """
-        model, heads = self._model(), self._all(self._heads)
-        everything = list(dict.fromkeys([*(() if model is None else model.modules()), *_parts(heads)]))
-        inside = set(_parts(heads))
-        owners = [m for m in everything if m in inside or not set(heads).isdisjoint(m.modules())]
+        model = self._model()
+        inside = dict.fromkeys(part for head in self._heads for part in head.modules())
+        everything = dict.fromkeys([*(() if model is None else model.modules()), *inside])
+        owners = [m for m in everything if m in inside or not set(self._heads).isdisjoint(m.modules())]
         if any(derives_from(module, "FullyShardedDataParallel") for module in owners):
             raise ConfigurationError(
                 "the heads are in a FullyShardedDataParallel (FSDP1), which frees their parameters before the second "
@@ -91,10 +84,6 @@ class ShardedHeads:
             )
         self._sharded = [weakref.ref(module) for module in everything if is_sharded(module)]
         self._owners = [weakref.ref(module) for module in owners if is_sharded(module)]
-
-
-def _parts(heads: Sequence[nn.Module]) -> list[nn.Module]:
-    return [part for head in heads for part in head.modules()]
 
 
 def _parameter_groups(module: nn.Module) -> list[Any]:

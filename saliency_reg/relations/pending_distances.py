@@ -11,9 +11,7 @@ from ..torch_tools import StateModule
 class PendingDistances(StateModule):
     """Combines the distances of micro-batches as if they had been one batch.
 
-    Args:
-        num_tasks: T.
-        reduction: ``"mean"``: distances are weighted by their number of samples. ``"sum"``: they add up.
+    Under the reduction ``"mean"`` distances are weighted by their number of samples, under ``"sum"`` they add up.
     """
 
     distances: Tensor
@@ -34,7 +32,7 @@ class PendingDistances(StateModule):
         distances, samples = distances.to(self.distances), samples.to(self.samples)
         finite = torch.isfinite(distances).all()
         weight = samples if self.reduction == "mean" else 1
-        self.distances += torch.where(finite, distances * weight, torch.zeros_like(distances))
+        self.distances += torch.where(finite, distances * weight, 0.0)
         self.samples += finite * samples
 
     @torch.no_grad()

@@ -3,67 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
-from ..torch_tools import StateModule
+
+if TYPE_CHECKING:
+    from .weights import RelationWeights
 
 
 @dataclass(frozen=True)
 class PairDistances:
-    """The distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row.
+    """Holds the distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row."""
 
-    Attributes:
-        values: 0 where a pair was not seen, and everywhere if nothing moves.
-        seen: which pairs have a distance.
-        moves: 0-dim, whether the weights move at all. A tensor, so that a device is never waited for.
-        strength: the factor of the penalty in the loss.
-    """
-
-    values: Tensor
-    seen: Tensor
-    moves: Tensor
-    strength: float
-
-
-class RuleState(StateModule):
-    """What a rule reads and moves: the options and the buffers of :class:`RelationWeights`, which derives from this."""
-
-    mass: float
-    temperature: float
-    momentum: float
-    learning_rate: float
-    resolved_scale: str | float
-    updates: Tensor
-    # Which of these there are depends on the rule.
-    running_distances: Tensor
-    running_weights: Tensor
-    pair_weights: Tensor
-    pair_coefficients: Tensor
+    values: Tensor  # 0 where a pair was not seen, and everywhere if nothing moves
+    seen: Tensor  # bool
+    moves: Tensor  # 0-dim, whether the weights move at all; a tensor, so that a device is never waited for
+    strength: float  # the factor of the penalty in the loss
 
 
 class Rule:
-    """How weights ``w_ij`` follow from distances."""
+    """Base class: how weights ``w_ij`` follow from distances. The state is in buffers of :class:`RelationWeights`."""
 
     #: The options that this rule uses, for the text of :class:`RelationWeights`.
     options: ClassVar[tuple[str, ...]] = ()
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64)}
 
-    def weights(self, own: RuleState) -> Tensor:
-        """``[P]``, what multiplies the distances."""
+    def weights(self, own: RelationWeights) -> Tensor:
+        """Return the weights ``[P]`` of the distances."""
         return own.pair_weights
 
-    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
-        """Whether the state admits a step by these pairs."""
+    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+        """Tell whether the state admits a step by these pairs."""
         return True
 
-    def update(self, own: RuleState, pairs: PairDistances) -> None:
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
         """Move once, in place."""
 
 
@@ -76,14 +55,14 @@ class Entropic(Rule):
         zeros = torch.zeros(pairs, dtype=torch.float64)
         return {"running_distances": zeros, "running_weights": zeros.clone()}
 
-    def weights(self, own: RuleState) -> Tensor:
+    def weights(self, own: RelationWeights) -> Tensor:
         seen = own.running_weights > 0
-        mean = own.running_distances / torch.where(seen, own.running_weights, torch.ones_like(own.running_weights))
+        mean = own.running_distances / torch.where(seen, own.running_weights, 1.0)
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
         return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
 
-    def update(self, own: RuleState, pairs: PairDistances) -> None:
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
         keep, gain = own.momentum, 1 - own.momentum
         moved = pairs.seen & pairs.moves
         new_distances = keep * own.running_distances + gain * pairs.values
@@ -97,13 +76,12 @@ class Projected(Rule):
 
     options = ("learning_rate", "scale")
 
-    def update(self, own: RuleState, pairs: PairDistances) -> None:
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
         weights, seen = own.pair_weights, pairs.seen
         step = own.learning_rate * pairs.strength * pairs.values / _scale(own, pairs.values, seen)
         # The pairs that were seen share what they had (-inf projects to 0); the others keep theirs.
-        goal = torch.where(seen, weights - step, torch.full_like(weights, -torch.inf))
-        free = torch.where(seen, weights, torch.zeros_like(weights)).sum()
-        projected = project_to_simplex(goal, free)
+        goal = torch.where(seen, weights - step, -torch.inf)
+        projected = project_to_simplex(goal, torch.where(seen, weights, 0.0).sum())
         weights.copy_(torch.where(seen & pairs.moves, projected, weights))
 
 
@@ -115,17 +93,17 @@ class Authors(Rule):
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64)}
 
-    def weights(self, own: RuleState) -> Tensor:
+    def weights(self, own: RelationWeights) -> Tensor:
         return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
 
-    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
+    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
-        return torch.where(seen, own.pair_coefficients, torch.zeros_like(own.pair_coefficients)).sum() > 0
+        return torch.where(seen, own.pair_coefficients, 0.0).sum() > 0
 
-    def update(self, own: RuleState, pairs: PairDistances) -> None:
+    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
         beta1, beta2, epsilon = 0.9, 0.999, 1e-7  # Keras' defaults
         c = own.pair_coefficients
-        of_seen = torch.where(pairs.seen, c, torch.zeros_like(c))
+        of_seen = torch.where(pairs.seen, c, 0.0)
         total = of_seen.sum()
         gradient = pairs.strength * (pairs.values / total - (of_seen * pairs.values).sum() / total**2)
         # The variable is made anew each step, so both moments are fresh; the optimizer's counter is shared by the
@@ -142,28 +120,19 @@ class Fixed(Rule):
 
 
 #: The rules by the names that users give them.
-RULES: dict[str, Rule] = {
-    "entropic": Entropic(),
-    "projected": Projected(),
-    "authors": Authors(),
-    "fixed": Fixed(),
-}
+RULES: dict[str, Rule] = {"entropic": Entropic(), "projected": Projected(), "authors": Authors(), "fixed": Fixed()}
 
 
-def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:
-    """0-dim, what the distances ``[P]`` are divided by."""
+def _scale(own: RelationWeights, pairs: Tensor, seen: Tensor) -> Tensor:
+    """Return the number, 0-dim, by which the distances ``[P]`` are divided."""
     if not isinstance(own.resolved_scale, str):
         return torch.full((), own.resolved_scale, dtype=pairs.dtype, device=pairs.device)
-    mean = torch.where(seen, pairs, torch.zeros_like(pairs)).sum() / seen.sum().clamp(min=1)
-    return torch.where(mean > 0, mean, torch.ones_like(mean))  # all distances zero: any scale gives uniform
+    mean = torch.where(seen, pairs, 0.0).sum() / seen.sum().clamp(min=1)
+    return torch.where(mean > 0, mean, 1.0)  # all distances zero: any scale gives uniform
 
 
 def pairs_of_matrix(matrix: Tensor, num_tasks: int) -> Tensor:
-    """The weights ``[P]`` of a matrix ``[T, T]`` that a user gave.
-
-    Raises:
-        WrongTypeError, ShapeError, ConfigurationError: not symmetric, finite, non-negative, with a zero diagonal.
-    """
+    """Return the weights ``[P]`` of a matrix ``[T, T]`` that a user gave, after a check."""
     if not isinstance(matrix, Tensor):
         raise WrongTypeError(
             f"matrix must be a tensor [T, T], found {type(matrix).__name__}. Pass torch.tensor(matrix)."
@@ -197,17 +166,6 @@ def project_to_simplex(vector: Tensor, mass: float | Tensor = 1.0) -> Tensor:
 
     The minimiser is ``max(vector - theta, 0)`` with one threshold ``theta``, which a sort finds exactly
     (Held, Wolfe and Crowder 1974; Duchi et al. 2008, algorithm 1).
-
-    Args:
-        vector: ``[P]``, any finite values.
-        mass: the sum of the result, ``> 0``.
-
-    Returns:
-        ``[P]``, non-negative, summing to ``mass``.
-
-    Example:
-        >>> project_to_simplex(torch.tensor([0.5, 0.5, -1.0]))
-        tensor([0.5000, 0.5000, 0.0000])
     """
     # The problem does not change when a constant is added: centring avoids cancellation for large entries.
     centred = vector - vector.max()

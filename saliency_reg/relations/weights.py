@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
-from ..torch_tools import check_choice, non_negative_number, positive_number, share_below_one
-from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
+from ..torch_tools import StateModule, check_choice, non_negative_number, positive_number, share_below_one
+from .rules import RULES, PairDistances, pairs_of_matrix
 
 
-class RelationWeights(RuleState):
+class RelationWeights(StateModule):
     r"""Learned weights ``w_ij`` of task pairs, with their own update and no optimizer.
 
     The penalty is ``sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), so the gradient of ``w`` is the distance
@@ -56,6 +56,13 @@ class RelationWeights(RuleState):
                 [0.7900, 0.0000, 0.1100],
                 [0.1100, 0.1100, 0.0000]], dtype=torch.float64)
     """
+
+    updates: Tensor
+    # The rule decides which of these there are.
+    running_distances: Tensor
+    running_weights: Tensor
+    pair_weights: Tensor
+    pair_coefficients: Tensor
 
     def __init__(
         self,
@@ -128,24 +135,23 @@ class RelationWeights(RuleState):
             ShapeError: a matrix that is not ``[T, T]``.
             ConfigurationError: a negative or non-finite ``strength``.
         """
-        distances = self._checked("distances", distances)
-        seen = torch.ones_like(distances, dtype=torch.bool) if observed is None else self._checked("observed", observed)
+        pairs = self._pairs_of("distances", distances)
+        seen = (
+            torch.ones_like(pairs, dtype=torch.bool) if observed is None else self._pairs_of("observed", observed) != 0
+        )
         strength = non_negative_number("strength", strength)
         rule = RULES[self.rule]
-        row, column = self._pair_indices()
-        seen_pairs = seen.to(row.device)[row, column] != 0
         dtype = next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
-        pairs = distances.detach().to(row.device)[row, column].to(dtype)
         # where, not a branch: no waiting for the device.
-        pairs = torch.where(seen_pairs, pairs, torch.zeros_like(pairs))
-        moves = torch.isfinite(pairs).all() & seen_pairs.any() & rule.can_move(self, seen_pairs)
-        pairs = torch.where(moves, pairs, torch.zeros_like(pairs))
+        pairs = torch.where(seen, pairs.to(dtype), 0.0)
+        moves = torch.isfinite(pairs).all() & seen.any() & rule.can_move(self, seen)
+        pairs = torch.where(moves, pairs, 0.0)
         self.updates += moves
-        rule.update(self, PairDistances(pairs, seen_pairs, moves, strength))
+        rule.update(self, PairDistances(pairs, seen, moves, strength))
 
     @property
-    def resolved_scale(self) -> str | float:  # type: ignore[override]
-        """What ``scale`` means here: ``"mean"`` or a number."""
+    def resolved_scale(self) -> str | float:
+        """The meaning of ``scale`` here: ``"mean"`` or a number."""
         return self._auto_scale if self.scale == "auto" else self.scale
 
     def adapt_to_metric(self, *, bounded: bool) -> None:
@@ -161,11 +167,12 @@ class RelationWeights(RuleState):
         matrix[row, column] = pairs
         return matrix + matrix.T
 
-    def _checked(self, what: str, matrix: Tensor) -> Tensor:
+    def _pairs_of(self, what: str, matrix: Tensor) -> Tensor:
         if not isinstance(matrix, Tensor) or matrix.shape != (self.num_tasks, self.num_tasks):
             found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise ShapeError(f"{what} must be a tensor [{self.num_tasks}, {self.num_tasks}], found {found}.")
-        return matrix
+        row, column = self._pair_indices()
+        return matrix.detach().to(row.device)[row, column]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         own = dict(self.named_buffers(recurse=False))
@@ -185,6 +192,5 @@ class RelationWeights(RuleState):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
-        """The rule and its options, for ``print``."""
         options = (f"{name}={getattr(self, name)!r}" for name in RULES[self.rule].options)
         return ", ".join([f"num_tasks={self.num_tasks}", f"rule={self.rule!r}", f"mass={self.mass}", *options])

@@ -1,8 +1,7 @@
-"""What is attached to a model or an optimizer: detached again by hand or by a ``with`` block, and not copied along."""
+"""Base classes of objects attached to a model or an optimizer: detached by hand or by ``with``, and not copied along."""
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, ClassVar, TypeVar
 
 _Self = TypeVar("_Self", bound="Removable")
@@ -12,22 +11,19 @@ class Removable:
     """Base class for objects attached to a model or an optimizer: ``with`` calls :meth:`remove` at its end."""
 
     def remove(self) -> None:
-        """Take everything off."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
 
 class PartlyCopied:
     """Base class for objects whose copies and pickles leave behind what belongs to the original: hooks, groups, reports."""
 
-    #: What a copy has in place of such attributes; those of base classes count, too.
+    #: The values that such attributes have in a copy; those of base classes count, too.
     in_a_copy: ClassVar[dict[str, Any]] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ Edge = Union[Tensor, GradientEdge]
 #: The node behind the outputs of DistributedDataParallel when it looks for unused parameters: each output has its own
 #: input, and no other.
 DDP_SINK = "_DDPSinkBackward"
+#: A node, and the number of its output where that matters: behind ``DDP_SINK``.
+_Output = tuple[Node, int]
 
 
 def gradients_of(
@@ -26,7 +29,7 @@ def gradients_of(
     create_graph: bool = False,
     keep_graph: bool = True,
 ) -> tuple[Gradient, ...]:
-    """Gradients of ``sum_i <seeds_i, outputs_i>`` at the inputs; ``None`` at those on which no output depends."""
+    """Return the gradients of ``sum_i <seeds_i, outputs_i>`` at the inputs; ``None`` where no output depends on one."""
     return torch.autograd.grad(
         list(outputs),
         list(inputs),  # type: ignore[arg-type]  # edges are accepted, which older annotations do not say
@@ -38,7 +41,7 @@ def gradients_of(
 
 
 def added(*gradients: Gradient) -> Gradient:
-    """Their sum; ``None`` counts as zero."""
+    """Return their sum; ``None`` counts as zero."""
     found = [gradient for gradient in gradients if gradient is not None]
     if len(found) < 2 or torch.is_grad_enabled():
         return sum(found[1:], start=found[0]) if found else None
@@ -49,36 +52,36 @@ def added(*gradients: Gradient) -> Gradient:
 
 
 def this_pass() -> int:
-    """A number for the backward pass that is running, -1 outside of one."""
+    """Return a number for the backward pass that is running, -1 outside of one."""
     return int(torch._C._current_graph_task_id())
 
 
 def in_backward() -> bool:
-    """Whether a backward pass is running: modules that run now are recomputed for it (checkpointing)."""
+    """Tell whether a backward pass is running: modules that run now are recomputed for it (checkpointing)."""
     return this_pass() != -1
 
 
 def edge_of(tensor: Tensor) -> Edge | None:
-    """Where the tensor is in the graph now: an in-place operation later on does not change that."""
+    """Return where the tensor is in the graph now: an in-place operation later on does not change that."""
     if not tensor.requires_grad:
         return None
     return tensor if tensor.is_leaf else get_gradient_edge(tensor)
 
 
 def version_of(tensor: Tensor) -> int:
-    """Counts in-place changes."""
+    """Return the number of in-place changes so far."""
     return -1 if tensor.is_inference() else tensor._version
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether it is one tensor, or two views of the same entries (each head may flatten the map on its own)."""
+    """Tell whether it is one tensor, or two views of the same entries (each head may flatten the map on its own)."""
     return a is b or (
         a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.device == b.device
     )
 
 
 def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
-    """Each node once, from the roots towards the leaves; not beyond those of ``stop``, which are left out."""
+    """Yield each node once, from the roots towards the leaves; not beyond those of ``stop``, which are left out."""
     seen = set(stop)
     waiting = [node for node in roots if node is not None]
     while waiting:
@@ -90,60 +93,43 @@ def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> I
         waiting += [following for following, _ in node.next_functions if following is not None]
 
 
-def leaves_behind(tensors: Iterable[Tensor], stop: Collection[Node] = ()) -> list[Tensor]:
-    """The leaf tensors (parameters, mostly) that the tensors depend on, each once, in the order of the walk."""
-    leaves: list[Tensor] = []
-    roots: list[Any] = []
-    for tensor in tensors:
-        if tensor.grad_fn is not None:
-            roots.append(tensor.grad_fn)
-        elif tensor.requires_grad:
-            leaves.append(tensor)
-    known = {id(leaf) for leaf in leaves}
-    for node in nodes_behind(roots, stop):
-        variable = getattr(node, "variable", None)  # of the node that accumulates into a leaf
-        if isinstance(variable, Tensor) and id(variable) not in known:
-            known.add(id(variable))
-            leaves.append(variable)
-    return leaves
+def leaves_behind(tensors: Sequence[Tensor], stop: Collection[Node] = ()) -> list[Tensor]:
+    """Return the leaf tensors (parameters, mostly) that the tensors depend on, each once, in the order of the walk."""
+    leaves = {tensor: None for tensor in tensors if tensor.requires_grad and tensor.grad_fn is None}
+    for node in nodes_behind((tensor.grad_fn for tensor in tensors), stop):
+        if (leaf := _leaf_of(node)) is not None:
+            leaves[leaf] = None
+    return list(leaves)
 
 
 def leaves_behind_each(tensors: Mapping[int, Tensor], visit: Callable[[Node], None]) -> dict[Tensor, int]:
-    """The leaf tensors, each with the keys of the tensors that depend on it as a bit mask.
+    """Return the leaf tensors, each with the keys of the tensors that depend on it as a bit mask.
 
-    One walk, however many tensors there are. ``visit`` is called once with each node.
+    One walk, however many tensors there are, which calls ``visit`` with the nodes on its way.
     """
-    masks: dict[_Output, int] = {}
-    leaves: dict[Tensor, int] = {}
+    masks: dict[_Output, int] = defaultdict(int)
+    leaves: dict[Tensor, int] = defaultdict(int)
     for key, tensor in tensors.items():
         if tensor.grad_fn is not None:
-            at = _output_of(tensor.grad_fn, tensor.output_nr)
-            masks[at] = masks.get(at, 0) | 1 << key
+            masks[_output_of(tensor.grad_fn, tensor.output_nr)] |= 1 << key
         elif tensor.requires_grad:
-            leaves[tensor] = leaves.get(tensor, 0) | 1 << key
-    visited: set[Node] = set()
+            leaves[tensor] |= 1 << key
     for at, following in reversed(_leaves_first(masks)):
-        if at[0] not in visited:
-            visited.add(at[0])
-            visit(at[0])
-        variable = getattr(at[0], "variable", None)
-        if isinstance(variable, Tensor):
-            leaves[variable] = leaves.get(variable, 0) | masks[at]
+        visit(at[0])
+        if (leaf := _leaf_of(at[0])) is not None:
+            leaves[leaf] |= masks[at]
         for behind in following:
-            masks[behind] = masks.get(behind, 0) | masks[at]
-    return leaves
+            masks[behind] |= masks[at]
+    return dict(leaves)
 
 
-#: A node, and the number of its output where that matters.
-_Output = tuple[Node, int]
-
-
-def _output_of(node: Node, output: int) -> _Output:
-    return node, output if node.name() == DDP_SINK else 0
+def _leaf_of(node: Node) -> Tensor | None:
+    variable = getattr(node, "variable", None)  # of a node that accumulates into a leaf
+    return variable if isinstance(variable, Tensor) else None
 
 
 def _leaves_first(roots: Iterable[_Output]) -> list[tuple[_Output, list[_Output]]]:
-    """Every output with those behind it, none before the ones that are behind it."""
+    """Return every output with those behind it, none before the ones that are behind it."""
     finished: list[tuple[_Output, list[_Output]]] = []
     seen: set[_Output] = set()
     waiting: list[tuple[_Output, list[_Output] | None]] = [(root, None) for root in roots]
@@ -153,15 +139,18 @@ def _leaves_first(roots: Iterable[_Output]) -> list[tuple[_Output, list[_Output]
             finished.append((at, following))
         elif at not in seen:
             seen.add(at)
-            following = _behind(at)
+            following = _behind(*at)
             waiting.append((at, following))
             waiting += [(behind, None) for behind in following if behind not in seen]
     return finished
 
 
-def _behind(at: _Output) -> list[_Output]:
-    node, output = at
+def _behind(node: Node, output: int) -> list[_Output]:
     edges = node.next_functions
     if node.name() == DDP_SINK and output < len(edges):
         edges = edges[output : output + 1]
     return [_output_of(following, number) for following, number in edges if following is not None]
+
+
+def _output_of(node: Node, number: int) -> _Output:
+    return node, number if node.name() == DDP_SINK else 0

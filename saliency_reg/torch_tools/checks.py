@@ -38,7 +38,6 @@ def non_negative_number(name: str, value: object) -> float:
 
 
 def positive_number(name: str, value: object) -> float:
-    """Return ``value`` as a float, finite and ``> 0``."""
     number = non_negative_number(name, value)
     if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
@@ -46,7 +45,6 @@ def positive_number(name: str, value: object) -> float:
 
 
 def share_below_one(name: str, value: object) -> float:
-    """Return ``value`` as a float in ``[0, 1)``."""
     number = non_negative_number(name, value)
     if number >= 1:
         raise ConfigurationError(f"{name} must be in [0, 1), found {value}.")
@@ -54,13 +52,12 @@ def share_below_one(name: str, value: object) -> float:
 
 
 def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise :class:`ConfigurationError` for a value that is not among those allowed."""
-    if not any(value == each for each in allowed):
+    if value not in allowed:
         raise ConfigurationError(f"unknown {what} {value!r}. Choose one of {', '.join(map(repr, allowed))}.")
 
 
 def derives_from(value: object, *class_names: str) -> bool:
-    """Whether a class of one of these names is among the bases: for classes of packages that may not be installed."""
+    """Tell whether a base class has one of these names: for classes of packages that may not be installed."""
     return any(base.__name__ in class_names for base in type(value).__mro__)
 
 

@@ -1,7 +1,7 @@
 """The one place where hooks are set on other people's modules, and taken off again; those of optimizers build on it.
 
-What is set here does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and
-does not travel: a deep copy or a pickle of a hooked module is a clean module.
+A hook does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and does not
+travel: a deep copy or a pickle of a hooked module is a clean module.
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-_FORWARD_HOOKS = "_forward_hooks"
-_PRE_HOOKS = "_forward_pre_hooks"
-# nn.Module keeps the ids of hooks with special calling conventions in tables beside these two.
+#: nn.Module keeps the ids of hooks with special calling conventions in tables beside these two.
 _SIDE_TABLES = {
-    _PRE_HOOKS: ("_forward_pre_hooks_with_kwargs",),
-    _FORWARD_HOOKS: ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 }
-
-
-class Handle(Protocol):
-    def remove(self) -> None: ...
 
 
 class Hook:
@@ -35,7 +30,7 @@ class Hook:
 
     @property
     def owner(self) -> object:
-        """The object whose method is called; ``None`` when it is gone."""
+        """Return the object whose method is called; ``None`` when it is gone."""
         return getattr(self._method(), "__self__", None)
 
     def __call__(self, *args: Any) -> Any:
@@ -63,17 +58,14 @@ class _CleanState:
 
     def __call__(self) -> Any:
         module = self._module()
-        own = getattr(type(module), "__getstate__", None)
-        if own is not None and own is not getattr(object, "__getstate__", None):
-            state = own(module)
-        else:
-            state = vars(module).copy()
+        own: Any = getattr(type(module), "__getstate__", None)
+        inherited = getattr(object, "__getstate__", None)  # there is none before Python 3.11
+        state = vars(module) if own is inherited else own(module)
         if not isinstance(state, dict):
             return state
         state = {name: value for name, value in state.items() if name != "__getstate__"}
         for table, side_tables in _SIDE_TABLES.items():
-            hooks = state.get(table) or {}
-            ours = {key for key, hook in hooks.items() if isinstance(hook, Hook)}
+            ours = {key for key, hook in (state.get(table) or {}).items() if isinstance(hook, Hook)}
             for name in (table, *side_tables):
                 if name in state:
                     state[name] = OrderedDict((key, value) for key, value in state[name].items() if key not in ours)
@@ -81,20 +73,17 @@ class _CleanState:
 
 
 class ModuleHooks:
-    """The hooks that one owner has set on modules.
+    """Sets hooks on modules that call methods of their owner. When the owner is garbage collected, the hooks go too.
 
-    Args:
-        owner: the object whose methods are called. When it is garbage collected, the hooks go too.
-        keep: let the modules keep the owner alive, for an owner that nobody has to call.
+    With ``keep`` the modules keep the owner alive, for an owner that nobody has to call.
     """
 
     def __init__(self, owner: object, keep: bool = False) -> None:
         self._keep = keep
-        self._handles: list[Handle] = []
+        self._handles: list[RemovableHandle] = []
         self._modules: list[weakref.ref[nn.Module]] = []
         # The finalizer must not refer to the owner, so it is given the lists and a function outside of it.
-        finalizer = weakref.finalize(owner, remove_all, self._handles, self._modules)
-        finalizer.atexit = False
+        weakref.finalize(owner, remove_all, self._handles, self._modules).atexit = False
 
     def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any, first: bool = False) -> None:
         """Call ``method(*bound, module, args, kwargs)`` before each forward; with ``first``, before the hooks of others."""
@@ -108,7 +97,6 @@ class ModuleHooks:
         self._handles.append(module.register_forward_hook(Hook(method, *bound, keep=self._keep), always_call=always))
 
     def remove(self) -> None:
-        """Take all of them off. Nothing of ours is left on the modules."""
         remove_all(self._handles, self._modules)
 
     def _note(self, module: nn.Module) -> None:
@@ -116,7 +104,8 @@ class ModuleHooks:
         vars(module)["__getstate__"] = _CleanState(module)
 
 
-def remove_all(handles: list[Handle], modules: list[weakref.ref[nn.Module]]) -> None:
+def remove_all(handles: list[RemovableHandle], modules: list[weakref.ref[nn.Module]]) -> None:
+    """Take the hooks off, and everything else of ours off those modules on which none is left."""
     for handle in handles:
         handle.remove()
     handles.clear()
@@ -128,17 +117,15 @@ def remove_all(handles: list[Handle], modules: list[weakref.ref[nn.Module]]) -> 
 
 
 def owners_of_hooks(module: nn.Module) -> list[object]:
-    """The owners of this package's hooks on the module."""
     return [hook.owner for hook in _forward_hooks(module) if isinstance(hook, Hook)]
 
 
 def is_hooked(module: nn.Module) -> bool:
-    """Whether a hook of this package is on the module."""
+    """Tell whether a hook of this package is on the module."""
     return any(isinstance(hook, Hook) for hook in _forward_hooks(module))
 
 
 def has_only_our_hooks(module: nn.Module) -> bool:
-    """Whether the module has no forward hooks but those of this package."""
     return all(isinstance(hook, Hook) for hook in _forward_hooks(module))
 
 

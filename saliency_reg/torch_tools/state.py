@@ -13,17 +13,16 @@ from .attachment import PartlyCopied
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
-    """float64, where the device has it."""
+    """Return float64, where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def names_to_bytes(names: Sequence[str]) -> Tensor:
-    """Names as a tensor, which is all that some checkpoints can hold."""
+    """Return the names as a tensor, which is all that some checkpoints can hold."""
     return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
 
 
 def names_from_bytes(names: Tensor) -> list[str]:
-    """The inverse of :func:`names_to_bytes`."""
     return bytes(names.tolist()).decode(errors="replace").split("\n") if len(names) else []
 
 
@@ -31,20 +30,20 @@ class StateModule(PartlyCopied, nn.Module):
     """An ``nn.Module`` whose buffers keep their dtype under ``.to(bfloat16)``, ``.half()`` and the like."""
 
     #: Values of counting buffers, so that a device is never waited for; read anew from a copy or a loaded state.
+    _on_host: Any = None
     in_a_copy: ClassVar[dict[str, Any]] = {"_on_host": None}
 
     def _count(self, name: str) -> int:
-        """The value of a counting buffer."""
-        known = vars(self).get("_on_host")
-        if known is None:
-            known = vars(self)["_on_host"] = {}
-        if name not in known:
-            known[name] = int(getattr(self, name))
-        return int(known[name])
+        """Return the value of a counting buffer."""
+        if self._on_host is None:
+            self._on_host = {}
+        if name not in self._on_host:
+            self._on_host[name] = int(getattr(self, name))
+        return int(self._on_host[name])
 
     def _count_up(self, name: str) -> None:
         count = self._count(name) + 1
-        vars(self)["_on_host"][name] = count
+        self._on_host[name] = count
         getattr(self, name).fill_(count)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -64,21 +63,14 @@ class StateModule(PartlyCopied, nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        vars(self)["_on_host"] = None
+        self._on_host = None
 
 
 class SeededModule(StateModule):
-    """Draws that depend on a seed and their number alone: the same in every process, and after a resume.
+    """Gives each random draw a CPU generator that depends on a seed and the number of the draw alone.
 
-    Each draw has a CPU generator of its own; the global one is left alone. The seed is a part of the state: a loaded one
-    counts, not the one this was built with.
-
-    Args:
-        seed: an int of at most 64 bits.
-
-    Raises:
-        WrongTypeError: another type.
-        ConfigurationError: out of range.
+    So draws are the same in every process and after a resume, and leave the global generator alone. The seed is a part of
+    the state: a loaded one counts, not the one this was built with.
     """
 
     calls: Tensor
@@ -95,11 +87,10 @@ class SeededModule(StateModule):
         self.register_buffer("seed_in_use", torch.tensor(seed))
 
     def generator_of(self, call: int) -> torch.Generator:
-        """The generator of the draw with this number."""
         return torch.Generator().manual_seed((self.seed * 1_000_003 + call) % 2**63)
 
     def next_generator(self) -> torch.Generator:
-        """The generator of the next draw, which is counted."""
+        """Return the generator of the next draw, and count it."""
         generator = self.generator_of(self._count("calls"))
         self._count_up("calls")
         return generator
