@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
-
-if TYPE_CHECKING:
-    from .weights import RelationWeights
+from ..torch_tools import StateModule
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,23 @@ class PairDistances:
     strength: float  # the factor of the penalty in the loss
 
 
+class RuleState(StateModule):
+    """What a rule reads and moves: options and buffers of :class:`RelationWeights`, which derives from this."""
+
+    mass: float
+    temperature: float
+    momentum: float
+    learning_rate: float
+    scale: str | float
+    _auto_scale: str | float  # what "auto" means
+    updates: Tensor
+    # The rule decides which of these there are.
+    running_distances: Tensor
+    running_weights: Tensor
+    pair_weights: Tensor
+    pair_coefficients: Tensor
+
+
 class Rule:
     """Base class: how weights ``w_ij`` follow from distances. The state is in buffers of :class:`RelationWeights`."""
 
@@ -34,15 +49,15 @@ class Rule:
         """Return the state before the first step."""
         return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64)}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         """Return the weights ``[P]`` of the distances."""
         return own.pair_weights
 
-    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Tell whether the state admits a step by these pairs."""
         return True
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         """Move once, in place."""
 
 
@@ -55,14 +70,14 @@ class Entropic(Rule):
         zeros = torch.zeros(pairs, dtype=torch.float64)
         return {"running_distances": zeros, "running_weights": zeros.clone()}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         seen = own.running_weights > 0
         mean = own.running_distances / torch.where(seen, own.running_weights, 1.0)
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
         return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         keep, gain = own.momentum, 1 - own.momentum
         moved = pairs.seen & pairs.moves
         new_distances = keep * own.running_distances + gain * pairs.values
@@ -76,7 +91,7 @@ class Projected(Rule):
 
     options = ("learning_rate", "scale")
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         weights, seen = own.pair_weights, pairs.seen
         step = own.learning_rate * pairs.strength * pairs.values / _scale(own, pairs.values, seen)
         # The pairs that were seen share what they had (-inf projects to 0); the others keep theirs.
@@ -93,14 +108,14 @@ class Authors(Rule):
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64)}
 
-    def weights(self, own: RelationWeights) -> Tensor:
+    def weights(self, own: RuleState) -> Tensor:
         return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
 
-    def can_move(self, own: RelationWeights, seen: Tensor) -> Tensor | bool:
+    def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
         return torch.where(seen, own.pair_coefficients, 0.0).sum() > 0
 
-    def update(self, own: RelationWeights, pairs: PairDistances) -> None:
+    def update(self, own: RuleState, pairs: PairDistances) -> None:
         beta1, beta2, epsilon = 0.9, 0.999, 1e-7  # Keras' defaults
         c = own.pair_coefficients
         of_seen = torch.where(pairs.seen, c, 0.0)
@@ -123,10 +138,11 @@ class Fixed(Rule):
 RULES: dict[str, Rule] = {"entropic": Entropic(), "projected": Projected(), "authors": Authors(), "fixed": Fixed()}
 
 
-def _scale(own: RelationWeights, pairs: Tensor, seen: Tensor) -> Tensor:
+def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:
     """Return the number, 0-dim, by which the distances ``[P]`` are divided."""
-    if not isinstance(own.resolved_scale, str):
-        return torch.full((), own.resolved_scale, dtype=pairs.dtype, device=pairs.device)
+    scale = own._auto_scale if own.scale == "auto" else own.scale
+    if not isinstance(scale, str):
+        return torch.full((), scale, dtype=pairs.dtype, device=pairs.device)
     mean = torch.where(seen, pairs, 0.0).sum() / seen.sum().clamp(min=1)
     return torch.where(mean > 0, mean, 1.0)  # all distances zero: any scale gives uniform
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
-from ..torch_tools import StateModule, check_choice, non_negative_number, positive_number, share_below_one
-from .rules import RULES, PairDistances, pairs_of_matrix
+from ..torch_tools import check_choice, non_negative_number, positive_number, share_below_one
+from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
 
 
-class RelationWeights(StateModule):
+class RelationWeights(RuleState):
     r"""Learned weights ``w_ij`` of task pairs, with their own update and no optimizer.
 
     The penalty is ``sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), so the gradient of ``w`` is the distance
@@ -56,13 +56,6 @@ class RelationWeights(StateModule):
                 [0.7900, 0.0000, 0.1100],
                 [0.1100, 0.1100, 0.0000]], dtype=torch.float64)
     """
-
-    updates: Tensor
-    # The rule decides which of these there are.
-    running_distances: Tensor
-    running_weights: Tensor
-    pair_weights: Tensor
-    pair_coefficients: Tensor
 
     def __init__(
         self,
@@ -148,11 +141,6 @@ class RelationWeights(StateModule):
         pairs = torch.where(moves, pairs, 0.0)
         self.updates += moves
         rule.update(self, PairDistances(pairs, seen, moves, strength))
-
-    @property
-    def resolved_scale(self) -> str | float:
-        """The meaning of ``scale`` here: ``"mean"`` or a number."""
-        return self._auto_scale if self.scale == "auto" else self.scale
 
     def adapt_to_metric(self, *, bounded: bool) -> None:
         """Set what ``scale="auto"`` means: 1 for a metric with bounded values, else the mean distance."""
