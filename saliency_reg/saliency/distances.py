@@ -87,7 +87,7 @@ def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tenso
     with without_autocast(saliencies):
         saliencies = saliencies.to(at_least_float32(saliencies.dtype))
         if metric == "l1":
-            distances = summed_l1(saliencies.flatten(2))
+            distances: Tensor = _SummedL1.apply(saliencies.flatten(2))
         else:
             distances = _PER_SAMPLE[metric](saliencies.flatten(2).transpose(0, 1)).sum(0)  # of [B, T, T]
         if reduction == "mean":
@@ -138,24 +138,19 @@ METRICS = ("l1", *_PER_SAMPLE)
 #: Metrics whose values do not grow with the saliencies.
 BOUNDED_METRICS = ("cosine", "sqchordal")
 
-
 #: Numbers at a time on a CPU, so that they stay in its cache.
 _ENTRIES = 20480
 
 
-def summed_l1(x: Tensor) -> Tensor:
-    """``[T, B, F] -> [T, T]``: ``sum_b |x_i[b] - x_j[b]|`` for ``i < j``, and zero elsewhere. Differentiable once."""
-    distances: Tensor = _SummedL1.apply(x)
-    return distances
-
-
 class _SummedL1(torch.autograd.Function):
-    # Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
-    # its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
+    """``[T, B, F] -> [T, T]``: ``sum_b |x_i[b] - x_j[b]|`` for ``i < j``, and zero elsewhere. Differentiable once.
+
+    Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
+    its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """``[T, T]``: the distance of each pair, above the diagonal."""
         ctx.save_for_backward(x)
         tasks = len(x)
         distances = x.new_zeros(tasks, tasks)
@@ -171,7 +166,6 @@ class _SummedL1(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Sums of signs, weighed by the gradients of the pairs."""
         (x,) = ctx.saved_tensors
         tasks = len(x)
         if _by_columns(x):

@@ -23,38 +23,24 @@ LOSS_REDUCTIONS = ("mean", "sum")
 
 @dataclass
 class Given:
-    """What a user passed in one call.
+    """What a user passed in one call."""
 
-    Attributes:
-        losses: of the tasks, or their sum.
-        targets: class labels.
-        mask: ``[B, positions...]``, or one for each feature map.
-        outputs: of the tasks, if they were passed by hand.
-    """
-
-    losses: Losses | Tensor | None = None
-    targets: Mapping[str, Tensor] | Sequence[Tensor] | None = None
-    mask: Tensor | Sequence[Tensor | None] | None = None
-    outputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None
+    losses: Losses | Tensor | None = None  # of the tasks, or their sum
+    targets: Mapping[str, Tensor] | Sequence[Tensor] | None = None  # class labels
+    mask: Tensor | Sequence[Tensor | None] | None = None  # [B, positions...], or one for each feature map
+    outputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None  # of the tasks, if they were passed by hand
 
 
 @dataclass
 class Saliencies:
-    """Saliencies of the tasks that ran.
+    """Saliencies of the tasks that ran."""
 
-    Attributes:
-        present: their task indices, t of them.
-        values: ``[t, B, ...]``, or ``[t, 1, C]`` where all samples have the same.
-        batch_size: B.
-        closed_form: whether they are weight rows of the heads.
-        determine_gradients: whether they are all there is to know of heads with one output per sample, so that a task's
-            gradient at the feature map is its saliency times a number for each sample.
-    """
-
-    present: list[int]
-    values: Tensor
-    batch_size: int
-    closed_form: bool = False
+    present: list[int]  # their task indices, t of them
+    values: Tensor  # [t, B, ...], or [t, 1, C] where all samples have the same
+    batch_size: int  # B
+    closed_form: bool = False  # whether they are weight rows of the heads
+    #: Whether they are all there is to know of heads with one output per sample, so that a task's gradient at the feature
+    #: map is its saliency times a number for each sample.
     determine_gradients: bool = False
 
     @property
@@ -64,14 +50,7 @@ class Saliencies:
 
 
 class SaliencyExtractor:
-    """Takes the saliencies of one forward.
-
-    Args:
-        tasks: T names.
-        target: ``"output"`` or ``"loss"``.
-        scalarize, pool, channel_axis: as in :func:`task_saliencies`.
-        loss_reduction: what 0-dim losses are: the ``"mean"`` over the batch, or its ``"sum"``.
-    """
+    """Takes the saliencies of one forward; the settings are those of :class:`SaliencyRegularizer`."""
 
     def __init__(
         self,
@@ -98,17 +77,14 @@ class SaliencyExtractor:
     def extract(
         self, forward: CapturedForward, given: Given, *, create_graph: bool, only: Sequence[int] | None = None
     ) -> Saliencies:
-        """Differentiate, and join the saliencies of several feature maps.
-
-        ``only`` are the tasks of this step, all that ran by default.
-        """
+        """Differentiate, and join the saliencies of several feature maps; ``only`` are the tasks of this step."""
         if not forward.features:
             return Saliencies([], torch.zeros(0, 0, 1, device=forward.device), 0)
         axes = _per_feature(self.channel_axis, len(forward.features), "channel_axis")
         masks = _per_feature(given.mask, len(forward.features), "mask")
-        chosen = None if only is None else set(only)
+        chosen = set(forward.tasks(len(self.tasks)) if only is None else only)
         parts = [
-            self._at_feature(forward, feature, axis, given, mask, create_graph, chosen)
+            self._at_feature(forward, feature, axis, mask, given, chosen, create_graph)
             for feature, axis, mask in zip(forward.features, axes, masks)
         ]
         if len(parts) == 1:
@@ -126,39 +102,25 @@ class SaliencyExtractor:
         forward: CapturedForward,
         feature: FeatureMap,
         channel_axis: int | None,
-        given: Given,
         mask: Tensor | None,
+        given: Given,
+        chosen: set[int],
         create_graph: bool,
-        chosen: set[int] | None,
     ) -> Saliencies:
         tensor = feature.tensor
         axis = resolve_channel_axis(tensor.shape, channel_axis)
         check_mask(mask, tensor.shape, axis)
         labels = {} if given.targets is None else per_task(given.targets, self.tasks, "targets")
-        if self.target == "output" and self._has_closed_form(forward, feature, axis):
-            return self._closed_form(forward, tensor, mask, axis, chosen)
         if self.target == "loss":
-            by_task = self._loss_scalars(given.losses, forward, tensor.shape[0])
+            by_task = self._of_losses(given.losses, forward, len(tensor))
+        elif (found := self._closed_form(forward, feature, axis, mask, chosen)) is not None:
+            return found
         else:
-            outputs = self._columns(forward.outputs[0], tensor, axis) if forward.columns else forward.outputs
-            by_task = {
-                task: scalar_of(
-                    output,
-                    self.choices[task],
-                    labels.get(task),
-                    task=self.tasks[task],
-                    feature_shape=tensor.shape,
-                    channel_axis=axis,
-                )
-                for task, output in zip(forward.tasks(len(self.tasks)), outputs)
-                if chosen is None or task in chosen
-            }
-        if chosen is not None:
-            by_task = {task: scalar for task, scalar in by_task.items() if task in chosen}
-        present, scalars = list(by_task), list(by_task.values())
+            by_task = self._of_outputs(forward, tensor.shape, axis, labels, chosen)
+        present = [task for task in by_task if task in chosen]
         if not present:
             return Saliencies([], tensor.new_zeros(0, tensor.shape[0], 1), tensor.shape[0])
-        names = [self.tasks[task] for task in present]
+        scalars, names = [by_task[task] for task in present], [self.tasks[task] for task in present]
         check_graph(scalars, names, self.target)
         by_head = dict(zip(forward.ran, feature.edges))
         edges = [feature.edges[0] if forward.columns else by_head[task] for task in present]
@@ -168,7 +130,7 @@ class SaliencyExtractor:
             edges = [[own[0] for own in feature.edges]] * len(present)
         scale = gradient_scale(tensor.shape, axis)
         gradients = input_gradients(scalars, edges, names, at_once=at_once, scale=scale, create_graph=create_graph)
-        pooled = [pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients]
+        values = torch.stack([pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients])
         determine_gradients = (
             at_once
             and feature.direct
@@ -179,7 +141,55 @@ class SaliencyExtractor:
             and all(output.numel() == len(tensor) for output in forward.outputs)
             and not any(callable(choice) for choice in self.choices)
         )
-        return Saliencies(present, torch.stack(pooled), tensor.shape[0], determine_gradients=determine_gradients)
+        return Saliencies(present, values, len(tensor), determine_gradients=determine_gradients)
+
+    def _of_outputs(
+        self, forward: CapturedForward, shape: torch.Size, axis: int, labels: Mapping[int, Tensor], chosen: set[int]
+    ) -> dict[int, Tensor]:
+        outputs = forward.outputs
+        if forward.columns:
+            column_axis = axis_of_columns(outputs[0], len(self.tasks), shape, axis)
+            outputs = [outputs[0].narrow(column_axis, task, 1) for task in range(len(self.tasks))]
+        return {
+            task: scalar_of(
+                output,
+                self.choices[task],
+                labels.get(task),
+                task=self.tasks[task],
+                feature_shape=shape,
+                channel_axis=axis,
+            )
+            for task, output in zip(forward.tasks(len(self.tasks)), outputs)
+            if task in chosen
+        }
+
+    def _of_losses(
+        self, losses: Losses | Tensor | None, forward: CapturedForward, batch_size: int
+    ) -> dict[int, Tensor]:
+        if losses is None:
+            raise MissingArgumentError(
+                "target='loss' takes the saliency of the task losses. Pass regularizer(losses={task: loss, ...}) with the "
+                "losses before weighting."
+            )
+        scalars: dict[int, Tensor] = {}
+        for task, loss in losses_per_task(losses, self.tasks).items():
+            if task not in forward.tasks(len(self.tasks)):
+                raise TaskError(
+                    f"losses= has an entry for {self.tasks[task]!r}, whose head did not run in this forward."
+                )
+            if not isinstance(loss, Tensor):
+                raise WrongTypeError(
+                    f"the loss of task {self.tasks[task]!r} must be a tensor, found {type(loss).__name__}."
+                )
+            if loss.ndim > 1 or (loss.ndim == 1 and loss.shape[0] != batch_size):
+                raise ShapeError(
+                    f"the loss of task {self.tasks[task]!r} has shape {list(loss.shape)}, expected a 0-dim mean over the "
+                    f"batch, or one value per sample, [{batch_size}]."
+                )
+            # Back to the gradient of each sample's own loss.
+            factor = batch_size if loss.ndim == 0 and self.loss_reduction == "mean" else 1
+            scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
+        return scalars
 
     def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], ran: Sequence[int], feature: FeatureMap) -> bool:
         """Whether heads read each other's outputs, which needs a call per task. Checked once for each task.
@@ -193,62 +203,28 @@ class SaliencyExtractor:
             known.update(present)
         return self._heads_mix
 
-    def _columns(self, output: Tensor, feature: Tensor, axis: int) -> list[Tensor]:
-        column_axis = axis_of_columns(output, len(self.tasks), feature.shape, axis)
-        return [output.narrow(column_axis, task, 1) for task in range(len(self.tasks))]
-
-    def _loss_scalars(
-        self, losses: Losses | Tensor | None, forward: CapturedForward, batch_size: int
-    ) -> dict[int, Tensor]:
-        if losses is None:
-            raise MissingArgumentError(
-                "target='loss' takes the saliency of the task losses. Pass regularizer(losses={task: loss, ...}) with the "
-                "losses before weighting."
-            )
-        scalars: dict[int, Tensor] = {}
-        for task, loss in losses_per_task(losses, self.tasks).items():
-            if not forward.columns and task not in forward.ran:
-                raise TaskError(
-                    f"losses= has an entry for {self.tasks[task]!r}, whose head did not run in this forward."
-                )
-            if not isinstance(loss, Tensor):
-                raise WrongTypeError(
-                    f"the loss of task {self.tasks[task]!r} must be a tensor, found {type(loss).__name__}."
-                )
-            # Back to the gradient of each sample's own loss.
-            factor = batch_size if loss.ndim == 0 and self.loss_reduction == "mean" else 1
-            if loss.ndim > 1 or (loss.ndim == 1 and loss.shape[0] != batch_size):
-                raise ShapeError(
-                    f"the loss of task {self.tasks[task]!r} has shape {list(loss.shape)}, expected a 0-dim mean over the "
-                    f"batch, or one value per sample, [{batch_size}]."
-                )
-            scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
-        return scalars
-
-    def _has_closed_form(self, forward: CapturedForward, feature: FeatureMap, axis: int) -> bool:
-        """A ``Linear`` fed by the feature map itself: its weight rows are the saliencies, whatever the sample."""
-        if not forward.modules or not feature.direct or axis != feature.tensor.ndim - 1:
-            return False
-        if any(callable(choice) for choice in self.choices):
-            return False
-        ran = [forward.modules[index] for index in forward.ran]
-        width = len(self.tasks) if forward.columns else 1
-        return all(is_plain_linear(head) and head.out_features == width for head in ran)
-
     def _closed_form(
-        self, forward: CapturedForward, feature: Tensor, mask: Tensor | None, axis: int, chosen: set[int] | None
-    ) -> Saliencies:
-        rows = torch.cat([forward.modules[index].get_parameter("weight") for index in forward.ran])  # [T, C]
-        present = list(forward.tasks(len(self.tasks)))
-        if chosen is not None:
-            kept = [row for row, task in enumerate(present) if task in chosen]
-            rows, present = rows[kept], [present[row] for row in kept]
-        if feature.ndim == 2:
+        self, forward: CapturedForward, feature: FeatureMap, axis: int, mask: Tensor | None, chosen: set[int]
+    ) -> Saliencies | None:
+        """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
+        tensor = feature.tensor
+        if not forward.modules or not feature.direct or axis != tensor.ndim - 1 or any(map(callable, self.choices)):
+            return None
+        heads = [forward.modules[index] for index in forward.ran]
+        width = len(self.tasks) if forward.columns else 1
+        if not all(is_plain_linear(head) and head.out_features == width for head in heads):
+            return None
+        rows = torch.cat([head.get_parameter("weight") for head in heads])  # [T, C]
+        ran = forward.tasks(len(self.tasks))
+        present = [task for task in ran if task in chosen]
+        if len(present) < len(ran):
+            rows = rows[[row for row, task in enumerate(ran) if task in chosen]]
+        if tensor.ndim == 2:
             values = pool_positions(rows, self.pool, None, 1, 1.0).unsqueeze(1)
         else:
-            spread = [row.expand(feature.shape) for row in rows]
+            spread = [row.expand(tensor.shape) for row in rows]
             values = torch.stack([pool_positions(each, self.pool, mask, axis, 1.0) for each in spread])
-        return Saliencies(present, values, feature.shape[0], closed_form=True)
+        return Saliencies(present, values, len(tensor), closed_form=True)
 
 
 def _per_feature(value: Any, number: int, what: str) -> list[Any]:

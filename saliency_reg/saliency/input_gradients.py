@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConnectedError
-from ..torch_tools import Edge, Gradient, gradients_of, without_autocast
+from ..torch_tools import Edge, Gradient, added, gradients_of, without_autocast
 
 
 def input_gradients(
@@ -20,21 +20,19 @@ def input_gradients(
     scale: float = 1.0,
     create_graph: bool = True,
 ) -> list[Tensor]:
-    """Gradient of each scalar with respect to its features, added up, times ``scale``.
+    """Return the gradient of each scalar with respect to its features, added up, times ``scale``.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
     returns all gradients. Otherwise there is one call per scalar.
     """
+    found: Sequence[Gradient]
     with without_autocast(scalars[0]):
         seeds = [torch.full_like(scalar, scale) for scalar in scalars]
-        found: list[Gradient]
         if at_once:
-            found = list(_gradients(scalars, [own[0] for own in features], seeds, create_graph))
+            found = _gradients(scalars, [own[0] for own in features], seeds, create_graph)
         else:
-            found = []
-            for scalar, own, seed in zip(scalars, features, seeds):
-                parts = [part for part in _gradients([scalar], own, [seed], create_graph) if part is not None]
-                found.append(sum(parts[1:], start=parts[0]) if parts else None)
+            calls = zip(scalars, features, seeds)
+            found = [added(*_gradients([scalar], own, [seed], create_graph)) for scalar, own, seed in calls]
     if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
         raise NotConnectedError(
             f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
@@ -44,7 +42,7 @@ def input_gradients(
 
 
 def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:
-    """Raise :class:`NotConnectedError` for a scalar without a graph; ``what`` says what it was made of."""
+    """Refuse a scalar without a graph; ``what`` says what it was made of."""
     for task, scalar in zip(tasks, scalars):
         if not scalar.requires_grad:
             advice = (

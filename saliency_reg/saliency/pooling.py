@@ -10,13 +10,11 @@ from torch import Tensor
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
 from ..torch_tools import at_least_float32, without_autocast
 
-POOLS = ("sum", "mean", None)
-
 
 def pool_positions(gradient: Tensor, pool: str | None, mask: Tensor | None, channel_axis: int, scale: float) -> Tensor:
-    """``[B, C, positions...] -> [B, C]`` (or unchanged for ``pool=None``), divided by ``scale``, at least float32."""
+    """Pool ``[B, C, positions...]`` to ``[B, C]`` (not for ``pool=None``), divided by ``scale``, at least float32."""
     dtype = at_least_float32(gradient.dtype)
-    axes = _position_axes(gradient.shape, channel_axis)
+    axes = [axis for axis in range(1, gradient.ndim) if axis != channel_axis]
     with without_autocast(gradient):
         if mask is not None:
             mask = mask.to(gradient.device) != 0
@@ -27,18 +25,22 @@ def pool_positions(gradient: Tensor, pool: str | None, mask: Tensor | None, chan
         if pool == "sum":
             return total
         if mask is None:
-            return total / math.prod(gradient.shape[axis] for axis in axes)
+            return total / math.prod(position_sizes(gradient.shape, channel_axis))
         return total / mask.flatten(1).sum(1, keepdim=True).clamp(min=1)
 
 
 def gradient_scale(shape: torch.Size, channel_axis: int) -> float:
-    """A power of two near the number of positions: the gradient behind an average over them stays representable.
+    """Return a power of two near the number of positions: the gradient behind an average over them stays representable.
 
     GradScaler does not scale the inner gradient, and ``1/(H*W)`` alone can underflow float16. A power of two is
     exact in every other format.
     """
-    positions = math.prod(shape[axis] for axis in _position_axes(shape, channel_axis))
-    return float(2 ** min(round(math.log2(max(positions, 1))), 10))
+    number = math.prod(position_sizes(shape, channel_axis))
+    return float(2 ** min(round(math.log2(max(number, 1))), 10))
+
+
+def position_sizes(shape: torch.Size, channel_axis: int) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis not in (0, channel_axis)]
 
 
 def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
@@ -61,29 +63,24 @@ def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
 
 
 def check_pool(pool: str | None) -> None:
-    """Raise :class:`ConfigurationError` for a pool that does not exist."""
-    if pool not in POOLS:
+    if pool not in ("sum", "mean", None):
         raise ConfigurationError(f"unknown pool {pool!r}. Choose 'sum' or 'mean' over positions, or None to keep them.")
 
 
 def check_mask(mask: Tensor | None, shape: torch.Size, channel_axis: int) -> None:
-    """The mask must have the feature's shape without its channel axis."""
+    """Refuse a mask that has not the feature's shape without its channel axis."""
     if mask is None:
         return
     if not isinstance(mask, Tensor):
         raise WrongTypeError(f"mask must be a tensor, found {type(mask).__name__}.")
-    expected = [size for axis, size in enumerate(shape) if axis != channel_axis]
     if len(shape) == 2:
         raise ShapeError(
             f"the feature map {list(shape)} has no positions, so a mask of shape {list(mask.shape)} has nothing to mask. "
             "Leave mask= out, or choose a feature that still has its positions."
         )
+    expected = [shape[0], *position_sizes(shape, channel_axis)]
     if list(mask.shape) != expected:
         raise ShapeError(
             f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)} without its channel "
             f"axis {channel_axis}. Pass channel_axis= if that axis is wrong."
         )
-
-
-def _position_axes(shape: torch.Size, channel_axis: int) -> list[int]:
-    return [axis for axis in range(1, len(shape)) if axis != channel_axis]
