@@ -14,11 +14,8 @@ from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import check_choice
 from .input_gradients import check_graph, each_reads_its_own, input_gradients
-from .pooling import check_mask, check_pool, gradient_scale, pool_positions, resolve_channel_axis
+from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
-
-TARGETS = ("output", "loss")
-LOSS_REDUCTIONS = ("mean", "sum")
 
 
 @dataclass
@@ -62,8 +59,8 @@ class SaliencyExtractor:
         channel_axis: int | Sequence[int | None] | None,
         loss_reduction: str,
     ) -> None:
-        check_choice("target", target, TARGETS)
-        check_choice("loss_reduction", loss_reduction, LOSS_REDUCTIONS)
+        check_choice("target", target, ("output", "loss"))
+        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
         check_pool(pool)
         self.tasks = tuple(tasks)
         self.target = target
@@ -84,7 +81,9 @@ class SaliencyExtractor:
         masks = _per_feature(given.mask, len(forward.features), "mask")
         chosen = set(forward.tasks(len(self.tasks)) if only is None else only)
         parts = [
-            self._at_feature(forward, feature, axis, mask, given, chosen, create_graph)
+            self._at_feature(
+                forward, feature, Pooling(feature.tensor.shape, axis, self.pool, mask), given, chosen, create_graph
+            )
             for feature, axis, mask in zip(forward.features, axes, masks)
         ]
         if len(parts) == 1:
@@ -101,26 +100,22 @@ class SaliencyExtractor:
         self,
         forward: CapturedForward,
         feature: FeatureMap,
-        channel_axis: int | None,
-        mask: Tensor | None,
+        pooling: Pooling,
         given: Given,
         chosen: set[int],
         create_graph: bool,
     ) -> Saliencies:
         tensor = feature.tensor
-        axis = resolve_channel_axis(tensor.shape, channel_axis)
-        check_mask(mask, tensor.shape, axis)
         labels = {} if given.targets is None else per_task(given.targets, self.tasks, "targets")
         if self.target == "loss":
-            by_task = self._of_losses(given.losses, forward, len(tensor))
-        elif (found := self._closed_form(forward, feature, axis, mask, chosen)) is not None:
-            return found
+            by_task = self._of_losses(given.losses, forward, len(tensor), chosen)
+        elif (rows := self._closed_form(forward, feature, pooling, chosen)) is not None:
+            return rows
         else:
-            by_task = self._of_outputs(forward, tensor.shape, axis, labels, chosen)
-        present = [task for task in by_task if task in chosen]
-        if not present:
-            return Saliencies([], tensor.new_zeros(0, tensor.shape[0], 1), tensor.shape[0])
-        scalars, names = [by_task[task] for task in present], [self.tasks[task] for task in present]
+            by_task = self._of_outputs(forward, tensor.shape, pooling.channel_axis, labels, chosen)
+        if not by_task:
+            return Saliencies([], tensor.new_zeros(0, len(tensor), 1), len(tensor))
+        present, scalars, names = list(by_task), list(by_task.values()), [self.tasks[task] for task in by_task]
         check_graph(scalars, names, self.target)
         by_head = dict(zip(forward.ran, feature.edges))
         edges = [feature.edges[0] if forward.columns else by_head[task] for task in present]
@@ -128,18 +123,15 @@ class SaliencyExtractor:
         if at_once and self._mix(present, scalars, forward.ran, feature):
             at_once = False
             edges = [[own[0] for own in feature.edges]] * len(present)
-        scale = gradient_scale(tensor.shape, axis)
-        gradients = input_gradients(scalars, edges, names, at_once=at_once, scale=scale, create_graph=create_graph)
-        values = torch.stack([pool_positions(gradient, self.pool, mask, axis, scale) for gradient in gradients])
+        values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
         determine_gradients = (
             at_once
             and feature.direct
             and self.target == "output"
-            and mask is None
-            and (self.pool is None or tensor.ndim == 2)
+            and pooling.keeps_all
             and present == forward.ran
             and all(output.numel() == len(tensor) for output in forward.outputs)
-            and not any(callable(choice) for choice in self.choices)
+            and not any(map(callable, self.choices))
         )
         return Saliencies(present, values, len(tensor), determine_gradients=determine_gradients)
 
@@ -164,7 +156,7 @@ class SaliencyExtractor:
         }
 
     def _of_losses(
-        self, losses: Losses | Tensor | None, forward: CapturedForward, batch_size: int
+        self, losses: Losses | Tensor | None, forward: CapturedForward, batch_size: int, chosen: set[int]
     ) -> dict[int, Tensor]:
         if losses is None:
             raise MissingArgumentError(
@@ -186,9 +178,10 @@ class SaliencyExtractor:
                     f"the loss of task {self.tasks[task]!r} has shape {list(loss.shape)}, expected a 0-dim mean over the "
                     f"batch, or one value per sample, [{batch_size}]."
                 )
-            # Back to the gradient of each sample's own loss.
-            factor = batch_size if loss.ndim == 0 and self.loss_reduction == "mean" else 1
-            scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
+            if task in chosen:
+                # Back to the gradient of each sample's own loss.
+                factor = batch_size if loss.ndim == 0 and self.loss_reduction == "mean" else 1
+                scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
         return scalars
 
     def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], ran: Sequence[int], feature: FeatureMap) -> bool:
@@ -204,27 +197,27 @@ class SaliencyExtractor:
         return self._heads_mix
 
     def _closed_form(
-        self, forward: CapturedForward, feature: FeatureMap, axis: int, mask: Tensor | None, chosen: set[int]
+        self, forward: CapturedForward, feature: FeatureMap, pooling: Pooling, chosen: set[int]
     ) -> Saliencies | None:
         """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
-        tensor = feature.tensor
-        if not forward.modules or not feature.direct or axis != tensor.ndim - 1 or any(map(callable, self.choices)):
+        shape = feature.tensor.shape
+        if not forward.modules or not feature.direct or pooling.channel_axis != len(shape) - 1:
             return None
         heads = [forward.modules[index] for index in forward.ran]
         width = len(self.tasks) if forward.columns else 1
-        if not all(is_plain_linear(head) and head.out_features == width for head in heads):
+        linear = all(is_plain_linear(head) and head.out_features == width for head in heads)
+        if not linear or any(map(callable, self.choices)):
             return None
         rows = torch.cat([head.get_parameter("weight") for head in heads])  # [T, C]
         ran = forward.tasks(len(self.tasks))
         present = [task for task in ran if task in chosen]
         if len(present) < len(ran):
             rows = rows[[row for row, task in enumerate(ran) if task in chosen]]
-        if tensor.ndim == 2:
-            values = pool_positions(rows, self.pool, None, 1, 1.0).unsqueeze(1)
+        if len(shape) == 2:
+            values = pooling.pooled(rows).unsqueeze(1)
         else:
-            spread = [row.expand(tensor.shape) for row in rows]
-            values = torch.stack([pool_positions(each, self.pool, mask, axis, 1.0) for each in spread])
-        return Saliencies(present, values, len(tensor), closed_form=True)
+            values = torch.stack([pooling.pooled(row.expand(shape)) for row in rows])
+        return Saliencies(present, values, shape[0], closed_form=True)
 
 
 def _per_feature(value: Any, number: int, what: str) -> list[Any]:

@@ -9,25 +9,26 @@ from torch import Tensor
 
 from ..errors import NotConnectedError
 from ..torch_tools import Edge, Gradient, added, gradients_of, without_autocast
+from .pooling import Pooling
 
 
 def input_gradients(
     scalars: Sequence[Tensor],
     features: Sequence[Sequence[Edge]],
     tasks: Sequence[str],
+    pooling: Pooling,
     *,
     at_once: bool,
-    scale: float = 1.0,
-    create_graph: bool = True,
-) -> list[Tensor]:
-    """Return the gradient of each scalar with respect to its features, added up, times ``scale``.
+    create_graph: bool,
+) -> Tensor:
+    """Return ``[t, B, ...]``: the gradient of each scalar with respect to its features, added up and pooled.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
     returns all gradients. Otherwise there is one call per scalar.
     """
     found: Sequence[Gradient]
     with without_autocast(scalars[0]):
-        seeds = [torch.full_like(scalar, scale) for scalar in scalars]
+        seeds = [torch.full_like(scalar, pooling.scale) for scalar in scalars]
         if at_once:
             found = _gradients(scalars, [own[0] for own in features], seeds, create_graph)
         else:
@@ -38,7 +39,7 @@ def input_gradients(
             f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
             "pass the tensor itself, not a copy or a detached one."
         )
-    return [gradient for gradient in found if gradient is not None]
+    return torch.stack([pooling.pooled(gradient, pooling.scale) for gradient in found if gradient is not None])
 
 
 def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:

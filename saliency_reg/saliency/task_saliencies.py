@@ -12,7 +12,7 @@ from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, Sh
 from ..tasks import names_of, per_task
 from ..torch_tools import Edge
 from .input_gradients import check_graph, input_gradients
-from .pooling import check_mask, check_pool, gradient_scale, pool_positions, resolve_channel_axis
+from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
 
 
@@ -79,17 +79,19 @@ def task_saliencies(
     labels = {} if targets is None else per_task(targets, tasks, "targets")
     check_pool(pool)
     shape = aliases[0].shape
-    axis = resolve_channel_axis(shape, channel_axis)
-    check_mask(mask, shape, axis)
+    pooling = Pooling(shape, channel_axis, pool, mask)
     scalars = []
     for index, (task, output, choice) in enumerate(zip(tasks, output_list, scalarize_per_task(scalarize, tasks))):
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
-        scalars.append(scalar_of(output, choice, labels.get(index), task=task, feature_shape=shape, channel_axis=axis))
+        scalars.append(
+            scalar_of(
+                output, choice, labels.get(index), task=task, feature_shape=shape, channel_axis=pooling.channel_axis
+            )
+        )
     check_graph(scalars, tasks, "output")
-    edges, scale = [[alias] for alias in aliases], gradient_scale(shape, axis)
-    gradients = input_gradients(scalars, edges, tasks, at_once=separate, scale=scale, create_graph=create_graph)
-    saliencies = torch.stack([pool_positions(gradient, pool, mask, axis, scale) for gradient in gradients])
+    edges = [[alias] for alias in aliases]
+    saliencies = input_gradients(scalars, edges, tasks, pooling, at_once=separate, create_graph=create_graph)
     if not torch.isfinite(saliencies).all():
         bad = [task for task, saliency in zip(tasks, saliencies) if not torch.isfinite(saliency).all()]
         raise NonFiniteError(
