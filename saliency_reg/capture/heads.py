@@ -153,7 +153,7 @@ def _find_heads(model: nn.Module, tasks: list[str] | None) -> HeadsChoice:
     if len(groups) == 1:
         return next(iter(groups.values()))
     if groups:
-        listed = "; ".join(f"{label} ({len(names)} modules)" for label, names in groups.items())
+        listed = "; ".join(f"{label!r} ({len(names)} modules)" for label, names in groups.items())
         raise AmbiguousHeadsError(
             f"{type(model).__name__} has several groups of modules that could be the heads: {listed}. Pass heads= with "
             "one of these names, a pattern, or a list of modules."
@@ -178,23 +178,21 @@ def _candidate_groups(model: nn.Module) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     dictionaries: dict[str, list[str]] = {}
     siblings: dict[tuple[str, str], list[str]] = {}
-    taken: list[str] = []
     for name, module in model.named_modules():
-        if not name or any(name.startswith(prefix + ".") for prefix in taken):
+        if not name or any(name.startswith(container + ".") for container in groups):
             continue
         parent, _, last = name.rpartition(".")
         if isinstance(module, (nn.ModuleDict, nn.ModuleList)) and len(module) >= 2:
             children = [f"{name}.{child}" for child, _ in module.named_children()]
             if _CONTAINER_WORD.search(last):
-                groups[repr(name)] = children
-                taken.append(name)
+                groups[name] = children
             elif isinstance(module, nn.ModuleDict):
-                dictionaries[repr(name)] = children
+                dictionaries[name] = children
         elif word := _SIBLING_WORD.search(last):
             siblings.setdefault((parent, word.group(1).lower()), []).append(name)
     for (parent, word_found), names in siblings.items():
         if len(names) >= 2:
-            groups[repr(f"{parent}.*{word_found}*" if parent else f"*{word_found}*")] = names
+            groups[f"{parent}.*{word_found}*" if parent else f"*{word_found}*"] = names
     return groups or dictionaries
 
 

@@ -139,7 +139,7 @@ _ENTRIES = 20480
 
 
 def _summed_l1(x: Tensor) -> Tensor:
-    """``[T, B, F] -> [T, T]``: ``sum_b |x_i[b] - x_j[b]|`` for ``i < j``, and zero elsewhere. Differentiable once.
+    """Return ``sum_b |x_i[b] - x_j[b]|`` of ``[T, B, F]`` as ``[T, T]``, for ``i < j``. Differentiable once.
 
     Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
     its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
@@ -151,11 +151,11 @@ def _summed_l1(x: Tensor) -> Tensor:
         distances = x.new_zeros(tasks, tasks)
         distances[row, column] = sum(torch.nn.functional.pdist(part.contiguous(), p=1.0) for part in parts)
         return distances
-    inside = x.transpose(0, 1)
-    distances = torch.cdist(inside, inside.detach(), p=1.0).sum(0)
+    x = x.transpose(0, 1)
+    distances = torch.cdist(x, x.detach(), p=1.0).sum(0)
     if distances.requires_grad:  # the gradient at the second side, too, without computing it in a call of its own
         distances.register_hook(lambda gradient: gradient + gradient.T)  # type: ignore[no-untyped-call]
-    return distances.triu(1)
+    return distances
 
 
 def _by_columns(x: Tensor) -> bool:
