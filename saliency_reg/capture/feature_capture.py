@@ -93,7 +93,6 @@ class FeatureCapture:
         return list(dict.fromkeys(owner for owner in owners if isinstance(owner, cls)))
 
     def remove(self) -> None:
-        """Take all hooks off and forget the latest forward."""
         self._hooks.remove()
         self._forget()
         self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
@@ -111,7 +110,6 @@ class FeatureCapture:
         return heads, ", ".join(self.feature_names) or "what the heads are called with"
 
     def device(self) -> torch.device | None:
-        """Return the device of the heads, if they have parameters."""
         return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)
 
     def take(self, *, empty_on: torch.device | None = None) -> CapturedForward | None:

@@ -60,7 +60,7 @@ class FeatureMap:
     """One feature map, and where its gradients are taken."""
 
     tensor: Tensor
-    edges: list[list[Edge]]  # one list per head that ran: the gradients there add up to its saliency
+    edges: Sequence[Sequence[Edge]]  # one list per head that ran: the gradients there add up to its saliency
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
 

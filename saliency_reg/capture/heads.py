@@ -26,10 +26,8 @@ _OneHead = Union[str, nn.Module]
 HeadsChoice = Union[_OneHead, Sequence[_OneHead], Mapping[str, _OneHead], None]
 
 # Names of a container of heads, and of heads that are siblings (decoder_embed and decoder_norm are parts of one decoder).
-_CONTAINER_WORD = re.compile(
-    r"(?:^|_)(head|classifier|decoder|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE
-)
-_SIBLING_WORD = re.compile(r"(?:^|_)(head|classifier|tower|predictor|readout|task)s?\d*(?:_|$)", re.IGNORECASE)
+_CONTAINER_WORD = re.compile(r"(?i)(?:^|_)(head|classifier|decoder|tower|predictor|readout|task)s?\d*(?:_|$)")
+_SIBLING_WORD = re.compile(r"(?i)(?:^|_)(head|classifier|tower|predictor|readout|task)s?\d*(?:_|$)")
 
 _COMPILED = (
     "{} is compiled by torch.compile, which has no second derivative and hides what hooks see. Compile the backbone alone: "

@@ -71,7 +71,6 @@ def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModel
 
 
 def name_of(model: nn.Module, module: nn.Module) -> str:
-    """Return the module's name in the model, or its class name where it is not part of it."""
     return next((name for name, inner in model.named_modules() if inner is module), type(module).__name__)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..capture import CapturedForward, FeatureMap, is_plain_linear
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import check_choice
-from .input_gradients import check_graph, each_reads_its_own, input_gradients
+from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
 
@@ -46,30 +47,26 @@ class Saliencies:
         return len(self.present) >= 2 and self.batch_size > 0
 
 
+@dataclass(eq=False)
 class SaliencyExtractor:
     """Takes the saliencies of one forward; the settings are those of :class:`SaliencyRegularizer`."""
 
-    def __init__(
-        self,
-        tasks: Sequence[str],
-        *,
-        target: str,
-        scalarize: ScalarizeChoice,
-        pool: str | None,
-        channel_axis: int | Sequence[int | None] | None,
-        loss_reduction: str,
-    ) -> None:
-        check_choice("target", target, ("output", "loss"))
-        check_choice("loss_reduction", loss_reduction, ("mean", "sum"))
-        check_pool(pool)
-        self.tasks = tuple(tasks)
-        self.target = target
-        self.choices = scalarize_per_task(scalarize, self.tasks)
-        self.pool = pool
-        self.channel_axis = channel_axis
-        self.loss_reduction = loss_reduction
-        self._known_separate: dict[tuple[int, ...], set[int]] = {}
-        self._heads_mix = False
+    tasks: Sequence[str]
+    _: KW_ONLY
+    target: str
+    scalarize: ScalarizeChoice
+    pool: str | None
+    channel_axis: int | Sequence[int | None] | None
+    loss_reduction: str
+    _known_separate: dict[tuple[int, ...], set[int]] = field(init=False, default_factory=dict)
+    _heads_mix: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        check_choice("target", self.target, ("output", "loss"))
+        check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
+        check_pool(self.pool)
+        self.tasks = tuple(self.tasks)
+        self.choices = scalarize_per_task(self.scalarize, self.tasks)
 
     def extract(
         self, forward: CapturedForward, given: Given, *, create_graph: bool, only: Sequence[int] | None = None
@@ -117,12 +114,12 @@ class SaliencyExtractor:
             return Saliencies([], tensor.new_zeros(0, len(tensor), 1), len(tensor))
         present, scalars, names = list(by_task), list(by_task.values()), [self.tasks[task] for task in by_task]
         check_graph(scalars, names, self.target)
-        by_head = dict(zip(forward.ran, feature.edges))
-        edges = [feature.edges[0] if forward.columns else by_head[task] for task in present]
-        at_once = feature.separate and not forward.columns
-        if at_once and self._mix(present, scalars, forward.ran, feature):
-            at_once = False
-            edges = [[own[0] for own in feature.edges]] * len(present)
+        if forward.columns:
+            edges, at_once = [feature.edges[0]] * len(present), False
+        elif feature.separate and self._mix(by_task, forward.ran, feature):
+            edges, at_once = [[edge for own in feature.edges for edge in own]] * len(present), False
+        else:
+            edges, at_once = [feature.edges[forward.ran.index(task)] for task in present], feature.separate
         values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
         determine_gradients = (
             at_once
@@ -142,15 +139,9 @@ class SaliencyExtractor:
         if forward.columns:
             column_axis = axis_of_columns(outputs[0], len(self.tasks), shape, axis)
             outputs = [outputs[0].narrow(column_axis, task, 1) for task in range(len(self.tasks))]
+        scalar = partial(scalar_of, feature_shape=shape, channel_axis=axis)
         return {
-            task: scalar_of(
-                output,
-                self.choices[task],
-                labels.get(task),
-                task=self.tasks[task],
-                feature_shape=shape,
-                channel_axis=axis,
-            )
+            task: scalar(output, self.choices[task], labels.get(task), task=self.tasks[task])
             for task, output in zip(forward.tasks(len(self.tasks)), outputs)
             if task in chosen
         }
@@ -184,16 +175,16 @@ class SaliencyExtractor:
                 scalars[task] = (loss.float() if loss.dtype == torch.float16 else loss).sum() * factor
         return scalars
 
-    def _mix(self, present: Sequence[int], scalars: Sequence[Tensor], ran: Sequence[int], feature: FeatureMap) -> bool:
+    def _mix(self, scalars: Mapping[int, Tensor], ran: Sequence[int], feature: FeatureMap) -> bool:
         """Whether heads read each other's outputs, which needs a call per task. Checked once for each task.
 
         Against all heads that ran, also those whose tasks are not in this step: a path may lead through them.
         """
         known = self._known_separate.setdefault(tuple(ran), set())
-        if not self._heads_mix and not known.issuperset(present):
-            own = [ran.index(task) for task in present]
-            self._heads_mix = not each_reads_its_own(scalars, own, [edges[0] for edges in feature.edges])
-            known.update(present)
+        if not self._heads_mix and not known.issuperset(scalars):
+            edges = [edge for own in feature.edges for edge in own]
+            self._heads_mix = any(reads_another(scalar, ran.index(task), edges) for task, scalar in scalars.items())
+            known.update(scalars)
         return self._heads_mix
 
     def _closed_form(

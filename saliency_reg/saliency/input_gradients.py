@@ -55,13 +55,10 @@ def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> N
             raise NotConnectedError(f"the {what} of task {task!r} carries no graph. {advice}, and do not detach it.")
 
 
-def each_reads_its_own(scalars: Sequence[Tensor], own: Sequence[int], features: Sequence[Edge]) -> bool:
-    """Whether scalar ``t`` depends on no feature but ``features[own[t]]``: heads that read others' outputs do not."""
-    for scalar, place in zip(scalars, own):
-        found = _gradients([scalar], features, [torch.ones_like(scalar)], create_graph=False)
-        if any(gradient is not None for other, gradient in enumerate(found) if other != place):
-            return False
-    return True
+def reads_another(scalar: Tensor, own: int, features: Sequence[Edge]) -> bool:
+    """Whether the scalar depends on a feature other than ``features[own]``: on one that another head reads."""
+    found = _gradients([scalar], features, [torch.ones_like(scalar)], create_graph=False)
+    return any(gradient is not None for place, gradient in enumerate(found) if place != own)
 
 
 def _gradients(

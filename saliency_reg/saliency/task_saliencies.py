@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from ..capture import CapturedForward, FeatureMap
 from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
 from ..tasks import names_of, per_task
-from ..torch_tools import Edge
 from .input_gradients import check_graph, input_gradients
 from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
@@ -80,15 +80,12 @@ def task_saliencies(
     check_pool(pool)
     shape = aliases[0].shape
     pooling = Pooling(shape, channel_axis, pool, mask)
+    scalar = partial(scalar_of, feature_shape=shape, channel_axis=pooling.channel_axis)
     scalars = []
     for index, (task, output, choice) in enumerate(zip(tasks, output_list, scalarize_per_task(scalarize, tasks))):
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
-        scalars.append(
-            scalar_of(
-                output, choice, labels.get(index), task=task, feature_shape=shape, channel_axis=pooling.channel_axis
-            )
-        )
+        scalars.append(scalar(output, choice, labels.get(index), task=task))
     check_graph(scalars, tasks, "output")
     edges = [[alias] for alias in aliases]
     saliencies = input_gradients(scalars, edges, tasks, pooling, at_once=separate, create_graph=create_graph)
@@ -144,7 +141,7 @@ def captured_by_hand(
     if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
         return None
     aliases, separate = _checked_features(features, len(tensors))
-    edges: list[list[Edge]] = [[alias] for alias in per_task(dict(zip(names, aliases)), tasks, "features=").values()]
+    edges = [[alias] for alias in per_task(dict(zip(names, aliases)), tasks, "features=").values()]
     feature = FeatureMap(aliases[0], edges, separate=separate, direct=False)
     return CapturedForward(list(by_task), list(by_task.values()), [feature], aliases[0].device)
 
