@@ -153,8 +153,7 @@ def _have_graphs(runs: Sequence[HeadRun]) -> bool:
     without = [run.name for run in runs if not run.output.requires_grad]
     if without and len(without) < len(runs):
         raise CaptureError(
-            f"the outputs of heads {without} carry no graph, those of the others do. Do not run single heads under "
-            "no_grad."
+            f"the outputs of heads {without} carry no graph, those of the others do. Do not run single heads under no_grad."
         )
     return not without
 

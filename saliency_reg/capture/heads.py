@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..tasks import check_task_names
 from ..torch_tools import has_only_our_hooks
-from .lookup import find_module, match_names, name_of, not_found
+from .lookup import find_module, match_names, name_of
 
 _OneHead = Union[str, nn.Module]
 #: What the public ``heads=`` accepts.
@@ -134,9 +134,7 @@ def _columns_head(name: str, module: nn.Module, tasks: list[str] | None) -> Head
 def _expand(model: nn.Module, head: _OneHead, containers: bool = True) -> list[tuple[str, nn.Module]]:
     """Return the modules that one entry of ``heads=`` means; a container stands for its children."""
     if isinstance(head, str) and any(character in head for character in "*?["):
-        if not (names := match_names(model, head)):
-            raise not_found(model, head, "head")
-        return [(name, model.get_submodule(name)) for name in names]
+        return [(name, model.get_submodule(name)) for name in match_names(model, head, "head")]
     name, module = find_module(model, head, "head")
     if containers and isinstance(module, (nn.ModuleDict, nn.ModuleList)):
         prefix = name + "." if name_of(model, module) == name else ""

@@ -18,45 +18,23 @@ from ..errors import (
 )
 
 
-def match_names(model: nn.Module, wanted: str) -> list[str]:
+def match_names(model: nn.Module, wanted: str, what: str) -> list[str]:
     """Return the names of the modules that ``wanted`` means: exact name, else dotted suffix, else pattern.
 
-    In a pattern ``*``, ``?`` and ``[...]`` stay inside one component, so ``"heads.*"`` means the direct children.
+    In a pattern ``*``, ``?`` and ``[...]`` stay inside one component, so ``"heads.*"`` means the direct children. ``what``
+    says in errors what the modules are for.
     """
     names = [name for name, _ in model.named_modules() if name]
-    if wanted in names:
-        return [wanted]
-    if suffixed := [name for name in names if name.endswith("." + wanted)]:
-        return suffixed
-    pattern = wanted.split(".")
-    return [
-        name
-        for name in names
-        if len(parts := name.split(".")) == len(pattern)
-        and all(fnmatch.fnmatchcase(part, piece) for part, piece in zip(parts, pattern))
-    ]
-
-
-def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[str, nn.Module]:
-    """Return the one module that ``wanted`` names or is; ``what`` says in errors what it was for."""
-    if isinstance(wanted, nn.Module):
-        return name_of(model, wanted), wanted
-    if not isinstance(wanted, str):
-        raise WrongTypeError(f"a {what} is given by its name or as a module, found {type(wanted).__name__}.")
-    names = match_names(model, wanted)
-    if len(names) > 1:
-        raise AmbiguousModuleError(
-            f"{what} {wanted!r} means several modules: {listed(map(repr, names))}. Pass the full name of one"
-            + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
-        )
-    if not names:
-        raise not_found(model, wanted, what)
-    return names[0], model.get_submodule(names[0])
-
-
-def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModelError:
-    """Return the error for a name that matches nothing, with near misses."""
-    names = [name for name, _ in model.named_modules() if name]
+    found = [wanted] if wanted in names else [name for name in names if name.endswith("." + wanted)]
+    if not found:
+        pattern = wanted.split(".")
+        found = [
+            name
+            for name in names
+            if len(parts := name.split(".")) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
+        ]
+    if found:
+        return found
     by_last = {name.rpartition(".")[2]: name for name in names}
     near = difflib.get_close_matches(wanted, [*names, *by_last], n=3, cutoff=0.5)
     if near:
@@ -64,10 +42,25 @@ def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModel
     else:
         hint = f"It has {listed(repr(name) for name, _ in model.named_children()) or 'no sub-modules'}."
     error = HeadNotFoundError if what == "head" else ModuleNotFoundInModelError
-    return error(
+    raise error(
         f"{type(model).__name__} has no {what} {wanted!r}. {hint} Names are those of model.named_modules(); a suffix or "
         "a pattern such as 'heads.*' works too."
     )
+
+
+def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[str, nn.Module]:
+    """Return the one module that ``wanted`` names or is."""
+    if isinstance(wanted, nn.Module):
+        return name_of(model, wanted), wanted
+    if not isinstance(wanted, str):
+        raise WrongTypeError(f"a {what} is given by its name or as a module, found {type(wanted).__name__}.")
+    names = match_names(model, wanted, what)
+    if len(names) > 1:
+        raise AmbiguousModuleError(
+            f"{what} {wanted!r} means several modules: {listed(map(repr, names))}. Pass the full name of one"
+            + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
+        )
+    return names[0], model.get_submodule(names[0])
 
 
 def name_of(model: nn.Module, module: nn.Module) -> str:
@@ -86,7 +79,7 @@ class NamedFeature:
 
 def find_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:
     """Find the module of ``"name:port.item.item"``; without a colon, its output is meant."""
-    port, items = "output", list[str]()
+    port, items = "output", []
     if isinstance(feature, str):
         feature, colon, rest = feature.partition(":")
         if colon:

@@ -139,10 +139,9 @@ def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axi
     if output.ndim >= 4:
         return 1
     raise ShapeError(
-        f"cannot tell which axis of the output of task {task!r}, shape {list(output.shape)}, holds classes (the "
-        f"feature map has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for "
-        "one value per position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last "
-        "axis."
+        f"cannot tell which axis of the output of task {task!r}, shape {list(output.shape)}, holds classes (the feature map "
+        f"has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for one value per "
+        "position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last axis."
     )
 
 
