@@ -1,4 +1,4 @@
-"""What each head is handed in place of the shared feature map."""
+"""The tensor that each head is handed in place of the shared feature map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hooks that record the latest forward of a model: its shared feature map, and what its heads make of it."""
+"""The hooks that record the latest forward of a model: its shared feature map, and the outputs of its heads."""
 
 from __future__ import annotations
 
@@ -94,14 +94,12 @@ class FeatureCapture:
 
     def remove(self) -> None:
         self._hooks.remove()
-        self._forget()
-        self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
+        self._forget("the regularizer was removed from the model. Build a new SaliencyRegularizer")
 
     def drop(self) -> None:
         """Drop the latest forward and free its graph. A forward without gradients is kept, because it holds no graph."""
         if self._latest is not None and self._latest.active:
-            self._forget()
-            self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
+            self._forget("the latest forward was dropped by a call without gradients. Call the model again")
 
     def describe(self) -> tuple[str, str]:
         """Describe the heads and the feature, for a person."""
@@ -113,7 +111,7 @@ class FeatureCapture:
         return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)
 
     def take(self, *, empty_on: torch.device | None = None) -> CapturedForward | None:
-        """Return the latest forward and release it; ``None`` if it ran without gradients. A CaptureError says why not.
+        """Return the latest forward and release it; ``None`` if it ran without gradients.
 
         With ``empty_on``, also return a forward without heads, as other processes may have some: on the device of the
         heads, or else on this one.
@@ -126,9 +124,8 @@ class FeatureCapture:
         if self.run_all and recorded.problem is None:
             self._run_others(recorded)
         carried = self.aliases.end_forward()
-        self._forget()
+        self._forget("the latest forward was read already: call the model once before each call of the regularizer")
         self._running = False
-        self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
         try:
             return checked_forward(recorded, self.heads, self.feature_names, carried)
         except NoHeadRanError as error:
@@ -152,8 +149,9 @@ class FeatureCapture:
                     statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
                     functional_call(module, statistics, args, kwargs)
 
-    def _forget(self) -> None:
+    def _forget(self, why: str) -> None:
         self._latest = None
+        self._why_none = why
         self.aliases.forget()
 
     # What the hooks call, in the order in which a forward runs. Checkpointing runs modules again during the backward pass:
@@ -175,8 +173,7 @@ class FeatureCapture:
         self._running = False
         exception = sys.exc_info()[1]
         if exception is not None and exception is not self._exception_before:
-            self._forget()
-            self._why_none = "the latest forward raised an exception. Call the model again"
+            self._forget("the latest forward raised an exception. Call the model again")
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
 

@@ -1,4 +1,4 @@
-"""Which modules of a model are its task heads."""
+"""Finding the modules of a model that are its task heads."""
 
 from __future__ import annotations
 
