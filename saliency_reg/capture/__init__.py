@@ -1,7 +1,7 @@
-"""What one forward leaves behind: the shared feature maps, the heads that ran, and their outputs.
+"""Capturing one forward: the shared feature maps, the heads that ran, and their outputs.
 
-Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, what
-they leave), ``aliases`` (:class:`HeadAliases`, what each head is handed; surgery hands out its own, of which nothing is
+Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
+they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
 known here). ``heads`` and ``lookup`` find modules, ``nested`` finds tensors in nested arguments.
 """
 

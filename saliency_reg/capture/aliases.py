@@ -1,4 +1,4 @@
-"""What each head is handed in place of the shared feature map."""
+"""The tensor that each head is handed in place of the shared feature map."""
 
 from __future__ import annotations
 
@@ -13,17 +13,11 @@ from .forward import HeadRun
 from .heads import Heads
 from .nested import Item, first_tensor, put_argument
 
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 class HeadAliases:
-    """Hands each head a view of its own, so that one autograd call returns the gradient of every head.
+    """Hands each head a view of its own (no copy), so that one autograd call returns the gradient of every head.
 
-    A view is no copy. Gradient surgery derives from this class and hands out aliases where the gradients of all tasks meet
-    again in the backward pass: the capture calls these methods and knows nothing of what they do.
-
-    Args:
-        heads: of the model.
+    Gradient surgery derives from this class: the capture calls these methods and knows nothing of what they do there.
     """
 
     def __init__(self, heads: Heads) -> None:
@@ -44,54 +38,41 @@ class HeadAliases:
         return None
 
     def forget(self) -> None:
-        """Let go of the latest forward."""
+        """Forget the latest forward."""
 
     def of_feature(self, index: int, feature: Tensor, *, recorded: bool) -> Tensor | None:
         """Return what takes the place of a named feature map; ``None`` for nothing.
 
-        Args:
-            index: of the feature map.
-            feature: the tensor.
-            recorded: false where checkpointing recomputes it, which has to go the way that the forward went.
+        ``recorded`` is false where checkpointing recomputes it, which has to go the way that the forward went.
         """
-        return self.requiring_grad(feature)
+        return self._requiring_grad(feature)
 
     def hand_out(
         self, head: int, args: tuple[Any, ...], kwargs: dict[str, Any], features: Sequence[Tensor], *, recorded: bool
-    ) -> tuple[_Arguments, Edge | None]:
-        """Return the arguments of a head with its alias in them, and where that alias is in the graph.
+    ) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], Edge | None]:
+        """Return the arguments of a head, with its alias in them if there is one, and where it reads in the graph.
 
-        Args:
-            head: its index.
-            args, kwargs: what it was called with; returned as they are where there is no alias.
-            features: the named feature maps of this forward.
-            recorded: as in :meth:`of_feature`.
+        ``features`` are the named feature maps of this forward; ``recorded`` is as in :meth:`of_feature`.
         """
-        place = first_tensor(args, kwargs)
-        if place is None:
+        path, source = first_tensor(args, kwargs)
+        if source is None:
             return (args, kwargs), None
-        source: Tensor = args[place] if isinstance(place, int) else kwargs[place]
-        alias = self.requiring_grad(source)
+        alias = self._requiring_grad(source)
         if alias is None and self.for_penalty and source.requires_grad:
             alias = source.view_as(source)
         if alias is None:
             return (args, kwargs), edge_of(source)
-        return put_argument(args, kwargs, (place,), alias), edge_of(alias)
+        return put_argument(args, kwargs, path, alias), edge_of(alias)
 
     def after_head(self, head: int, returned: Any, run: HeadRun, items: Sequence[Item], feature: Tensor | None) -> Any:
         """Return what takes the place of all that a head ``returned``; ``None`` for nothing.
 
-        Args:
-            head: its index.
-            returned: by the head.
-            run: with its task's output.
-            items: which part of ``returned`` that is.
-            feature: the first named feature map.
+        ``items`` lead to the task's output in it, and ``feature`` is the first named feature map.
         """
         return None
 
-    def requiring_grad(self, tensor: Tensor) -> Tensor | None:
-        """The same values as a tensor that requires grad, behind a frozen backbone, if any head can be trained."""
+    def _requiring_grad(self, tensor: Tensor) -> Tensor | None:
+        """Return the same values as a tensor that requires grad, behind a frozen backbone, if any head can be trained."""
         if tensor.requires_grad:
             return None
         if not any(parameter.requires_grad for head in self.heads.modules for parameter in head.parameters()):

@@ -1,23 +1,24 @@
-"""The hooks that record the latest forward of a model: its shared feature map, and what its heads make of it."""
+"""The hooks that record the latest forward of a model: its shared feature map, and the outputs of its heads."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..distributed import ShardedHeads, is_sharded
 from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError, TaskError, WrongTypeError
 from ..tasks import first_few
 from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of
 from .aliases import HeadAliases
-from .forward import CapturedForward, HeadCall, HeadRun, RecordedForward, SeenFeature, check_forward
+from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
 from .heads import Heads
-from .lookup import find_module, parse_feature
+from .lookup import find_feature
 from .nested import Item, contents, first_tensor, pick, put, put_argument
 
 #: What the public ``feature=`` accepts.
@@ -25,20 +26,11 @@ FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
 
 
 class FeatureCapture:
-    """Hooks on a model that record the latest forward.
+    """Hooks on a model that record the latest forward, until it is read or the next one with gradients begins.
 
-    A forward begins when the model is called, or, for models whose parts are called one by one, when a head runs
-    that has run already. It is kept until it is read or until the next one with gradients begins.
-
-    Args:
-        model: the module whose call brackets a forward; may be a wrapper such as DistributedDataParallel.
-        heads: its heads.
-        feature: the module whose output (``"name"``, ``"name:output"``, ``"name:output.0"``) or input
-            (``"name:input"``) is the feature map, or several of them; by default what the heads are called with.
-        output: which part of what a head returns is its task's output, for all heads or ``{task: part}``.
-        aliases: what heads are handed in place of the feature map; by default a view each.
-        run_all: heads that did not run in a forward are run when it is read, as those that did were called.
-        keep: let the model keep this object alive.
+    A forward begins when the model is called, or, for models whose parts are called one by one, when a head runs that has
+    run already. With ``run_all``, heads that did not run in it are run when it is read, as those that did were called.
+    With ``keep``, the model keeps this object alive.
     """
 
     def __init__(
@@ -73,113 +65,97 @@ class FeatureCapture:
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        self._hooks = ModuleHooks(self, keep)
         chosen = [] if feature is None else [feature] if isinstance(feature, (str, nn.Module)) else list(feature)
-        self._addresses = [parse_feature(one) for one in chosen]
-        found = [find_module(model, address.module, "feature") for address in self._addresses]
-        self.feature_names = [name + address.suffix for (name, _), address in zip(found, self._addresses)]
+        features = [find_feature(model, one) for one in chosen]
+        self.feature_names = [named.name for named in features]
+        self._feature_items = [named.items for named in features]
         if len(set(self.feature_names)) < len(self.feature_names):
             raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
         # All has been checked: nothing was set on the model before this line.
-        self._set_hooks(model, [module for _, module in found])
-
-    def _set_hooks(self, model: nn.Module, features: Sequence[nn.Module]) -> None:
+        self._hooks = ModuleHooks(self, keep)
         # Before FSDP2 gathers what this may free.
         self._hooks.before(model, self._before_model, first=is_sharded(model))
         self._hooks.after(model, self._after_model, always=True)
-        for index, (module, address) in enumerate(zip(features, self._addresses)):
-            if address.port == "output":
-                self._hooks.after(module, self._after_feature, index)
+        for index, named in enumerate(features):
+            if named.port == "output":
+                self._hooks.after(named.module, self._after_feature, index)
             else:
-                self._hooks.before(module, self._before_feature, index)
-        for index, module in enumerate(self.heads.modules):
+                self._hooks.before(named.module, self._before_feature, index)
+        for index, module in enumerate(heads.modules):
             # FSDP2 hands each head a tensor of its own, which comes from the shared one.
             self._hooks.before(module, self._before_head, index, first=is_sharded(module))
             self._hooks.after(module, self._after_head, index)
 
     @classmethod
     def attached_to(cls, model: nn.Module) -> list[FeatureCapture]:
-        """The captures whose hooks are on the modules of ``model``."""
+        """Return the captures whose hooks are on the modules of ``model``."""
         owners = [owner for module in model.modules() for owner in owners_of_hooks(module)]
         return list(dict.fromkeys(owner for owner in owners if isinstance(owner, cls)))
 
     def remove(self) -> None:
-        """Take all hooks off and forget the latest forward."""
         self._hooks.remove()
-        self._forget()
-        self._why_none = "the regularizer was removed from the model. Build a new SaliencyRegularizer"
+        self._forget("the regularizer was removed from the model. Build a new SaliencyRegularizer")
 
     def drop(self) -> None:
         """Drop the latest forward and free its graph. A forward without gradients is kept, because it holds no graph."""
         if self._latest is not None and self._latest.active:
-            self._forget()
-            self._why_none = "the latest forward was dropped by a call without gradients. Call the model again"
+            self._forget("the latest forward was dropped by a call without gradients. Call the model again")
 
     def describe(self) -> tuple[str, str]:
-        """Heads and feature, for a person."""
+        """Describe the heads and the feature, for a person."""
         names = self.heads.names
         heads = f"{names[0]!r}, one column per task" if self.heads.columns else first_few(names)
         return heads, ", ".join(self.feature_names) or "what the heads are called with"
 
     def device(self) -> torch.device | None:
-        """The device of the heads, if they have parameters."""
-        parameter = next((p for head in self.heads.modules for p in head.parameters()), None)
-        return None if parameter is None else parameter.device
+        return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)
 
     def take(self, *, empty_on: torch.device | None = None) -> CapturedForward | None:
         """Return the latest forward and release it; ``None`` if it ran without gradients.
 
-        Args:
-            empty_on: return a forward without heads, too, as other processes may have some: on the device of the heads,
-                or else on this one.
-
-        Raises:
-            NoHeadRanError: the forward was one without heads.
-            CaptureError: there is no unread forward, or it cannot be used; the message says why.
+        With ``empty_on``, also return a forward without heads, as other processes may have some: on the device of the
+        heads, or else on this one.
         """
         recorded = self._latest
         if recorded is None:
             raise CaptureError(f"{self._why_none}. It reads each forward once.")
         if not recorded.active:
             return None
-        if self.run_all:
+        if self.run_all and recorded.problem is None:
             self._run_others(recorded)
         carried = self.aliases.end_forward()
-        self._forget()
+        self._forget("the latest forward was read already: call the model once before each call of the regularizer")
         self._running = False
-        self._why_none = "the latest forward was read already: call the model once before each call of the regularizer"
-        modules, columns = self.heads.modules, self.heads.columns
         try:
-            checked = check_forward(recorded, self.heads, self.feature_names)
+            return checked_forward(recorded, self.heads, self.feature_names, carried)
         except NoHeadRanError as error:
             if empty_on is None:
                 raise
+            modules, columns = self.heads.modules, self.heads.columns
             return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
-        if checked is None:
-            return None
-        ran, outputs, features = checked
-        return CapturedForward(ran, outputs, features, features[0].tensor.device, modules, columns, carried)
 
     def _run_others(self, recorded: RecordedForward) -> None:
         """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""
-        call = recorded.call
-        if call is None or recorded.problem is not None:
+        if recorded.call is None:
             return
-        tensors = [one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)]
+        args, kwargs, autocast = recorded.call
+        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
         devices = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
-        autocast = nullcontext() if call.autocast is None else torch.autocast(*call.autocast)
         self._running = True  # it is no new forward
         with torch.random.fork_rng(devices=devices), autocast:
             for index, module in enumerate(self.heads.modules):
                 if index not in recorded.runs:
-                    with _buffers_kept(module):
-                        module(*call.args, **call.kwargs)
+                    # Running statistics are copies, so that samples of another task do not move them.
+                    statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
+                    functional_call(module, statistics, args, kwargs)
 
-    def _forget(self) -> None:
+    def _forget(self, why: str) -> None:
         self._latest = None
+        self._why_none = why
         self.aliases.forget()
 
-    # What the hooks call, in the order in which a forward runs.
+    # What the hooks call, in the order in which a forward runs. Checkpointing runs modules again during the backward pass:
+    # that is no new forward, but it has to go the way that the forward went.
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.enabled or in_backward():
@@ -197,31 +173,27 @@ class FeatureCapture:
         self._running = False
         exception = sys.exc_info()[1]
         if exception is not None and exception is not self._exception_before:
-            self._forget()
-            self._why_none = "the latest forward raised an exception. Call the model again"
+            self._forget("the latest forward raised an exception. Call the model again")
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
 
     def _after_feature(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
-        items = self._addresses[index].items
+        items = self._feature_items[index]
         replaced = self._on_feature(index, pick(output, items), output)
         return None if replaced is None else put(output, items, replaced)
 
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        items = self._addresses[index].items
-        if not items:
-            first = first_tensor(args, kwargs)
-            items = () if first is None else (first,)
+        items = self._feature_items[index] or first_tensor(args, kwargs)[0]
         whole = args if items and isinstance(items[0], int) else kwargs
         replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
         return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
     def _on_feature(self, index: int, feature: Any, whole: Any) -> Tensor | None:
         """Record a named feature; return what takes its place."""
-        if not self._records():
-            # A recomputation has to take the same way as the forward did.
-            takes_part = self._live() and isinstance(feature, Tensor)
-            return self.aliases.of_feature(index, feature, recorded=False) if takes_part else None
+        if not self._live():
+            return None
+        if in_backward():
+            return self.aliases.of_feature(index, feature, recorded=False) if isinstance(feature, Tensor) else None
         recorded = self._current()
         if not self._running and recorded.runs:
             recorded = self._begin()
@@ -242,45 +214,41 @@ class FeatureCapture:
             if self.enabled and not in_backward() and not self._running and self._latest is None:
                 self._latest = RecordedForward(active=False)
             return None
-        if not self._records():
-            (new_args, new_kwargs), _ = self.aliases.hand_out(index, args, kwargs, (), recorded=False)
-            return None if new_args is args and new_kwargs is kwargs else (new_args, new_kwargs)
-        self._before_recorded_head(index)
-        recorded = self._current()
-        run = _run_of(args, kwargs, recorded)
+        if in_backward():
+            return self.aliases.hand_out(index, args, kwargs, (), recorded=False)[0]
+        recorded = self._forward_of(index)
+        run = _run_of(self.heads.names[index], first_tensor(args, kwargs)[1], recorded)
         if self.run_all and run.source is not None and recorded.call is None:
-            recorded.call = HeadCall.of(args, kwargs, run.source)
+            recorded.call = args, dict(kwargs), _autocast_as_now(run.source.device.type)
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
-        if new_args is args and new_kwargs is kwargs:
-            return None
-        recorded.aliased = True
+        recorded.aliased |= new_args is not args or new_kwargs is not kwargs
         return new_args, new_kwargs
 
-    def _before_recorded_head(self, index: int) -> None:
-        """Begin a forward where the model is not called as a whole; note what cannot be used."""
+    def _forward_of(self, index: int) -> RecordedForward:
+        """Return the forward that this head runs in, which begins here where the model is not called as a whole."""
         recorded = self._current()
-        if not self._running and self.aliases.done:
-            self._begin()
-        elif not self._running and recorded.complete:
-            self._begin().displaced = len(recorded.runs)
-        elif not self._running and index in recorded.runs:
-            self._begin()
-        elif index in recorded.runs:
+        if self._running and index in recorded.runs:
             recorded.problem = (
                 f"head {self.heads.names[index]!r} ran twice in one forward, so its output is not one per sample. Call "
                 "the model once per view, or pass regularizer(outputs=..., features=...)."
             )
+        elif not self._running and self.aliases.done:
+            return self._begin()
+        elif not self._running and (recorded.complete or index in recorded.runs):
+            displaced = len(recorded.runs) if recorded.complete else 0
+            recorded = self._begin()
+            recorded.displaced = displaced
+        return recorded
 
     def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
-        run = self._latest.runs.get(index) if self._latest is not None and self._records() else None
-        if run is None:
+        recorded = self._latest
+        if recorded is None or index not in recorded.runs or not self._live() or in_backward():
             return None
-        items = self._output_items[index]
+        run, items = recorded.runs[index], self._output_items[index]
         run.output = pick(output, items)
         run.whole = not items
-        recorded = self._current()
         if run.output is None and items:
             recorded.problem = (
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
@@ -294,10 +262,6 @@ class FeatureCapture:
     def _live(self) -> bool:
         return self.enabled and torch.is_grad_enabled()
 
-    def _records(self) -> bool:
-        """Checkpointing runs modules again during the backward pass: that is no new forward."""
-        return self._live() and not in_backward()
-
     def _current(self) -> RecordedForward:
         latest = self._latest
         return latest if latest is not None and latest.active else self._begin()
@@ -308,27 +272,19 @@ class FeatureCapture:
         return self._latest
 
 
-def _run_of(args: Any, kwargs: Any, recorded: RecordedForward) -> HeadRun:
-    """A run that begins with these arguments; heads that read one tensor share its place before any of them ran."""
-    first = first_tensor(args, kwargs)
-    if first is None:
-        return HeadRun(None, None, -1)
-    source: Tensor = args[first] if isinstance(first, int) else kwargs[first]
+def _run_of(name: str, source: Tensor | None, recorded: RecordedForward) -> HeadRun:
+    """Begin a head's run; heads that read one tensor share its place before any of them ran."""
+    if source is None:
+        return HeadRun(name, None, None, -1)
     known = [run.source_edge for run in recorded.runs.values() if run.source is source]
-    return HeadRun(source, known[-1] if known else edge_of(source), version_of(source))
+    return HeadRun(name, source, known[-1] if known else edge_of(source), version_of(source))
 
 
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Within, running statistics are copies, so that samples of another task do not move them."""
-    before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
-    try:
-        for own, name, buffer in before:
-            own._buffers[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for own, name, buffer in before:
-            own._buffers[name] = buffer
+def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
+    """Return a context with the autocast that is on now for this kind of device."""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
 
 def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, same_tensor, version_of
 from .heads import Heads
+from .lookup import listed
 
 
 @dataclass
 class HeadRun:
     """One head's part in a forward."""
 
+    name: str
     source: Tensor | None  # the tensor that the head was called with
     source_edge: Edge | None  # where that was in the graph before any head ran on it
     version: int  # of the source, before this head ran
@@ -26,24 +29,6 @@ class HeadRun:
     output_version: int = -1
     changed_source: bool = False
     whole: bool = True  # the output is all that the head returned
-
-
-@dataclass
-class HeadCall:
-    """How a head was called."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    autocast: tuple[str, torch.dtype, bool] | None  # kind of device, number format, whether it was on
-
-    @classmethod
-    def of(cls, args: Any, kwargs: Any, source: Tensor) -> HeadCall:
-        """The call with these arguments, in the autocast that is on now for the device of ``source``."""
-        kind = source.device.type
-        autocast = None
-        if torch.amp.is_autocast_available(kind):
-            autocast = (kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-        return cls(tuple(args), dict(kwargs), autocast)
 
 
 @dataclass
@@ -64,7 +49,8 @@ class RecordedForward:
     features: dict[int, SeenFeature] = field(default_factory=dict)
     aliased: bool = False  # heads were handed aliases
     complete: bool = False  # the model's own forward has ended with heads in it
-    call: HeadCall | None = None  # how a head was called, to call the others like it
+    # How a head was called (args, kwargs, autocast), to call the others like it.
+    call: tuple[Any, Any, AbstractContextManager[Any]] | None = None
     displaced: int = 0  # number of heads in the unread forward that heads called one by one put an end to
     problem: str | None = None
 
@@ -74,34 +60,23 @@ class FeatureMap:
     """One feature map, and where its gradients are taken."""
 
     tensor: Tensor
-    edges: list[list[Edge]]  # one list per head that ran: the gradients there add up to its saliency
+    edges: Sequence[Sequence[Edge]]  # one list per head that ran: the gradients there add up to its saliency
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
 
 
 @dataclass
 class CapturedForward:
-    """One forward, ready to be differentiated.
+    """One forward, ready to be differentiated."""
 
-    Attributes:
-        ran: indices of the heads that ran.
-        outputs: one for each of them.
-        features: the feature maps, at least one unless no head ran.
-        device: of the feature maps, or else of the heads.
-        modules: the head modules; a single one if ``columns``, none where outputs were passed by hand.
-        columns: whether a single module has a column for each task.
-        carried: what the aliases left with this forward; only those who made them know.
-        no_heads: why there is nothing in it; only where other processes may have more.
-    """
-
-    ran: list[int]
-    outputs: list[Tensor]
-    features: list[FeatureMap]
-    device: torch.device
-    modules: Sequence[nn.Module] = ()
-    columns: bool = False
-    carried: Any = None
-    no_heads: NoHeadRanError | None = None
+    ran: list[int]  # indices of the heads that ran
+    outputs: list[Tensor]  # one for each of them
+    features: list[FeatureMap]  # at least one, unless no head ran
+    device: torch.device  # of the feature maps, or else of the heads
+    modules: Sequence[nn.Module] = ()  # the heads; a single one if ``columns``, none where outputs were passed by hand
+    columns: bool = False  # whether a single module has a column for each task
+    carried: Any = None  # what the aliases left with this forward; only those who made them know
+    no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
     def batch_size(self) -> int:
@@ -109,41 +84,31 @@ class CapturedForward:
         return len(self.features[0].tensor) if self.features else 0
 
     def tasks(self, num_tasks: int) -> Sequence[int]:
-        """The tasks that can have a saliency: all columns of a single head, or the heads that ran."""
+        """Return the tasks that can have a saliency: all columns of a single head, or the heads that ran."""
         return range(num_tasks) if self.columns and self.ran else self.ran
 
 
-def check_forward(
-    recorded: RecordedForward, heads: Heads, feature_names: Sequence[str]
-) -> tuple[list[int], list[Tensor], list[FeatureMap]] | None:
-    """The heads that ran, their outputs, and the feature maps; ``None`` if the outputs carry no graph.
-
-    Raises:
-        NoHeadRanError: no head ran in it.
-        CaptureError: the forward cannot be used; the message says why.
-    """
+def checked_forward(
+    recorded: RecordedForward, heads: Heads, feature_names: Sequence[str], carried: Any
+) -> CapturedForward | None:
+    """Return what was recorded if it can be used, ``None`` if the outputs carry no graph; else raise a CaptureError."""
     if recorded.problem is not None:
         raise CaptureError(recorded.problem)
-    names = heads.names
     ran = sorted(recorded.runs)
-    if not ran:
+    runs = [recorded.runs[index] for index in ran]
+    if not runs:
         raise NoHeadRanError(
-            f"no head ran in the latest forward; the heads are {list(names)}. Choose heads that the model's forward "
+            f"no head ran in the latest forward; the heads are {list(heads.names)}. Choose heads that the model's forward "
             "calls as modules, head(feature), not inside a reentrant checkpoint (pass use_reentrant=False), or pass "
             "regularizer(outputs=..., features=...)."
         )
-    if len(ran) < recorded.displaced:
+    if len(runs) < recorded.displaced:
         raise CaptureError(
-            f"heads {[names[index] for index in ran]} ran again on their own after the model's forward, which had "
+            f"heads {[run.name for run in runs]} ran again on their own after the model's forward, which had "
             "not been read. Call regularizer() right after the model, before heads are called on their own."
         )
-    runs = [recorded.runs[index] for index in ran]
-    names = tuple(names[index] for index in ran)
-    if not _have_graphs(runs, names):
+    if not _have_graphs(runs):
         return None
-    outputs = [run.output for run in runs]
-    if not feature_names:
-        return ran, outputs, [_what_the_heads_read(recorded, runs, names)]
     if missing := [name for index, name in enumerate(feature_names) if index not in recorded.features]:
         raise CaptureError(
             f"the feature {missing[0]!r} did not run with gradients in the latest forward. Choose a module that the "
@@ -156,65 +121,60 @@ def check_forward(
         if all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs) and seen.version == min(
             run.version for run in runs
         ):
-            features.append(_what_the_heads_read(recorded, runs, names))
+            features.append(_what_the_heads_read(runs, recorded.aliased))
             continue
         if seen.edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
         features.append(FeatureMap(seen.tensor, [[seen.edge] for _ in runs], separate=False, direct=False))
-    return ran, outputs, features
+    if not feature_names:
+        features.append(_what_the_heads_read(runs, recorded.aliased))
+    outputs, device = [run.output for run in runs], features[0].tensor.device
+    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, carried)
 
 
-def _have_graphs(runs: Sequence[HeadRun], names: Sequence[str]) -> bool:
-    for name, run in zip(names, runs):
+def _have_graphs(runs: Sequence[HeadRun]) -> bool:
+    for run in runs:
         if not isinstance(run.output, Tensor):
             raise CaptureError(
-                f"head {name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is with "
+                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is with "
                 "output='logits' (a key or attribute), output=0 (an index) or a function, or choose the module whose "
                 "output is the tensor."
             )
         if not run.output.is_floating_point():
             raise CaptureError(
-                f"the output of head {name!r} is {run.output.dtype}, which has no gradient. Choose the module that returns "
-                "the logits, or say which part they are with output=."
+                f"the output of head {run.name!r} is {run.output.dtype}, which has no gradient. Choose the module that "
+                "returns the logits, or say which part they are with output=."
             )
         if run.output_version != version_of(run.output):
             raise CaptureError(
-                f"the output of head {name!r} was changed in place after the head returned it (sigmoid_(), +=, ...). "
+                f"the output of head {run.name!r} was changed in place after the head returned it (sigmoid_(), +=, ...). "
                 "Use the operation that makes a new tensor."
             )
-    if without := [name for name, run in zip(names, runs) if not run.output.requires_grad]:
-        if len(without) == len(names):
-            return False
+    without = [run.name for run in runs if not run.output.requires_grad]
+    if without and len(without) < len(runs):
         raise CaptureError(
-            f"the outputs of heads {without} carry no graph, those of the others do. Do not run single heads under "
-            "no_grad."
+            f"the outputs of heads {without} carry no graph, those of the others do. Do not run single heads under no_grad."
         )
-    return True
+    return not without
 
 
-def _what_the_heads_read(recorded: RecordedForward, runs: Sequence[HeadRun], names: Sequence[str]) -> FeatureMap:
+def _what_the_heads_read(runs: Sequence[HeadRun], aliased: bool) -> FeatureMap:
+    if without := [run.name for run in runs if run.source is None]:
+        raise CaptureError(
+            f"head {without[0]!r} was called without a floating-point tensor. Name the feature map, e.g. "
+            "feature='backbone', choose the module that reads it, or pass regularizer(outputs=..., features=...)."
+        )
     sources = [run.source for run in runs if run.source is not None]
-    if len(sources) < len(runs):
-        name = next(name for name, run in zip(names, runs) if run.source is None)
-        raise CaptureError(
-            f"head {name!r} was called without a floating-point tensor. Name the feature map, e.g. feature='backbone', "
-            "choose the module that reads it, or pass regularizer(outputs=..., features=...)."
-        )
     if not all(same_tensor(source, sources[0]) for source in sources):
-        shapes = {name: list(source.shape) for name, source in zip(names, sources)}
+        shapes = {run.name: list(source.shape) for run, source in zip(runs, sources)}
+        read = listed([f"{name} reads {shape}" for name, shape in shapes.items()], most=4)
         raise CaptureError(
-            f"the heads do not read the same tensor: {_shortened(shapes)}. Name the module whose output they share, "
+            f"the heads do not read the same tensor: {read}. Name the module whose output they share, "
             "e.g. feature='backbone', or 'pool:input' for the input of a module."
         )
     # Heads that work in place write into the shared tensor: their aliases are not where they started.
     changed = any(run.changed_source for run in runs)
-    separate = recorded.aliased and not (changed and runs[0].source_edge is not None)
+    separate = aliased and not (changed and runs[0].source_edge is not None)
     found = [run.edge if separate else run.source_edge for run in runs]
     edges = [[edge] for edge in found if edge is not None]
-    direct = not changed and all(run.whole for run in runs)
-    return FeatureMap(sources[0], edges, separate=separate, direct=direct)
-
-
-def _shortened(shapes: dict[str, list[int]], most: int = 4) -> str:
-    shown = ", ".join(f"{name} reads {shape}" for name, shape in list(shapes.items())[:most])
-    return shown + (f" and {len(shapes) - most} more" if len(shapes) > most else "")
+    return FeatureMap(sources[0], edges, separate=separate, direct=not changed and all(run.whole for run in runs))

@@ -18,109 +18,87 @@ from ..errors import (
 )
 
 
-def match_names(model: nn.Module, wanted: str) -> list[str]:
-    """Names of the modules that ``wanted`` means: exact name, else dotted suffix, else pattern.
+def match_names(model: nn.Module, wanted: str, what: str) -> list[str]:
+    """Return the names of the modules that ``wanted`` means: exact name, else dotted suffix, else pattern.
 
-    In a pattern ``*``, ``?`` and ``[...]`` stay inside one component, so ``"heads.*"`` means the direct children.
+    In a pattern ``*``, ``?`` and ``[...]`` stay inside one component, so ``"heads.*"`` means the direct children. ``what``
+    says in errors what the modules are for.
     """
     names = [name for name, _ in model.named_modules() if name]
-    if wanted in names:
-        return [wanted]
-    if suffixed := [name for name in names if name.endswith("." + wanted)]:
-        return suffixed
-    pattern = wanted.split(".")
-    return [
-        name
-        for name in names
-        if len(parts := name.split(".")) == len(pattern)
-        and all(fnmatch.fnmatchcase(part, piece) for part, piece in zip(parts, pattern))
-    ]
-
-
-def is_pattern(wanted: str) -> bool:
-    """Whether a name is meant as a pattern."""
-    return any(character in wanted for character in "*?[")
-
-
-def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[str, nn.Module]:
-    """The one module that ``wanted`` names or is; ``what`` says in errors what it was for."""
-    if isinstance(wanted, nn.Module):
-        return name_of(model, wanted), wanted
-    if not isinstance(wanted, str):
-        raise WrongTypeError(f"a {what} is given by its name or as a module, found {type(wanted).__name__}.")
-    names = match_names(model, wanted)
-    if len(names) > 1:
-        raise AmbiguousModuleError(
-            f"{what} {wanted!r} means several modules: {_listed(names)}. Pass the full name of one"
-            + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
-        )
-    if not names:
-        raise not_found(model, wanted, what)
-    return names[0], model.get_submodule(names[0])
-
-
-def not_found(model: nn.Module, wanted: str, what: str) -> ModuleNotFoundInModelError:
-    """The error for a name that matches nothing, with near misses."""
-    names = [name for name, _ in model.named_modules() if name]
-    by_last: dict[str, str] = {name.rpartition(".")[2]: name for name in names}
+    found = [wanted] if wanted in names else [name for name in names if name.endswith("." + wanted)]
+    if not found:
+        pattern = wanted.split(".")
+        found = [
+            name
+            for name in names
+            if len(parts := name.split(".")) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
+        ]
+    if found:
+        return found
+    by_last = {name.rpartition(".")[2]: name for name in names}
     near = difflib.get_close_matches(wanted, [*names, *by_last], n=3, cutoff=0.5)
-    hint = (
-        f"Did you mean {_listed(dict.fromkeys(by_last.get(str(name), str(name)) for name in near))}?"
-        if near
-        else (f"It has {_listed(name for name, _ in model.named_children()) or 'no sub-modules'}.")
-    )
+    if near:
+        hint = f"Did you mean {listed(map(repr, dict.fromkeys(by_last.get(name, name) for name in near)))}?"
+    else:
+        hint = f"It has {listed(repr(name) for name, _ in model.named_children()) or 'no sub-modules'}."
     error = HeadNotFoundError if what == "head" else ModuleNotFoundInModelError
-    return error(
+    raise error(
         f"{type(model).__name__} has no {what} {wanted!r}. {hint} Names are those of model.named_modules(); a suffix or "
         "a pattern such as 'heads.*' works too."
     )
 
 
+def find_module(model: nn.Module, wanted: str | nn.Module, what: str) -> tuple[str, nn.Module]:
+    """Return the one module that ``wanted`` names or is."""
+    if isinstance(wanted, nn.Module):
+        return name_of(model, wanted), wanted
+    if not isinstance(wanted, str):
+        raise WrongTypeError(f"a {what} is given by its name or as a module, found {type(wanted).__name__}.")
+    names = match_names(model, wanted, what)
+    if len(names) > 1:
+        raise AmbiguousModuleError(
+            f"{what} {wanted!r} means several modules: {listed(map(repr, names))}. Pass the full name of one"
+            + (", or a pattern such as " + repr("*." + wanted) + " for all of them." if what == "head" else ".")
+        )
+    return names[0], model.get_submodule(names[0])
+
+
 def name_of(model: nn.Module, module: nn.Module) -> str:
-    """The module's name in the model, or its class name where it is not part of it."""
-    for name, candidate in model.named_modules():
-        if candidate is module:
-            return str(name)
-    return type(module).__name__
+    return next((name for name, inner in model.named_modules() if inner is module), type(module).__name__)
 
 
 @dataclass(frozen=True)
-class FeatureAddress:
-    """A feature map as the user names it: ``"encoder"``, ``"encoder:output.last_hidden_state"``, ``"pool:input"``."""
+class NamedFeature:
+    """A feature map that the user has named: ``"encoder"``, ``"encoder:output.last_hidden_state"``, ``"pool:input"``."""
 
-    module: str | nn.Module
-    port: str
+    name: str  # in full
+    module: nn.Module
+    port: str  # "input" or "output"
     items: tuple[int | str, ...]
 
-    @property
-    def suffix(self) -> str:
-        """The part behind the module's name."""
-        return ":" + ".".join([self.port, *map(str, self.items)])
 
-
-def parse_feature(feature: str | nn.Module) -> FeatureAddress:
-    """Split ``"name:port.item.item"``; without a colon, the output is meant.
-
-    Raises:
-        ConfigurationError: another port than ``input`` or ``output``.
-        WrongTypeError: neither a name nor a module.
-    """
-    if isinstance(feature, nn.Module):
-        return FeatureAddress(feature, "output", ())
-    if not isinstance(feature, str):
+def find_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:
+    """Find the module of ``"name:port.item.item"``; without a colon, its output is meant."""
+    port, items = "output", []
+    if isinstance(feature, str):
+        feature, colon, rest = feature.partition(":")
+        if colon:
+            port, *items = rest.split(".")
+        if port not in ("input", "output"):
+            raise ConfigurationError(
+                f"feature= ends in ':{rest}'. Pass '{feature}:output' (the default) or '{feature}:input', and for a part "
+                f"of it '{feature}:output.{rest}'."
+            )
+    elif not isinstance(feature, nn.Module):
         raise WrongTypeError(
             f"a feature is given by its name or as a module (or a list of them), found {type(feature).__name__}."
         )
-    name, colon, rest = feature.partition(":")
-    port, *items = rest.split(".") if colon else ["output"]
-    if port not in ("input", "output"):
-        raise ConfigurationError(
-            f"feature= ends in ':{rest}'. Pass '{name}:output' (the default) or '{name}:input', and for a part of it "
-            f"'{name}:output.{rest}'."
-        )
-    return FeatureAddress(name, port, tuple(int(item) if item.lstrip("-").isdigit() else item for item in items))
+    name, module = find_module(model, feature, "feature")
+    path = tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
+    return NamedFeature(f"{name}:{'.'.join([port, *map(str, path)])}", module, port, path)
 
 
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+def listed(parts: Iterable[str], most: int = 8) -> str:
+    """Join the first ones, and say how many more there are."""
+    parts = list(parts)
+    return ", ".join(parts[:most]) + (f" and {len(parts) - most} more" if len(parts) > most else "")

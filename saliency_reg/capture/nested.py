@@ -30,7 +30,7 @@ def pick(value: Any, items: Sequence[Item]) -> Any:
 
 
 def put(value: Any, items: Sequence[int | str], new: Tensor) -> Any:
-    """A copy of ``value`` with ``new`` where the items lead; what is beside the way is not copied."""
+    """Return a copy of ``value`` with ``new`` where the items lead; what is beside the way is not copied."""
     if not items:
         return new
     item, rest = items[0], items[1:]
@@ -49,27 +49,34 @@ def put(value: Any, items: Sequence[int | str], new: Tensor) -> Any:
     return twin
 
 
+def put_argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], path: Path, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with ``new`` where the path leads; its first step is a position or a name."""
+    if isinstance(path[0], int):
+        return put(args, path, new), kwargs
+    return args, put(kwargs, path, new)
+
+
 def contents(value: Any) -> str:
-    """What can be picked from a value, for an error."""
+    """Say what can be picked from a value, for an error."""
+    kind = f"a {type(value).__name__}"
     if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with the keys {list(value)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"a {type(value).__name__}"
+        return f"{kind} with the keys {list(value)}"
+    return f"{kind} of {len(value)}" if isinstance(value, (tuple, list)) else kind
 
 
-def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | str | None:
-    """Position or name of the first floating-point tensor among the arguments, not inside of lists."""
-    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    return next((name for name, value in named if isinstance(value, Tensor) and value.is_floating_point()), None)
+def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Path, Tensor | None]:
+    """Return the first floating-point tensor among the arguments, not inside of lists, and the way to it."""
+    for name, value in _named(args, kwargs):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return (name,), value
+    return (), None
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Tensor]]:
-    """All floating-point tensors among the arguments, inside of lists, tuples and mappings too, and the ways to them."""
-    waiting: list[tuple[Path, Any]] = [
-        *(((position,), value) for position, value in enumerate(args)),
-        *(((name,), value) for name, value in kwargs.items()),
-    ]
+    """Yield all floating-point tensors among the arguments, inside of lists, tuples and mappings too, with their paths."""
+    waiting: list[tuple[Path, Any]] = [((name,), value) for name, value in _named(args, kwargs)]
     for path, value in waiting:
         if isinstance(value, Tensor):
             if value.is_floating_point():
@@ -80,13 +87,8 @@ def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple
             waiting += [((*path, index), part) for index, part in enumerate(value)]
 
 
-def put_argument(
-    args: tuple[Any, ...], kwargs: dict[str, Any], path: Sequence[int | str], new: Tensor
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments with ``new`` where the path leads; its first step is a position or a name."""
-    if isinstance(path[0], int):
-        return put(args, path, new), kwargs
-    return args, put(kwargs, path, new)
+def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int | str, Any]]:
+    return [*enumerate(args), *kwargs.items()]
 
 
 def _child(value: Any, item: int | str) -> Any:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import NonFiniteError, ShapeError, WrongTypeError
 from ..torch_tools import at_least_float32, check_choice, matmul_is_reduced, without_autocast
@@ -87,7 +83,7 @@ def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tenso
     with without_autocast(saliencies):
         saliencies = saliencies.to(at_least_float32(saliencies.dtype))
         if metric == "l1":
-            distances = summed_l1(saliencies.flatten(2))
+            distances = _summed_l1(saliencies.flatten(2))
         else:
             distances = _PER_SAMPLE[metric](saliencies.flatten(2).transpose(0, 1)).sum(0)  # of [B, T, T]
         if reduction == "mean":
@@ -138,58 +134,29 @@ METRICS = ("l1", *_PER_SAMPLE)
 #: Metrics whose values do not grow with the saliencies.
 BOUNDED_METRICS = ("cosine", "sqchordal")
 
-
 #: Numbers at a time on a CPU, so that they stay in its cache.
 _ENTRIES = 20480
 
 
-def summed_l1(x: Tensor) -> Tensor:
-    """``[T, B, F] -> [T, T]``: ``sum_b |x_i[b] - x_j[b]|`` for ``i < j``, and zero elsewhere. Differentiable once."""
-    distances: Tensor = _SummedL1.apply(x)
-    return distances
+def _summed_l1(x: Tensor) -> Tensor:
+    """Return ``sum_b |x_i[b] - x_j[b]|`` of ``[T, B, F]`` as ``[T, T]``, for ``i < j``. Differentiable once.
 
-
-class _SummedL1(torch.autograd.Function):
-    # Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
-    # its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """``[T, T]``: the distance of each pair, above the diagonal."""
-        ctx.save_for_backward(x)
-        tasks = len(x)
+    Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
+    its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
+    """
+    tasks = len(x)
+    if _by_columns(x):
+        parts = torch.split(x.flatten(1), max(_ENTRIES // tasks, 1), dim=1)
+        row, column = torch.triu_indices(tasks, tasks, 1)
         distances = x.new_zeros(tasks, tasks)
-        if _by_columns(x):
-            row, column = torch.triu_indices(tasks, tasks, 1)
-            total = x.new_zeros(len(row))
-            for part in _parts(x.flatten(1)):
-                total += torch.nn.functional.pdist(part, p=1.0)
-            distances[row, column] = total
-            return distances
-        return torch.cdist(x.transpose(0, 1), x.transpose(0, 1), p=1.0).sum(0).triu(1)
-
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Sums of signs, weighed by the gradients of the pairs."""
-        (x,) = ctx.saved_tensors
-        tasks = len(x)
-        if _by_columns(x):
-            row, column = torch.triu_indices(tasks, tasks, 1)
-            per_pair = gradient[row, column].contiguous()
-            # The derivative of l1 depends on signs alone: the distances that are asked for are not read.
-            found = [torch.ops.aten._pdist_backward(per_pair, part, 1.0, per_pair) for part in _parts(x.flatten(1))]
-            return torch.cat(found, 1).view(x.shape)
-        inside = x.transpose(0, 1).contiguous()
-        both = (gradient.triu(1) + gradient.triu(1).T).expand(len(inside), tasks, tasks).contiguous()
-        result: Tensor = torch.ops.aten._cdist_backward(both, inside, inside, 1.0, both).transpose(0, 1)
-        return result
+        distances[row, column] = sum(torch.nn.functional.pdist(part.contiguous(), p=1.0) for part in parts)
+        return distances
+    x = x.transpose(0, 1)
+    distances = torch.cdist(x, x.detach(), p=1.0).sum(0)
+    if distances.requires_grad:  # the gradient at the second side, too, without computing it in a call of its own
+        distances.register_hook(lambda gradient: gradient + gradient.T)  # type: ignore[no-untyped-call]
+    return distances
 
 
 def _by_columns(x: Tensor) -> bool:
     return x.device.type == "cpu"
-
-
-def _parts(x: Tensor) -> Iterator[Tensor]:
-    for part in torch.split(x, max(_ENTRIES // len(x), 1), dim=1):
-        yield part.contiguous()

@@ -8,43 +8,42 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConnectedError
-from ..torch_tools import Edge, Gradient, gradients_of, without_autocast
+from ..torch_tools import Edge, Gradient, added, gradients_of, without_autocast
+from .pooling import Pooling
 
 
 def input_gradients(
     scalars: Sequence[Tensor],
     features: Sequence[Sequence[Edge]],
     tasks: Sequence[str],
+    pooling: Pooling,
     *,
     at_once: bool,
-    scale: float = 1.0,
-    create_graph: bool = True,
-) -> list[Tensor]:
-    """Gradient of each scalar with respect to its features, added up, times ``scale``.
+    create_graph: bool,
+) -> Tensor:
+    """Return ``[t, B, ...]``: the gradient of each scalar with respect to its features, added up and pooled.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
     returns all gradients. Otherwise there is one call per scalar.
     """
+    found: Sequence[Gradient]
     with without_autocast(scalars[0]):
-        seeds = [torch.full_like(scalar, scale) for scalar in scalars]
-        found: list[Gradient]
+        seeds = [torch.full_like(scalar, pooling.scale) for scalar in scalars]
         if at_once:
-            found = list(_gradients(scalars, [own[0] for own in features], seeds, create_graph))
+            found = _gradients(scalars, [own[0] for own in features], seeds, create_graph)
         else:
-            found = []
-            for scalar, own, seed in zip(scalars, features, seeds):
-                parts = [part for part in _gradients([scalar], own, [seed], create_graph) if part is not None]
-                found.append(sum(parts[1:], start=parts[0]) if parts else None)
+            calls = zip(scalars, features, seeds)
+            found = [added(*_gradients([scalar], own, [seed], create_graph)) for scalar, own, seed in calls]
     if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
         raise NotConnectedError(
             f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
             "pass the tensor itself, not a copy or a detached one."
         )
-    return [gradient for gradient in found if gradient is not None]
+    return torch.stack([pooling.pooled(gradient, pooling.scale) for gradient in found if gradient is not None])
 
 
 def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:
-    """Raise :class:`NotConnectedError` for a scalar without a graph; ``what`` says what it was made of."""
+    """Refuse a scalar without a graph; ``what`` says what it was made of."""
     for task, scalar in zip(tasks, scalars):
         if not scalar.requires_grad:
             advice = (
@@ -56,13 +55,10 @@ def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> N
             raise NotConnectedError(f"the {what} of task {task!r} carries no graph. {advice}, and do not detach it.")
 
 
-def each_reads_its_own(scalars: Sequence[Tensor], own: Sequence[int], features: Sequence[Edge]) -> bool:
-    """Whether scalar ``t`` depends on no feature but ``features[own[t]]``: heads that read others' outputs do not."""
-    for scalar, place in zip(scalars, own):
-        found = _gradients([scalar], features, [torch.ones_like(scalar)], create_graph=False)
-        if any(gradient is not None for other, gradient in enumerate(found) if other != place):
-            return False
-    return True
+def reads_another(scalar: Tensor, own: int, features: Sequence[Edge]) -> bool:
+    """Whether the scalar depends on a feature other than ``features[own]``: on one that another head reads."""
+    found = _gradients([scalar], features, [torch.ones_like(scalar)], create_graph=False)
+    return any(gradient is not None for place, gradient in enumerate(found) if place != own)
 
 
 def _gradients(

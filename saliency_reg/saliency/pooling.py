@@ -10,35 +10,57 @@ from torch import Tensor
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
 from ..torch_tools import at_least_float32, without_autocast
 
-POOLS = ("sum", "mean", None)
 
+class Pooling:
+    """Pools the gradients at a feature map of one shape over its positions; ``mask`` is ``[B, positions...]``."""
 
-def pool_positions(gradient: Tensor, pool: str | None, mask: Tensor | None, channel_axis: int, scale: float) -> Tensor:
-    """``[B, C, positions...] -> [B, C]`` (or unchanged for ``pool=None``), divided by ``scale``, at least float32."""
-    dtype = at_least_float32(gradient.dtype)
-    axes = _position_axes(gradient.shape, channel_axis)
-    with without_autocast(gradient):
-        if mask is not None:
-            mask = mask.to(gradient.device) != 0
-            gradient = torch.where(mask.unsqueeze(channel_axis), gradient, torch.zeros_like(gradient))
-        if pool is None or not axes:
-            return gradient.to(dtype) * (1.0 / scale)
-        total = gradient.sum(axes, dtype=dtype) * (1.0 / scale)
-        if pool == "sum":
-            return total
+    def __init__(self, shape: torch.Size, channel_axis: int | None, pool: str | None, mask: Tensor | None) -> None:
+        self.channel_axis = resolve_channel_axis(shape, channel_axis)
+        self._pool = pool
+        self._mask = mask
+        self._positions = position_sizes(shape, self.channel_axis)
+        # A factor for the gradient that keeps it representable behind an average over the positions: GradScaler does not
+        # scale the inner gradient, and 1/(H*W) alone can underflow float16. A power of two is exact in every other format.
+        self.scale = float(2 ** min(round(math.log2(max(math.prod(self._positions), 1))), 10))
+        #: Whether a pooled gradient tells all that there was in it.
+        self.keeps_all = mask is None and (pool is None or not self._positions)
         if mask is None:
-            return total / math.prod(gradient.shape[axis] for axis in axes)
-        return total / mask.flatten(1).sum(1, keepdim=True).clamp(min=1)
+            return
+        if not isinstance(mask, Tensor):
+            raise WrongTypeError(f"mask must be a tensor, found {type(mask).__name__}.")
+        if len(shape) == 2:
+            raise ShapeError(
+                f"the feature map {list(shape)} has no positions, so a mask of shape {list(mask.shape)} has nothing to "
+                "mask. Leave mask= out, or choose a feature that still has its positions."
+            )
+        if list(mask.shape) != (expected := [shape[0], *self._positions]):
+            raise ShapeError(
+                f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)} without its "
+                f"channel axis {self.channel_axis}. Pass channel_axis= if that axis is wrong."
+            )
+
+    def pooled(self, gradient: Tensor, scale: float = 1.0) -> Tensor:
+        """Return ``[B, C, positions...]`` as ``[B, C]`` (not for ``pool=None``), over ``scale``, at least float32."""
+        dtype = at_least_float32(gradient.dtype)
+        axes = [axis for axis in range(1, gradient.ndim) if axis != self.channel_axis]
+        mask = self._mask
+        with without_autocast(gradient):
+            if mask is not None:
+                mask = mask.to(gradient.device) != 0
+                gradient = torch.where(mask.unsqueeze(self.channel_axis), gradient, torch.zeros_like(gradient))
+            if self._pool is None or not axes:
+                return gradient.to(dtype) * (1.0 / scale)
+            total = gradient.sum(axes, dtype=dtype) * (1.0 / scale)
+            if self._pool == "sum":
+                return total
+            if mask is None:
+                return total / math.prod(self._positions)
+            return total / mask.flatten(1).sum(1, keepdim=True).clamp(min=1)
 
 
-def gradient_scale(shape: torch.Size, channel_axis: int) -> float:
-    """A power of two near the number of positions: the gradient behind an average over them stays representable.
-
-    GradScaler does not scale the inner gradient, and ``1/(H*W)`` alone can underflow float16. A power of two is
-    exact in every other format.
-    """
-    positions = math.prod(shape[axis] for axis in _position_axes(shape, channel_axis))
-    return float(2 ** min(round(math.log2(max(positions, 1))), 10))
+def check_pool(pool: str | None) -> None:
+    if pool not in ("sum", "mean", None):
+        raise ConfigurationError(f"unknown pool {pool!r}. Choose 'sum' or 'mean' over positions, or None to keep them.")
 
 
 def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
@@ -60,30 +82,5 @@ def resolve_channel_axis(shape: torch.Size, channel_axis: int | None) -> int:
     return axis
 
 
-def check_pool(pool: str | None) -> None:
-    """Raise :class:`ConfigurationError` for a pool that does not exist."""
-    if pool not in POOLS:
-        raise ConfigurationError(f"unknown pool {pool!r}. Choose 'sum' or 'mean' over positions, or None to keep them.")
-
-
-def check_mask(mask: Tensor | None, shape: torch.Size, channel_axis: int) -> None:
-    """The mask must have the feature's shape without its channel axis."""
-    if mask is None:
-        return
-    if not isinstance(mask, Tensor):
-        raise WrongTypeError(f"mask must be a tensor, found {type(mask).__name__}.")
-    expected = [size for axis, size in enumerate(shape) if axis != channel_axis]
-    if len(shape) == 2:
-        raise ShapeError(
-            f"the feature map {list(shape)} has no positions, so a mask of shape {list(mask.shape)} has nothing to mask. "
-            "Leave mask= out, or choose a feature that still has its positions."
-        )
-    if list(mask.shape) != expected:
-        raise ShapeError(
-            f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)} without its channel "
-            f"axis {channel_axis}. Pass channel_axis= if that axis is wrong."
-        )
-
-
-def _position_axes(shape: torch.Size, channel_axis: int) -> list[int]:
-    return [axis for axis in range(1, len(shape)) if axis != channel_axis]
+def position_sizes(shape: torch.Size, channel_axis: int) -> list[int]:
+    return [size for axis, size in enumerate(shape) if axis not in (0, channel_axis)]

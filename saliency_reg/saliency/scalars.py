@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import per_task
 from ..torch_tools import at_least_float32
+from .pooling import position_sizes
 
 Scalarize = Union[str, Callable[..., Tensor]]
 #: What the public ``scalarize=`` accepts: one choice for all tasks, or one per task.
@@ -19,13 +20,8 @@ ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
 #: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
 IGNORED_LABEL = -100
 
-
-def _max_minus_mean(logits: Tensor) -> Tensor:
-    return logits.amax(-1) - logits.mean(-1)
-
-
 _WITHOUT_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
-    "auto": _max_minus_mean,
+    "auto": lambda logits: logits.amax(-1) - logits.mean(-1),
     "max": lambda logits: logits.amax(-1),
     "logsumexp": lambda logits: logits.logsumexp(-1),
     "sum": lambda logits: logits.sum(-1),
@@ -40,14 +36,12 @@ PIECEWISE_LINEAR_SCALARIZATIONS = ("auto", "max", "sum", "label")
 
 
 def check_scalarize(scalarize: ScalarizeChoice) -> None:
-    """Raise :class:`ConfigurationError` or :class:`WrongTypeError` for a choice that does not exist."""
+    """Refuse a choice that does not exist."""
     if isinstance(scalarize, Mapping):
-        choices: Sequence[Scalarize] = list(scalarize.values())
-    elif isinstance(scalarize, Sequence) and not isinstance(scalarize, str):
-        choices = scalarize
-    else:
-        choices = [scalarize]
-    for choice in choices:
+        scalarize = list(scalarize.values())
+    if isinstance(scalarize, str) or not isinstance(scalarize, Sequence):
+        scalarize = [scalarize]
+    for choice in scalarize:
         if not isinstance(choice, str) and not callable(choice):
             raise WrongTypeError(
                 f"scalarize must be a name, a callable, or one of them per task; found {type(choice).__name__}."
@@ -80,7 +74,7 @@ def scalar_of(
     feature_shape: torch.Size,
     channel_axis: int,
 ) -> Tensor:
-    """Return a 0-dim tensor, ``sum_b s[b]``: its gradient at sample ``b`` is that of ``s[b]`` alone.
+    """Return ``sum_b s[b]``, 0-dim: its gradient at sample ``b`` is that of ``s[b]`` alone.
 
     A sum, never a mean: a ``1/(B*H*W)`` inside would underflow in float16.
     """
@@ -135,40 +129,30 @@ def _of_label(scores: Tensor, target: Tensor | None, task: str, scalarize: str) 
 
 
 def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axis: int) -> int:
-    """The axis of ``output`` that holds classes: where the feature has its channels, else axis 1."""
+    """Return the axis of ``output`` that holds classes: where the feature has its channels, else axis 1."""
     if output.ndim == 2:
         return 1
-    if output.ndim == len(feature_shape):
-        if channel_axis == 1 or _positions(output.shape, channel_axis) == _positions(feature_shape, channel_axis):
-            return channel_axis
-        if output.ndim >= 4:
-            return 1
-    elif output.ndim >= 4:
+    if output.ndim == len(feature_shape) and (
+        channel_axis == 1 or position_sizes(output.shape, channel_axis) == position_sizes(feature_shape, channel_axis)
+    ):
+        return channel_axis
+    if output.ndim >= 4:
         return 1
     raise ShapeError(
-        f"cannot tell which axis of the output of task {task!r}, shape {list(output.shape)}, holds classes (the "
-        f"feature map has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for "
-        "one value per position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last "
-        "axis."
+        f"cannot tell which axis of the output of task {task!r}, shape {list(output.shape)}, holds classes (the feature map "
+        f"has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for one value per "
+        "position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last axis."
     )
 
 
 def axis_of_columns(output: Tensor, num_tasks: int, feature_shape: torch.Size, channel_axis: int) -> int:
-    """The axis of a head's output that has a column per task.
-
-    Raises:
-        ShapeError, TaskError: there is none, or it has another number of columns.
-    """
+    """Return the axis of a head's output that has a column per task."""
     if output.ndim < 2:
         raise ShapeError(f"the head's output must be [B, {num_tasks}], found {list(output.shape)}.")
-    axis = 1 if output.ndim == 2 else class_axis(output, "all tasks", feature_shape, channel_axis)
+    axis = class_axis(output, "all tasks", feature_shape, channel_axis)
     if output.shape[axis] != num_tasks:
         raise TaskError(
             f"the head's output, shape {list(output.shape)}, has {output.shape[axis]} columns for {num_tasks} tasks. Name "
             "each column once in tasks=."
         )
     return axis
-
-
-def _positions(shape: torch.Size, channel_axis: int) -> list[int]:
-    return [size for axis, size in enumerate(shape) if axis not in (0, channel_axis)]

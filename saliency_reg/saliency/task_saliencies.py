@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from ..capture import CapturedForward, FeatureMap
 from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
 from ..tasks import names_of, per_task
 from .input_gradients import check_graph, input_gradients
-from .pooling import check_mask, check_pool, gradient_scale, pool_positions, resolve_channel_axis
+from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
 
 
@@ -74,28 +75,20 @@ def task_saliencies(
         (torch.Size([2, 5, 2]), tensor([3., 4.]))
     """
     tasks, output_list = _named(outputs)
-    feature_list = check_features(features, len(tasks))
+    aliases, separate = _checked_features(features, len(tasks))
     labels = {} if targets is None else per_task(targets, tasks, "targets")
     check_pool(pool)
-    shape = feature_list[0].shape
-    axis = resolve_channel_axis(shape, channel_axis)
-    check_mask(mask, shape, axis)
-    scale = gradient_scale(shape, axis)
+    shape = aliases[0].shape
+    pooling = Pooling(shape, channel_axis, pool, mask)
+    scalar = partial(scalar_of, feature_shape=shape, channel_axis=pooling.channel_axis)
     scalars = []
     for index, (task, output, choice) in enumerate(zip(tasks, output_list, scalarize_per_task(scalarize, tasks))):
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
-        scalars.append(scalar_of(output, choice, labels.get(index), task=task, feature_shape=shape, channel_axis=axis))
+        scalars.append(scalar(output, choice, labels.get(index), task=task))
     check_graph(scalars, tasks, "output")
-    gradients = input_gradients(
-        scalars,
-        [[feature_list[0 if len(feature_list) == 1 else index]] for index in range(len(tasks))],
-        tasks,
-        at_once=len(feature_list) > 1,
-        scale=scale,
-        create_graph=create_graph,
-    )
-    saliencies = torch.stack([pool_positions(gradient, pool, mask, axis, scale) for gradient in gradients])
+    edges = [[alias] for alias in aliases]
+    saliencies = input_gradients(scalars, edges, tasks, pooling, at_once=separate, create_graph=create_graph)
     if not torch.isfinite(saliencies).all():
         bad = [task for task, saliency in zip(tasks, saliencies) if not torch.isfinite(saliency).all()]
         raise NonFiniteError(
@@ -105,8 +98,8 @@ def task_saliencies(
     return saliencies
 
 
-def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[Tensor]:
-    """The feature map, or its T aliases, as a list of 1 or T tensors that require grad."""
+def _checked_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> tuple[list[Tensor], bool]:
+    """Return what each of T tasks reads, all of which require grad, and whether these are different aliases."""
     if isinstance(features, Tensor):
         features = [features] * num_tasks
     if not isinstance(features, Sequence) or not all(isinstance(feature, Tensor) for feature in features):
@@ -127,7 +120,7 @@ def check_features(features: Tensor | Sequence[Tensor], num_tasks: int) -> list[
             f"the feature map, shape {list(features[0].shape)}, does not require grad. Use feature.requires_grad_() "
             "before the heads read it (behind a frozen backbone, or for the model's own input)."
         )
-    return [features[0]] if all(feature is features[0] for feature in features) else list(features)
+    return list(features), any(feature is not features[0] for feature in features)
 
 
 def captured_by_hand(
@@ -135,7 +128,7 @@ def captured_by_hand(
     features: Tensor | Sequence[Tensor] | None,
     tasks: Sequence[str],
 ) -> CapturedForward | None:
-    """Outputs and feature that the user passed, as if they had been captured; ``None`` if they carry no graph."""
+    """Return outputs and feature that the user passed as if they had been captured; ``None`` if they carry no graph."""
     if outputs is None or features is None:
         missing = "features" if features is None else "outputs"
         raise MissingArgumentError(f"outputs= and features= go together; {missing}= is missing.")
@@ -144,22 +137,17 @@ def captured_by_hand(
         if len(tensors) != len(tasks):
             raise TaskError(f"outputs= has {len(tensors)} entries for {len(tasks)} tasks. Pass one for each task.")
         names = list(tasks)
-    if unknown := [name for name in names if name not in tasks]:
-        raise TaskError(f"outputs= names {unknown}, which are not tasks. The tasks are {list(tasks)}.")
+    by_task = per_task(dict(zip(names, tensors)), tasks, "outputs=")
     if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
         return None
-    aliases = check_features(features, len(tensors))
-    # In the order of the tasks, as everywhere.
-    present, order = zip(*sorted((tasks.index(name), given) for given, name in enumerate(names)))
-    separate = len(aliases) > 1
-    feature = FeatureMap(
-        aliases[0], [[aliases[given if separate else 0]] for given in order], separate=separate, direct=False
-    )
-    return CapturedForward(list(present), [tensors[given] for given in order], [feature], aliases[0].device)
+    aliases, separate = _checked_features(features, len(tensors))
+    edges = [[alias] for alias in per_task(dict(zip(names, aliases)), tasks, "features=").values()]
+    feature = FeatureMap(aliases[0], edges, separate=separate, direct=False)
+    return CapturedForward(list(by_task), list(by_task.values()), [feature], aliases[0].device)
 
 
 def _named(outputs: Mapping[str, Tensor] | Sequence[Tensor]) -> tuple[list[str], list[Tensor]]:
-    """Task names (their numbers, for a sequence) and outputs."""
+    """Return task names (their numbers, for a sequence) and outputs."""
     advice = "For one column per task pass outputs=outputs.unbind(1)." if isinstance(outputs, Tensor) else ""
     tasks = names_of(outputs, "outputs", advice)
     if len(tasks) < 2:
