@@ -60,7 +60,7 @@ class FeatureMap:
     """One feature map, and where its gradients are taken."""
 
     tensor: Tensor
-    edges: Sequence[Sequence[Edge]]  # one list per head that ran: the gradients there add up to its saliency
+    edges: Sequence[Edge]  # one per head that ran
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
 
@@ -125,7 +125,7 @@ def checked_forward(
             continue
         if seen.edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
-        features.append(FeatureMap(seen.tensor, [[seen.edge] for _ in runs], separate=False, direct=False))
+        features.append(FeatureMap(seen.tensor, [seen.edge for _ in runs], separate=False, direct=False))
     if not feature_names:
         features.append(_what_the_heads_read(runs, recorded.aliased))
     outputs, device = [run.output for run in runs], features[0].tensor.device
@@ -176,5 +176,5 @@ def _what_the_heads_read(runs: Sequence[HeadRun], aliased: bool) -> FeatureMap:
     changed = any(run.changed_source for run in runs)
     separate = aliased and not (changed and runs[0].source_edge is not None)
     found = [run.edge if separate else run.source_edge for run in runs]
-    edges = [[edge] for edge in found if edge is not None]
+    edges = [edge for edge in found if edge is not None]
     return FeatureMap(sources[0], edges, separate=separate, direct=not changed and all(run.whole for run in runs))

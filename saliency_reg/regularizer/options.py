@@ -14,7 +14,7 @@ from torch import nn
 from ..capture import Heads, HeadsChoice, resolve_heads
 from ..errors import ConfigurationError, MissingArgumentError, TaskError, WrongTypeError
 from ..relations import RelationWeights
-from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_scalarize
+from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_pool, check_scalarize
 from ..surgery.feature import GradientCombiner
 from ..tasks import check_task_names
 from ..torch_tools import check_choice, non_negative_number, whole_number
@@ -45,10 +45,11 @@ class Options:
     check_finite: bool
 
     def __post_init__(self) -> None:
-        check_choice("metric", self.metric, METRICS)
+        check_choice("metric", self.metric, tuple(METRICS))
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("cross_sample", self.cross_sample, CROSS_SAMPLE)
         check_scalarize(self.scalarize)
+        check_pool(self.pool)
         for name, checked in {
             "strength": non_negative_number("strength", self.strength),
             "warmup_steps": whole_number("warmup_steps", self.warmup_steps),

@@ -88,7 +88,7 @@ class Reach:
         present = [tasks[task] for task in saliencies.present]
         if self.reaches is not None and self._differentiated.issuperset(present):
             return
-        edges = dict.fromkeys(edge for feature in forward.features for own in feature.edges for edge in own)
+        edges = dict.fromkeys(edge for feature in forward.features for edge in feature.edges)
         found = reach_of_penalty(penalty, saliencies.values, present, list(edges))
         self._differentiated.update(present)
         if self.reaches is None:

@@ -86,7 +86,7 @@ def mixes_samples(forward: CapturedForward) -> bool | None:
             ).sum()
             for output in outputs
         ]
-        edges = list(dict.fromkeys(edge for own in feature.edges for edge in own))
+        edges = list(dict.fromkeys(feature.edges))
         for gradient in gradients_of(first, edges):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return None

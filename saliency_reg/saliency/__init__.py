@@ -8,7 +8,7 @@ scalarisations into ``scalars``.
 
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
-from .pooling import resolve_channel_axis
+from .pooling import check_pool, resolve_channel_axis
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
 from .task_saliencies import captured_by_hand, task_saliencies
 
@@ -23,6 +23,7 @@ __all__ = [
     "ScalarizeChoice",
     "axis_of_columns",
     "captured_by_hand",
+    "check_pool",
     "check_scalarize",
     "pairwise_distances",
     "resolve_channel_axis",

@@ -1,9 +1,13 @@
-"""Distances between the saliencies of tasks. A new metric is a function here and an entry in ``_PER_SAMPLE``."""
+"""Distances between the saliencies of tasks. A new metric is a function here and an entry in ``METRICS``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..errors import NonFiniteError, ShapeError, WrongTypeError
 from ..torch_tools import at_least_float32, check_choice, matmul_is_reduced, without_autocast
@@ -56,7 +60,7 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
                 [1., 0., 1.],
                 [0., 1., 0.]])
     """
-    check_choice("metric", metric, METRICS)
+    check_choice("metric", metric, tuple(METRICS))
     check_choice("reduction", reduction, REDUCTIONS)
     if not isinstance(saliencies, Tensor):
         raise WrongTypeError(
@@ -82,10 +86,7 @@ def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tenso
     """:func:`task_distances` without its checks: values that are not finite propagate."""
     with without_autocast(saliencies):
         saliencies = saliencies.to(at_least_float32(saliencies.dtype))
-        if metric == "l1":
-            distances = _summed_l1(saliencies.flatten(2))
-        else:
-            distances = _PER_SAMPLE[metric](saliencies.flatten(2).transpose(0, 1)).sum(0)  # of [B, T, T]
+        distances = METRICS[metric](saliencies.flatten(2))
         if reduction == "mean":
             distances = distances / saliencies.shape[1]
         # One triangle decides: exactly symmetric, exactly zero diagonal, and half of the gradient's rounding.
@@ -128,35 +129,65 @@ def _sqchordal(x: Tensor) -> Tensor:
     return (cosine_distance * (2 - cosine_distance)).clamp(min=0)
 
 
-#: ``[B, T, F] -> [B, T, T]``.
-_PER_SAMPLE = {"l2": _l2, "sqeuclidean": _sqeuclidean, "cosine": _cosine, "sqchordal": _sqchordal}
-METRICS = ("l1", *_PER_SAMPLE)
-#: Metrics whose values do not grow with the saliencies.
-BOUNDED_METRICS = ("cosine", "sqchordal")
-
 #: Numbers at a time on a CPU, so that they stay in its cache.
 _ENTRIES = 20480
 
 
-def _summed_l1(x: Tensor) -> Tensor:
-    """Return ``sum_b |x_i[b] - x_j[b]|`` of ``[T, B, F]`` as ``[T, T]``, for ``i < j``. Differentiable once.
+class _SummedL1(torch.autograd.Function):
+    # [T, B, F] -> [T, T]. Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes
+    # each pair twice and in its backward four times; pdist does not, and is vectorised better, but on a GPU its backward
+    # takes T*T*B*F numbers.
 
-    Summed over the batch, the l1 distance is that of the joined vectors. torch.cdist(x, x) computes each pair twice and in
-    its backward four times; pdist does not, and is vectorised better, but on a GPU its backward takes T*T*B*F numbers.
-    """
-    tasks = len(x)
-    if _by_columns(x):
-        parts = torch.split(x.flatten(1), max(_ENTRIES // tasks, 1), dim=1)
-        row, column = torch.triu_indices(tasks, tasks, 1)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        tasks = len(x)
+        if not _by_columns(x):
+            return torch.cdist(x.transpose(0, 1), x.transpose(0, 1), p=1.0).sum(0).triu(1)
         distances = x.new_zeros(tasks, tasks)
-        distances[row, column] = sum(torch.nn.functional.pdist(part.contiguous(), p=1.0) for part in parts)
+        row, column = torch.triu_indices(tasks, tasks, 1)
+        total = x.new_zeros(len(row))
+        for part in _parts(x):
+            total += torch.nn.functional.pdist(part, p=1.0)
+        distances[row, column] = total
         return distances
-    x = x.transpose(0, 1)
-    distances = torch.cdist(x, x.detach(), p=1.0).sum(0)
-    if distances.requires_grad:  # the gradient at the second side, too, without computing it in a call of its own
-        distances.register_hook(lambda gradient: gradient + gradient.T)  # type: ignore[no-untyped-call]
-    return distances
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        tasks = len(x)
+        if _by_columns(x):
+            row, column = torch.triu_indices(tasks, tasks, 1)
+            per_pair = gradient[row, column].contiguous()
+            # The derivative of l1 depends on signs alone: the distances that are asked for are not read.
+            found = [torch.ops.aten._pdist_backward(per_pair, part, 1.0, per_pair) for part in _parts(x)]
+            return torch.cat(found, 1).view(x.shape)
+        inside = x.transpose(0, 1).contiguous()
+        both = (gradient.triu(1) + gradient.triu(1).T).expand(len(inside), tasks, tasks).contiguous()
+        result: Tensor = torch.ops.aten._cdist_backward(both, inside, inside, 1.0, both).transpose(0, 1)
+        return result
 
 
 def _by_columns(x: Tensor) -> bool:
     return x.device.type == "cpu"
+
+
+def _parts(x: Tensor) -> list[Tensor]:
+    return [part.contiguous() for part in torch.split(x.flatten(1), max(_ENTRIES // len(x), 1), dim=1)]
+
+
+def _summed(distance: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda saliencies: distance(saliencies.transpose(0, 1)).sum(0)
+
+
+#: Saliencies ``[T, B, F]`` to distances summed over the batch ``[T, T]``, of which the part above the diagonal counts.
+METRICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1": _SummedL1.apply,
+    "l2": _summed(_l2),
+    "sqeuclidean": _summed(_sqeuclidean),
+    "cosine": _summed(_cosine),
+    "sqchordal": _summed(_sqchordal),
+}
+#: Metrics whose values do not grow with the saliencies.
+BOUNDED_METRICS = ("cosine", "sqchordal")

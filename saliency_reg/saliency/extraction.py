@@ -13,9 +13,9 @@ from torch import Tensor
 from ..capture import CapturedForward, FeatureMap, is_plain_linear
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
-from ..torch_tools import check_choice
+from ..torch_tools import Edge, check_choice
 from .input_gradients import check_graph, input_gradients, reads_another
-from .pooling import Pooling, check_pool
+from .pooling import Pooling
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
 
 
@@ -64,7 +64,6 @@ class SaliencyExtractor:
     def __post_init__(self) -> None:
         check_choice("target", self.target, ("output", "loss"))
         check_choice("loss_reduction", self.loss_reduction, ("mean", "sum"))
-        check_pool(self.pool)
         self.tasks = tuple(self.tasks)
         self.choices = scalarize_per_task(self.scalarize, self.tasks)
 
@@ -114,12 +113,13 @@ class SaliencyExtractor:
             return Saliencies([], tensor.new_zeros(0, len(tensor), 1), len(tensor))
         present, scalars, names = list(by_task), list(by_task.values()), [self.tasks[task] for task in by_task]
         check_graph(scalars, names, self.target)
+        edges: list[Sequence[Edge]]
         if forward.columns:
-            edges, at_once = [feature.edges[0]] * len(present), False
+            edges, at_once = [[feature.edges[0]]] * len(present), False
         elif feature.separate and self._mix(by_task, forward.ran, feature):
-            edges, at_once = [[edge for own in feature.edges for edge in own]] * len(present), False
+            edges, at_once = [feature.edges] * len(present), False
         else:
-            edges, at_once = [feature.edges[forward.ran.index(task)] for task in present], feature.separate
+            edges, at_once = [[feature.edges[forward.ran.index(task)]] for task in present], feature.separate
         values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
         determine_gradients = (
             at_once
@@ -182,8 +182,8 @@ class SaliencyExtractor:
         """
         known = self._known_separate.setdefault(tuple(ran), set())
         if not self._heads_mix and not known.issuperset(scalars):
-            edges = [edge for own in feature.edges for edge in own]
-            self._heads_mix = any(reads_another(scalar, ran.index(task), edges) for task, scalar in scalars.items())
+            pairs = ((scalar, ran.index(task)) for task, scalar in scalars.items())
+            self._heads_mix = any(reads_another(scalar, own, feature.edges) for scalar, own in pairs)
             known.update(scalars)
         return self._heads_mix
 

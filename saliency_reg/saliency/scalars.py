@@ -20,18 +20,19 @@ ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
 #: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
 IGNORED_LABEL = -100
 
-_WITHOUT_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
+#: Logits ``[..., K]`` to one number each ``[...]``.
+SCALARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "auto": lambda logits: logits.amax(-1) - logits.mean(-1),
     "max": lambda logits: logits.amax(-1),
     "logsumexp": lambda logits: logits.logsumexp(-1),
     "sum": lambda logits: logits.sum(-1),
 }
-_WITH_TARGET: dict[str, Callable[[Tensor], Tensor]] = {
+#: Logits to scores of the same shape, of which that of the label is taken.
+LABEL_SCALARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "label": lambda logits: logits,
     "label_log_probability": lambda logits: logits.log_softmax(-1),
 }
-SCALARIZATIONS = (*_WITHOUT_TARGET, *_WITH_TARGET)
-#: Scalarisations whose derivative with respect to the logits is constant almost everywhere.
+#: Those whose derivative with respect to the logits is constant almost everywhere.
 PIECEWISE_LINEAR_SCALARIZATIONS = ("auto", "max", "sum", "label")
 
 
@@ -46,9 +47,10 @@ def check_scalarize(scalarize: ScalarizeChoice) -> None:
             raise WrongTypeError(
                 f"scalarize must be a name, a callable, or one of them per task; found {type(choice).__name__}."
             )
-        if isinstance(choice, str) and choice not in SCALARIZATIONS:
+        known = (*SCALARIZATIONS, *LABEL_SCALARIZATIONS)
+        if isinstance(choice, str) and choice not in known:
             raise ConfigurationError(
-                f"unknown scalarize {choice!r}. Choose one of {', '.join(map(repr, SCALARIZATIONS))}, or pass a "
+                f"unknown scalarize {choice!r}. Choose one of {', '.join(map(repr, known))}, or pass a "
                 "callable such as scalarize=lambda output: output[:, 0]."
             )
 
@@ -101,9 +103,9 @@ def scalar_of(
     logits = output.movedim(class_axis(output, task, feature_shape, channel_axis), -1)  # [B, positions..., K]
     if logits.shape[-1] == 1:
         return logits.sum()
-    if scalarize in _WITHOUT_TARGET:
-        return _WITHOUT_TARGET[scalarize](logits).sum()
-    return _of_label(_WITH_TARGET[scalarize](logits), target, task, scalarize).sum()
+    if scalarize in SCALARIZATIONS:
+        return SCALARIZATIONS[scalarize](logits).sum()
+    return _of_label(LABEL_SCALARIZATIONS[scalarize](logits), target, task, scalarize).sum()
 
 
 def _of_label(scores: Tensor, target: Tensor | None, task: str, scalarize: str) -> Tensor:

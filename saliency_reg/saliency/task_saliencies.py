@@ -141,7 +141,7 @@ def captured_by_hand(
     if not any(isinstance(output, Tensor) and output.requires_grad for output in tensors):
         return None
     aliases, separate = _checked_features(features, len(tensors))
-    edges = [[alias] for alias in per_task(dict(zip(names, aliases)), tasks, "features=").values()]
+    edges = list(per_task(dict(zip(names, aliases)), tasks, "features=").values())
     feature = FeatureMap(aliases[0], edges, separate=separate, direct=False)
     return CapturedForward(list(by_task), list(by_task.values()), [feature], aliases[0].device)
 
