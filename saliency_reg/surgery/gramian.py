@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,17 @@ from ..torch_tools import Gradient, at_least_float32, matmul_is_reduced, state_d
 _CHUNK = 2**22
 
 
+def gramian_over(parts: Iterable[Sequence[Gradient]], num_tasks: int, device: torch.device) -> Tensor:
+    """Return ``[T, T]`` inner products of gradients that consist of several ``parts``, with T entries in each of them."""
+    total = torch.zeros(num_tasks, num_tasks, dtype=state_dtype(device), device=device)
+    for gradients in parts:
+        if any(gradient is not None for gradient in gradients):
+            total += gramian_of(gradients).to(device)
+    return total
+
+
 def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
-    """``G[i, j] = <g_i, g_j>`` of T gradients with one shape; ``None`` counts as zero.
+    """``G[i, j] = <g_i, g_j>`` of T gradients with one shape; ``None`` counts as zero, but not all may be ``None``.
 
     Products are taken in float32 or float64, never in 16 bits or TF32. Returns ``[T, T]``, float64 where the device has it.
     """
@@ -30,10 +39,11 @@ def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
 
 def weighted_sum(gradients: Sequence[Gradient], weights: Tensor) -> Tensor:
     """``sum_t w_t g_t`` in the gradients' own dtype, added up in at least float32; ``weights`` is ``[T]``."""
+    present = [index for index, gradient in enumerate(gradients) if gradient is not None]
     found = [gradient for gradient in gradients if gradient is not None]
     kept = weights.to(found[0].device)
     if len(found) < len(gradients):
-        kept = kept[[index for index, gradient in enumerate(gradients) if gradient is not None]]
+        kept = kept[present]
     result = torch.empty(found[0].shape, dtype=found[0].dtype, device=found[0].device)
     flat = result.view(-1)
     for place, rows in _stacked(found):
@@ -50,14 +60,14 @@ def row_gramian(rows: Tensor) -> Tensor:
 
 
 def row_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_t w_t rows[t]``: ``[T, N], [T] -> [N]``."""
+    """``sum_t w_t rows[t]``, never in TF32: ``[T, N], [T] -> [N]``."""
     weights = weights.to(rows.dtype)
     with without_autocast(rows):
         return (rows * weights.unsqueeze(1)).sum(0) if matmul_is_reduced() else weights @ rows
 
 
 def _stacked(gradients: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the flattened gradients, one below the other: ``[T, entries]``."""
+    """Yield slices of the flattened gradients, one below the other: ``[T, entries]``."""
     dtype = at_least_float32(gradients[0].dtype)
     flat = [gradient.reshape(-1) for gradient in gradients]
     width = max(_CHUNK // len(flat), 1)
