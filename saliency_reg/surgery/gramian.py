@@ -24,9 +24,9 @@ def gramian_over(parts: Iterable[Sequence[Gradient]], num_tasks: int, device: to
 
 
 def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
-    """``G[i, j] = <g_i, g_j>`` of T gradients with one shape; ``None`` counts as zero, but not all may be ``None``.
+    """Return ``G[i, j] = <g_i, g_j>`` of T gradients of one tensor; ``None`` counts as zero, but one must be there.
 
-    Products are taken in float32 or float64, never in 16 bits or TF32. Returns ``[T, T]``, float64 where the device has it.
+    Products are taken in float32 or float64, never in 16 bits or TF32. ``[T, T]``, float64 where the device has it.
     """
     present = [index for index, gradient in enumerate(gradients) if gradient is not None]
     found = [gradient for gradient in gradients if gradient is not None]
@@ -38,7 +38,7 @@ def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
 
 
 def weighted_sum(gradients: Sequence[Gradient], weights: Tensor) -> Tensor:
-    """``sum_t w_t g_t`` in the gradients' own dtype, added up in at least float32; ``weights`` is ``[T]``."""
+    """Return ``sum_t w_t g_t`` in the gradients' own dtype, added up in at least float32; ``weights`` is ``[T]``."""
     present = [index for index, gradient in enumerate(gradients) if gradient is not None]
     found = [gradient for gradient in gradients if gradient is not None]
     kept = weights.to(found[0].device)
@@ -52,7 +52,7 @@ def weighted_sum(gradients: Sequence[Gradient], weights: Tensor) -> Tensor:
 
 
 def row_gramian(rows: Tensor) -> Tensor:
-    """Inner products of rows ``[T, N]``, never in TF32: ``[T, T]``, float64 where the device has it."""
+    """Return inner products of rows ``[T, N]``, never in TF32: ``[T, T]``, float64 where the device has it."""
     dtype = state_dtype(rows.device)
     with without_autocast(rows):
         rows = rows.to(dtype) if matmul_is_reduced() else rows
@@ -60,7 +60,7 @@ def row_gramian(rows: Tensor) -> Tensor:
 
 
 def row_sum(rows: Tensor, weights: Tensor) -> Tensor:
-    """``sum_t w_t rows[t]``, never in TF32: ``[T, N], [T] -> [N]``."""
+    """Return ``sum_t w_t rows[t]``, never in TF32: ``[T, N], [T] -> [N]``."""
     weights = weights.to(rows.dtype)
     with without_autocast(rows):
         return (rows * weights.unsqueeze(1)).sum(0) if matmul_is_reduced() else weights @ rows
@@ -69,7 +69,7 @@ def row_sum(rows: Tensor, weights: Tensor) -> Tensor:
 def _stacked(gradients: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the flattened gradients, one below the other: ``[T, entries]``."""
     dtype = at_least_float32(gradients[0].dtype)
-    flat = [gradient.reshape(-1) for gradient in gradients]
+    flat = [gradient.to_dense().reshape(-1) for gradient in gradients]  # those of embeddings may be sparse
     width = max(_CHUNK // len(flat), 1)
     for start in range(0, flat[0].numel(), width):
         place = slice(start, start + width)

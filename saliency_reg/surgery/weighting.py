@@ -1,4 +1,4 @@
-"""From the Gramian of the task gradients to the weights of their sum."""
+"""From the Gramian of the task gradients to the weights of their sum. A new weighting goes beside :class:`PCGrad`."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ class PCGrad(SeededModule):
         super().__init__(seed)
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
-        """The order of one call (by default the next): row ``i`` of ``[T, T-1]``: the others as task ``i`` meets them."""
-        generator = self.generator_of(self._count("calls") if call is None else call)
-        return _random_order(num_tasks, generator)
+        """The order of one call (by default the next), ``[T, T-1]``: row ``i`` has the others as task ``i`` meets them."""
+        return _random_order(num_tasks, self.generator_of(self._count("calls") if call is None else call))
 
     @torch.no_grad()
     def forward(self, gramian: Tensor) -> Tensor:
@@ -73,13 +72,10 @@ def _random_order(num_tasks: int, generator: torch.Generator) -> Tensor:
 
 
 def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
-    """Return it after a trial on a copy, so that what cannot work fails before the first step and not in the middle of one.
+    """Return the weighting after a trial on a copy, so that one that cannot work fails before the first step.
 
     An aggregator of TorchJD stands for its weighting; if that one wants a Jacobian, it is given a square root of the
     Gramian, which has the same inner products. There is no trial while the number of tasks is not known (``None``).
-
-    Raises:
-        WrongTypeError, ShapeError: no weighting.
     """
     if isinstance(weighting, type) or not callable(weighting):
         raise WrongTypeError(f"{_EXPECTED}; found {_name(weighting)}. {_ADVICE}")
@@ -114,7 +110,6 @@ class _OfSquareRoot(nn.Module):
         self.weighting = weighting
 
     def forward(self, gramian: Tensor) -> Tensor:
-        """Return the weights."""
         values, vectors = torch.linalg.eigh(gramian)
         weights: Tensor = self.weighting(vectors * values.clamp(min=0).sqrt())
         return weights
@@ -126,20 +121,15 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
 
     A Gramian that is not finite gives weights that are not, so that GradScaler finds them. Every process gets the same
     weights to the bit, given the same Gramian.
-
-    Raises:
-        WrongTypeError, ShapeError: the weighting returned no ``[T]`` tensor.
     """
     if getattr(weighting, "ignores_zero_gradients", False):
         return _checked(weighting(gramian), gramian, weighting)
-    weights = torch.ones_like(gramian.diagonal())
-    # On the host: most weightings solve a problem there anyway.
-    norms = gramian.diagonal().cpu()
     if not bool(torch.isfinite(gramian).all()):
-        return torch.full_like(weights, torch.nan)
-    present = norms.nonzero().flatten().tolist()
+        return torch.full_like(gramian.diagonal(), torch.nan)
+    # On the host: most weightings solve a problem there anyway.
+    present = gramian.diagonal().cpu().nonzero().flatten().tolist()
     if len(present) < 2:
-        return weights
+        return torch.ones_like(gramian.diagonal())
     among_present = gramian if len(present) == len(gramian) else gramian[present][:, present]
     found = _checked(weighting(among_present), among_present, weighting)
     return ranks.from_first(spread(found, present, len(gramian), 1.0).clone())

@@ -38,8 +38,8 @@ def watch_columns(
     else:
         columns = partial(_OneByOne, output, column_axis, aliases, fork.device)
 
-    def note(gradient: Tensor) -> None:
-        if fork.combiner_now() is not None:
+    def note(gradient: Gradient) -> None:
+        if gradient is not None and fork.combiner_now() is not None:
             fork.columns = this_pass(), columns(gradient)
 
     return noted(output, note)
@@ -93,5 +93,5 @@ class _OneByOne(SeparateGradients):
         change = torch.cat([weights - 1, weights.new_ones(1)])
         return [
             total if all(one is None for one in own) else weighted_sum([*own, total], change)
-            for own, total in zip(self._gradients, arrived)
+            for own, total in zip(self.gradients, arrived)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
@@ -34,28 +35,28 @@ class TaskGradients(Protocol):
         """Return ``[tensor][task]``."""
 
 
+@dataclass
 class SeparateGradients:
-    """Task gradients ``[tensor][task]`` that arrive apart from each other: there is a head for each task."""
+    """Task gradients that arrive apart from each other: there is a head for each task."""
 
-    def __init__(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> None:
-        self._gradients = gradients
-        self._device = device
+    gradients: Sequence[Sequence[Gradient]]  # [tensor][task]
+    device: torch.device  # where their Gramian is added up
 
     @property
     def any_here(self) -> bool:
-        return any(gradient is not None for own in self._gradients for gradient in own)
+        return any(gradient is not None for own in self.gradients for gradient in own)
 
     def gramian(self) -> Tensor:
-        return gramian_over(self._gradients, len(self._gradients[0]), self._device)
+        return gramian_over(self.gradients, len(self.gradients[0]), self.device)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
         return [
             total if all(one is None for one in own) else weighted_sum(own, weights)
-            for own, total in zip(self._gradients, arrived)
+            for own, total in zip(self.gradients, arrived)
         ]
 
     def per_task(self) -> Sequence[Sequence[Gradient]]:
-        return self._gradients
+        return self.gradients
 
 
 class _Mode(Enum):
@@ -65,13 +66,7 @@ class _Mode(Enum):
 
 
 class GradientCombiner(StateModule):
-    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that.
-
-    Args:
-        tasks: T names.
-        weighting: Gramian to weights, see :class:`PCGrad`.
-        ranks: the data-parallel processes.
-    """
+    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None, "_task_gradients": None, "_mode": _Mode.COMBINE}
 

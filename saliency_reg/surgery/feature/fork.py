@@ -56,8 +56,9 @@ class GradientFork:
         What saves its own output for its derivative (a sigmoid) would get a part of the penalty's gradient there.
         """
 
-        def note(gradient: Tensor) -> None:
-            self._at_outputs[task] = this_pass(), gradient
+        def note(gradient: Gradient) -> None:
+            if gradient is not None:
+                self._at_outputs[task] = this_pass(), gradient
 
         self.watched.add(task)
         return noted(output, note)
@@ -102,9 +103,12 @@ class GradientFork:
         )
 
 
-def noted(tensor: Tensor, note: Callable[[Tensor], None]) -> Tensor:
-    """Return an alias whose gradient ``note`` is called with, in backward passes that are not differentiated themselves."""
-    alias: Tensor = _Noted.apply(tensor, note)
+def noted(tensor: Tensor, note: Callable[[Gradient], None], *anchors: Tensor) -> Tensor:
+    """Return an alias whose gradient ``note`` is called with, in backward passes that are not differentiated themselves.
+
+    Such a pass goes on to the nodes of the ``anchors``, too, with ``None``.
+    """
+    alias: Tensor = _Noted.apply(note, tensor, *anchors)
     return alias
 
 
@@ -127,16 +131,16 @@ class _ForkNode(torch.autograd.Function):
 
 class _Noted(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, note: Callable[[Tensor], None]) -> Tensor:
+    def forward(ctx: Any, note: Callable[[Gradient], None], tensor: Tensor, *anchors: Tensor) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.note = note
+        ctx.note, ctx.anchors = note, len(anchors)
         return tensor.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Gradient) -> tuple[Gradient, None]:
-        if gradient is not None and not torch.is_grad_enabled():
+    def backward(ctx: Any, gradient: Gradient) -> tuple[Gradient, ...]:
+        if not torch.is_grad_enabled():
             ctx.note(gradient)
-        return gradient, None
+        return None, gradient, *[None] * ctx.anchors
 
 
 class Anchor(torch.autograd.Function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -204,6 +205,12 @@ def _shapes(tensors: Sequence[Tensor]) -> list[list[int]]:
     return [list(tensor.shape) for tensor in tensors]
 
 
+#: Nodes of one argument, and with a gradient that is a view too.
+_PLAIN_VIEW = re.compile(
+    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
+)
+
+
 def _is_plainly(tensor: Tensor, other: Tensor) -> bool:
     """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
 
@@ -211,37 +218,18 @@ def _is_plainly(tensor: Tensor, other: Tensor) -> bool:
     """
     if tensor is other:
         return True
-    return (
-        same_tensor(tensor, other)
-        and not tensor._backward_hooks
-        and not other._backward_hooks
-        and _behind_views(tensor) is not None
-        and _behind_views(tensor) == _behind_views(other)
-    )
+    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
+        return False
+    behind = _behind_views(tensor)
+    return behind is not None and behind == _behind_views(other)
 
 
 def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
-    """Node and output that a tensor is a plain view of; ``None`` for one without a graph."""
+    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
     if tensor.grad_fn is None:
         return (id(tensor), 0) if tensor.requires_grad else None
     node, output = tensor.grad_fn, tensor.output_nr
-    while node.name() in _PLAIN_VIEWS and node.next_functions[0][0] is not None:
+    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
         node, output = node.next_functions[0]  # type: ignore[assignment]
     variable = getattr(node, "variable", None)
     return (node, output) if variable is None else (id(variable), 0)
-
-
-#: Of one argument, and with a gradient that is a view too.
-_PLAIN_VIEWS = {
-    "AliasBackward0",
-    "PermuteBackward0",
-    "ReshapeAliasBackward0",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "TBackward0",
-    "TransposeBackward0",
-    "UnsafeViewBackward0",
-    "UnsqueezeBackward0",
-    "ViewBackward0",
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from ...saliency import Saliencies
 from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
 from .. import row_gramian, row_sum
 from .combiner import GradientCombiner, SeparateGradients
+from .fork import noted
 from .forked_aliases import CarriedFork, Cut
 
 #: GradScaler comes too late for a gradient that is taken at once: small float16 numbers would be lost.
@@ -59,22 +61,14 @@ def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: Gra
         return penalty
     cuts = forward.carried.cuts if forward.carried is not None else []
     anchors = [cut.anchor for cut in cuts] or [torch.empty(0, device=penalty.device, requires_grad=True)]
-    result: Tensor = _JoinCollective.apply(combiner, bool(cuts), penalty, *anchors)
-    return result
+    no_gradients = SeparateGradients([[None] * len(combiner.tasks)], penalty.device)
+    at_fork = bool(cuts)  # it is visited even if nothing but None arrives there, and joins by itself
 
+    def join(_: Gradient) -> None:
+        if not at_fork and combiner.combines:
+            combiner.combine(no_gradients, [None])
 
-class _JoinCollective(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, combiner: GradientCombiner, at_fork: bool, value: Tensor, *anchors: Tensor) -> Tensor:
-        ctx.combiner, ctx.at_fork, ctx.anchors, ctx.device = combiner, at_fork, len(anchors), value.device
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Gradient, ...]:
-        # A node is visited even if nothing but None arrives, so that at a fork there is nothing to do here.
-        if not ctx.at_fork and ctx.combiner.combines and not torch.is_grad_enabled():
-            ctx.combiner.combine(SeparateGradients([[None] * len(ctx.combiner.tasks)], ctx.device), [None])
-        return None, None, gradient, *[None] * ctx.anchors
+    return noted(penalty.clone(), join, *anchors)
 
 
 def replayed(scalar: Tensor, cuts: Sequence[Cut], combiner: GradientCombiner, in_float16: bool) -> Tensor:
@@ -114,25 +108,22 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *[gradient.to(kept.device) * kept for kept in ctx.saved_tensors]
 
 
+@dataclass
 class _SaliencyGradients:
     """``dL_t/dA[b] = dL_t/ds_t[b] * G_t[b]`` for heads with one output ``s_t[b]`` per sample, whose saliency is ``G_t``.
 
     So the gradient of the penalty need not be kept apart from those of the tasks: what arrives at the fork is their sum, and
-    what the surgery changes about it is ``sum_t (w_t - 1) dL_t/dA``. ``saliencies`` are ``[t, B, ...]``, of the tasks in
-    ``present``.
+    what the surgery changes about it is ``sum_t (w_t - 1) dL_t/dA``.
     """
 
-    def __init__(
-        self, saliencies: Tensor, present: Sequence[int], num_tasks: int, at_outputs: Mapping[int, Tensor]
-    ) -> None:
-        self._saliencies = saliencies
-        self._present = list(present)
-        self._num_tasks = num_tasks
-        self._at_outputs = at_outputs
+    saliencies: Tensor  # [t, B, ...]
+    present: list[int]  # their t tasks
+    num_tasks: int  # T
+    at_outputs: Mapping[int, Tensor]  # task to the gradient of its output, if that has one in this pass
 
     @property
     def any_here(self) -> bool:
-        return bool(self._at_outputs)
+        return bool(self.at_outputs)
 
     def gramian(self) -> Tensor:
         return row_gramian(self._rows.flatten(1))
@@ -143,19 +134,18 @@ class _SaliencyGradients:
         return [added(total, change if total is None else change.to(total.dtype))]
 
     def per_task(self) -> list[list[Gradient]]:
-        return [[row if task in self._at_outputs else None for task, row in enumerate(self._rows)]]
+        return [[row if task in self.at_outputs else None for task, row in enumerate(self._rows)]]
 
     @cached_property
     def _rows(self) -> Tensor:
         """``[T, B, ...]`` task gradients, zero for a task without a loss in this pass."""
-        saliencies = self._saliencies
-        batch_size = saliencies.shape[1]
-        factors = saliencies.new_zeros(self._num_tasks, batch_size)
-        for task, gradient in self._at_outputs.items():
+        batch_size, rest = self.saliencies.shape[1], self.saliencies.shape[2:]
+        factors = self.saliencies.new_zeros(self.num_tasks, batch_size)
+        for task, gradient in self.at_outputs.items():
             factors[task] = gradient.reshape(batch_size)
-        factors = factors.view(self._num_tasks, batch_size, *[1] * (saliencies.ndim - 2))
-        if len(self._present) == self._num_tasks:
-            return saliencies * factors
-        rows = saliencies.new_zeros(self._num_tasks, *saliencies.shape[1:])
-        rows[self._present] = saliencies
+        factors = factors.view(self.num_tasks, batch_size, *[1] * len(rest))
+        if len(self.present) == self.num_tasks:
+            return self.saliencies * factors
+        rows = self.saliencies.new_zeros(self.num_tasks, batch_size, *rest)
+        rows[self.present] = self.saliencies
         return rows.mul_(factors)
