@@ -33,7 +33,7 @@ def gramian_of(gradients: Sequence[Gradient]) -> Tensor:
     device = found[0].device
     total = torch.zeros(len(found), len(found), dtype=state_dtype(device), device=device)
     for _, rows in _stacked(found):
-        total += row_gramian(rows)
+        total += column_gramian(rows.T)
     return spread(total, present, len(gradients), 0.0)
 
 
@@ -51,12 +51,12 @@ def weighted_sum(gradients: Sequence[Gradient], weights: Tensor) -> Tensor:
     return result
 
 
-def row_gramian(rows: Tensor) -> Tensor:
-    """Return inner products of rows ``[T, N]``, never in TF32: ``[T, T]``, float64 where the device has it."""
-    dtype = state_dtype(rows.device)
-    with without_autocast(rows):
-        rows = rows.to(dtype) if matmul_is_reduced() else rows
-        return (rows @ rows.T).to(dtype)
+def column_gramian(columns: Tensor) -> Tensor:
+    """Return inner products of columns ``[N, T]``, never in TF32: ``[T, T]``, float64 where the device has it."""
+    dtype = state_dtype(columns.device)
+    with without_autocast(columns):
+        columns = columns.to(dtype) if matmul_is_reduced() else columns
+        return (columns.T @ columns).to(dtype)
 
 
 def row_sum(rows: Tensor, weights: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
         probe = copy.deepcopy(usable)
     except Exception:  # whatever its own copying raises
         return usable
-    _checked(probe(trial), trial, usable)
+    _weights_of(probe, trial)
     return usable
 
 
@@ -123,7 +123,7 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     weights to the bit, given the same Gramian.
     """
     if getattr(weighting, "ignores_zero_gradients", False):
-        return _checked(weighting(gramian), gramian, weighting)
+        return _weights_of(weighting, gramian)
     if not bool(torch.isfinite(gramian).all()):
         return torch.full_like(gramian.diagonal(), torch.nan)
     # On the host: most weightings solve a problem there anyway.
@@ -131,11 +131,12 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     if len(present) < 2:
         return torch.ones_like(gramian.diagonal())
     among_present = gramian if len(present) == len(gramian) else gramian[present][:, present]
-    found = _checked(weighting(among_present), among_present, weighting)
-    return ranks.from_first(spread(found, present, len(gramian), 1.0).clone())
+    weights = _weights_of(weighting, among_present)
+    return ranks.from_first(spread(weights, present, len(gramian), 1.0).clone())
 
 
-def _checked(weights: Any, gramian: Tensor, weighting: Any) -> Tensor:
+def _weights_of(weighting: Weighting, gramian: Tensor) -> Tensor:
+    weights: Any = weighting(gramian)
     if not isinstance(weights, Tensor):
         raise WrongTypeError(f"{_EXPECTED}; {_name(weighting)} returned {type(weights).__name__}.")
     if weights.shape != gramian.shape[:1]:

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...capture import is_plain_linear
-from ...torch_tools import (
-    Edge,
-    Gradient,
-    added,
-    at_least_float32,
-    gradients_of,
-    matmul_is_reduced,
-    state_dtype,
-    this_pass,
-    without_autocast,
-)
-from .. import row_gramian, weighted_sum
+from ...torch_tools import Edge, Gradient, added, at_least_float32, gradients_of, this_pass, without_autocast
+from .. import column_gramian, weighted_sum
 from .combiner import SeparateGradients, TaskGradients
 from .fork import GradientFork, noted
 
@@ -58,10 +48,7 @@ class _ClosedForm:
         self._weight = weight.to(dtype)  # [T, C]
 
     def gramian(self) -> Tensor:
-        gradient = self._gradient
-        if matmul_is_reduced():  # as it lies in memory, before it is transposed
-            gradient = gradient.to(state_dtype(gradient.device))
-        return row_gramian(gradient.T) * row_gramian(self._weight)
+        return column_gramian(self._gradient) * column_gramian(self._weight.T)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
         # What does not come through the columns passes, as do all gradients where there is no conflict.

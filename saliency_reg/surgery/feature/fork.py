@@ -29,7 +29,7 @@ class GradientFork:
         self.sources = len(sources)
         #: Of a head with a column per task: the latest backward pass through its output, and the task gradients there.
         self.columns: tuple[int, TaskGradients] | None = None
-        #: Where the penalty's gradient arrives at the aliases too: task gradients from those at the watched outputs.
+        #: Set if the penalty's gradient arrives at the aliases, too: makes task gradients of those at watched outputs.
         self.of_outputs: Callable[[dict[int, Tensor]], TaskGradients] | None = None
         #: Tasks whose output is watched.
         self.watched: set[int] = set()
@@ -45,7 +45,7 @@ class GradientFork:
         return rows[:-1], rows[-1]
 
     def combiner_now(self) -> GradientCombiner | None:
-        """The combiner, if gradients that arrive now are to be weighed."""
+        """Return the combiner, if gradients that arrive now are to be weighed."""
         combiner = self._combiner()
         # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
         return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None

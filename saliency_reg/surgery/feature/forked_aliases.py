@@ -166,7 +166,7 @@ class ForkedAliases(HeadAliases):
         return put(returned, [item for item in items if not callable(item)], watched)
 
     def _first_of(self, name: str, source: Tensor | None, paths: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
-        """What a head shares with the others where no feature is named."""
+        """Return what a head shares with the others where no feature is named."""
         others = [tensor for _, tensor in paths if source is None or not _is_plainly(tensor, source)]
         if source is None or not source.requires_grad:
             raise CaptureError(

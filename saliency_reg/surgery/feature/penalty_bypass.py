@@ -15,7 +15,7 @@ from torch.autograd.graph import GradientEdge
 from ...capture import CapturedForward
 from ...saliency import Saliencies
 from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
-from .. import row_gramian, row_sum
+from .. import column_gramian, row_sum
 from .combiner import GradientCombiner, SeparateGradients
 from .fork import noted
 from .forked_aliases import CarriedFork, Cut
@@ -126,7 +126,7 @@ class _SaliencyGradients:
         return bool(self.at_outputs)
 
     def gramian(self) -> Tensor:
-        return row_gramian(self._rows.flatten(1))
+        return column_gramian(self._rows.flatten(1).T)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
         (total,) = arrived

@@ -25,15 +25,8 @@ from ...torch_tools import (
 from .. import PCGrad, Weighting, check_weighting, task_weights
 from .agreement import agree, agree_on_names
 from .losses import LossBatch, checked_losses
-from .shared_parameters import (
-    ParameterChoice,
-    check_connected,
-    has_several,
-    members,
-    names_of_parameters,
-    refuse_sharded,
-)
-from .task_gradients import Gradients, StepGradients, averaged, gradients_at, gramian_at, gramian_in_chunks, write
+from .shared_parameters import ParameterChoice, check_connected, members, names_of_parameters, refuse_sharded
+from .task_gradients import Gradients, StepGradients, averaged, gramian_at, gramian_in_chunks, write
 
 
 class ParameterSurgery(StateModule, Removable):
@@ -197,9 +190,9 @@ class ParameterSurgery(StateModule, Removable):
         reach = {leaf: step.reach.get(leaf, 0) | found.reach.get(leaf, 0) for leaf in names}
         present = step.present | found.present
         named = self._shared is not None
-        shared = [leaf for leaf in candidates if has_several(reach[leaf]) or (named and reach[leaf])]
+        shared = [leaf for leaf in candidates if reach[leaf].bit_count() > 1 or (named and reach[leaf])]
         measured = [leaf for leaf in shared if self._measured is None or names[leaf] in self._measured]
-        if not accumulate and has_several(present):
+        if not accumulate and present.bit_count() > 1:
             with_loss = {task: tasks[task] for task in members(present)}
             check_connected(with_loss, [reach[leaf] for leaf in shared], [reach[leaf] for leaf in measured], named)
         # All has been checked: nothing was changed before this line.
@@ -269,17 +262,12 @@ class ParameterSurgery(StateModule, Removable):
                 combined = step.combine(shared, weights)
         else:
             if due:
-                weights = self._weigh(present, lambda: self._measure(batch, present, measured))
+                chunk = self.chunk_size or len(present)
+                weights = self._weigh(
+                    present, lambda: gramian_in_chunks(batch, present, len(weights), chunk, measured, self.ranks)
+                )
             step.add_weighted(batch, set(shared), weights)
         return None if accumulate else step.finish(combined, set(shared), weights, self.ranks)
-
-    def _measure(self, batch: LossBatch, present: list[int], measured: list[Tensor]) -> Tensor:
-        def gradient_of(task: int) -> Gradients:
-            leaves = [leaf for leaf in measured if batch.reach.get(leaf, 0) >> task & 1]
-            found = gradients_at([batch.losses[task]], leaves, keep_graph=True) if leaves else {}
-            return averaged(measured, found, self.ranks)
-
-        return gramian_in_chunks(present, len(self.weights), self.chunk_size or len(present), measured, gradient_of)
 
     def _weigh(self, present: list[int], gramian_of_tasks: Callable[[], Tensor]) -> Tensor:
         if len(present) < 2:  # nothing to weigh against; the next step will show more

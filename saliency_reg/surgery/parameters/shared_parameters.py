@@ -45,11 +45,6 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
     return frozenset(found)
 
 
-def has_several(mask: int) -> bool:
-    """Whether a bit mask of tasks has at least two."""
-    return mask & (mask - 1) != 0
-
-
 def members(mask: int) -> list[int]:
     return [task for task in range(mask.bit_length()) if mask >> task & 1]
 

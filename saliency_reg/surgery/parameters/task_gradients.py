@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,6 @@ from ...tasks import spread
 from ...torch_tools import gradients_of, state_dtype
 from .. import gramian_over, weighted_sum
 from .losses import LossBatch
-from .shared_parameters import has_several
 
 Gradients = dict[Tensor, Tensor]
 
@@ -25,11 +24,10 @@ class StepGradients:
     candidates: Collection[Tensor]  # parameters that can turn out to be shared
     by_task: list[Gradients]  # for each task, gradients whose factor is not known yet
     final: Gradients = field(default_factory=dict)  # sums of gradients with their factor, those of the penalty included
-    reach: dict[Tensor, int] = field(
-        default_factory=dict
-    )  # parameter, in the order of the model, to the mask of its tasks
-    reach_of_penalty: set[Tensor] = field(default_factory=set)  # parameters that the penalty depends on
-    present: int = 0  # bit mask of the tasks that had a loss
+    # The same as in Agreed, over all calls; parameters are in the order of the model.
+    reach: dict[Tensor, int] = field(default_factory=dict)
+    reach_of_penalty: set[Tensor] = field(default_factory=set)
+    present: int = 0
     calls: int = 0
 
     def add_each_task(self, batch: LossBatch) -> None:
@@ -51,7 +49,7 @@ class StepGradients:
             _add(self.final, gradients_at([batch.penalty], beside, keep_graph=bool(losses)))
         for leaf, gradient in gradients_at(losses, outside, keep_graph=bool(inside)).items():
             mask = batch.reach[leaf]
-            if has_several(mask):  # of several tasks: here, nothing is known to be shared that could be weighed
+            if mask.bit_count() > 1:  # of several tasks: here, nothing is known to be shared that could be weighed
                 _add(self.final, {leaf: gradient})
             else:
                 self._add_of_task(mask.bit_length() - 1, {leaf: gradient})
@@ -109,9 +107,15 @@ def gramian_at(leaves: Sequence[Tensor], rows: Sequence[Mapping[Tensor, Tensor]]
 
 
 def gramian_in_chunks(
-    tasks: Sequence[int], size: int, chunk: int, leaves: Sequence[Tensor], gradient_of: Callable[[int], Gradients]
+    batch: LossBatch, tasks: Sequence[int], size: int, chunk: int, leaves: Sequence[Tensor], ranks: Ranks
 ) -> Tensor:
-    """Return ``[T, T]``, holding at most ``chunk + 1`` task gradients, in ``T + (T - chunk) + (T - 2 chunk) + ...`` passes."""
+    """Return ``[T, T]``, holding ``chunk + 1`` task gradients at most: ``T + (T - chunk) + (T - 2 chunk) + ...`` passes."""
+
+    def gradient_of(task: int) -> Gradients:
+        reached = [leaf for leaf in leaves if batch.reach.get(leaf, 0) >> task & 1]
+        found = gradients_at([batch.losses[task]], reached, keep_graph=True) if reached else {}
+        return averaged(leaves, found, ranks)
+
     device = leaves[0].device
     gramian = torch.zeros(len(tasks), len(tasks), dtype=state_dtype(device), device=device)
     for start in range(0, len(tasks), chunk):
