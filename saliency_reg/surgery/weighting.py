@@ -47,13 +47,15 @@ class PCGrad(SeededModule):
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
         """The order of one call (by default the next), ``[T, T-1]``: row ``i`` has the others as task ``i`` meets them."""
-        return _random_order(num_tasks, self.generator_of(self._count("calls") if call is None else call))
+        generator = self.generator_of(self._count("calls") if call is None else call)
+        keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
+        return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
     @torch.no_grad()
     def forward(self, gramian: Tensor) -> Tensor:
         """Return the weights."""
-        tasks = len(gramian)
-        order = _random_order(tasks, self.next_generator()).to(gramian.device)
+        order = self.order(len(gramian)).to(gramian.device)
+        self._count_up("calls")
         norms = gramian.diagonal()
         inverse = torch.where(norms == 0, torch.zeros_like(norms), norms.reciprocal())[order]  # [T, T-1]
         products = gramian.clone()  # row i: of what has become of g_i, with all gradients
@@ -64,11 +66,6 @@ class PCGrad(SeededModule):
             products.addcmul_(share, gramian.index_select(0, others), value=-1)
             removed[:, place : place + 1] = share
         return torch.ones_like(norms).scatter_add_(0, order.flatten(), -removed.flatten())
-
-
-def _random_order(num_tasks: int, generator: torch.Generator) -> Tensor:
-    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
-    return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
 
 def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:

@@ -48,8 +48,7 @@ def kept_out_of_surgery(
             _SaliencyGradients, saliencies.values.detach(), saliencies.present, len(combiner.tasks)
         )
         return penalty
-    in_float16 = any(output.dtype == torch.float16 for output in forward.outputs)
-    return replayed(penalty, carried.cuts, combiner, in_float16)
+    return replayed(penalty, forward, carried.cuts, combiner)
 
 
 def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: GradientCombiner) -> Tensor:
@@ -71,16 +70,16 @@ def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: Gra
     return noted(penalty.clone(), join, *anchors)
 
 
-def replayed(scalar: Tensor, cuts: Sequence[Cut], combiner: GradientCombiner, in_float16: bool) -> Tensor:
+def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut], combiner: GradientCombiner) -> Tensor:
     """Return the same value, with a graph that leads around the fork.
 
     Evaluating the heads a second time on the feature map would draw another dropout mask, update statistics and call
     hooks twice. So the gradient with respect to what the heads read, and to every leaf in front of that (the heads'
-    parameters), is taken here from the graph there is. ``in_float16`` says whether a part of it has that format.
+    parameters), is taken here from the graph there is.
     """
     edges = [edge for cut in cuts for edge in cut.edges]
     leaves = leaves_behind([scalar], {edge.node for edge in edges if isinstance(edge, GradientEdge)})
-    factor = _FLOAT16_SCALE if in_float16 else 1.0
+    factor = _FLOAT16_SCALE if any(output.dtype == torch.float16 for output in forward.outputs) else 1.0
     with combiner.blocking(), without_autocast(scalar):
         found = gradients_of([scalar], [*edges, *leaves], [torch.full_like(scalar, factor)])
     gradients = iter(found)

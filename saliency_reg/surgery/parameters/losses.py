@@ -21,7 +21,7 @@ class LossBatch:
     """The checked losses of one call, and what they depend on in this process."""
 
     losses: Mapping[int, Tensor]  # task index to 0-dim loss
-    penalty: Tensor | None  # added without projection; None if it has no graph
+    penalties: Sequence[Tensor]  # added without projection: one with a graph, or none
     reach: Mapping[Tensor, int]  # leaf to the bit mask of the tasks whose losses depend on it
     reach_of_penalty: Sequence[Tensor]  # the leaves behind the penalty
 
@@ -46,12 +46,12 @@ def checked_losses(
                 "no_grad, from the model's outputs and without .item() or .detach(); leave a task without labels in this "
                 "batch out of the mapping."
             )
-    with_graph: Tensor | None = None
+    penalties: list[Tensor] = []
     if penalty is not None and not isinstance(penalty, (int, float)):  # a number has no gradient
         _check_scalar(penalty, "the penalty")
-        with_graph = penalty if penalty.requires_grad else None
+        penalties = [penalty] if penalty.requires_grad else []
     reach = leaves_behind_each(found, refuse_node)
-    of_penalty = [] if with_graph is None else leaves_behind([with_graph])
+    of_penalty = leaves_behind(penalties)
     refuse_sharded([*reach, *of_penalty])
     if distributed and (outside := [leaf for leaf in (*reach, *of_penalty) if leaf not in parameters]):
         raise ConfigurationError(
@@ -59,7 +59,7 @@ def checked_losses(
             "model. In a distributed run its gradient could not be averaged. Pass ParameterSurgery(nn.ModuleList([model, "
             "...])) with the module it belongs to (learned loss weights), or detach it."
         )
-    return LossBatch(found, with_graph, reach, of_penalty)
+    return LossBatch(found, penalties, reach, of_penalty)
 
 
 def _check_scalar(loss: Any, what: str) -> None:

@@ -32,8 +32,7 @@ class StepGradients:
 
     def add_each_task(self, batch: LossBatch) -> None:
         """Take one pass for each task, and one for the penalty. Frees the graph behind the last loss."""
-        if batch.penalty is not None:
-            _add(self.final, gradients_at([batch.penalty], batch.reach_of_penalty, keep_graph=bool(batch.losses)))
+        _add(self.final, gradients_at(batch.penalties, batch.reach_of_penalty, keep_graph=bool(batch.losses)))
         for number, (task, loss) in enumerate(batch.losses.items(), start=1):
             leaves = [leaf for leaf, mask in batch.reach.items() if mask >> task & 1]
             self._add_of_task(task, gradients_at([loss], leaves, keep_graph=number < len(batch.losses)))
@@ -44,17 +43,16 @@ class StepGradients:
         kept = weights[list(batch.losses)]
         inside = [leaf for leaf in batch.reach if leaf in shared]
         outside = [leaf for leaf in batch.reach if leaf not in shared]
-        if batch.penalty is not None:
-            beside = [leaf for leaf in batch.reach_of_penalty if leaf not in shared or leaf not in batch.reach]
-            _add(self.final, gradients_at([batch.penalty], beside, keep_graph=bool(losses)))
+        beside = [leaf for leaf in batch.reach_of_penalty if leaf not in shared or leaf not in batch.reach]
+        _add(self.final, gradients_at(batch.penalties, beside, keep_graph=bool(losses)))
         for leaf, gradient in gradients_at(losses, outside, keep_graph=bool(inside)).items():
             mask = batch.reach[leaf]
             if mask.bit_count() > 1:  # of several tasks: here, nothing is known to be shared that could be weighed
                 _add(self.final, {leaf: gradient})
             else:
                 self._add_of_task(mask.bit_length() - 1, {leaf: gradient})
-        if batch.penalty is not None and any(leaf in shared for leaf in batch.reach_of_penalty):
-            losses = [*losses, batch.penalty]
+        if any(leaf in shared for leaf in batch.reach_of_penalty):
+            losses += batch.penalties
             kept = torch.cat([kept, kept.new_ones(1)])
         _add(self.final, gradients_at(losses, inside, kept))
 
