@@ -5,15 +5,16 @@ then ``feature`` (surgery at the feature map, within the one backward pass) or `
 one backward pass per task), which do not know each other. ``gramian`` has their inner products and weighted sums.
 """
 
-from .gramian import gramian_of, row_gramian, row_sum, weighted_sum
+from .gramian import column_gramian, gramian_of, gramian_over, row_sum, weighted_sum
 from .weighting import PCGrad, Weighting, check_weighting, task_weights
 
 __all__ = [
     "PCGrad",
     "Weighting",
     "check_weighting",
+    "column_gramian",
     "gramian_of",
-    "row_gramian",
+    "gramian_over",
     "row_sum",
     "task_weights",
     "weighted_sum",

@@ -1,4 +1,4 @@
-"""From the Gramian of the task gradients to the weights of their sum."""
+"""From the Gramian of the task gradients to the weights of their sum. A new weighting goes beside :class:`PCGrad`."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ class PCGrad(SeededModule):
         super().__init__(seed)
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
-        """The order of one call (by default the next): row ``i`` of ``[T, T-1]``: the others as task ``i`` meets them."""
+        """The order of one call (by default the next), ``[T, T-1]``: row ``i`` has the others as task ``i`` meets them."""
         generator = self.generator_of(self._count("calls") if call is None else call)
-        return _random_order(num_tasks, generator)
+        keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
+        return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
     @torch.no_grad()
     def forward(self, gramian: Tensor) -> Tensor:
         """Return the weights."""
-        tasks = len(gramian)
-        order = _random_order(tasks, self.next_generator()).to(gramian.device)
+        order = self.order(len(gramian)).to(gramian.device)
+        self._count_up("calls")
         norms = gramian.diagonal()
         inverse = torch.where(norms == 0, torch.zeros_like(norms), norms.reciprocal())[order]  # [T, T-1]
         products = gramian.clone()  # row i: of what has become of g_i, with all gradients
@@ -67,19 +68,11 @@ class PCGrad(SeededModule):
         return torch.ones_like(norms).scatter_add_(0, order.flatten(), -removed.flatten())
 
 
-def _random_order(num_tasks: int, generator: torch.Generator) -> Tensor:
-    keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
-    return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
-
-
 def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
-    """Return it after a trial on a copy, so that what cannot work fails before the first step and not in the middle of one.
+    """Return the weighting after a trial on a copy, so that one that cannot work fails before the first step.
 
     An aggregator of TorchJD stands for its weighting; if that one wants a Jacobian, it is given a square root of the
     Gramian, which has the same inner products. There is no trial while the number of tasks is not known (``None``).
-
-    Raises:
-        WrongTypeError, ShapeError: no weighting.
     """
     if isinstance(weighting, type) or not callable(weighting):
         raise WrongTypeError(f"{_EXPECTED}; found {_name(weighting)}. {_ADVICE}")
@@ -102,7 +95,7 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
         probe = copy.deepcopy(usable)
     except Exception:  # whatever its own copying raises
         return usable
-    _checked(probe(trial), trial, usable)
+    _weights_of(probe, trial)
     return usable
 
 
@@ -114,7 +107,6 @@ class _OfSquareRoot(nn.Module):
         self.weighting = weighting
 
     def forward(self, gramian: Tensor) -> Tensor:
-        """Return the weights."""
         values, vectors = torch.linalg.eigh(gramian)
         weights: Tensor = self.weighting(vectors * values.clamp(min=0).sqrt())
         return weights
@@ -126,26 +118,22 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
 
     A Gramian that is not finite gives weights that are not, so that GradScaler finds them. Every process gets the same
     weights to the bit, given the same Gramian.
-
-    Raises:
-        WrongTypeError, ShapeError: the weighting returned no ``[T]`` tensor.
     """
     if getattr(weighting, "ignores_zero_gradients", False):
-        return _checked(weighting(gramian), gramian, weighting)
-    weights = torch.ones_like(gramian.diagonal())
-    # On the host: most weightings solve a problem there anyway.
-    norms = gramian.diagonal().cpu()
+        return _weights_of(weighting, gramian)
     if not bool(torch.isfinite(gramian).all()):
-        return torch.full_like(weights, torch.nan)
-    present = norms.nonzero().flatten().tolist()
+        return torch.full_like(gramian.diagonal(), torch.nan)
+    # On the host: most weightings solve a problem there anyway.
+    present = gramian.diagonal().cpu().nonzero().flatten().tolist()
     if len(present) < 2:
-        return weights
+        return torch.ones_like(gramian.diagonal())
     among_present = gramian if len(present) == len(gramian) else gramian[present][:, present]
-    found = _checked(weighting(among_present), among_present, weighting)
-    return ranks.from_first(spread(found, present, len(gramian), 1.0).clone())
+    weights = _weights_of(weighting, among_present)
+    return ranks.from_first(spread(weights, present, len(gramian), 1.0).clone())
 
 
-def _checked(weights: Any, gramian: Tensor, weighting: Any) -> Tensor:
+def _weights_of(weighting: Weighting, gramian: Tensor) -> Tensor:
+    weights: Any = weighting(gramian)
     if not isinstance(weights, Tensor):
         raise WrongTypeError(f"{_EXPECTED}; {_name(weighting)} returned {type(weights).__name__}.")
     if weights.shape != gramian.shape[:1]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
@@ -13,25 +14,49 @@ from torch import Tensor
 from ...distributed import Ranks
 from ...errors import ConfigurationError, SurgeryError
 from ...report import SurgeryReport
-from ...torch_tools import Gradient, StateModule, state_dtype
-from .. import Weighting, check_weighting, gramian_of, task_weights, weighted_sum
+from ...torch_tools import Gradient, StateModule
+from .. import Weighting, check_weighting, gramian_over, task_weights, weighted_sum
 
 
-class KnownGradients(Protocol):
-    """Task gradients that are known in another way than by what arrives at the aliases."""
+class TaskGradients(Protocol):
+    """The gradients of single tasks at the tensors that the heads share, in one backward pass of this process."""
 
     @property
     def any_here(self) -> bool:
-        """Whether a task has a gradient in this backward pass."""
+        """Whether a task has one."""
 
     def gramian(self) -> Tensor:
-        """``[T, T]`` inner products."""
+        """Return ``[T, T]`` inner products."""
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """One gradient for each tensor; ``arrived`` is what came through the head in all, other outputs included."""
+        """Return one gradient for each tensor; ``arrived`` is all that came through the heads, other outputs included."""
 
-    def per_task(self) -> list[list[Gradient]]:
-        """``[tensor][task]``."""
+    def per_task(self) -> Sequence[Sequence[Gradient]]:
+        """Return ``[tensor][task]``."""
+
+
+@dataclass
+class SeparateGradients:
+    """Task gradients that arrive apart from each other: there is a head for each task."""
+
+    gradients: Sequence[Sequence[Gradient]]  # [tensor][task]
+    device: torch.device  # where their Gramian is added up
+
+    @property
+    def any_here(self) -> bool:
+        return any(gradient is not None for own in self.gradients for gradient in own)
+
+    def gramian(self) -> Tensor:
+        return gramian_over(self.gradients, len(self.gradients[0]), self.device)
+
+    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+        return [
+            total if all(one is None for one in own) else weighted_sum(own, weights)
+            for own, total in zip(self.gradients, arrived)
+        ]
+
+    def per_task(self) -> Sequence[Sequence[Gradient]]:
+        return self.gradients
 
 
 class _Mode(Enum):
@@ -41,13 +66,7 @@ class _Mode(Enum):
 
 
 class GradientCombiner(StateModule):
-    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that.
-
-    Args:
-        tasks: T names.
-        weighting: Gramian to weights, see :class:`PCGrad`.
-        ranks: the data-parallel processes.
-    """
+    """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None, "_task_gradients": None, "_mode": _Mode.COMBINE}
 
@@ -93,22 +112,13 @@ class GradientCombiner(StateModule):
             )
         return self._task_gradients
 
-    def forward_begins(self) -> None:
-        """Forget the latest backward pass. All processes are here: the backward of one may not reach the fork."""
-        self._report = self._task_gradients = None
-        self.ranks.prepare()
-
-    @contextmanager
-    def passing(self) -> Iterator[None]:
+    def passing(self) -> AbstractContextManager[None]:
         """Let gradients pass through the fork unchanged: for measurements of reach and sample mixing, or of single tasks."""
-        with self._in_mode(_Mode.PASS):
-            yield
+        return self._in_mode(_Mode.PASS)
 
-    @contextmanager
-    def blocking(self) -> Iterator[None]:
+    def blocking(self) -> AbstractContextManager[None]:
         """Let no gradient through the fork."""
-        with self._in_mode(_Mode.BLOCK):
-            yield
+        return self._in_mode(_Mode.BLOCK)
 
     @contextmanager
     def _in_mode(self, mode: _Mode) -> Iterator[None]:
@@ -120,6 +130,11 @@ class GradientCombiner(StateModule):
 
     # What the fork asks.
 
+    def forward_begins(self) -> None:
+        """Forget the latest backward pass. All processes are here: the backward of one may not reach the fork."""
+        self._report = self._task_gradients = None
+        self.ranks.prepare()
+
     @property
     def combines(self) -> bool:
         """Whether gradients that arrive now are weighed."""
@@ -130,35 +145,11 @@ class GradientCombiner(StateModule):
         """Whether nothing is let through now."""
         return self._mode is _Mode.BLOCK
 
-    def combine(self, gradients: Sequence[Sequence[Gradient]], device: torch.device) -> list[Gradient] | None:
-        """One gradient for each tensor that the heads share, from ``[tensor][task]``; ``None`` if no task has one."""
-        found = [any(gradient is not None for gradient in own) for own in gradients]
-        if not any(found) and self.ranks.size == 1:
+    def combine(self, gradients: TaskGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
+        """Return one gradient for each tensor, of all that ``arrived`` there; ``None`` if no process has a task gradient."""
+        if not gradients.any_here and self.ranks.size == 1:
             return None
-        size = len(self.tasks)
-        gramian = torch.zeros(size, size, dtype=state_dtype(device), device=device)
-        for own, some in zip(gradients, found):
-            if some:
-                gramian += gramian_of(own).to(device)
-        weights = self._weigh(gramian)
-        if weights is None:
-            return None
-        self._keep(gradients)
-        return [weighted_sum(own, weights) if some else None for own, some in zip(gradients, found)]
-
-    def combine_known(self, known: KnownGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
-        """The same from task gradients that are known, and from all that ``arrived``."""
-        if not known.any_here and self.ranks.size == 1:
-            return None
-        weights = self._weigh(known.gramian())
-        if weights is None:
-            return None
-        if self.keep_task_gradients:
-            self._keep(known.per_task())
-        return known.weighted_sum(weights, arrived)
-
-    def _weigh(self, gramian: Tensor) -> Tensor | None:
-        """Weights of the task gradients; ``None`` if no process has one."""
+        gramian = gradients.gramian()
         self.arrived = gramian.diagonal() != 0  # also where it is NaN
         # Processes hold different samples, and their gradients are averaged: each product counts 1/N^2.
         gramian = self.ranks.add(gramian.clone()) / self.ranks.size**2
@@ -166,13 +157,9 @@ class GradientCombiner(StateModule):
             return None
         weights = task_weights(self.weighting, gramian, self.ranks)
         self._report = SurgeryReport.of(self.tasks, gramian, weights)
-        return weights
-
-    def _keep(self, gradients: Sequence[Sequence[Gradient]]) -> None:
-        if not self.keep_task_gradients:
-            return
-        self._task_gradients = {}
-        for task, name in enumerate(self.tasks):
-            own = tuple(gradient for by_task in gradients if (gradient := by_task[task]) is not None)
-            if own:
-                self._task_gradients[name] = own
+        if self.keep_task_gradients:
+            self._task_gradients = {}
+            for name, own in zip(self.tasks, zip(*gradients.per_task())):
+                if found := tuple(gradient for gradient in own if gradient is not None):
+                    self._task_gradients[name] = found
+        return gradients.weighted_sum(weights, arrived)

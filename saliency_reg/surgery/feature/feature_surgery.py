@@ -21,14 +21,10 @@ class FeatureSurgery(GradientCombiner, Removable):
 
     Each head gets its own alias of the feature map. In the backward pass the gradients ``c_t dL_t/dA`` of all tasks (with
     your loss weights ``c_t``) meet at the fork, their Gramian becomes weights ``w_t``, and ``sum_t w_t c_t dL_t/dA`` goes on
-    to the backbone, which is passed once, whatever the number of tasks. Heads keep their plain gradients. Tables call it
-    ``PCGrad (feature)``: with ``MGDAWeighting`` of TorchJD it is MGDA-UB (Sener and Koltun, NeurIPS 2018), with
-    :class:`PCGrad` it is the upper-bound form of Yu et al. (NeurIPS 2020), whose own form is :class:`ParameterSurgery`.
-
-    What it means. A loss belongs to the task of the head it comes through; loss terms on the feature map that go around
-    the heads pass unchanged. Under gradient accumulation each micro-batch is weighed on its own. In several processes
-    the inner products are those of the joined batch, and all have the same weights. A pass with ``create_graph=True``
-    (a gradient penalty) is left alone.
+    to the backbone, which is passed once, whatever the number of tasks. Heads keep their plain gradients, and loss terms
+    that go around the heads pass unchanged, as does all in a pass with ``create_graph=True``. With ``MGDAWeighting`` of
+    TorchJD it is MGDA-UB (Sener and Koltun, NeurIPS 2018), with :class:`PCGrad` it is the upper-bound form of Yu et al.
+    (NeurIPS 2020), whose own form is :class:`ParameterSurgery`. ``docs/surgery.md`` compares the two.
 
     It stays on the model until :meth:`remove`, whether or not you keep the object. To combine it with the saliency penalty,
     pass ``surgery=`` to :class:`SaliencyRegularizer` instead.

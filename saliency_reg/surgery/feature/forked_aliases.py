@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...capture import HeadAliases, HeadRun, Heads, Item, Path, contents, is_plain_linear, put, put_argument, tensors_in
+from ...capture import HeadAliases, HeadRun, Heads, Item, Path, contents, put, put_argument, tensors_in
 from ...errors import CaptureError, ConfigurationError
 from ...saliency import axis_of_columns, resolve_channel_axis
 from ...torch_tools import Edge, edge_of, same_tensor, version_of, warn_user
-from .columns import tap_columns
+from .columns import watch_columns
 from .combiner import GradientCombiner
-from .fork import Anchor, GradientFork, fork
+from .fork import Anchor, GradientFork
 
 
 @dataclass
@@ -29,22 +30,14 @@ class Cut:
 class CarriedFork:
     """What a captured forward carries under surgery."""
 
-    fork: GradientFork | None = None
-    cuts: list[Cut] = field(default_factory=list)
+    fork: GradientFork | None
+    cuts: list[Cut]
 
 
 class ForkedAliases(HeadAliases):
     """Hands each head an alias out of one fork per forward, of which the latest is kept.
 
-    Args:
-        combiner: weighs the gradients. While it is not enabled, heads get plain views.
-        heads: the model's heads.
-        output: which part of what a head returns is the task's output.
-        named: whether the user named feature maps.
-        channel_axis: of the feature map, to find the columns of a head that has one per task.
-
-    Raises:
-        ConfigurationError: a function as ``output``, for a head with a column per task.
+    While the combiner is not enabled, heads get plain views. ``named`` says whether the user named feature maps.
     """
 
     def __init__(
@@ -73,71 +66,63 @@ class ForkedAliases(HeadAliases):
 
     @property
     def done(self) -> bool:
-        """Whether a backward pass has been through the latest fork."""
         return self._latest is not None and self._latest.fork.done
 
     def begin_forward(self, active: bool) -> None:
-        """Forget the fork before; all processes are here."""
         self.forget()
         self._ran_with_gradients.clear()
         if active:
             self._combiner.forward_begins()
 
     def end_forward(self) -> CarriedFork:
-        """Return the fork, and where it cuts the graph of a penalty."""
-        carried = CarriedFork(cuts=list(self._named_cuts.values()))
-        if self._latest is not None:
-            carried.fork = self._latest.fork
-            carried.cuts += self._latest.cuts()
-        return carried
+        cuts = list(self._named_cuts.values())
+        if self._latest is None:
+            return CarriedFork(None, cuts)
+        return CarriedFork(self._latest.fork, cuts + self._latest.cuts)
 
     def forget(self) -> None:
-        """Let go of the latest fork; the graph still has it."""
-        self._latest = None
+        self._latest = None  # the graph still has it
         self._named_cuts = {}
 
     def of_feature(self, index: int, feature: Tensor, *, recorded: bool) -> Tensor | None:
-        """Return a tensor that has, beside it, an anchor for the penalty's gradient."""
-        replaced = super().of_feature(index, feature, recorded=recorded)
-        if not recorded:
-            return replaced
-        self._named_cuts.pop(index, None)
-        if replaced is None and self.for_penalty and self._combiner.enabled and feature.requires_grad:
-            replaced, anchor = Anchor.apply(self._combiner, feature)
-            if (edge := edge_of(replaced)) is not None:
-                self._named_cuts[index] = Cut([edge], anchor)
+        """Return a tensor that has, beside it, an anchor for the penalty's gradient; see :class:`HeadAliases`."""
+        if recorded:
+            self._named_cuts.pop(index, None)
+        if not (recorded and self.for_penalty and self._combiner.enabled and feature.requires_grad):
+            return super().of_feature(index, feature, recorded=recorded)
+        replaced: Tensor
+        replaced, anchor = Anchor.apply(self._combiner, feature)
+        self._named_cuts[index] = _cut_at([replaced], anchor)
         return replaced
 
     def hand_out(
         self, head: int, args: tuple[Any, ...], kwargs: dict[str, Any], features: Sequence[Tensor], *, recorded: bool
     ) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], Edge | None]:
-        """Return the arguments of a head with aliases of all that the heads share; see :class:`HeadAliases`.
-
-        Raises:
-            CaptureError: it is not clear what the heads share, or they do not share it, or the head runs in a recomputation
-                only.
-        """
+        """Return the arguments of a head with aliases of all that the heads share; see :class:`HeadAliases`."""
         found = list(tensors_in(args, kwargs))
         paths = [(path, tensor) for path, tensor in found if tensor.requires_grad]
+        name = self.heads.names[head]
         if self._combiner.enabled and recorded:
             self._ran_with_gradients.add(head)
-        elif self._combiner.enabled:
-            self._check_recomputation(head)
+        elif self._combiner.enabled and head not in self._ran_with_gradients:
+            raise CaptureError(
+                f"head {name!r} runs for the first time in the backward pass, inside a reentrant checkpoint, where its "
+                "gradient cannot be weighed against those of the others. Pass use_reentrant=False."
+            )
         if not (paths and recorded and self._combiner.enabled):
             return super().hand_out(head, args, kwargs, features, recorded=recorded)
         source = next((tensor for path, tensor in found if len(path) == 1), None)
         read = [feature for feature in features if any(_is_plainly(tensor, feature) for _, tensor in paths)]
         if not read:
-            read = self._first_of(head, source, paths)
+            read = self._first_of(name, source, paths)
         if self._latest is None:
             self._latest = _ForkedForward(self._combiner, read, len(self.heads.modules))
         elif not self._latest.reads_the_same(read):
             raise CaptureError(
-                f"under surgery all heads must read the same tensors: head {self.heads.names[head]!r} reads "
-                f"{[list(tensor.shape) for tensor in read]}, those before it read "
-                f"{[list(tensor.shape) for tensor in self._latest.sources]}, or others of that shape. Make what lies "
-                "between (dropout, pooling, gradient reversal) a part of the heads, or use ParameterSurgery. If the heads "
-                "before it ran for something else, run them under no_grad."
+                f"under surgery all heads must read the same tensors: head {name!r} reads {_shapes(read)}, those before it "
+                f"read {_shapes(self._latest.sources)}, or others of that shape. Make what lies between (dropout, pooling, "
+                "gradient reversal) a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
+                "else, run them under no_grad."
             )
         edge: Edge | None = None
         for alias, shared in zip(self._latest.aliases[head], read):
@@ -149,93 +134,81 @@ class ForkedAliases(HeadAliases):
         return (args, kwargs), edge
 
     def after_head(self, head: int, returned: Any, run: HeadRun, items: Sequence[Item], feature: Tensor | None) -> Any:
-        """Return the output watched for its gradient; see :class:`HeadAliases`.
-
-        Raises:
-            CaptureError: the head changed what the others read, or its columns cannot be watched.
-        """
-        made, name = self._latest, self.heads.names[head]
-        if made is None:
+        """Return the output watched for its gradient; see :class:`HeadAliases`."""
+        forked, name = self._latest, self.heads.names[head]
+        if forked is None:
             return None
-        if made.changed_in_place:
+        if forked.versions != [version_of(source) for source in forked.sources]:
             raise CaptureError(
                 f"head {name!r} changes the feature map in place (ReLU(inplace=True), +=, ...), so that under surgery the "
                 "other heads would read what its gradient does not tell. Use inplace=False."
             )
+        source = forked.sources[0]
         if not self.heads.columns:
-            if not self.for_penalty or items or not isinstance(returned, Tensor) or not returned.requires_grad:
+            # Only from one number per sample, at one map, can task gradients be told apart from the penalty's.
+            whole = not items and isinstance(returned, Tensor) and returned.requires_grad
+            if not (self.for_penalty and whole and returned.numel() == len(source) and len(forked.sources) == 1):
                 return None
-            return made.watch(returned, head)
+            return forked.fork.watch(head, returned)
         if not isinstance(run.output, Tensor) or not run.output.requires_grad:
             raise CaptureError(
                 f"under surgery the output of head {name!r} must be a tensor with a column per task and a graph, found "
                 f"{contents(returned)}. Say which part it is with output='logits' (a key or attribute) or output=0 (an "
                 "index)."
             )
-        shape = (made.sources[0] if feature is None else feature).shape
+        shape = (source if feature is None else feature).shape
         axis = axis_of_columns(
             run.output, len(self.heads.tasks), shape, resolve_channel_axis(shape, self._channel_axis)
         )
-        tapped = made.tap(run.output, axis, self.heads.modules[head] if run.whole else None)
-        return put(returned, [item for item in items if not callable(item)], tapped)
+        edges = [edge for cut in forked.cuts for edge in cut.edges]  # there is one head
+        module = self.heads.modules[head] if run.whole else None
+        watched = watch_columns(forked.fork, run.output, axis, edges, module)
+        return put(returned, [item for item in items if not callable(item)], watched)
 
-    def _check_recomputation(self, head: int) -> None:
-        if head not in self._ran_with_gradients:
-            raise CaptureError(
-                f"head {self.heads.names[head]!r} runs for the first time in the backward pass, inside a reentrant "
-                "checkpoint, where its gradient cannot be weighed against those of the others. Pass use_reentrant=False."
-            )
-
-    def _first_of(self, head: int, source: Tensor | None, paths: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
-        """What a head shares with the others where no feature is named."""
+    def _first_of(self, name: str, source: Tensor | None, paths: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
+        """Return what a head shares with the others where no feature is named."""
         others = [tensor for _, tensor in paths if source is None or not _is_plainly(tensor, source)]
         if source is None or not source.requires_grad:
             raise CaptureError(
-                f"under surgery it must be clear what the heads share: head {self.heads.names[head]!r} reads tensors that "
-                f"require grad, {[list(tensor.shape) for tensor in others]}, but not as its first argument. Name the "
-                "modules that they come from: feature='backbone', or feature=['layer3', 'layer4']."
+                f"under surgery it must be clear what the heads share: head {name!r} reads tensors that require grad, "
+                f"{_shapes(others)}, but not as its first argument. Name the modules that they come from: "
+                "feature='backbone', or feature=['layer3', 'layer4']."
             )
         if others and not self._named and not self._told_of_other_tensors:
             self._told_of_other_tensors = True
             warn_user(
-                f"head {self.heads.names[head]!r} also reads a tensor {list(others[0].shape)} that requires grad; "
-                "gradients through it are not weighed. If the heads share it, name all that they share: feature=['layer3', "
-                "'layer4']."
+                f"head {name!r} also reads a tensor {list(others[0].shape)} that requires grad; gradients through it are "
+                "not weighed. If the heads share it, name all that they share: feature=['layer3', 'layer4']."
             )
         return [source]
 
 
 class _ForkedForward:
-    """The aliases of one forward, and where they are in the graph."""
+    """The tensors that the heads of one forward share, their aliases, and where these are in the graph."""
 
-    def __init__(self, combiner: GradientCombiner, sources: Sequence[Tensor], heads: int) -> None:
-        self.sources = list(sources)
-        self._versions = [version_of(source) for source in sources]
-        self.aliases, self._anchors, self.fork = fork(combiner, sources, heads)
-        self._edges = [[edge for alias in own if (edge := edge_of(alias)) is not None] for own in self.aliases]
+    def __init__(self, combiner: GradientCombiner, sources: list[Tensor], heads: int) -> None:
+        self.sources = sources
+        self.versions = [version_of(source) for source in sources]
+        self.fork = GradientFork(combiner, sources, heads)
+        self.aliases, anchors = self.fork.hand_out(sources)
+        self.cuts = [_cut_at(aliases, anchor) for aliases, anchor in zip(zip(*self.aliases), anchors)]
 
     def reads_the_same(self, tensors: Sequence[Tensor]) -> bool:
         return len(tensors) == len(self.sources) and all(map(_is_plainly, tensors, self.sources))
 
-    @property
-    def changed_in_place(self) -> bool:
-        return self._versions != [version_of(source) for source in self.sources]
 
-    def cuts(self) -> list[Cut]:
-        """For each tensor: where heads read it, and where a gradient gets in that bypasses the surgery."""
-        return [Cut([own[source] for own in self._edges], anchor) for source, anchor in enumerate(self._anchors)]
+def _cut_at(aliases: Sequence[Tensor], anchor: Tensor) -> Cut:
+    return Cut([edge for alias in aliases if (edge := edge_of(alias)) is not None], anchor)
 
-    def watch(self, output: Tensor, task: int) -> Tensor:
-        """The output of a head with one number per sample, watched for its gradient; any other as it is."""
-        if output.numel() != len(self.sources[0]) or len(self.sources) > 1:
-            return output
-        return self.fork.watch(task, output)
 
-    def tap(self, output: Tensor, axis: int, head: nn.Module | None) -> Tensor:
-        """The output of a head with a column per task, watched for the gradient of each column."""
-        plain = head is not None and axis == output.ndim - 1 and is_plain_linear(head) and len(self.sources) == 1
-        linear = head if plain and isinstance(head, nn.Linear) else None
-        return tap_columns(self.fork, output, axis, self._edges[0], linear)
+def _shapes(tensors: Sequence[Tensor]) -> list[list[int]]:
+    return [list(tensor.shape) for tensor in tensors]
+
+
+#: Nodes of one argument, and with a gradient that is a view too.
+_PLAIN_VIEW = re.compile(
+    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
+)
 
 
 def _is_plainly(tensor: Tensor, other: Tensor) -> bool:
@@ -245,37 +218,18 @@ def _is_plainly(tensor: Tensor, other: Tensor) -> bool:
     """
     if tensor is other:
         return True
-    return (
-        same_tensor(tensor, other)
-        and not tensor._backward_hooks
-        and not other._backward_hooks
-        and _behind_views(tensor) is not None
-        and _behind_views(tensor) == _behind_views(other)
-    )
+    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
+        return False
+    behind = _behind_views(tensor)
+    return behind is not None and behind == _behind_views(other)
 
 
 def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
-    """Node and output that a tensor is a plain view of; ``None`` for one without a graph."""
+    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
     if tensor.grad_fn is None:
         return (id(tensor), 0) if tensor.requires_grad else None
     node, output = tensor.grad_fn, tensor.output_nr
-    while node.name() in _PLAIN_VIEWS and node.next_functions[0][0] is not None:
+    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
         node, output = node.next_functions[0]  # type: ignore[assignment]
     variable = getattr(node, "variable", None)
     return (node, output) if variable is None else (id(variable), 0)
-
-
-#: Of one argument, and with a gradient that is a view too.
-_PLAIN_VIEWS = {
-    "AliasBackward0",
-    "PermuteBackward0",
-    "ReshapeAliasBackward0",
-    "SqueezeBackward0",
-    "SqueezeBackward1",
-    "SqueezeBackward2",
-    "TBackward0",
-    "TransposeBackward0",
-    "UnsafeViewBackward0",
-    "UnsqueezeBackward0",
-    "ViewBackward0",
-}

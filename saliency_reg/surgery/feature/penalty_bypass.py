@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from torch.autograd.graph import GradientEdge
 from ...capture import CapturedForward
 from ...saliency import Saliencies
 from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
-from .. import row_gramian, row_sum
-from .combiner import GradientCombiner
-from .fork import GradientFork
+from .. import column_gramian, row_sum
+from .combiner import GradientCombiner, SeparateGradients
+from .fork import noted
 from .forked_aliases import CarriedFork, Cut
 
 #: GradScaler comes too late for a gradient that is taken at once: small float16 numbers would be lost.
@@ -31,14 +32,10 @@ def kept_out_of_surgery(
     *,
     samples_apart: bool,
 ) -> Tensor:
-    """Return the penalty, such that its gradient is added and not weighed.
+    """Return the penalty, such that its gradient is added to those of the tasks and not weighed.
 
-    Args:
-        penalty: 0-dim.
-        saliencies: that it is made of.
-        forward: that they are from.
-        combiner: of the fork in that forward.
-        samples_apart: whether no output of one sample depends on the feature map of another.
+    It is made of the ``saliencies`` of the ``forward``. ``samples_apart`` says whether no output of a sample depends on the
+    feature map of another one.
     """
     carried: CarriedFork | None = forward.carried
     # Without a fork there is nothing to pass; the weight rows of a closed form lead around it.
@@ -47,57 +44,42 @@ def kept_out_of_surgery(
     watched = carried.fork.watched.issuperset(saliencies.present)
     if saliencies.determine_gradients and samples_apart and len(forward.features) == 1 and watched:
         # One backward pass for the penalty and the losses, where the other way takes two through the heads.
-        carried.fork.known = _SaliencyGradients(
-            carried.fork, saliencies.values.detach(), saliencies.present, len(combiner.tasks)
+        carried.fork.of_outputs = partial(
+            _SaliencyGradients, saliencies.values.detach(), saliencies.present, len(combiner.tasks)
         )
         return penalty
-    in_float16 = any(output.dtype == torch.float16 for output in forward.outputs)
-    return replayed(penalty, carried.cuts, combiner, in_float16)
+    return replayed(penalty, forward, carried.cuts, combiner)
 
 
 def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: GradientCombiner) -> Tensor:
     """Return the same value, whose backward pass joins the collective of the surgery even if no loss reaches a head here.
 
-    Otherwise the other processes would wait for this one forever. A single process has nothing to join.
+    Otherwise the other processes would wait for this one forever.
     """
     if combiner.ranks.size == 1 or not combiner.enabled:
         return penalty
     cuts = forward.carried.cuts if forward.carried is not None else []
     anchors = [cut.anchor for cut in cuts] or [torch.empty(0, device=penalty.device, requires_grad=True)]
-    result: Tensor = _JoinCollective.apply(combiner, bool(cuts), penalty, *anchors)
-    return result
+    no_gradients = SeparateGradients([[None] * len(combiner.tasks)], penalty.device)
+    at_fork = bool(cuts)  # it is visited even if nothing but None arrives there, and joins by itself
+
+    def join(_: Gradient) -> None:
+        if not at_fork and combiner.combines:
+            combiner.combine(no_gradients, [None])
+
+    return noted(penalty.clone(), join, *anchors)
 
 
-class _JoinCollective(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, combiner: GradientCombiner, at_fork: bool, value: Tensor, *anchors: Tensor) -> Tensor:
-        ctx.combiner, ctx.at_fork, ctx.anchors, ctx.device = combiner, at_fork, len(anchors), value.device
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Gradient, ...]:
-        # A node is visited even if nothing but None arrives, so that at a fork there is nothing to do here.
-        if not ctx.at_fork and ctx.combiner.combines and not torch.is_grad_enabled():
-            ctx.combiner.combine([], ctx.device)
-        return None, None, gradient, *[None] * ctx.anchors
-
-
-def replayed(scalar: Tensor, cuts: Sequence[Cut], combiner: GradientCombiner, in_float16: bool) -> Tensor:
+def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut], combiner: GradientCombiner) -> Tensor:
     """Return the same value, with a graph that leads around the fork.
 
     Evaluating the heads a second time on the feature map would draw another dropout mask, update statistics and call
     hooks twice. So the gradient with respect to what the heads read, and to every leaf in front of that (the heads'
     parameters), is taken here from the graph there is.
-
-    Args:
-        scalar: 0-dim, with a graph.
-        cuts: where that graph ends.
-        combiner: of the fork among the cuts.
-        in_float16: whether a part of the graph has that format.
     """
     edges = [edge for cut in cuts for edge in cut.edges]
     leaves = leaves_behind([scalar], {edge.node for edge in edges if isinstance(edge, GradientEdge)})
-    factor = _FLOAT16_SCALE if in_float16 else 1.0
+    factor = _FLOAT16_SCALE if any(output.dtype == torch.float16 for output in forward.outputs) else 1.0
     with combiner.blocking(), without_autocast(scalar):
         found = gradients_of([scalar], [*edges, *leaves], [torch.full_like(scalar, factor)])
     gradients = iter(found)
@@ -106,15 +88,14 @@ def replayed(scalar: Tensor, cuts: Sequence[Cut], combiner: GradientCombiner, in
     kept = [(tensor, gradient) for tensor, gradient in pairs if gradient is not None]
     if not kept:
         return scalar.detach()
-    result: Tensor = _Replay.apply(
-        scalar.detach(), 1 / factor, [gradient for _, gradient in kept], *[tensor for tensor, _ in kept]
-    )
+    inputs, known = zip(*kept)
+    result: Tensor = _Replay.apply(scalar.detach(), 1 / factor, known, *inputs)
     return result
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, factor: float, gradients: Sequence[Tensor], *inputs: Tensor) -> Tensor:
         ctx.factor = factor
         ctx.save_for_backward(*gradients)
         return value.clone()
@@ -126,63 +107,44 @@ class _Replay(torch.autograd.Function):
         return None, None, None, *[gradient.to(kept.device) * kept for kept in ctx.saved_tensors]
 
 
+@dataclass
 class _SaliencyGradients:
     """``dL_t/dA[b] = dL_t/ds_t[b] * G_t[b]`` for heads with one output ``s_t[b]`` per sample, whose saliency is ``G_t``.
 
     So the gradient of the penalty need not be kept apart from those of the tasks: what arrives at the fork is their sum, and
     what the surgery changes about it is ``sum_t (w_t - 1) dL_t/dA``.
-
-    Args:
-        made: the fork, which watches the outputs of these heads.
-        saliencies: ``[t, B, ...]`` of the tasks in ``present``, detached.
-        present: task indices.
-        num_tasks: T.
     """
 
-    def __init__(self, made: GradientFork, saliencies: Tensor, present: Sequence[int], num_tasks: int) -> None:
-        self._fork = weakref.ref(made)  # which holds on to this
-        self._saliencies = saliencies
-        self._row_of = {task: row for row, task in enumerate(present)}
-        self._num_tasks = num_tasks
-        self._rows: Tensor | None = None
+    saliencies: Tensor  # [t, B, ...]
+    present: list[int]  # their t tasks
+    num_tasks: int  # T
+    at_outputs: Mapping[int, Tensor]  # task to the gradient of its output, if that has one in this pass
 
     @property
     def any_here(self) -> bool:
-        """Whether an output has a gradient in this backward pass."""
-        return bool(self._at_outputs())
+        return bool(self.at_outputs)
 
     def gramian(self) -> Tensor:
-        """``[T, T]`` inner products."""
-        self._rows = self._task_rows()
-        return row_gramian(self._rows.flatten(1))
+        return column_gramian(self._rows.flatten(1).T)
 
     def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """What arrived, changed by the weights."""
-        rows, self._rows = self._task_rows() if self._rows is None else self._rows, None
         (total,) = arrived
-        change = row_sum(rows.flatten(1), weights - 1).view(rows.shape[1:])
+        change = row_sum(self._rows.flatten(1), weights - 1).view(self._rows.shape[1:])
         return [added(total, change if total is None else change.to(total.dtype))]
 
     def per_task(self) -> list[list[Gradient]]:
-        """``[1][task]``."""
-        here = self._at_outputs()
-        rows = self._task_rows()
-        return [[rows[task] if task in here else None for task in range(self._num_tasks)]]
+        return [[row if task in self.at_outputs else None for task, row in enumerate(self._rows)]]
 
-    def _at_outputs(self) -> dict[int, Tensor]:
-        made = self._fork()
-        return {} if made is None else made.at_outputs()
-
-    def _task_rows(self) -> Tensor:
+    @cached_property
+    def _rows(self) -> Tensor:
         """``[T, B, ...]`` task gradients, zero for a task without a loss in this pass."""
-        saliencies = self._saliencies
-        batch_size = saliencies.shape[1]
-        factors = saliencies.new_zeros(self._num_tasks, batch_size)
-        for task, gradient in self._at_outputs().items():
+        batch_size, rest = self.saliencies.shape[1], self.saliencies.shape[2:]
+        factors = self.saliencies.new_zeros(self.num_tasks, batch_size)
+        for task, gradient in self.at_outputs.items():
             factors[task] = gradient.reshape(batch_size)
-        shape = (self._num_tasks, batch_size, *[1] * (saliencies.ndim - 2))
-        if len(self._row_of) == self._num_tasks:
-            return saliencies * factors.view(shape)
-        rows = saliencies.new_zeros(self._num_tasks, *saliencies.shape[1:])
-        rows[list(self._row_of)] = saliencies
-        return rows.mul_(factors.view(shape))
+        factors = factors.view(self.num_tasks, batch_size, *[1] * len(rest))
+        if len(self.present) == self.num_tasks:
+            return self.saliencies * factors
+        rows = self.saliencies.new_zeros(self.num_tasks, batch_size, *rest)
+        rows[self.present] = self.saliencies
+        return rows.mul_(factors)

@@ -18,29 +18,18 @@ NOT_ADDED_UP = "Surgery needs the loss of each task by itself: do not add them u
 
 @dataclass(frozen=True)
 class LossBatch:
-    """The losses of one call, and what they depend on in this process.
+    """The checked losses of one call, and what they depend on in this process."""
 
-    Attributes:
-        losses: task index to 0-dim loss.
-        penalty: what is added without projection; ``None`` if it has no graph.
-        reach: leaf to the bit mask of the tasks whose losses depend on it.
-        reach_of_penalty: the leaves behind the penalty.
-    """
-
-    losses: Mapping[int, Tensor]
-    penalty: Tensor | None
-    reach: Mapping[Tensor, int]
-    reach_of_penalty: Sequence[Tensor]
+    losses: Mapping[int, Tensor]  # task index to 0-dim loss
+    penalties: Sequence[Tensor]  # added without projection: one with a graph, or none
+    reach: Mapping[Tensor, int]  # leaf to the bit mask of the tasks whose losses depend on it
+    reach_of_penalty: Sequence[Tensor]  # the leaves behind the penalty
 
 
 def checked_losses(
     losses: Losses, penalty: Any, tasks: Sequence[str], parameters: Collection[Tensor], distributed: bool
 ) -> LossBatch:
-    """Check the losses and find what they depend on.
-
-    Raises:
-        TaskError, WrongTypeError, ShapeError, NotConnectedError, ConfigurationError: as in ``ParameterSurgery.backward``.
-    """
+    """Check the losses of a call, and find what they depend on; raise as ``ParameterSurgery.backward`` says."""
     names_of(losses, "losses", NOT_ADDED_UP)
     found = per_task(
         {str(name): loss for name, loss in losses.items()} if isinstance(losses, Mapping) else losses,
@@ -57,13 +46,12 @@ def checked_losses(
                 "no_grad, from the model's outputs and without .item() or .detach(); leave a task without labels in this "
                 "batch out of the mapping."
             )
-    if isinstance(penalty, (int, float)):
-        penalty = None  # a constant has no gradient
-    if penalty is not None:
+    penalties: list[Tensor] = []
+    if penalty is not None and not isinstance(penalty, (int, float)):  # a number has no gradient
         _check_scalar(penalty, "the penalty")
-    with_graph = penalty if penalty is not None and penalty.requires_grad else None
+        penalties = [penalty] if penalty.requires_grad else []
     reach = leaves_behind_each(found, refuse_node)
-    of_penalty = [] if with_graph is None else leaves_behind([with_graph])
+    of_penalty = leaves_behind(penalties)
     refuse_sharded([*reach, *of_penalty])
     if distributed and (outside := [leaf for leaf in (*reach, *of_penalty) if leaf not in parameters]):
         raise ConfigurationError(
@@ -71,7 +59,7 @@ def checked_losses(
             "model. In a distributed run its gradient could not be averaged. Pass ParameterSurgery(nn.ModuleList([model, "
             "...])) with the module it belongs to (learned loss weights), or detach it."
         )
-    return LossBatch(found, with_graph, reach, of_penalty)
+    return LossBatch(found, penalties, reach, of_penalty)
 
 
 def _check_scalar(loss: Any, what: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...distributed import Ranks
 from ...errors import ConfigurationError, StateMismatchError, SurgeryError, TaskError, WrongTypeError
 from ...report import SurgeryReport
-from ...tasks import Losses, check_task_names, first_few, names_of
+from ...tasks import Losses, check_task_names, first_few
 from ...torch_tools import (
     Removable,
     StateModule,
@@ -24,16 +24,9 @@ from ...torch_tools import (
 )
 from .. import PCGrad, Weighting, check_weighting, task_weights
 from .agreement import agree, agree_on_names
-from .losses import NOT_ADDED_UP, LossBatch, checked_losses
-from .shared_parameters import (
-    ParameterChoice,
-    check_connected,
-    has_several,
-    members,
-    names_of_parameters,
-    refuse_sharded,
-)
-from .task_gradients import Gradients, StepGradients, averaged, gradients_at, gramian_in_chunks, write
+from .losses import LossBatch, checked_losses
+from .shared_parameters import ParameterChoice, check_connected, members, names_of_parameters, refuse_sharded
+from .task_gradients import Gradients, StepGradients, averaged, gramian_at, gramian_in_chunks, write
 
 
 class ParameterSurgery(StateModule, Removable):
@@ -44,17 +37,16 @@ class ParameterSurgery(StateModule, Removable):
     All other parameters, such as those of heads, get the plain gradient of the sum of the losses. The penalty's gradient is
     added everywhere and never projected. A parameter that nothing reaches keeps its ``.grad``, ``None`` too.
 
-    This is the exact method, and costs a backward pass through the backbone for each task; tables call it ``PCGrad
-    (parameters)``. :class:`FeatureSurgery`, or ``surgery=`` of :class:`SaliencyRegularizer`, is its upper-bound form at the
-    price of a plain step. Given the same order, the result is that of algorithm 1 of the paper. Where it differs from
-    implementations that flatten all parameters of a model: those let the heads' gradients into the norms, here norms are
-    those on the shared parameters.
+    This is the exact method, and costs a backward pass through the backbone for each task; :class:`FeatureSurgery`, or
+    ``surgery=`` of :class:`SaliencyRegularizer`, is its upper-bound form at the price of a plain step. ``docs/surgery.md``
+    compares the two. Given the same order, the result is that of the paper's algorithm. Implementations that flatten all
+    parameters of a model let the heads' gradients into the norms; here norms are those on the shared parameters.
 
     Gradients are taken by ``torch.autograd.grad``: hooks on tensors see the gradient of each task, but neither
     ``post_accumulate_grad`` hooks nor those of DistributedDataParallel fire. In distributed runs (with a wrapped model or a
     plain one) gradients are averaged over the processes here, before the projection: the result is that of one process on
-    the joined batch, by the convention of DistributedDataParallel, the mean of the processes' losses. A task may be missing
-    from the losses of some processes, or of all.
+    the joined batch, whose loss is the mean of the processes' losses. A task may be missing from those of some processes,
+    or of all.
 
     Under GradScaler pass scaled losses and a scaled penalty: a NaN or infinite loss reaches ``.grad``, so that the step is
     skipped. The graph of the backbone is freed; those of the heads live as long as the losses do.
@@ -126,7 +118,6 @@ class ParameterSurgery(StateModule, Removable):
         refuse_sharded(list(model.parameters()), list(model.modules()))
         self.every = whole_number("every", every, least=1)
         self.chunk_size = None if chunk_size is None else whole_number("chunk_size", chunk_size, least=1)
-        self.tasks: tuple[str, ...] | None = None
         names = None if tasks is None else check_task_names(tasks)
         self.weighting = PCGrad() if weighting is None else weighting
         # Not registered: it may be a part of the weighting.
@@ -138,10 +129,8 @@ class ParameterSurgery(StateModule, Removable):
                 f"measure has parameters that shared does not have: {first_few(more)}. Inner products are taken on shared "
                 "parameters only: pass a part of shared=."
             )
-        self.register_buffer("task_names", torch.zeros(0, dtype=torch.uint8))
-        self.register_buffer("weights", torch.zeros(0, dtype=torch.float64))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._set_tasks(names or ())
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._has_weights = False
         self.ranks = Ranks(process_group, model)
         self._agreed = False
@@ -167,10 +156,10 @@ class ParameterSurgery(StateModule, Removable):
             losses: ``{task: 0-dim loss}``, which may leave tasks out, or a sequence of T losses. With your loss weights and
                 the loss scale, the same for all, in them. Their graph is freed.
             penalty: 0-dim, what is to be added without projection: ``regularizer()``, weight decay.
-            accumulate: more micro-batches follow. Task gradients are kept and added up, and the first call without it
-                projects and writes. With losses divided by the number of micro-batches this equals the joined batch. All
-                T gradients of the shared parameters are kept, with ``measure=``, too; ``chunk_size=`` is refused. An
-                exception out of autograd itself drops the micro-batches before; an error of this package keeps them.
+            accumulate: more micro-batches follow. All T gradients of the shared parameters are kept and added up, with
+                ``measure=``, too (``chunk_size=`` is refused), and the first call without it projects and writes. With
+                losses divided by the number of micro-batches this equals the joined batch. An exception out of autograd
+                itself drops the micro-batches before; an error of this package keeps them.
 
         Raises:
             TaskError, WrongTypeError, ShapeError: losses that are too few, unknown, no tensors, or not 0-dim.
@@ -196,33 +185,28 @@ class ParameterSurgery(StateModule, Removable):
             return checked_losses(losses, penalty, tasks, names, self.ranks.size > 1)
 
         found = agree(look, list(names), len(tasks), self.ranks)
-        step = self._unfinished or StepGradients([leaf for leaf in names if self._may_share(names[leaf])])
+        candidates = [leaf for leaf, name in names.items() if self._shared is None or name in self._shared]
+        step = self._unfinished or StepGradients(set(candidates), [{} for _ in tasks])
         reach = {leaf: step.reach.get(leaf, 0) | found.reach.get(leaf, 0) for leaf in names}
         present = step.present | found.present
-        shared = [
-            leaf
-            for leaf in names
-            if self._may_share(names[leaf]) and (has_several(reach[leaf]) or (self._shared is not None and reach[leaf]))
-        ]
+        named = self._shared is not None
+        shared = [leaf for leaf in candidates if reach[leaf].bit_count() > 1 or (named and reach[leaf])]
         measured = [leaf for leaf in shared if self._measured is None or names[leaf] in self._measured]
-        if not accumulate and has_several(present):
-            by_task = [tasks[task] if present >> task & 1 else None for task in range(len(tasks))]
-            check_connected(by_task, [reach[leaf] for leaf in shared], [reach[leaf] for leaf in measured], self._shared)
+        if not accumulate and present.bit_count() > 1:
+            with_loss = {task: tasks[task] for task in members(present)}
+            check_connected(with_loss, [reach[leaf] for leaf in shared], [reach[leaf] for leaf in measured], named)
         # All has been checked: nothing was changed before this line.
         if self.tasks is None:
             self._set_tasks(tasks)
         self._agreed = True
-        try:
-            step.reach, step.present = reach, present
-            step.reach_of_penalty |= found.reach_of_penalty
-            gradients = self._pass_back(step, found.batch, shared, measured, accumulate)
-        except BaseException:
-            self._unfinished = None
-            raise
+        self._unfinished = None  # if autograd raises now, the micro-batches are of no use
+        step.calls += 1
+        step.reach, step.present = reach, present
+        step.reach_of_penalty |= found.reach_of_penalty
+        gradients = self._pass_back(step, found.batch, shared, measured, accumulate)
         if gradients is None:
             self._unfinished = step
             return
-        self._unfinished = None
         write(gradients)
         self._count_up("steps")
         self._ready = True
@@ -263,31 +247,27 @@ class ParameterSurgery(StateModule, Removable):
     def _pass_back(
         self, step: StepGradients, batch: LossBatch, shared: list[Tensor], measured: list[Tensor], accumulate: bool
     ) -> Gradients | None:
-        """Take the gradients of one call; with the last one of a step, return what is to be written."""
+        """Take the gradients of one call; with the last call of a step, return those to write to ``.grad``."""
         due = self._count("steps") % self.every == 0 or not self._has_weights
-        many_calls = accumulate or self._unfinished is not None
+        many_calls = accumulate or step.calls > 1
         present = members(step.present)
         weights = self.weights
         combined: Gradients = {}
         if due and (many_calls or (self.chunk_size is None and len(measured) == len(shared))):
             step.add_each_task(batch)
             if not accumulate:
-                step.average_tasks(present, shared, self.ranks)
-                weights = self._weigh(present, lambda: step.gramian(measured, len(weights)))
+                for task in present:
+                    step.by_task[task].update(averaged(shared, step.by_task[task], self.ranks))
+                weights = self._weigh(present, lambda: gramian_at(measured, step.by_task))
                 combined = step.combine(shared, weights)
         else:
             if due:
-                weights = self._weigh(present, lambda: self._measure(batch, present, measured))
+                chunk = self.chunk_size or len(present)
+                weights = self._weigh(
+                    present, lambda: gramian_in_chunks(batch, present, len(weights), chunk, measured, self.ranks)
+                )
             step.add_weighted(batch, set(shared), weights)
         return None if accumulate else step.finish(combined, set(shared), weights, self.ranks)
-
-    def _measure(self, batch: LossBatch, present: list[int], measured: list[Tensor]) -> Tensor:
-        def gradient_of(task: int) -> Gradients:
-            leaves = [leaf for leaf in measured if batch.reach.get(leaf, 0) >> task & 1]
-            found = gradients_at([batch.losses[task]], leaves, keep_graph=True) if leaves else {}
-            return averaged(measured, found, self.ranks) if self.ranks.size > 1 else found
-
-        return gramian_in_chunks(present, len(self.weights), self.chunk_size or len(present), measured, gradient_of)
 
     def _weigh(self, present: list[int], gramian_of_tasks: Callable[[], Tensor]) -> Tensor:
         if len(present) < 2:  # nothing to weigh against; the next step will show more
@@ -302,18 +282,11 @@ class ParameterSurgery(StateModule, Removable):
         self._has_weights = self.every > 1 and bool(torch.isfinite(weights).all())
         return weights
 
-    def _may_share(self, name: str) -> bool:
-        return self._shared is None or name in self._shared
-
     def _agreed_tasks(self, losses: Any) -> tuple[str, ...]:
         known = self.tasks
         if self._agreed and known is not None:
             return known
-        names = agree_on_names(
-            lambda: names_of(losses, "losses", NOT_ADDED_UP) if known is None else list(known),
-            known is not None,
-            self.ranks,
-        )
+        names = agree_on_names(known, losses, self.ranks)
         if len(names) < 2:
             raise TaskError(
                 f"found {len(names)} loss(es) {names}, expected at least two: surgery weighs the gradients of tasks against "
@@ -325,9 +298,9 @@ class ParameterSurgery(StateModule, Removable):
         return tuple(check_task_names(names))
 
     def _set_tasks(self, tasks: Sequence[str]) -> None:
-        self.tasks = tuple(tasks) or None
-        self.task_names = names_to_bytes(tasks)
-        self.weights = torch.full((len(tasks),), torch.nan, dtype=torch.float64)
+        self.tasks: tuple[str, ...] | None = tuple(tasks) or None
+        self.register_buffer("task_names", names_to_bytes(tasks))
+        self.register_buffer("weights", torch.full((len(tasks),), torch.nan, dtype=torch.float64))
 
     def _before_step(self) -> None:
         if self._unfinished is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Union
 
 from torch import Tensor, nn
@@ -20,12 +20,7 @@ _FEATURE_LEVEL = "SaliencyRegularizer(..., surgery=PCGrad()) or FeatureSurgery"
 
 
 def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) -> frozenset[str]:
-    """The names, in the model, of the parameters that ``choice`` means; ``option`` is the argument it was given as.
-
-    Raises:
-        WrongTypeError, ModuleNotFoundInModelError, AmbiguousModuleError: no such module.
-        ConfigurationError: parameters of another model, or none at all.
-    """
+    """Return the names of the parameters that ``choice`` means in the model; ``option`` is the argument it was given as."""
     single = isinstance(choice, (str, nn.Module, Tensor))
     if not single and not isinstance(choice, Iterable):
         raise WrongTypeError(
@@ -39,10 +34,10 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
             parameters = [item]
         else:
             parameters = list(find_module(model, item, f"module for {option}=")[1].parameters())  # type: ignore[arg-type]
-        if any(parameter not in names for parameter in parameters):
+        if foreign := [parameter for parameter in parameters if parameter not in names]:
             raise ConfigurationError(
-                f"{option} has a parameter of shape {list(next(p.shape for p in parameters if p not in names))} that is not "
-                f"among the parameters of {type(model).__name__}. Take it from the model that surgery was given."
+                f"{option} has a parameter of shape {list(foreign[0].shape)} that is not among the parameters of "
+                f"{type(model).__name__}. Take it from the model that surgery was given."
             )
         found.update(names[parameter] for parameter in parameters)
     if not found:
@@ -50,44 +45,29 @@ def names_of_parameters(model: nn.Module, choice: ParameterChoice, option: str) 
     return frozenset(found)
 
 
-def has_several(mask: int) -> bool:
-    """Whether a bit mask of tasks has at least two."""
-    return mask & (mask - 1) != 0
-
-
 def members(mask: int) -> list[int]:
-    """The tasks in a bit mask."""
     return [task for task in range(mask.bit_length()) if mask >> task & 1]
 
 
-def check_connected(
-    tasks: Sequence[str | None], shared: Sequence[int], measured: Sequence[int], given: frozenset[str] | None
-) -> None:
-    """Check that every task has a gradient where gradients are measured.
+def check_connected(tasks: Mapping[int, str], shared: Sequence[int], measured: Sequence[int], named: bool) -> None:
+    """Check that each of the ``tasks``, which have a loss, has a gradient where gradients are measured.
 
-    Args:
-        tasks: T names; ``None`` for those without a loss.
-        shared, measured: for each such parameter the tasks that reach it.
-        given: names of parameters, if the user said what is shared.
-
-    Raises:
-        NotConnectedError, ConfigurationError: some have none.
+    ``shared`` and ``measured`` have a mask of tasks for each such parameter. ``named``: the user said what is shared.
     """
-    present = [name for name in tasks if name is not None]
     if not shared:
-        where = "no parameter of the model" if given is None else "none of the parameters of shared="
+        where = "none of the parameters of shared=" if named else "no parameter of the model"
         raise NotConnectedError(
-            f"the losses of {first_few(present)} have {where} in common that requires grad, so that there is nothing to do "
-            "surgery on. Compute them from one forward of the model that surgery was given, unfreeze its backbone, or call "
-            "loss.backward()."
+            f"the losses of {first_few(list(tasks.values()))} have {where} in common that requires grad, so that there is "
+            "nothing to do surgery on. Compute them from one forward of the model that surgery was given, unfreeze its "
+            "backbone, or call loss.backward()."
         )
     if not measured:
         raise ConfigurationError(
             "none of the parameters of measure= is shared by at least two losses and requires grad. Name a module of the "
             "backbone in measure=, or leave it out."
         )
-    for task, name in enumerate(tasks):
-        if name is not None and not any(mask >> task & 1 for mask in measured):
+    for task, name in tasks.items():
+        if not any(mask >> task & 1 for mask in measured):
             what = "shared parameters" if len(measured) == len(shared) else "parameters of measure="
             raise NotConnectedError(
                 f"the loss of task {name!r} does not depend on any of the {len(measured)} {what}, so that it has no "
@@ -97,11 +77,7 @@ def check_connected(
 
 
 def refuse_node(node: Node) -> None:
-    """Raise for a node of a loss's graph that cannot be passed several times, or that does surgery itself.
-
-    Raises:
-        ConfigurationError: it is one.
-    """
+    """Raise for a node of a loss's graph that cannot be passed several times, or that does surgery itself."""
     name = node.name()
     if getattr(node, "weighs_task_gradients", False):
         raise ConfigurationError(
@@ -129,16 +105,12 @@ def refuse_node(node: Node) -> None:
 
 
 def refuse_sharded(tensors: Sequence[Tensor], modules: Sequence[nn.Module] = ()) -> None:
-    """Raise if parameters are split over processes (FSDP, tensor parallelism).
-
-    Raises:
-        ConfigurationError: they are.
-    """
+    """Raise if parameters are split over processes (FSDP, tensor parallelism)."""
     kinds = {"DTensor" for tensor in tensors if derives_from(tensor, "DTensor")}
     kinds |= {"FlatParameter" for tensor in tensors if getattr(tensor, "_is_flat_param", False)}
     # Between forward and backward the parameters of a wrapped module may be whole.
-    for kind in ("FSDPModule", "FullyShardedDataParallel"):
-        kinds |= {kind for module in modules if derives_from(module, kind)}
+    wrappers = ("FSDPModule", "FullyShardedDataParallel")
+    kinds |= {kind for module in modules for kind in wrappers if derives_from(module, kind)}
     if kinds:
         raise ConfigurationError(
             f"the model has sharded parameters (found {first_few(sorted(kinds))}), of which each process sees a part only, "
