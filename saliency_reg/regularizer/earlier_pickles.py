@@ -29,7 +29,7 @@ _MOVED = {
     "schedule": "regularizer.strength",
     "structure": "regularizer.reach",
     "surgery_report": "report",
-    "weighting": "surgery",
+    "weighting": "surgery.weighting",
     f"{_TIMM}.feature_layout": f"{_TIMM}.backbone.feature_layout",
     f"{_TIMM}.head_config": f"{_TIMM}.model.head_config",
     f"{_TIMM}.pooling": f"{_TIMM}.model.pooling",
@@ -45,6 +45,7 @@ _MOVED = {
 _RENAMED: dict[str, Any] = {
     "SaliencyEvaluator": "SaliencyExtractor",
     "ForkSurgery": "GradientCombiner",
+    "OfSquareRoot": "_OfSquareRoot",
     "FirstCall": SimpleNamespace,
     "StrengthSchedule": SimpleNamespace,
 }
