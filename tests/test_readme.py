@@ -35,3 +35,9 @@ def test_the_readme_has_blocks_and_its_two_commands() -> None:
     assert sum("python -m pytest" in line for line in lines) == 1
     ci = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in ci, "CI must run the README's own test command"
+
+
+def test_the_examples_of_where_to_add_are_short() -> None:
+    found = BLOCK.findall((ROOT / "docs" / "how_it_works.md").read_text())
+    assert len(found) == 5
+    assert max(len(block.splitlines()) for block in found) <= 20
