@@ -6,7 +6,7 @@ forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gra
 plug-in itself). ``docs/how_it_works.md`` follows one training step through all of them.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import *  # noqa: F403
@@ -31,10 +31,22 @@ __all__ = [
 ]
 __all__ += errors.__all__
 
-try:
-    __version__ = version("saliency-reg")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "0.0.0"
+if TYPE_CHECKING:
+    __version__: str
+else:  # for a type checker, every name would be there
+
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib.metadata import (
+            PackageNotFoundError,
+            version,
+        )  # which takes longer to import than half of the package
+
+        try:
+            return version("saliency-reg")
+        except PackageNotFoundError:  # a checkout that was not installed
+            return "0.0.0"
 
 
 def __dir__() -> list[str]:
