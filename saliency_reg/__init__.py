@@ -38,10 +38,8 @@ else:  # for a type checker, every name would be there
     def __getattr__(name: str) -> str:
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from importlib.metadata import (
-            PackageNotFoundError,
-            version,
-        )  # which takes longer to import than half of the package
+        # Not at the top: it takes longer to import than half of this package.
+        from importlib.metadata import PackageNotFoundError, version
 
         try:
             return version("saliency-reg")
