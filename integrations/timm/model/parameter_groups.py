@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import math
-import numbers
 from typing import Any
 
 from torch import nn
 
 from ....errors import ConfigurationError, WrongTypeError
+from ...shared.head_options import check_number
 from ...shared.looking import unwrapped
 from ..backbone.layer_groups import layer_of_parameters
 from .model import TimmMultiTaskModel
@@ -56,11 +55,11 @@ def parameter_groups(
             f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model use "
             "timm.optim.param_groups_layer_decay(model)."
         )
-    _check("learning_rate", learning_rate, above_zero=True)
-    _check("weight_decay", weight_decay)
-    _check("backbone_rate_factor", backbone_rate_factor)
+    check_number("learning_rate", learning_rate, above_zero=True)
+    check_number("weight_decay", weight_decay)
+    check_number("backbone_rate_factor", backbone_rate_factor)
     if layer_decay is not None:
-        _check("layer_decay", layer_decay, above_zero=True)
+        check_number("layer_decay", layer_decay, above_zero=True)
     backbone = inner.backbone.model
     layers = layer_of_parameters(backbone)
     idle = inner.backbone.idle
@@ -99,11 +98,3 @@ def parameter_groups(
 def _without_decay(model: nn.Module) -> set[str]:
     names = getattr(model, "no_weight_decay", None)
     return set(names()) if callable(names) else set()
-
-
-def _check(name: str, value: object, above_zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise WrongTypeError(f"{name} must be a number, found {value!r}.")
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        least = "above 0" if above_zero else "at least 0"
-        raise ConfigurationError(f"{name} must be finite and {least}, found {value}.")

@@ -89,7 +89,7 @@ def _task_names(found: Classifier) -> list[str]:
 
 
 class _ClassifierRegularizer(MaskedRegularizer):
-    """Knows the padding of the model's inputs, and whether the classifier's output is the model's logits."""
+    """A regularizer that knows the padding of the model's inputs, and whether its classifier returns the logits."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_watch": None}
 
@@ -117,11 +117,7 @@ class _ClassifierRegularizer(MaskedRegularizer):
         self._watch: ClassifierWatch | None = ClassifierWatch(found, around, acts, named_feature=feature is not None)
 
     def forward(self, **given: Any) -> Tensor:
-        """As :meth:`SaliencyRegularizer.forward`.
-
-        Raises:
-            ClassifierNotFoundError: the logits of the model are not what its classifier returned.
-        """
+        """Refuse logits that are not what the classifier returned; then as :meth:`SaliencyRegularizer.forward`."""
         if self._watch is not None and given.get("outputs") is None:
             if self._watch.problem is not None:
                 raise ClassifierNotFoundError(self._watch.problem)

@@ -18,12 +18,9 @@ AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
 
 
 class MaskSource:
-    """Notes the mask that a module was last called with, until it is read.
+    """Notes the mask with which a module (or one of several around each other) was last called, until it is read.
 
-    Args:
-        modules: whose calls are looked at: one, or several around each other.
-        name: of the argument.
-        place: of the argument among those without a name, by default as its signature has it.
+    ``place`` is that of the argument ``name`` among those without a name, by default as its signature has it.
     """
 
     def __init__(self, modules: Sequence[nn.Module], name: str, place: int | None = None) -> None:
@@ -36,12 +33,11 @@ class MaskSource:
             self._hooks.before(module, self._before, own)
 
     def remove(self) -> None:
-        """Take the hook off."""
         self._hooks.remove()
         self._latest = None
 
     def take(self) -> Tensor | None:
-        """The mask of the latest forward, which is forgotten."""
+        """Return the mask of the latest forward and forget it."""
         latest, self._latest = self._latest, None
         return latest
 
@@ -55,17 +51,14 @@ class MaskSource:
 
 
 class MaskedRegularizer(SaliencyRegularizer):
-    """A :class:`SaliencyRegularizer` that leaves padding out where its feature map has positions.
-
-    ``mask=`` in a call still takes precedence.
+    """A :class:`SaliencyRegularizer` that leaves padding out where its feature map has positions, unless a call has a mask.
 
     Args:
         model: as there.
         mask_from: ``(modules, name of their argument, place)``: where the mask of each forward is seen.
         tokens: tasks with an output for each token. At a feature of the user's choice, what they return at padding depends
             on real tokens, by attention, and must not count.
-        as_positions: from the mask and the feature map to the mask of its positions; by default it is that.
-        options: as there.
+        as_positions: from the mask and the feature map to the mask of its positions; by default the mask itself.
     """
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_mask_source": None, "_as_positions": None}
