@@ -152,17 +152,13 @@ def _probed(model: nn.Module, in_chans: int, image_size: tuple[int, int]) -> Any
     try:
         return model.forward_features(blank_images(model, in_chans, image_size))  # type: ignore[operator]
     except Exception as error:  # models refuse sizes with assert, with torch's own shape errors, ...
-        name, own = type(model).__name__, _own_image_size(model)
+        own, least = _own_image_size(model), published_config(model).get("min_input_size")
+        at_least = f", at least {least[-2]}x{least[-1]}" if least else ""
         raise ImageSizeError(
-            f"{name} cannot process images of {image_size[0]}x{image_size[1]} with {in_chans} channels "
-            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{_accepted(model)}. Pass "
+            f"{type(model).__name__} cannot process images of {image_size[0]}x{image_size[1]} with {in_chans} channels "
+            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{at_least}. Pass "
             f"image_size={own if own[0] != own[1] else own[0]}, or a multiple of {_stride(model)}."
         ) from error
-
-
-def _accepted(model: nn.Module) -> str:
-    least = published_config(model).get("min_input_size")
-    return f", at least {least[-2]}x{least[-1]}" if least else ""
 
 
 def _stride(model: nn.Module) -> int:

@@ -116,7 +116,6 @@ class _PartRegularizer(SaliencyRegularizer):
         self._taken_off.atexit = False
 
     def remove(self) -> None:
-        """Leave the model as it was, ``forward_head`` included."""
         super().remove()
         if self._taken_off is not None:
             self._taken_off()

@@ -64,7 +64,8 @@ def parameter_groups(
     layers = layer_of_parameters(backbone)
     idle = inner.backbone.idle
     heads_layer = 1 + max((layer for name, layer in layers.items() if name not in idle), default=-1)
-    patterns = _without_decay(backbone)
+    without_decay = getattr(backbone, "no_weight_decay", None)
+    patterns = set(without_decay()) if callable(without_decay) else set()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
 
     def add(parameter: nn.Parameter, layer: int, decays: bool) -> None:
@@ -75,15 +76,14 @@ def parameter_groups(
         if not is_head:
             rate *= backbone_rate_factor * (1.0 if layer_decay is None else layer_decay ** (heads_layer - layer))
             layer = layer if layer_decay is not None else 0
-        if (layer, decays) not in groups:
-            label = "heads" if is_head else "backbone" + ("" if layer_decay is None else f" layer {layer}")
-            groups[layer, decays] = {
-                "params": [],
-                "lr": rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": label + ("" if decays else ", no weight decay"),
-            }
-        groups[layer, decays]["params"].append(parameter)
+        label = "heads" if is_head else "backbone" + ("" if layer_decay is None else f" layer {layer}")
+        new = {
+            "params": [],
+            "lr": rate,
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": label + ("" if decays else ", no weight decay"),
+        }
+        groups.setdefault((layer, decays), new)["params"].append(parameter)
 
     for name, parameter in backbone.named_parameters():
         excluded = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
@@ -93,8 +93,3 @@ def parameter_groups(
     if not groups:
         raise ConfigurationError("all parameters are frozen. Call model.unfreeze_backbone(), or train the heads.")
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
-
-
-def _without_decay(model: nn.Module) -> set[str]:
-    names = getattr(model, "no_weight_decay", None)
-    return set(names()) if callable(names) else set()

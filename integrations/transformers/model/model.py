@@ -273,7 +273,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         if self.pooling.kind == "none":
             options = {"pool": "mean" if self._on_tokens else "sum", "channel_axis": -1, **options}
             options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
-        mask_from = ((self.pooling,), "mask", 1)
+        mask_from = ((self.pooling,), "mask")
         return MaskedRegularizer(self, heads="heads", mask_from=mask_from, tokens=self._on_tokens, **options)
 
     def _scalarize(self, choice: Any) -> Any:
