@@ -1,9 +1,10 @@
-"""Running a model once to look at it, without leaving a trace."""
+"""Images for a first run of a timm model, and notes of what its methods and modules return in it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,14 +87,11 @@ def outputs_noted(
     """Within, outputs of modules are noted as ``(name, module, output)`` in the order in which the modules end."""
     outputs: list[tuple[str, nn.Module, Any]] = []
 
-    def note(name: str) -> Callable[..., None]:
-        def hook(own: nn.Module, _args: Any, output: Any) -> None:
-            if keep(own, output):
-                outputs.append((name, own, output))
+    def note(name: str, module: nn.Module, _args: Any, output: Any) -> None:
+        if keep(module, output):
+            outputs.append((name, module, output))
 
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
+    handles = [module.register_forward_hook(partial(note, name)) for name, module in model.named_modules() if name]
     try:
         yield outputs
     finally:
