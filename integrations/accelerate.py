@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 from weakref import WeakKeyDictionary
@@ -19,24 +18,17 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from .. import FeatureSurgery, ParameterSurgery, SaliencyRegularizer, SaliencyReport
-from ..errors import (
-    CaptureError,
-    ConfigurationError,
-    SaliencyRegError,
-    StateMismatchError,
-    WrongTypeError,
-)
+from ..errors import CaptureError, ConfigurationError, SaliencyRegError, StateMismatchError, WrongTypeError
 from ..tasks import Losses
-from ..torch_tools import check_not_closure_only, unwrap_optimizer, whole_number
+from ..torch_tools import check_not_closure_only, derives_from, unwrap_optimizer, whole_number
 from .shared.libraries import need
 from .shared.relation_image import image_of
-from .shared.report_figures import figures_of, figures_of_surgery
+from .shared.report_figures import figures_of
 
 __all__ = ["backward", "log_report", "register"]
 
 logger = logging.getLogger("saliency_reg")
 
-#: What has state to keep, and a report.
 _Registered = Union[SaliencyRegularizer, FeatureSurgery, ParameterSurgery]
 
 #: ``accelerator.distributed_type`` of engines that update the parameters themselves.
@@ -95,9 +87,7 @@ def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = Non
             f"this {type(regularizer).__name__} was given to accelerator.prepare(), which wraps models and saves it twice. "
             "Prepare the model, the optimizer and the loaders only."
         )
-    engine = _engine_of(accelerator, optimizer)
-    if engine is not None:
-        _check_engine(regularizer, engine, optimizer)
+    _check_engine(regularizer, accelerator, optimizer)
     if isinstance(regularizer, SaliencyRegularizer):
         _check_not_compiled_by(accelerator)
     if optimizer is None:
@@ -151,9 +141,7 @@ def backward(
         raise WrongTypeError(
             f"backward() is for ParameterSurgery, found {type(surgery).__name__}. Call accelerator.backward(loss)."
         )
-    engine = _engine_of(accelerator, None)
-    if engine is not None:
-        _check_engine(surgery, engine, None)
+    _check_engine(surgery, accelerator, None)
 
     def as_accelerate_scales(loss: Any) -> Any:
         if not isinstance(loss, Tensor):  # refused, or a penalty without a gradient
@@ -239,8 +227,7 @@ def log_report(
         )
     if not accelerator.trackers:
         return {}
-    figures = figures_of(report, max_pairs) if isinstance(report, SaliencyReport) else figures_of_surgery(report)
-    figures = {f"{prefix}/{name}": value for name, value in figures.items() if math.isfinite(value)}
+    figures = figures_of(report, max_pairs, prefix)
     if isinstance(report, SaliencyReport) and image_every is not None:
         latest = _latest_image.get(regularizer)
         if latest is None or not latest <= step < latest + image_every:  # a step from before is a new start
@@ -251,21 +238,15 @@ def log_report(
 
 
 class _Checkpoint:
-    """What accelerate saves and loads: our state as it is, and a typed error if it is that of something else."""
+    """The object that accelerate saves and loads: our state as it is, and a typed error for that of something else."""
 
     def __init__(self, kept: _Registered) -> None:
         self.object = kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Whatever the object keeps."""
         return self.object.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Give it back.
-
-        Raises:
-            SaliencyRegError: it is the state of something else.
-        """
         try:
             self.object.load_state_dict(state)
         except SaliencyRegError:
@@ -291,21 +272,22 @@ def _check_arguments(regularizer: object, accelerator: object) -> None:
 
 
 def _engine_of(accelerator: Any, optimizer: Any) -> str | None:
-    """The name of an engine whose updates pass no hook of a torch optimizer."""
+    """Return the name of an engine whose updates pass no hook of a torch optimizer."""
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind in _ENGINES:
         return kind
     for _ in range(8):  # wrappers of wrappers, but no endless chain
-        if optimizer is None:
-            break
-        for base in type(optimizer).__mro__:
-            if base.__name__ in _WITHOUT_STEPS or base.__module__.partition(".")[0] in ("deepspeed", "megatron"):
-                return type(optimizer).__name__
+        packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
+        if derives_from(optimizer, *_WITHOUT_STEPS) or packages & {"deepspeed", "megatron"}:
+            return type(optimizer).__name__
         optimizer = getattr(optimizer, "optimizer", None)
     return None
 
 
-def _check_engine(regularizer: _Registered, engine: str, optimizer: Any) -> None:
+def _check_engine(regularizer: _Registered, accelerator: Any, optimizer: Any) -> None:
+    engine = _engine_of(accelerator, optimizer)
+    if engine is None:
+        return
     if isinstance(regularizer, ParameterSurgery):
         raise ConfigurationError(
             f"{engine} has a backward pass and gradients of its own, which ParameterSurgery cannot take the place of. Use "

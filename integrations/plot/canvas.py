@@ -31,7 +31,7 @@ _TITLE_POINTS = 10
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Any]:
-    """A figure of so many inches, and its axes."""
+    """Return a figure of so many inches, and its axes."""
     figure: Figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="compressed")
     need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     layout: Any = figure.get_layout_engine()
@@ -42,12 +42,7 @@ def new_figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def checked_path(path: PathLike | None) -> Path | None:
-    """Where to write, known before anything is drawn.
-
-    Raises:
-        WrongTypeError: no path.
-        ConfigurationError: a folder that does not exist, or a kind of file that matplotlib does not write.
-    """
+    """Return where to write; called before anything is drawn, so that a wrong path costs no time."""
     if path is None:
         return None
     if not isinstance(path, (str, os.PathLike)):
@@ -67,39 +62,27 @@ def checked_path(path: PathLike | None) -> Path | None:
     return path
 
 
-def write_title(figure: Figure, title: str | None) -> None:
-    """A title above everything, in as many lines as it needs.
-
-    Raises:
-        WrongTypeError: no text.
-    """
-    if title is None:
-        return
-    if not isinstance(title, str):
+def finish(figure: Figure, title: str | None, path: Path | None) -> Figure:
+    """Put a title above everything, settle the layout, and write the figure if there is a path."""
+    if title is not None and not isinstance(title, str):
         raise WrongTypeError(f"title must be a str, found {type(title).__name__}.")
-    if not title.strip():
-        return
-    letters = max(10, int(0.93 * figure.get_figwidth() * len(title) / width_of([title], _TITLE_POINTS)))
-    lines = [line for part in title.splitlines() for line in textwrap.wrap(part, letters) or [""]]
-    figure.set_figheight(figure.get_figheight() + len(lines) * 1.5 * _TITLE_POINTS / 72)
-    figure.suptitle("\n".join(lines), fontsize=_TITLE_POINTS, **LITERAL)
-
-
-def save(figure: Figure, path: Path | None) -> None:
-    """Settle the layout of a figure, and write it if there is a path."""
+    if title is not None and title.strip():
+        letters = max(10, int(0.93 * figure.get_figwidth() * len(title) / width_of([title], _TITLE_POINTS)))
+        lines = [line for part in title.splitlines() for line in textwrap.wrap(part, letters) or [""]]
+        figure.set_figheight(figure.get_figheight() + len(lines) * 1.5 * _TITLE_POINTS / 72)
+        figure.suptitle("\n".join(lines), fontsize=_TITLE_POINTS, **LITERAL)
     with _quiet():
         for _ in range(2):  # each starts from where the last one left the axes, whose proportions are fixed
             figure.draw_without_rendering()
-    if path is None:
-        return
-    dots = min(DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
-    with _quiet():
-        # Labels count towards the size, so that none is cut off.
-        figure.savefig(path, dpi=dots, bbox_inches="tight", pad_inches=0.06)
+        if path is not None:
+            dots = min(DOTS_PER_INCH, _MOST_PIXELS / max(figure.get_size_inches()))
+            # Labels count towards the size, so that none is cut off.
+            figure.savefig(path, dpi=dots, bbox_inches="tight", pad_inches=0.06)
+    return figure
 
 
 def shortened(names: Sequence[str]) -> list[str]:
-    """Names of at most 24 letters, in one line each: beginning and end of longer ones, with a number if alike."""
+    """Return names of at most 24 letters, in one line each: beginning and end of longer ones, with a number if alike."""
     tidy = [" ".join(name.split()) for name in names]
     short = [name if len(name) <= _LONGEST_NAME else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}{name[-10:]}" for name in tidy]
     alike = Counter(short)
@@ -109,7 +92,7 @@ def shortened(names: Sequence[str]) -> list[str]:
 
 
 def width_of(names: Sequence[str], points: float) -> float:
-    """How many inches the longest name takes, in the user's font."""
+    """Return how many inches the longest name takes, in the user's font."""
     scratch = need("matplotlib.figure").Figure(dpi=100)
     canvas = need("matplotlib.backends.backend_agg").FigureCanvasAgg(scratch)
     with _quiet():
@@ -122,7 +105,7 @@ def width_of(names: Sequence[str], points: float) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Where the font lacks a glyph, a box is drawn instead."""
+    """Within, a glyph that the font lacks is drawn as a box without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield

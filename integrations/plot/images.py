@@ -19,14 +19,7 @@ _OVERSHOOT = 0.05
 
 
 def images_of(images: Numbers, mean: Numbers | None, std: Numbers | None) -> Array:
-    """``[B, C, H, W]`` colours in [0, 1], C being 3 or 1.
-
-    Raises:
-        WrongTypeError, ShapeError: no such images.
-        NonFiniteError: NaN or infinity.
-        ConfigurationError: colours out of range, too many images.
-        MissingArgumentError: one of ``mean`` and ``std`` without the other.
-    """
+    """Return ``[B, C, H, W]`` colours in [0, 1], C being 3 or 1."""
     numpy = need("numpy")
     values = numbers_of("images", images)
     if values.ndim != 4 or values.shape[1] not in (1, 3) or not values.size:
@@ -38,8 +31,7 @@ def images_of(images: Numbers, mean: Numbers | None, std: Numbers | None) -> Arr
             f"found {len(values)} images; a picture takes at most {_MOST_IMAGES}. Use images[:8] and maps[:, :8]."
         )
     colours: Array = values.astype(float) / (255 if values.dtype == numpy.uint8 else 1)
-    if not numpy.isfinite(colours).all():
-        bad = numpy.flatnonzero(~numpy.isfinite(colours).all((1, 2, 3))).tolist()
+    if bad := _not_finite(colours):
         raise NonFiniteError(f"the images {bad} hold NaN or infinite values. Leave them out.")
     if (mean is None) != (std is None):
         raise MissingArgumentError("mean and std belong together, found only one of them. Give both, or none.")
@@ -53,33 +45,20 @@ def images_of(images: Numbers, mean: Numbers | None, std: Numbers | None) -> Arr
 
 
 def maps_of(maps: Numbers, images: int) -> Array:
-    """``[T, B, h, w]``, finite.
-
-    Raises:
-        WrongTypeError, ShapeError: no such maps.
-        NonFiniteError: NaN or infinity.
-    """
-    numpy = need("numpy")
+    """Return the maps ``[T, B, h, w]``, finite."""
     values: Array = numbers_of("maps", maps).astype(float)
     if values.ndim != 4 or values.shape[1] != images or not values.size:
         raise ShapeError(
             f"maps must be [T, B, h, w] with B = {images} images, found {list(values.shape)}."
             + _advice_on_maps(values.shape, images)
         )
-    finite = numpy.isfinite(values)
-    if not finite.all():
-        bad = numpy.flatnonzero(~finite.all((1, 2, 3))).tolist()
+    if bad := _not_finite(values):
         raise NonFiniteError(f"the maps of the tasks {bad} hold NaN or infinite values. Pass 0 where nothing is known.")
     return values
 
 
 def labels_of(labels: Numbers, images: int, tasks: int) -> Array:
-    """``[B, T]``, 1 where a task is true for an image.
-
-    Raises:
-        WrongTypeError, ShapeError: no such labels.
-        ConfigurationError: something else than 0, 1, and -1 or NaN for unknown ones.
-    """
+    """Return the labels ``[B, T]``: 1 where a task is true for an image, -1 or NaN where unknown."""
     numpy = need("numpy")
     values: Array = numbers_of("labels", labels).astype(float)
     if values.shape != (images, tasks):
@@ -101,6 +80,12 @@ def labels_of(labels: Numbers, images: int, tasks: int) -> Array:
     return values
 
 
+def _not_finite(values: Array) -> list[int]:
+    """Return which entries of the first axis hold NaN or infinity."""
+    numpy = need("numpy")
+    return numpy.flatnonzero(~numpy.isfinite(values).all((1, 2, 3))).tolist()  # type: ignore[no-any-return]
+
+
 def _per_channel(name: str, values: Numbers, channels: int) -> Array:
     numpy = need("numpy")
     array: Array = numbers_of(name, values).astype(float)
@@ -120,14 +105,10 @@ def _check_range(colours: Array, normalised: bool) -> None:
             f"times std, plus mean, the images reach from {low:.3g} to {high:.3g}, expected 0 to 1. Give the mean= and "
             "std= with which they were normalised, or neither for images in [0, 1]."
         )
-    raise ConfigurationError(
-        f"the images reach from {low:.3g} to {high:.3g}, expected 0 to 1. "
-        + (
-            "Use images / 255."
-            if low >= 0 and high > 10
-            else "Pass the mean=(...) and std=(...) with which they were normalised, one number for each channel."
-        )
-    )
+    advice = "Pass the mean=(...) and std=(...) with which they were normalised, one number for each channel."
+    if low >= 0 and high > 10:
+        advice = "Use images / 255."
+    raise ConfigurationError(f"the images reach from {low:.3g} to {high:.3g}, expected 0 to 1. {advice}")
 
 
 def _advice_on(shape: tuple[int, ...]) -> str:

@@ -28,12 +28,7 @@ _ROUNDING = 1e-5
 
 
 def numbers_of(what: str, values: Numbers) -> NDArray[Any]:
-    """Values as an array of bools, integers or floats, on the CPU and without a graph.
-
-    Raises:
-        WrongTypeError: no numbers.
-        ShapeError: nested lists of different lengths.
-    """
+    """Return the values as an array of bools, integers or floats, on the CPU and without a graph."""
     numpy = need("numpy")
     if isinstance(values, (str, bytes, dict)):
         raise WrongTypeError(f"{what} must be a tensor, an array or nested lists, found {type(values).__name__}.")
@@ -50,16 +45,7 @@ def numbers_of(what: str, values: Numbers) -> NDArray[Any]:
 
 
 def relative_weights(relations: Relations) -> tuple[Array, tuple[str, ...] | None]:
-    """``[T, T]`` weights divided by uniform ones, with a zero diagonal, and the task names where they are known.
-
-    Weights that are all 0 stay 0.
-
-    Raises:
-        WrongTypeError: neither numbers nor anything that holds relations.
-        ShapeError: not ``[T, T]``.
-        NonFiniteError: NaN or infinity outside the diagonal.
-        ConfigurationError: negative weights, or a matrix that is not symmetric.
-    """
+    """Return ``[T, T]`` weights divided by uniform ones (all 0 stay 0), the diagonal 0, and the task names if known."""
     numpy = need("numpy")
     values, tasks = _held_by(relations)
     weights = numbers_of("relations", values).astype(float)
@@ -79,12 +65,7 @@ def relative_weights(relations: Relations) -> tuple[Array, tuple[str, ...] | Non
 
 
 def task_names(tasks: Iterable[str] | None, known: Sequence[str] | None, count: int, what: str) -> list[str]:
-    """``count`` names: those given, else those known, else numbers.
-
-    Raises:
-        WrongTypeError: no list of names.
-        TaskError: too few, too many, or one name twice.
-    """
+    """Return ``count`` names: those given, else those known, else numbers."""
     if tasks is None:
         return list(known) if known is not None else [str(index) for index in range(count)]
     if isinstance(tasks, (str, bytes, Tensor)) or not isinstance(tasks, Iterable):

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConfigurationError, TaskError
+from ...errors import TaskError
+from ...torch_tools import check_choice
 from ..shared.libraries import need
-from .canvas import LITERAL, PathLike, checked_path, new_figure, save, shortened, width_of, write_title
+from .canvas import LITERAL, PathLike, checked_path, finish, new_figure, shortened, width_of
 from .inputs import Relations, relative_weights, task_names
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from .inputs import Array
 
 
-_ORDERS = ("clustered", "given")
 #: More tasks than this make the numbers in the cells unreadable.
 _MOST_NUMBERED = 16
 _NO_RELATION = "#bdbdbd"
@@ -25,7 +25,7 @@ _STRONGER, _WEAKER = "#B35806", "#737373"
 
 
 def task_order(relations: Relations) -> list[int]:
-    """An order of the tasks in which related ones are neighbours.
+    """Return an order of the tasks in which related ones are neighbours.
 
     Hierarchical clustering: the distance of two tasks is the largest relation weight minus theirs, groups are as far apart
     as their pairs are on average (average linkage), and of all orders that a tree of these groups allows, the one with the
@@ -61,7 +61,7 @@ def draw_relations(
     order: str = "clustered",
     title: str | None = None,
 ) -> Figure:
-    """Heat map of the relation weights relative to uniform weights: a cell at 1 is a pair without preference.
+    """Draw a heat map of the relation weights relative to uniform weights: a cell at 1 is a pair without preference.
 
     Orange pairs are pulled together more than the average pair, purple ones less; the diagonal is grey. The scale always
     reaches from 0 to at least 2, so that weights that are nearly uniform look uniform. Up to 16 tasks have numbers in the
@@ -89,8 +89,7 @@ def draw_relations(
         >>> figure.axes[0].images[0].get_array().round(1).tolist()
         [[None, 1.8, 0.6], [1.8, None, 0.6], [0.6, 0.6, None]]
     """
-    if order not in _ORDERS:
-        raise ConfigurationError(f"unknown order {order!r}. Choose one of {', '.join(map(repr, _ORDERS))}.")
+    check_choice("order", order, ("clustered", "given"))
     target = checked_path(path)
     weights, names = _weights_and_names(relations, tasks)
     if order == "clustered":
@@ -100,16 +99,13 @@ def draw_relations(
     points = 8 if cell > 0.22 else 7
     width, side = width_of(names, points), cell * len(names)
     upright = width > 0.85 * cell
-    figure: Figure
     figure, axes = new_figure(side + width + 1.2, side + (width if upright else 0.2) + 0.4)
     colours, scale = _draw_cells(figure, axes, weights)
     axes.set_xticks(range(len(names)), names, fontsize=points, rotation=90 if upright else 0, **LITERAL)
     axes.set_yticks(range(len(names)), names, fontsize=points, **LITERAL)
     if len(names) <= _MOST_NUMBERED:
         _write_numbers(axes, weights, colours, scale)
-    write_title(figure, title)
-    save(figure, target)
-    return figure
+    return finish(figure, title, target)
 
 
 def draw_task_tree(
@@ -119,16 +115,13 @@ def draw_task_tree(
     *,
     title: str | None = None,
 ) -> Figure:
-    """Tree of the tasks (dendrogram): where two groups join, is the mean relation weight of the pairs across them.
+    """Draw the tasks as a tree (dendrogram): two groups join at the mean relation weight of the pairs across them.
 
     The weight is relative to uniform weights, and falls from left to right: what joins left of the dashed line at 1 (orange)
     is related more than the average pair is. The tasks are in the order of :func:`task_order`.
 
     Args:
-        relations: ``[T, T]``, symmetric, ``>= 0``, T at least 2, of any sum, the diagonal is ignored; or a
-            :class:`SaliencyRegularizer` (its weights now), :class:`RelationWeights` or :class:`SaliencyReport`.
-        tasks: T names. Default: those of the regularizer or the report, else numbers. Long ones are shortened.
-        path: a file to write, of a kind that its ending tells (``.png``, ``.pdf``, ``.svg``).
+        relations, tasks, path: as in :func:`draw_relations`.
         title: above the picture.
 
     Returns:
@@ -149,7 +142,6 @@ def draw_task_tree(
     weights, names = _weights_and_names(relations, tasks)
     order, merges = _clustered(weights)
     points = 8 if len(names) <= 20 else 7
-    figure: Figure
     figure, axes = new_figure(4.2 + width_of(names, points), 0.7 + 0.2 * max(len(names), 5))
     left = 1.06 * max(2.0, float(weights.max()))  # the strongest pair, too, has branches that can be seen
     _draw_branches(axes, order, merges, left)
@@ -161,9 +153,7 @@ def draw_task_tree(
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("mean relation weight where groups join / uniform weight", fontsize=8)
-    write_title(figure, title)
-    save(figure, target)
-    return figure
+    return finish(figure, title, target)
 
 
 def _weights_and_names(relations: Relations, tasks: Iterable[str] | None) -> tuple[Array, list[str]]:
@@ -175,7 +165,7 @@ def _weights_and_names(relations: Relations, tasks: Iterable[str] | None) -> tup
 
 
 def _clustered(weights: Array) -> tuple[list[int], list[tuple[int, int, float]]]:
-    """Order of the tasks; and of each merge the two groups (tasks first, then former merges) and their mean weight."""
+    """Return the order; and of each merge the two groups (tasks first, then former merges) and their mean weight."""
     hierarchy = need("scipy.cluster.hierarchy")
     numpy = need("numpy")
     count, top = len(weights), float(weights.max())
@@ -194,7 +184,7 @@ def _clustered(weights: Array) -> tuple[list[int], list[tuple[int, int, float]]]
 
 
 def _draw_cells(figure: Figure, axes: Any, weights: Array) -> tuple[Any, Any]:
-    """The cells and their scale; returns what turns a weight into a colour."""
+    """Draw the cells and their scale; return what turns a weight into a colour."""
     numpy = need("numpy")
     top = max(2.0, float(weights.max()))
     # The neutral middle is the uniform weight, wherever the largest one is.

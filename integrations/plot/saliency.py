@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from ..shared.libraries import need
-from .canvas import LITERAL, PathLike, checked_path, new_figure, save, shortened, width_of, write_title
+from .canvas import LITERAL, PathLike, checked_path, finish, new_figure, shortened, width_of
 from .images import images_of, labels_of, maps_of
 from .inputs import Numbers, task_names
 
@@ -44,7 +44,7 @@ def draw_saliency(
     std: Numbers | None = None,
     title: str | None = None,
 ) -> Figure:
-    """What each task looks at: a row for each image, first the image itself, then one panel for each task.
+    """Draw what each task looks at: a row for each image, first the image itself, then one panel for each task.
 
     A panel is the grey image under the task's map. Colour and opacity say how large the map is relative to its row's scale
     ``s``, the largest absolute value of all maps of that image, written at its left: panels of a row can be compared with
@@ -94,7 +94,6 @@ def draw_saliency(
     panel = min(1.25, max(0.62, 13 / (len(names) + 1)))
     widest = width_of(["image", *names], 8)
     upright = widest > 0.95 * panel
-    figure: Figure
     figure, axes = new_figure(
         (len(names) + 1) * panel * (1 + gap / width) + 0.9,
         len(rows) * panel * (height + gap) / width + (widest if upright else 0.25) + 1.2,
@@ -105,13 +104,11 @@ def draw_saliency(
     if marks is not None:
         _draw_frames(axes, marks, (height, width), gap)
     _draw_scale(figure, axes, signed, framed=marks is not None)
-    write_title(figure, title)
-    save(figure, target)
-    return figure
+    return finish(figure, title, target)
 
 
 def _row(image: Array, maps: Array, scale: float) -> Pixels:
-    """``[1 + T, H, W, 3]``: the image ``[C, H, W]``, and the maps ``[T, h, w]`` over it."""
+    """Return ``[1 + T, H, W, 3]``: the image ``[C, H, W]``, and the maps ``[T, h, w]`` over it."""
     numpy = need("numpy")
     shrink = min(1.0, _MOST_PIXELS / max(image.shape[1:]))
     size = tuple(max(1, round(side * shrink)) for side in image.shape[1:])
@@ -127,7 +124,7 @@ def _row(image: Array, maps: Array, scale: float) -> Pixels:
 
 
 def _resized(planes: Array, size: Sequence[int]) -> Array:
-    """``[N, h, w] -> [N, *size]``; averages where there are fewer pixels than before."""
+    """Resize ``[N, h, w]`` to ``[N, *size]``; averages where there are fewer pixels than before."""
     if planes.shape[1:] == tuple(size):
         return planes
     tensor = torch.from_numpy(planes)[None]
@@ -136,7 +133,7 @@ def _resized(planes: Array, size: Sequence[int]) -> Array:
 
 
 def _blended(shares: Array, background: Array) -> Array:
-    """Colours ``[..., 3]`` of shares in [-1, 1] over a background: the larger, the more opaque and the stronger."""
+    """Return colours ``[..., 3]`` of shares in [-1, 1] over a background: the larger, the more opaque and the stronger."""
     numpy = need("numpy")
     size = abs(shares).clip(0, 1)[..., None]
     weak, strong = (
@@ -148,7 +145,7 @@ def _blended(shares: Array, background: Array) -> Array:
 
 
 def _mosaic(rows: Sequence[Pixels], gap: int) -> Pixels:
-    """All panels on white, with gaps around them; one image, since hundreds of axes take minutes."""
+    """Put all panels on white, with gaps around them; one image, since hundreds of axes take minutes."""
     numpy = need("numpy")
     padded = [numpy.pad(row, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255) for row in rows]
     inner = numpy.concatenate([numpy.concatenate(list(row), axis=1) for row in padded])
@@ -176,7 +173,7 @@ def _label_panels(
 
 
 def _write_zeros(axes: Any, maps: Array, step: tuple[int, int], height: int) -> None:
-    """A 0 in the lower left corner of maps that are zero everywhere: no saliency, not merely little of it."""
+    """Write a 0 in the lower left corner of maps that are zero everywhere: no saliency, not merely little of it."""
     gap = step[0] - height
     box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
     for column, row in zip(*(~maps.any((2, 3))).nonzero()):

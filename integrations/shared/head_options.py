@@ -1,24 +1,38 @@
-"""What every integration that builds task heads asks of the arguments that describe them."""
+"""Checks of what describes task heads, and their layers, for every integration that builds heads."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 
-from ...errors import TaskError, WrongTypeError
-from ...torch_tools import whole_number
+from ...errors import ConfigurationError, TaskError, WrongTypeError
+from ...torch_tools import check_choice, share_below_one, whole_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
 _Config = TypeVar("_Config")
 
 
-def checked_widths(hidden: object) -> tuple[int, ...]:
-    """Widths of hidden layers, as plain numbers, which a file can hold."""
+def set_checked(config: Any, outputs: str, **choices: Sequence[str]) -> None:
+    """Check the fields that all heads have, and keep plain values, which a file can hold, in the frozen ``config``.
+
+    ``outputs`` is its field with the number of outputs, ``choices`` are the values that further fields may have.
+    """
+    values: dict[str, Any] = {outputs: whole_number(outputs, getattr(config, outputs), least=1)}
+    values["hidden"] = _checked_widths(config.hidden)
+    for name, allowed in {"activation": tuple(ACTIVATIONS), **choices}.items():
+        check_choice(name, getattr(config, name), allowed)
+    if config.dropout is not None:
+        values["dropout"] = share_below_one("dropout", config.dropout)
+    for name, value in values.items():
+        object.__setattr__(config, name, value)
+
+
+def _checked_widths(hidden: object) -> tuple[int, ...]:
     if isinstance(hidden, (str, bytes)) or not isinstance(hidden, Iterable):
         raise WrongTypeError(
             f"hidden must be a tuple of widths, found {hidden!r}. Pass hidden=(64,) for one hidden layer."
@@ -26,8 +40,17 @@ def checked_widths(hidden: object) -> tuple[int, ...]:
     return tuple(whole_number("each width in hidden", width, least=1) for width in hidden)
 
 
+def check_number(name: str, value: object, *, above_zero: bool = False) -> None:
+    """Raise an error for what is no finite number of at least 0, or above 0."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise WrongTypeError(f"{name} must be a number, found {value!r}.")
+    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+        least = "above 0" if above_zero else "at least 0"
+        raise ConfigurationError(f"{name} must be finite and {least}, found {value}.")
+
+
 def hidden_layers(width: int, hidden: Sequence[int], activation: str, rate: float, outputs: int) -> list[nn.Module]:
-    """Hidden layers with dropout behind each (or in front of the only ``Linear``), and a ``Linear`` to the outputs."""
+    """Return hidden layers with dropout behind each (or in front of the only ``Linear``), and the last ``Linear``."""
     layers: list[nn.Module] = []
     for each in hidden:
         layers += [nn.Linear(width, each), ACTIVATIONS[activation](), nn.Dropout(rate)]
@@ -37,20 +60,13 @@ def hidden_layers(width: int, hidden: Sequence[int], activation: str, rate: floa
     return [*layers, nn.Linear(width, outputs)]
 
 
-def configs_per_task(heads: Any, head: _Config | None, kind: type[_Config], outputs: str) -> dict[str, _Config]:
-    """One configuration for each task.
+def configs_per_task(
+    heads: Any, head: _Config | None, kind: type[_Config], noun: str, with_outputs: Callable[[_Config, int], _Config]
+) -> dict[str, _Config]:
+    """Return one configuration of the class ``kind`` for each task, whose outputs are called ``noun``.
 
-    Args:
-        heads: ``{task: number of outputs}``, ``{task: configuration}``, or a list of task names.
-        head: what a number of outputs, or a name alone, is filled up with.
-        kind: the class of configurations.
-        outputs: its field with the number of outputs.
-
-    Raises:
-        TaskError: no task, or names that cannot be used.
-        WrongTypeError: something else.
+    ``heads`` is ``{task: number of outputs}``, ``{task: configuration}`` or a list of names; ``head`` has the other fields.
     """
-    noun = outputs.removeprefix("num_")
     default = kind() if head is None else head
     if not isinstance(default, kind):
         raise WrongTypeError(
@@ -67,15 +83,14 @@ def configs_per_task(heads: Any, head: _Config | None, kind: type[_Config], outp
         )
     if not given:
         raise TaskError("heads is empty. Name at least one task: heads={'smiling': 1, 'young': 1}.")
-    names = [task for task, _ in given]
-    _check_task_names(names)
+    _check_task_names([task for task, _ in given])
     found = {}
     for task, description in given:
         if isinstance(description, kind):
             found[task] = description
         elif isinstance(description, numbers.Integral) and not isinstance(description, bool):
-            whole_number(f"the number of {noun} of task {task!r}", description, least=1)
-            found[task] = dataclasses.replace(default, **{outputs: int(description)})  # type: ignore[type-var]
+            number = whole_number(f"the number of {noun} of task {task!r}", description, least=1)
+            found[task] = with_outputs(default, number)
         else:
             raise WrongTypeError(
                 f"task {task!r} must have a number of {noun} or a {kind.__name__}, found {type(description).__name__}. Pass "

@@ -20,11 +20,7 @@ _EXTRAS = {
 
 
 def need(name: str) -> Any:
-    """Import a module of an optional package.
-
-    Raises:
-        MissingPackageError: it is not installed; the message names the extra.
-    """
+    """Import a module of an optional package, or raise :class:`MissingPackageError`, which names the extra."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Running a model once to look at it, without leaving a trace; and what is inside of its wrappers."""
+"""Running a model once to look at it, without leaving a trace; and finding what is inside of its wrappers."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def unwrapped(model: nn.Module, sign: str) -> nn.Module:
-    """The model inside of ``DistributedDataParallel`` or ``torch.compile``, which has an attribute ``sign``."""
+    """Return the model inside of ``DistributedDataParallel`` or ``torch.compile``, which has an attribute ``sign``."""
     model = getattr(model, "_orig_mod", model)
     inner = getattr(model, "module", None)
     return inner if isinstance(inner, nn.Module) and not hasattr(model, sign) else model
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line."""
+    """Return what an error of another library says, in one line."""
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200].rstrip(".")

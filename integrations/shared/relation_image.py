@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def image_of(report: SaliencyReport) -> Image:
-    """``[height, width, 3]``: the relations from 0 (dark) to the largest one (bright); grey where there are none."""
+    """Return ``[height, width, 3]``: the relations from 0 (dark) to the largest one (bright), grey where there are none."""
     import numpy as np
 
     relations = report.relations.detach().cpu().double().numpy().copy()

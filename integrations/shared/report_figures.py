@@ -9,8 +9,18 @@ from collections.abc import Sequence
 from ... import SaliencyReport, SurgeryReport
 
 
-def figures_of(report: SaliencyReport, max_pairs: int) -> dict[str, float]:
-    """Figures of a step, and of the ``max_pairs`` pairs with the largest relations."""
+def figures_of(report: SaliencyReport | SurgeryReport, max_pairs: int, prefix: str) -> dict[str, float]:
+    """Return the finite figures of a step, and of the ``max_pairs`` pairs of tasks with the largest relations."""
+    if isinstance(report, SurgeryReport):
+        figures = _figures_of_surgery(report)
+    else:
+        figures = _figures_of_relations(report, max_pairs)
+        if report.surgery is not None:
+            figures.update(_figures_of_surgery(report.surgery))
+    return {f"{prefix}/{name}": value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _figures_of_relations(report: SaliencyReport, max_pairs: int) -> dict[str, float]:
     # To plain numbers at once: a device is waited for a few times, not for each pair.
     distances, relations = report.distances.tolist(), report.relations.tolist()
     size = len(report.tasks)
@@ -25,20 +35,16 @@ def figures_of(report: SaliencyReport, max_pairs: int) -> dict[str, float]:
         "relation_max": max(weights),
         "relation_min": min(weights),
     }
-    share = report.share
-    if share is not None:
+    if (share := report.share) is not None:
         figures["share"] = share
     names = _pair_names(report.tasks, pairs)
     for i, j in sorted(pairs, key=lambda pair: -relations[pair[0]][pair[1]])[:max_pairs]:
         figures[f"distance/{names[i, j]}"] = distances[i][j]
         figures[f"relation/{names[i, j]}"] = relations[i][j]
-    if report.surgery is not None:
-        figures.update(figures_of_surgery(report.surgery))
     return figures
 
 
-def figures_of_surgery(report: SurgeryReport) -> dict[str, float]:
-    """Conflicts, and the weight of each task."""
+def _figures_of_surgery(report: SurgeryReport) -> dict[str, float]:
     weights = zip(_labels(report.tasks), report.weights.tolist())
     return {"surgery/conflicts": report.conflicts, **{f"surgery/weight/{task}": weight for task, weight in weights}}
 
@@ -52,6 +58,6 @@ def _pair_names(tasks: Sequence[str], pairs: Sequence[tuple[int, int]]) -> dict[
 
 
 def _labels(tasks: Sequence[str]) -> list[str]:
-    """Task names with the characters that all trackers take; a slash would open another group of charts."""
+    """Return task names with characters that all trackers take; a slash would open another group of charts."""
     labels = [re.sub(r"[^\w.-]+", "_", task) for task in tasks]
     return labels if len(set(labels)) == len(tasks) else [f"{index}_{label}" for index, label in enumerate(labels)]

@@ -1,4 +1,4 @@
-"""Errors of the transformers integration. Every message says what was found, what was expected, and what to type."""
+"""Errors of the transformers integration. Every message says what was found, what was expected, and what to use instead."""
 
 from __future__ import annotations
 

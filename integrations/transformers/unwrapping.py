@@ -1,4 +1,4 @@
-"""The model of transformers inside of its wrappers."""
+"""Finding the model of transformers inside of its wrappers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..shared.looking import unwrapped
 
 
 def unwrapped_model(model: nn.Module) -> nn.Module:
-    """The model of transformers inside of DistributedDataParallel, ``torch.compile``, or a peft model."""
+    """Return the model of transformers inside of DistributedDataParallel, ``torch.compile``, or a peft model."""
     model = unwrapped(model, "config")
     peft = getattr(model, "get_base_model", None)
     found = peft() if hasattr(model, "peft_config") and callable(peft) else model

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import ConfigurationError, WrongTypeError
-from ....torch_tools import whole_number
+from ....torch_tools import leaves_behind, whole_number
 from ...shared.libraries import need
 from ...shared.looking import first_line, undisturbed
 from ..errors import ImageSizeError, NoSpatialFeatureError
 from .creating import check_model_name, create_timm_model
 from .feature_layout import FeatureLayout, find_layout
 from .freezing import Freezing
-from .probing import blank_images, parameters_behind
+from .probing import blank_images, published_config
 
 #: Options of ``timm.create_model`` that have a place of their own here.
 _ARGUMENTS_HERE = {
@@ -35,23 +35,9 @@ _ARGUMENTS_HERE = {
 
 
 class Backbone(Freezing):
-    """Returns the feature map of a timm model, ``forward_features``; several maps are joined to one.
+    """Return the feature map of a timm model, ``forward_features``, as ``layout`` says; several maps are joined to one.
 
-    Args:
-        model: the timm model.
-        in_chans: channels of the images.
-        image_size: ``(height, width)`` of the images for the probe that finds the layout.
-
-    Attributes:
-        model: the timm model. What only its classifier part uses is frozen, as it gets no gradient here.
-        layout: of the feature map.
-
-    Raises:
-        ImageSizeError: the model refuses images of this size.
-        NoSpatialFeatureError: its features are none that are known.
-
-    Shape:
-        images ``[B, in_chans, H, W]`` -> ``[B, C, H', W']``, ``[B, H', W', C]`` or ``[B, L, C]``, as ``layout`` says.
+    Parameters of ``model``, the timm model, that only its classifier part uses are frozen, as they get no gradient here.
     """
 
     def __init__(self, model: nn.Module, in_chans: int, image_size: tuple[int, int]) -> None:
@@ -66,18 +52,18 @@ class Backbone(Freezing):
         with undisturbed(model), torch.enable_grad():
             features = _probed(model, in_chans, image_size)
             self.layout: FeatureLayout = find_layout(features, model, image_size)
-            used = parameters_behind(features if isinstance(features, (list, tuple)) else [features])
+            used = {id(leaf) for leaf in leaves_behind([features] if isinstance(features, Tensor) else features)}
             self._pooled_norm = _norm_behind_pooling(model, features)
-        idle = [name for name, parameter in model.named_parameters() if id(parameter) not in used]
-        self._exclude_from_training(idle)
+        self._idle = frozenset(name for name, parameter in model.named_parameters() if id(parameter) not in used)
+        self._apply_freezing()
 
     def forward(self, images: Tensor) -> Tensor:
-        """The feature map of ``[B, in_chans, H, W]``."""
+        """Return the feature map of images ``[B, in_chans, H, W]``."""
         features = self.model.forward_features(images)  # type: ignore[operator]
         return self.layout.join(features, (int(images.shape[-2]), int(images.shape[-1])))
 
     def pooled_norm(self) -> nn.LayerNorm | None:
-        """A copy of the LayerNorm that timm's own classifier part has behind the pooling, if there is one."""
+        """Return a copy of the LayerNorm that timm's own classifier part has behind the pooling, if there is one."""
         if self._pooled_norm is None:
             return None
         norm = self.model.get_submodule(self._pooled_norm)
@@ -91,7 +77,6 @@ class Backbone(Freezing):
         return copied
 
     def extra_repr(self) -> str:
-        """The layout, for ``print``."""
         return self.layout.describe()
 
 
@@ -102,18 +87,13 @@ def create_backbone(
     in_chans: int,
     image_size: tuple[int, int] | None,
     drop_path_rate: float | None,
-    options: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> Backbone:
-    """Build the timm model ``name`` without its classifier, for images of this size.
-
-    Raises:
-        SaliencyRegError: one of its kinds; see :class:`TimmMultiTaskModel`.
-    """
+    """Build the timm model ``name`` without its classifier, for images of this size."""
     timm = need("timm")
     check_model_name(name)
     whole_number("in_chans", in_chans, least=1)
-    keywords = dict(options or {})
-    keywords.update(num_classes=0, in_chans=in_chans)
+    keywords = {**options, "num_classes": 0, "in_chans": in_chans}
     if drop_path_rate is not None:
         keywords["drop_path_rate"] = drop_path_rate
     size_options: list[dict[str, Any]] = [{}]
@@ -126,8 +106,7 @@ def create_backbone(
     for size_option in size_options:
         try:
             model = create_timm_model(name, pretrained, {**keywords, **size_option})
-            size = image_size or _own_image_size(model)
-            return Backbone(model, in_chans, size)
+            return Backbone(model, in_chans, image_size or _own_image_size(model))
         except (ConfigurationError, ImageSizeError) as error:
             refused.append(error)
     # What the model says of the size tells more than that it knows no such option.
@@ -135,35 +114,25 @@ def create_backbone(
 
 
 def image_size_pair(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """``(height, width)`` of what the user typed.
-
-    Raises:
-        WrongTypeError, ConfigurationError: no whole number from 1 on, nor two of them.
-    """
+    """Return ``(height, width)`` of what the user passed as side or pair."""
     if image_size is None:
         return None
     if isinstance(image_size, numbers.Integral) and not isinstance(image_size, bool):
-        whole_number("image_size", image_size, least=1)
-        return int(image_size), int(image_size)
+        side = whole_number("image_size", image_size, least=1)
+        return side, side
     if isinstance(image_size, (tuple, list)) and len(image_size) == 2:
-        for side in image_size:
-            whole_number("each side of image_size", side, least=1)
-        return int(image_size[0]), int(image_size[1])
+        height, width = (whole_number("each side of image_size", side, least=1) for side in image_size)
+        return height, width
     raise WrongTypeError(f"image_size must be an int or (height, width), found {image_size!r}. Pass image_size=224.")
 
 
 def _own_image_size(model: nn.Module) -> tuple[int, int]:
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    size = published_config(model).get("input_size", (3, 224, 224))
     return int(size[-2]), int(size[-1])
 
 
 def checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Further options of ``timm.create_model``.
-
-    Raises:
-        WrongTypeError: no mapping of names.
-        ConfigurationError: an option that is given in another way.
-    """
+    """Return further options of ``timm.create_model``, none of which is given in another way."""
     if options is None:
         return {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
@@ -183,22 +152,17 @@ def _probed(model: nn.Module, in_chans: int, image_size: tuple[int, int]) -> Any
     try:
         return model.forward_features(blank_images(model, in_chans, image_size))  # type: ignore[operator]
     except Exception as error:  # models refuse sizes with assert, with torch's own shape errors, ...
-        name, own = type(model).__name__, _own_image_size(model)
+        own, least = _own_image_size(model), published_config(model).get("min_input_size")
+        at_least = f", at least {least[-2]}x{least[-1]}" if least else ""
         raise ImageSizeError(
-            f"{name} cannot process images of {image_size[0]}x{image_size[1]} with {in_chans} channels "
-            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{_accepted(model)}. Pass "
+            f"{type(model).__name__} cannot process images of {image_size[0]}x{image_size[1]} with {in_chans} channels "
+            f"({type(error).__name__}: {first_line(error)}). It was made for {own[0]}x{own[1]}{at_least}. Pass "
             f"image_size={own if own[0] != own[1] else own[0]}, or a multiple of {_stride(model)}."
         ) from error
 
 
-def _accepted(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    least = config.get("min_input_size")
-    return f", at least {least[-2]}x{least[-1]}" if least else ""
-
-
 def _stride(model: nn.Module) -> int:
-    """Pixels per position of the last map, as far as timm tells."""
+    """Return the pixels per position of the last map, as far as timm tells."""
     info = getattr(model, "feature_info", None)
     try:
         return int(info[-1]["reduction"])  # type: ignore[index]
@@ -207,7 +171,7 @@ def _stride(model: nn.Module) -> int:
 
 
 def _norm_behind_pooling(model: nn.Module, features: Any) -> str | None:
-    """Name of the LayerNorm that ``forward_head`` applies to the pooled feature."""
+    """Return the name of the LayerNorm that ``forward_head`` applies to the pooled feature."""
     head = getattr(model, "forward_head", None)
     if head is None or "pre_logits" not in inspect.signature(head).parameters:
         return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...shared.libraries import need
 from ...shared.looking import first_line
 from ..errors import CheckpointError, CheckpointNotFoundError
+from .probing import calls_noted, published_config, published_names
 
 #: Of names in a saved multi-task model.
 _OF_BACKBONE = "backbone.model."
@@ -23,10 +24,6 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
     As timm does for pretrained weights: names of other formats are translated, position embeddings resized, the first
     convolution adapted to the number of channels; weights of a classifier, and of the heads of a multi-task model, are left
     out.
-
-    Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointError: it is no checkpoint, or that of another architecture.
     """
     timm = need("timm")
     file = Path(path)
@@ -54,28 +51,24 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
     own = model.state_dict()
     as_it_is = all(name in tensors and tensors[name].shape == value.shape for name, value in own.items())
     translate = None if as_it_is else getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
-    config.update(state_dict=tensors, source="", custom_load=False)
-    results: list[Any] = []
-    note: Any = model.register_load_state_dict_post_hook
-    handle = note(lambda _, keys: results.append(keys))
+    config = {**published_config(model), "state_dict": tensors, "source": "", "custom_load": False}
+    options = {"num_classes": 0, "in_chans": in_chans, "filter_fn": translate, "strict": False}
     try:
-        timm.models.load_pretrained(model, config, num_classes=0, in_chans=in_chans, filter_fn=translate, strict=False)
+        with calls_noted(model, "load_state_dict") as calls:
+            timm.models.load_pretrained(model, config, **options)
     except Exception as error:
         raise _of_another(model, file, first_line(error)) from error
-    finally:
-        handle.remove()
-    missing = list(results[-1].missing_keys)
-    unexpected = _unexpected(model, list(results[-1].unexpected_keys), config.get("classifier"))
+    _, _, result = calls[-1]
+    missing, unexpected = result.missing_keys, _unexpected(model, result.unexpected_keys)
     if missing or unexpected:
         found = [f"{len(missing)} tensors are missing ({', '.join(missing[:3])})"] if missing else []
         found += [f"{len(unexpected)} have no place ({', '.join(unexpected[:3])})"] if unexpected else []
         raise _of_another(model, file, "; ".join(found))
 
 
-def _unexpected(model: nn.Module, names: list[str], classifier: Any) -> list[str]:
-    """Names that point into the backbone; those of classifiers and of auxiliary heads do not."""
-    classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+def _unexpected(model: nn.Module, names: list[str]) -> list[str]:
+    """Return the names that point into the backbone; those of classifiers and of auxiliary heads do not."""
+    classifiers = published_names(model, "classifier")
     children = {name for name, child in model.named_children() if any(True for _ in child.parameters())}
     return [
         name
@@ -85,8 +78,7 @@ def _unexpected(model: nn.Module, names: list[str], classifier: Any) -> list[str
 
 
 def _of_another(model: nn.Module, file: Path, reason: str) -> CheckpointError:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    architecture = config.get("architecture", type(model).__name__)
+    architecture = published_config(model).get("architecture", type(model).__name__)
     return CheckpointError(
         f"{str(file)!r} is no checkpoint of {architecture!r}: {reason}. Pass the name of the model that it was saved from, "
         "with the same backbone_options=."

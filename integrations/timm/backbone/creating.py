@@ -17,18 +17,13 @@ from ..errors import PretrainedWeightsError, UnknownModelError
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-def check_model_name(name: object) -> str:
-    """A name that timm knows, with or without a tag of pretrained weights.
-
-    Raises:
-        WrongTypeError: no string.
-        UnknownModelError: there is none; the message names near misses.
-    """
+def check_model_name(name: object) -> None:
+    """Raise an error with near misses if timm does not know the name, with or without a tag of pretrained weights."""
     timm = need("timm")
     if not isinstance(name, str):
         raise WrongTypeError(f"the name of a timm model must be a str, found {type(name).__name__}. Use 'resnet18'.")
     if name.startswith(_SOURCES):
-        return name
+        return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
@@ -43,7 +38,6 @@ def check_model_name(name: object) -> str:
             f"{architecture!r} has no pretrained weights with the tag {tag!r}. "
             + (f"Use {architecture + '.' + tags[0]!r} (tags: {', '.join(tags)})." if tags else f"Use {architecture!r}.")
         )
-    return name
 
 
 def _tag_exists(timm: Any, name: str) -> bool:
@@ -54,15 +48,8 @@ def _tag_exists(timm: Any, name: str) -> bool:
 
 
 def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
-    """``timm.create_model(name, pretrained, **options)``.
-
-    Raises:
-        UnknownModelError: timm has no model of this name.
-        PretrainedWeightsError: the weights do not exist, or could not be downloaded.
-        ConfigurationError: the model refuses an option.
-    """
+    """Call ``timm.create_model(name, pretrained, **options)``; errors tell weights that are missing from refused options."""
     timm = need("timm")
-    check_model_name(name)
     if pretrained and not name.startswith(_SOURCES):
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         if config is None or not config.has_weights:
@@ -71,8 +58,7 @@ def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -
                 "checkpoint_path='weights.safetensors' for a file of your own."
             )
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
-        return model
+        return timm.create_model(name, pretrained=pretrained, **options)  # type: ignore[no-any-return]
     except Exception as error:  # whatever a constructor or a download raises
         refused = _refusal(timm, name, options) if pretrained else error
         if refused is None:
@@ -89,7 +75,7 @@ def create_timm_model(name: str, pretrained: bool, options: Mapping[str, Any]) -
 
 
 def _refusal(timm: Any, name: str, options: Mapping[str, Any]) -> Exception | None:
-    """Why the model cannot be built without weights either."""
+    """Return why the model cannot be built without weights either; ``None`` if it can."""
     try:
         timm.create_model(name, pretrained=False, **options)
     except Exception as error:

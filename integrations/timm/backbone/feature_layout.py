@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ....errors import ShapeError
+from ....torch_tools import derives_from
 from ..errors import NoSpatialFeatureError
 
 Size = tuple[int, int]
@@ -24,16 +25,12 @@ _WITH_HIDDEN_STATES = {"EfficientViM"}
 
 @dataclass(frozen=True)
 class FeatureLayout(ABC):
-    """How the entries of a feature map ``[B, ...]`` are arranged.
-
-    Attributes:
-        channels: C.
-        grid: ``(H, W)`` of the positions for the image of the probe; ``None`` if there are no positions.
-        num_prefix_tokens: tokens in front of the positions (class, distillation, register).
-    """
+    """How the entries of a feature map ``[B, ...]`` are arranged; a further arrangement is a further subclass."""
 
     channels: int
+    #: ``(H, W)`` of the positions for the image of the probe; ``None`` if there are none.
     grid: Size | None
+    #: Tokens in front of the positions: class, distillation, register.
     num_prefix_tokens: int = 0
 
     #: Of a feature, counted with the batch axis.
@@ -51,30 +48,22 @@ class FeatureLayout(ABC):
 
     @abstractmethod
     def to_maps(self, feature: Tensor, image_size: Size) -> Tensor:
-        """``[B, ...] -> [B, C, H, W]`` without prefix tokens.
-
-        Args:
-            feature: a feature of this layout, also of images of another size.
-            image_size: ``(height, width)`` of these images, from whose shape the grid of tokens is told.
-
-        Raises:
-            NoSpatialFeatureError: it has no positions.
-        """
+        """Bring ``[B, ...]`` to ``[B, C, H, W]`` without prefix tokens; the shape of the images tells the grid of tokens."""
 
     def gradient_to_maps(self, gradient: Tensor, image_size: Size) -> Tensor:
-        """The gradient at :meth:`to_maps` of a feature, if ``gradient`` is that at the feature."""
+        """Bring the gradient at a feature to that at its :meth:`to_maps`."""
         return self.to_maps(gradient, image_size)
 
     def to_sequence(self, feature: Tensor) -> Tensor:
-        """``[B, ...] -> [B, L, C]``, prefix tokens first."""
+        """Bring ``[B, ...]`` to ``[B, L, C]``, prefix tokens first."""
         return feature.flatten(2).transpose(1, 2)
 
     def prefix(self, feature: Tensor) -> Tensor:
-        """``[B, P, C]``."""
+        """Return the prefix tokens ``[B, P, C]``."""
         return self.to_sequence(feature)[:, : self.num_prefix_tokens]
 
     def join(self, features: Any, image_size: Size) -> Tensor:
-        """One tensor from what the backbone returned."""
+        """Return one tensor of what the backbone returned."""
         if not isinstance(features, Tensor):
             raise ShapeError(
                 f"the backbone returned a {type(features).__name__}, expected a tensor as in the probe at construction."
@@ -82,15 +71,13 @@ class FeatureLayout(ABC):
         return features
 
     def describe(self) -> str:
-        """For a person."""
         grid = "no positions" if self.grid is None else f"{self.grid[0]}x{self.grid[1]} positions"
         prefix = f", {self.num_prefix_tokens} prefix tokens" if self.num_prefix_tokens else ""
         return f"{self.axes}, {self.channels} channels, {grid}{prefix}"
 
     @property
     @abstractmethod
-    def axes(self) -> str:
-        """Names of the axes."""
+    def axes(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -177,11 +164,7 @@ class Vector(FeatureLayout):
 
 @dataclass(frozen=True)
 class Joined(Tokens):
-    """Several maps as one: at the finest of their grids, channels side by side; ``[B, P + H*W, C_1 + ... + C_n]``.
-
-    Attributes:
-        parts: layouts of the maps.
-    """
+    """Several maps as one: at the finest of their grids, channels side by side; ``[B, P + H*W, C_1 + ... + C_n]``."""
 
     parts: tuple[FeatureLayout, ...] = ()
 
@@ -202,10 +185,7 @@ class Joined(Tokens):
 
 
 def token_grid(tokens: int, image_size: Size) -> Size:
-    """``(H, W)`` with ``H * W == tokens`` whose ratio is nearest to that of the image.
-
-    Raises:
-        NoSpatialFeatureError: there are no tokens.
+    """Return ``(H, W)`` with ``H * W == tokens`` whose ratio is nearest to that of the image.
 
     Example:
         >>> from saliency_reg.integrations.timm.backbone.feature_layout import token_grid
@@ -221,16 +201,7 @@ def token_grid(tokens: int, image_size: Size) -> Size:
 
 
 def find_layout(features: Any, model: nn.Module, image_size: Size) -> FeatureLayout:
-    """The layout of what ``forward_features`` returned for one image.
-
-    Args:
-        features: ``[1, ...]``, or a list of such tensors.
-        model: the timm model, whose ``num_features`` says which axis has the channels.
-        image_size: ``(height, width)``.
-
-    Raises:
-        NoSpatialFeatureError: it is nothing that can be told.
-    """
+    """Return the layout of what ``forward_features`` of a timm model returned for one image: a tensor or a list of them."""
     num_features = int(getattr(model, "num_features", 0) or 0)
     if isinstance(features, (list, tuple)) and features and all(isinstance(each, Tensor) for each in features):
         if len(features) == 1:
@@ -245,16 +216,12 @@ def find_layout(features: Any, model: nn.Module, image_size: Size) -> FeatureLay
 
 
 def _joined_layout(features: Sequence[Tensor], model: nn.Module, num_features: int, image_size: Size) -> FeatureLayout:
-    parts = []
-    for feature in features:
-        if all(each.ndim == 3 for each in features):
-            on_axis_1 = sum(each.shape[1] for each in features) == num_features
-            on_axis_2 = sum(each.shape[2] for each in features) == num_features
-            channels = feature.shape[1] if on_axis_1 and not on_axis_2 else feature.shape[2]
-        else:
-            channels = feature.shape[1]
-        parts.append(_layout_of(feature, model, channels, image_size))
-    if any(base.__name__ in _WITH_HIDDEN_STATES for base in type(model).__mro__):
+    axis = 1
+    if all(each.ndim == 3 for each in features):
+        on_axis_1, on_axis_2 = (sum(each.shape[own] for each in features) == num_features for own in (1, 2))
+        axis = 1 if on_axis_1 and not on_axis_2 else 2
+    parts = [_layout_of(each, model, each.shape[axis], image_size) for each in features]
+    if derives_from(model, *_WITH_HIDDEN_STATES):
         parts[:-1] = [HiddenStates(part.channels, (1, 1)) for part in parts[:-1]]
     prefixes = {part.num_prefix_tokens for part in parts}
     if len(prefixes) > 1 or not all(part.spatial for part in parts):
@@ -267,16 +234,9 @@ def _joined_layout(features: Sequence[Tensor], model: nn.Module, num_features: i
 
 
 def layout_of(feature: Tensor, model: nn.Module, image_size: Size, channels_last: bool) -> FeatureLayout:
-    """The layout of a feature map from somewhere inside of a model, whose number of channels is not known.
+    """Return the layout of a map from somewhere inside of a model, whose number of channels is not known.
 
-    Args:
-        feature: ``[B, ...]``.
-        model: the timm model.
-        image_size: ``(height, width)``, to whose shape that of the positions belongs.
-        channels_last: how the model arranges its last map, for a shape that does not tell.
-
-    Raises:
-        NoSpatialFeatureError: it has another number of axes.
+    ``channels_last`` says how the model arranges its last map, for a shape that does not tell.
     """
     shape = feature.shape
     if len(shape) == 4:
@@ -301,7 +261,7 @@ def _layout_of(feature: Tensor, model: nn.Module, channels: int, image_size: Siz
     if len(shape) == 3:
         if shape[1] == channels and shape[2] != channels:
             return ChannelsFirstTokens(shape[1], token_grid(shape[2], image_size))
-        prefix = prefix_tokens(shape[1], model, image_size)
+        prefix = _prefix_tokens(shape[1], model, image_size)
         grid = token_grid(shape[1] - prefix, image_size) if shape[1] > prefix else None
         return Tokens(shape[2], grid, prefix)
     if len(shape) == 2:
@@ -312,8 +272,8 @@ def _layout_of(feature: Tensor, model: nn.Module, channels: int, image_size: Siz
     )
 
 
-def prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
-    """How many tokens are no positions. Not every model tells; then those are left whose grid is shaped as the image."""
+def _prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
+    """Return how many tokens are no positions; where the model does not tell, the others have a grid shaped as the image."""
     told = getattr(model, "num_prefix_tokens", None)
     if isinstance(told, int):
         return min(told, tokens)
@@ -322,8 +282,6 @@ def prefix_tokens(tokens: int, model: nn.Module, image_size: Size) -> int:
     )
     candidates: list[int] = [*range(1, _MOST_PREFIX_TOKENS), 0] if has_class_token else [*range(_MOST_PREFIX_TOKENS)]
     for prefix in candidates:
-        if prefix == tokens:
-            return prefix
-        if prefix < tokens and _shaped_as(token_grid(tokens - prefix, image_size), image_size):
+        if prefix == tokens or (prefix < tokens and _shaped_as(token_grid(tokens - prefix, image_size), image_size)):
             return prefix
     return 1 if has_class_token else 0

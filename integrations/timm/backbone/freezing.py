@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import TypeVar
 
 from torch import nn
@@ -30,43 +29,23 @@ class Freezing(nn.Module):
         return self._idle
 
     def freeze(self, up_to: str | None = None) -> None:
-        """Freeze all layers, or those up to and including a module.
-
-        Args:
-            up_to: name of a module in the timm model, such as ``"layer2"`` or ``"blocks.5"``. In front of it is what timm's
-                own layer groups have in front of it.
-
-        Raises:
-            ModuleNotFoundInModelError: there is no such module, or it has no parameters.
-            WrongTypeError: no name.
-        """
+        """Freeze all layers, or those up to and including a module of the timm model."""
         layers = layer_of_parameters(self.model)
-        if up_to is None:
-            frozen = set(layers)
-        else:
-            last = max(layers[name] for name in self._parameters_of(up_to, layers))
-            frozen = {name for name, layer in layers.items() if layer <= last}
-        self._frozen = frozenset(frozen)
+        last = max(layers[name] for name in (layers if up_to is None else self._parameters_of(up_to)))
+        self._frozen = frozenset(name for name, layer in layers.items() if layer <= last)
         self._apply_freezing()
 
     def unfreeze(self) -> None:
-        """Train all layers again."""
         self._frozen = frozenset()
         self._apply_freezing()
-        self.train(self.training)
 
     def train(self: _Self, mode: bool = True) -> _Self:
-        """As in any module, but BatchNorms of frozen layers stay in eval mode: their statistics are frozen too."""
+        """Set the mode, but leave BatchNorms of frozen layers in eval mode: their statistics are frozen too."""
         super().train(mode)
         if mode and self._frozen:
             for module in self._frozen_batch_norms():
                 module.eval()
         return self
-
-    def _exclude_from_training(self, names: Iterable[str]) -> None:
-        """Parameters that get no gradient here, whatever else is frozen."""
-        self._idle = frozenset(names)
-        self._apply_freezing()
 
     def _apply_freezing(self) -> None:
         for name, parameter in self.model.named_parameters():
@@ -89,12 +68,12 @@ class Freezing(nn.Module):
         prefix = f"{name}." if name else ""
         return {parameter for parameter, _ in self.model.named_parameters() if parameter.startswith(prefix)}
 
-    def _parameters_of(self, name: str, layers: dict[str, int]) -> set[str]:
+    def _parameters_of(self, name: str) -> set[str]:
         if not isinstance(name, str):
             raise WrongTypeError(
                 f"up_to must be the name of a module, found {type(name).__name__}. Pass up_to='layer2'."
             )
-        found = self._names_within(name) & set(layers)
+        found = self._names_within(name)
         if name and found:
             return found
         names = [module for module, _ in self.model.named_modules() if module]

@@ -8,9 +8,7 @@ from ...shared.libraries import need
 
 
 def layer_of_parameters(model: nn.Module) -> dict[str, int]:
-    """Number of the layer of each parameter, from 0 on.
-
-    By ``model.group_matcher``; without one, each direct child of the model is a layer.
+    """Return the number of the layer of each parameter; without ``group_matcher``, each direct child is a layer.
 
     Example:
         >>> import timm

@@ -1,8 +1,8 @@
-"""The classifier and the feature map of an unmodified timm model, found by what one forward does."""
+"""Finding the classifier and the feature map of an unmodified timm model by what one forward does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,35 +13,29 @@ from ....errors import WrongTypeError
 from ...shared.looking import first_line, undisturbed, unwrapped
 from ..backbone.backbone import image_size_pair
 from ..backbone.feature_layout import FeatureLayout, find_layout
-from ..backbone.probing import blank_images, calls_noted, image_shape_of
+from ..backbone.probing import blank_images, calls_noted, image_shape_of, outputs_noted, published_names
 from ..errors import ClassifierNotFoundError, FeatureNotFoundError, ImageSizeError
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What one forward of a timm model told.
+    """What one forward of a timm model told."""
 
-    Attributes:
-        names: modules that end in logits: one, or several whose outputs are combined (a distilled pair, a head per branch).
-        modules: these.
-        whole: whether the output of the single module is that of the model.
-        part: whether all of the model's output comes out of ``forward_head``, called with the features alone.
-        columns: number of classes.
-        layout: of what ``forward_features`` returned.
-        features: names of the modules whose outputs are that (empty where no module returns it).
-    """
-
+    #: Modules that end in logits: one, or several whose outputs are combined (a distilled pair, a head per branch).
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
+    #: Whether the output of the single module is that of the model.
     whole: bool
+    #: Whether all of the model's output comes out of ``forward_head``, called with the features alone.
     part: bool
     columns: int
+    #: Of what ``forward_features`` returned, and the names of modules that return it (empty if there are none).
     layout: FeatureLayout
     features: tuple[str, ...]
 
 
 def find_classifier(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> tuple[str, ...]:
-    """Names of the modules that end in the logits of a timm model.
+    """Return the names of the modules that end in the logits of a timm model.
 
     Args:
         model: of ``timm.create_model``.
@@ -65,7 +59,7 @@ def find_classifier(model: nn.Module, image_size: int | tuple[int, int] | None =
 
 
 def find_feature(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> str:
-    """Name of the module whose output is the feature map before pooling, what ``forward_features`` returns.
+    """Return the name of the module whose output is the feature map before pooling, what ``forward_features`` returns.
 
     Args:
         model: of ``timm.create_model``.
@@ -83,11 +77,9 @@ def find_feature(model: nn.Module, image_size: int | tuple[int, int] | None = No
     """
     found = look_at(model, image_size)
     if len(found.features) != 1:
-        several = (
-            f"returns {len(found.features)} maps, of {', '.join(found.features)}"
-            if found.features
-            else ("computes its feature map behind the last module")
-        )
+        several = "computes its feature map behind the last module"
+        if found.features:
+            several = f"returns {len(found.features)} maps, of {', '.join(found.features)}"
         raise FeatureNotFoundError(
             f"{type(unwrapped(model, 'forward_features')).__name__} {several}, so that one name does not say it. Use "
             "saliency_regularizer(model, ..., feature='map'), which needs no name."
@@ -96,32 +88,24 @@ def find_feature(model: nn.Module, image_size: int | tuple[int, int] | None = No
 
 
 def look_at(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Classifier:
-    """Run a timm model once on a blank image; nothing is left of it.
-
-    Raises:
-        ClassifierNotFoundError, ImageSizeError, WrongTypeError: as in :func:`find_classifier`.
-    """
+    """Run a timm model once on a blank image, without a trace, and return what that tells."""
     inner = timm_model(model)
     name = type(inner).__name__
     if getattr(inner, "num_classes", None) == 0:
         raise _no_classifier(inner)
     channels, *own_size = image_shape_of(inner)
     height, width = image_size_pair(image_size) or own_size
-    outputs: list[tuple[str, nn.Module, Any]] = []
     behind: list[int] = []  # number of outputs when the features were complete
 
     def complete(features: Any) -> Any:
         behind.append(len(outputs))
         return features
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda own, _, output: outputs.append((name, own, output))
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in inner.named_modules() if name]
     try:
         with (
             undisturbed(inner),
             torch.no_grad(),
+            outputs_noted(inner) as outputs,
             calls_noted(inner, "forward_features", complete) as features,
             calls_noted(inner, "forward_head") as heads,
         ):
@@ -133,9 +117,6 @@ def look_at(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
             f"{name} could not be run on a blank image [1, {channels}, {height}, {width}] ({type(error).__name__}: "
             f"{first_line(error)}). Pass image_size= with the size of images that it was built for."
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(features) != 1:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierNotFoundError(
@@ -157,11 +138,7 @@ def look_at(model: nn.Module, image_size: int | tuple[int, int] | None = None) -
 
 
 def timm_model(model: object) -> nn.Module:
-    """The timm model, out of a wrapper.
-
-    Raises:
-        WrongTypeError: it is none.
-    """
+    """Return the timm model inside of a wrapper; anything else is refused."""
     inner = unwrapped(model, "forward_features") if isinstance(model, nn.Module) else None
     if inner is None or not all(hasattr(inner, name) for name in ("forward_features", "forward_head")):
         raise WrongTypeError(
@@ -174,9 +151,8 @@ def timm_model(model: object) -> nn.Module:
 def _classifier_names(
     model: nn.Module, outputs: Sequence[tuple[str, nn.Module, Any]], logits: Tensor
 ) -> tuple[str, ...]:
-    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     ran = {name for name, _, _ in outputs}
-    names = tuple(name for name in ((told,) if isinstance(told, str) else tuple(told or ())) if name in ran)
+    names = tuple(name for name in published_names(model, "classifier") if name in ran)
     if len(names) == 1:
         ends = [name for name, own, output in outputs if _ends_in_columns(own) and _is(output, logits)]
         if names[0] not in ends and ends:  # a wrapper around the layer, or a name of another version
@@ -199,12 +175,12 @@ def _has_columns(output: Any, logits: Tensor) -> bool:
 
 
 def _is(output: Any, logits: Tensor) -> bool:
-    """The logits, up to axes of one entry."""
+    """Whether an output is the logits, up to axes of one entry."""
     return _has_columns(output, logits) and torch.equal(output.reshape(logits.shape), logits)
 
 
 def _feature_names(returned: Any, outputs: Sequence[tuple[str, nn.Module, Any]]) -> tuple[str, ...]:
-    """Of each map, the outermost module that returned this very tensor; empty if there is none for one of them."""
+    """Return the outermost module that returned this very tensor, for each map; empty if there is none for one of them."""
     maps = returned if isinstance(returned, (list, tuple)) else [returned]
     found = [[name for name, _, output in outputs if output is each] for each in maps]
     return tuple(names[-1] for names in found) if all(found) else ()

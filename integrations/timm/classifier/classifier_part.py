@@ -1,4 +1,4 @@
-"""``forward_head`` of a timm model as a module that a regularizer can be attached to."""
+"""``forward_head`` of a timm model as a module to which a regularizer can be attached."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from ....errors import AlreadyAttachedError, ConfigurationError
 
 
 class ClassifierPart(nn.Module):
-    """All of a timm model that is behind its feature map.
+    """All of a timm model that is behind its feature map; it does not keep the model alive.
 
-    Attention in it (attention pooling) runs without a fused kernel, since those have no second derivative.
-
-    Args:
-        model: the timm model, which is not kept alive.
-        classifiers: its modules that end in logits, so that their parameters and modes are found here.
+    The classifiers are its modules that end in logits, so that their parameters and modes are found here. Attention pooling
+    runs without a fused kernel, since those have no second derivative.
     """
 
     def __init__(self, model: nn.Module, classifiers: Sequence[nn.Module]) -> None:
@@ -28,7 +25,7 @@ class ClassifierPart(nn.Module):
         self.classifiers = nn.ModuleList(classifiers)
 
     def forward(self, features: Any, **keywords: Any) -> Tensor:
-        """Logits ``[B, T]`` of what ``forward_features`` returned."""
+        """Return the logits ``[B, T]`` of what ``forward_features`` returned."""
         model = self._model()
         if model is None:
             raise ReferenceError("the timm model of this part is gone")
@@ -58,21 +55,11 @@ class _Installed:
 
 
 def install(model: nn.Module, part: ClassifierPart, maps: int) -> list[nn.Module]:
-    """Let the model call ``part`` in place of its own ``forward_head``. Neither is registered in the model.
+    """Let the model call ``part``, which is not registered in it, in place of its own ``forward_head``.
 
-    Args:
-        model: the timm model.
-        part: of that model.
-        maps: number of its feature maps.
-
-    Returns:
-        For several maps, a module each through which it passes, to be named as features.
-
-    Raises:
-        AlreadyAttachedError: there is one.
-        ConfigurationError: the instance has another ``forward_head`` than its class.
+    Returns a module for each of several feature maps, through which it passes, to be named as features.
     """
-    if is_installed(model):
+    if _is_installed(model):
         raise AlreadyAttachedError(
             f"a regularizer is attached to the classifier of this {type(model).__name__} already. Call .remove() on it "
             "first, or use it."
@@ -90,13 +77,12 @@ def install(model: nn.Module, part: ClassifierPart, maps: int) -> list[nn.Module
     return sources
 
 
-def is_installed(model: nn.Module) -> bool:
-    """Whether the model calls such a part."""
+def _is_installed(model: nn.Module) -> bool:
     return isinstance(vars(model).get("forward_head"), _Installed)
 
 
 def uninstall(reference: weakref.ref[nn.Module]) -> None:
     """Give the model its own method back."""
     model = reference()
-    if model is not None and is_installed(model):
+    if model is not None and _is_installed(model):
         del vars(model)["forward_head"]

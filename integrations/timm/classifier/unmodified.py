@@ -14,7 +14,7 @@ from ....errors import ConfigurationError, TaskError
 from ....tasks import check_task_names
 from ..backbone.feature_layout import Joined
 from ..errors import ClassifierNotFoundError
-from .classifier import Classifier, look_at, timm_model
+from .classifier import look_at, timm_model
 from .classifier_part import ClassifierPart, install, uninstall
 
 
@@ -79,18 +79,6 @@ def saliency_regularizer(
     if found.whole and feature != "map":
         chosen: dict[str, Any] = {} if feature == "input of the classifier" else {"feature": feature}
         return SaliencyRegularizer(model, heads=found.modules[0], tasks=names, strength=strength, **chosen, **options)
-    return _on_classifier_part(model, inner, names, strength, feature, found, options)
-
-
-def _on_classifier_part(
-    model: nn.Module,
-    inner: nn.Module,
-    tasks: list[str],
-    strength: float,
-    feature: Any,
-    found: Classifier,
-    options: dict[str, Any],
-) -> SaliencyRegularizer:
     if not found.part:
         raise ClassifierNotFoundError(
             f"the logits of {type(inner).__name__} do not come out of forward_head(features) alone. Name what is found: "
@@ -99,26 +87,25 @@ def _on_classifier_part(
         )
     # The part that stands in is no module of the model: what is compiled around it is looked for here.
     check_not_compiled(model, found.names, found.modules)
-    layout = found.layout
-    parts = layout.parts if isinstance(layout, Joined) else (layout,)
+    parts = found.layout.parts if isinstance(found.layout, Joined) else (found.layout,)
     part = ClassifierPart(inner, found.modules)
     sources = install(inner, part, len(parts))
     try:
         if feature != "map":
-            options = {**options, "feature": feature}
+            options["feature"] = feature
         else:
             axes = [each.channel_axis for each in parts]
-            options = {"channel_axis": axes if len(axes) > 1 else axes[0], **options}
+            options.setdefault("channel_axis", axes if len(axes) > 1 else axes[0])
             if sources:
                 options["feature"] = sources
-        return _PartRegularizer(model, part, inner, tasks=tasks, strength=strength, **options)
+        return _PartRegularizer(model, part, inner, tasks=names, strength=strength, **options)
     except BaseException:
         uninstall(weakref.ref(inner))
         raise
 
 
 class _PartRegularizer(SaliencyRegularizer):
-    """Takes the classifier part off the model again, too."""
+    """A regularizer that takes the classifier part off the model again, too."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_taken_off": None}
 
@@ -129,7 +116,6 @@ class _PartRegularizer(SaliencyRegularizer):
         self._taken_off.atexit = False
 
     def remove(self) -> None:
-        """Leave the model as it was, ``forward_head`` included."""
         super().remove()
         if self._taken_off is not None:
             self._taken_off()

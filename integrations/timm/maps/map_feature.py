@@ -1,4 +1,4 @@
-"""The feature map at which saliency maps are taken, with its place in the graph."""
+"""The feature map at which saliency maps are taken, as tensors with a place in the graph."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ from torch import Tensor, nn
 
 from ....capture import contents
 from ....errors import CaptureError
+from ....torch_tools import Gradient, gradients_of
 from ..backbone.feature_layout import FeatureLayout, Joined, layout_of
 from ..backbone.probing import calls_noted
 
 
 @dataclass(frozen=True)
 class MapFeature:
-    """Feature maps of one forward.
-
-    Attributes:
-        tensors: which require grad.
-        layouts: of each.
-        name: for a person.
-    """
+    """Feature maps of one forward, which require grad; ``name`` is for a person."""
 
     tensors: tuple[Tensor, ...]
     layouts: tuple[FeatureLayout, ...]
@@ -35,19 +30,24 @@ class MapFeature:
         """Whether all of them have positions."""
         return all(layout.spatial for layout in self.layouts)
 
+    def on_positions(self, gradients: Sequence[Gradient], image_size: tuple[int, int]) -> bool:
+        """Whether gradients at the tensors reach any position."""
+        pairs = zip(self.layouts, gradients)
+        return any(each is not None and bool(own.to_maps(each, image_size).any()) for own, each in pairs)
+
     def activation(self, image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """All of them as one map ``[B, C, H, W]`` at the finest grid."""
+        """Return all of them as one map ``[B, C, H, W]`` at the finest grid."""
         tensors = [tensor.detach().to(dtype) for tensor in self.tensors]
         return _side_by_side([own.to_maps(each, image_size) for own, each in zip(self.layouts, tensors)], shared=False)
 
     def gradient(self, gradients: Sequence[Tensor], image_size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """The gradient at :meth:`activation`, from those at the tensors."""
+        """Return the gradient at :meth:`activation`, from those at the tensors."""
         pairs = zip(self.layouts, gradients)
         return _side_by_side([own.gradient_to_maps(each.to(dtype), image_size) for own, each in pairs], shared=True)
 
 
 def _side_by_side(maps: Sequence[Tensor], shared: bool) -> Tensor:
-    """``[B, C_i, H_i, W_i]`` at the finest grid; ``shared``: what one position has is divided among those it covers."""
+    """Join ``[B, C_i, H_i, W_i]`` at the finest grid; ``shared``: divide what one position has among those it covers."""
     finest = max((each.shape[2:] for each in maps), key=lambda grid: grid.numel())
     brought = []
     for each in maps:
@@ -59,14 +59,7 @@ def _side_by_side(maps: Sequence[Tensor], shared: bool) -> Tensor:
 
 @contextlib.contextmanager
 def last_feature(model: nn.Module, method: str, layout: FeatureLayout, name: str) -> Iterator[list[MapFeature]]:
-    """Within, what a method of ``model`` returns is noted, as tensors that require grad and have nothing in front.
-
-    Args:
-        model: of which ``method`` is called once in the forward.
-        method: ``"forward_features"`` of a timm model, ``"forward"`` of a :class:`Backbone`.
-        layout: of what it returns.
-        name: for a person.
-    """
+    """Within, what a method of ``model`` returns is noted, as tensors that require grad and have nothing in front."""
     found: list[MapFeature] = []
 
     def cut(returned: Any) -> Any:
@@ -85,16 +78,7 @@ def last_feature(model: nn.Module, method: str, layout: FeatureLayout, name: str
 def named_feature(
     module: nn.Module, name: str, layout: Callable[[Tensor], FeatureLayout]
 ) -> Iterator[list[MapFeature]]:
-    """Within, the output of a module is noted, as a tensor that requires grad and has nothing in front.
-
-    Args:
-        module: whose last run counts.
-        name: of it.
-        layout: of its output.
-
-    Raises:
-        CaptureError: it returns something else than a tensor.
-    """
+    """Within, the output of a module's last run is noted, as a tensor that requires grad and has nothing in front."""
     found: list[MapFeature] = []
 
     def cut(_module: nn.Module, _args: Any, output: Any) -> Tensor:
@@ -114,65 +98,47 @@ def named_feature(
         handle.remove()
 
 
-@contextlib.contextmanager
-def recorded(model: nn.Module) -> Iterator[list[tuple[str, Tensor]]]:
-    """Within, names and outputs of all modules are noted in the order in which they end."""
-    outputs: list[tuple[str, Tensor]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        def hook(own: nn.Module, _args: Any, output: Any) -> None:
-            # A projection is one of several ways (queries, keys, values) that begin at the norm in front of it.
-            if isinstance(output, Tensor) and output.requires_grad and not isinstance(own, nn.Linear):
-                outputs.append((name, output))
-
-        return hook
-
-    handles = [module.register_forward_hook(note(name)) for name, module in model.named_modules() if name]
-    try:
-        yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
+def may_be_a_map(module: nn.Module, output: Any) -> bool:
+    """Whether a module's output can be the map of :func:`deepest_feature`."""
+    # A projection is one of several ways (queries, keys, values) that begin at the norm in front of it.
+    return isinstance(output, Tensor) and output.requires_grad and not isinstance(module, nn.Linear)
 
 
 def deepest_feature(
-    outputs: Sequence[tuple[str, Tensor]],
+    outputs: Sequence[tuple[str, nn.Module, Tensor]],
     scalars: Sequence[Tensor],
     timm_model: nn.Module,
     channels: Collection[int],
     image_size: tuple[int, int],
 ) -> MapFeature | None:
-    """The last of the recorded outputs at whose positions every scalar has a gradient, but for those without any.
-
-    ``None`` if there is none.
+    """Return the last of the outputs at whose positions every scalar has a gradient, but for scalars without any.
 
     Only maps with one of these numbers of channels count, those of the model's features: others are inside of blocks.
     """
-    places: list[tuple[str, Tensor, FeatureLayout]] = []
-    for name, output in outputs:
+    places: list[MapFeature] = []
+    for name, _, output in outputs:
         if output.ndim not in (3, 4):
             continue
         layout = layout_of(output, timm_model, image_size, channels_last=output.shape[-1] in channels)
         if layout.spatial and layout.channels in channels:
-            places.append((name, output, layout))
+            places.append(MapFeature((output,), (layout,), name))
     if not places:
         return None
     reached = [True] * len(places)
     for scalar in scalars:
-        found = gradients_of(scalar, [output for _, output, _ in places])
-        if not any(gradient is not None and bool(gradient.any()) for gradient in found):
+        found = gradients_at(scalar, [place.tensors[0] for place in places])
+        if not depends(found):
             continue  # a head that depends on nothing
-        for index, ((_, _, layout), gradient) in enumerate(zip(places, found)):
-            reached[index] &= gradient is not None and bool(layout.to_maps(gradient, image_size).any())
-    last = [place for place, whether in zip(places, reached) if whether]
-    if not last:
-        return None
-    name, output, layout = last[-1]
-    return MapFeature((output,), (layout,), name)
+        for index, (place, gradient) in enumerate(zip(places, found)):
+            reached[index] &= place.on_positions([gradient], image_size)
+    return next((place for place, whether in zip(reversed(places), reversed(reached)) if whether), None)
 
 
-def gradients_of(scalar: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """At each of the tensors; ``None`` where the scalar does not depend on it."""
-    if not scalar.requires_grad:
-        return (None,) * len(tensors)
-    return torch.autograd.grad(scalar, list(tensors), retain_graph=True, allow_unused=True)
+def gradients_at(scalar: Tensor, tensors: Sequence[Tensor]) -> tuple[Gradient, ...]:
+    """Return the gradients of a scalar, which may depend on nothing."""
+    return gradients_of([scalar], tensors) if scalar.requires_grad else (None,) * len(tensors)
+
+
+def depends(gradients: Sequence[Gradient]) -> bool:
+    """Whether any of the gradients is not zero."""
+    return any(gradient is not None and bool(gradient.any()) for gradient in gradients)

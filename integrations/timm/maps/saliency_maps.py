@@ -17,11 +17,12 @@ from ....saliency import scalar_of
 from ....torch_tools import at_least_float32, check_choice
 from ...shared.looking import undisturbed, unwrapped
 from ..backbone.backbone import image_size_pair
-from ..backbone.feature_layout import ChannelsLast, FeatureLayout, Joined, find_layout, layout_of
+from ..backbone.feature_layout import ChannelsLast, Joined, find_layout, layout_of
+from ..backbone.probing import outputs_noted
 from ..classifier.classifier import timm_model
 from ..errors import NoSpatialFeatureError
 from ..model.model import TimmMultiTaskModel
-from .map_feature import MapFeature, deepest_feature, gradients_of, last_feature, named_feature, recorded
+from .map_feature import MapFeature, deepest_feature, depends, gradients_at, last_feature, may_be_a_map, named_feature
 from .map_methods import MAP_METHODS
 
 
@@ -34,7 +35,7 @@ def task_saliency_maps(
     method: str = "gradient_times_activation",
     size: str | int | tuple[int, int] | None = None,
 ) -> Tensor:
-    """A map per task and image: how much each position of a feature map has to do with the task's output.
+    """Return a map per task and image: how much each position of a feature map has to do with the task's output.
 
     The output is differentiated as in the regularizer: the logit, or for K classes the largest minus the mean logit. With
     ``G`` its gradient at the feature map ``A``:
@@ -86,12 +87,7 @@ def task_saliency_maps(
         found = f"{images.dtype} {list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ShapeError(f"images must be a floating-point tensor [B, in_chans, H, W] with B >= 1, found {found}.")
     image_size = (int(images.shape[2]), int(images.shape[3]))
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        undisturbed(inner),
-        _parameters_fixed(inner),
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), undisturbed(inner), _parameters_fixed(inner):
         # A copy: a tensor of inference mode can have no graph.
         images = images.detach().clone()
         chosen, scalars = _run(inner, images, tasks, feature, image_size)
@@ -109,24 +105,23 @@ def _run(
     feature: str | nn.Module | None,
     image_size: tuple[int, int],
 ) -> tuple[MapFeature, list[Tensor]]:
-    """The feature map of a forward, and the scalars of the tasks."""
+    """Return the feature map of a forward, and the scalars of the tasks."""
     inner, last = (
         (model.backbone.model, model.backbone.layout) if isinstance(model, TimmMultiTaskModel) else (model, None)
     )
     if feature is not None:
         name, module = find_module(model, feature, "feature")
         channels_last = isinstance(last, ChannelsLast) or str(getattr(inner, "output_fmt", "")).endswith("NHWC")
-
-        def layout(tensor: Tensor) -> FeatureLayout:
-            return layout_of(tensor, inner, image_size, channels_last)
-
-        with named_feature(module, name, layout) as noted:
-            outputs = _outputs(model, images, tasks)
+        with named_feature(module, name, lambda own: layout_of(own, inner, image_size, channels_last)) as noted:
+            scalars = _scalars(model, images, tasks)
         if not noted:
             raise CaptureError(f"the feature {name!r} did not run. Choose a module that the model's forward calls.")
         if not noted[0].spatial:
-            _raise_pooled(noted[0])
-        return noted[0], _scalars(outputs)
+            raise NoSpatialFeatureError(
+                f"the feature {name!r} is {noted[0].layouts[0].describe()}. Name a module in front of the pooling, whose "
+                "output still has positions."
+            )
+        return noted[0], scalars
     if isinstance(model, TimmMultiTaskModel):
         context = last_feature(model.backbone, "forward", model.backbone.layout, "backbone")
     else:
@@ -134,17 +129,15 @@ def _run(
             returned = inner.forward_features(images[:1])  # type: ignore[operator]
         context = last_feature(inner, "forward_features", find_layout(returned, inner, image_size), "forward_features")
     with context as noted:
-        outputs = _outputs(model, images, tasks)
-    scalars = _scalars(outputs)
+        scalars = _scalars(model, images, tasks)
     if noted and noted[0].spatial and _reaches_positions(noted[0], scalars, image_size):
         return noted[0], scalars
     # A class token behind the last attention: the positions of this map do not count.
-    with recorded(inner) as seen:
-        scalars = _scalars(_outputs(model, images.requires_grad_(), tasks))
-    channels = {layout.channels for each in noted for layout in each.layouts}
-    for each in noted:
-        channels |= {part.channels for layout in each.layouts if isinstance(layout, Joined) for part in layout.parts}
-    found = deepest_feature(seen, scalars, inner, channels, image_size)
+    with outputs_noted(inner, may_be_a_map) as seen:
+        scalars = _scalars(model, images.requires_grad_(), tasks)
+    layouts = [layout for each in noted for layout in each.layouts]
+    layouts += [part for layout in layouts if isinstance(layout, Joined) for part in layout.parts]
+    found = deepest_feature(seen, scalars, inner, {layout.channels for layout in layouts}, image_size)
     if found is None:
         raise NoSpatialFeatureError(
             f"{type(inner).__name__} has no feature map on whose positions all of these tasks depend: a head may be blind "
@@ -163,7 +156,7 @@ def _maps(
     activation = chosen.activation(image_size, dtype)
     maps = []
     for scalar in scalars:
-        found = gradients_of(scalar, chosen.tensors)
+        found = gradients_at(scalar, chosen.tensors)
         if all(gradient is None for gradient in found):
             raise NoSpatialFeatureError(
                 f"a task does not depend on the feature {chosen.name!r}. Name a module that all tasks read."
@@ -177,7 +170,7 @@ def _maps(
 
 
 def _outputs(model: nn.Module, images: Tensor, tasks: Sequence[Any] | None) -> dict[str, Tensor]:
-    """The outputs of the tasks that are asked for."""
+    """Return the outputs of the tasks that are asked for."""
     if tasks is not None and (isinstance(tasks, (str, bytes)) or not isinstance(tasks, Sequence)):
         raise WrongTypeError(f"tasks must be a list, found {tasks!r}. Pass tasks=[{tasks!r}].")
     if isinstance(model, TimmMultiTaskModel):
@@ -212,24 +205,17 @@ def _outputs(model: nn.Module, images: Tensor, tasks: Sequence[Any] | None) -> d
     return outputs
 
 
-def _scalars(outputs: dict[str, Tensor]) -> list[Tensor]:
+def _scalars(model: nn.Module, images: Tensor, tasks: Sequence[Any] | None) -> list[Tensor]:
     return [
         scalar_of(output, "auto", None, task=task, feature_shape=output.shape[:1], channel_axis=1)
-        for task, output in outputs.items()
+        for task, output in _outputs(model, images, tasks).items()
     ]
 
 
 def _reaches_positions(feature: MapFeature, scalars: Sequence[Tensor], image_size: tuple[int, int]) -> bool:
     """Whether all tasks depend on positions, but for those that depend on nothing at all (a dead or new head)."""
-    for scalar in scalars:
-        found = gradients_of(scalar, feature.tensors)
-        pairs = zip(feature.layouts, found)
-        depends = any(each is not None and bool(each.any()) for each in found)
-        if depends and not any(
-            each is not None and bool(layout.to_maps(each, image_size).any()) for layout, each in pairs
-        ):
-            return False
-    return True
+    found = (gradients_at(scalar, feature.tensors) for scalar in scalars)
+    return all(feature.on_positions(gradients, image_size) or not depends(gradients) for gradients in found)
 
 
 @contextlib.contextmanager
@@ -250,10 +236,3 @@ def _checked_size(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
         return image_size_pair(size)
     except WrongTypeError as error:
         raise WrongTypeError(f"size must be 'image', an int or (height, width), found {size!r}.") from error
-
-
-def _raise_pooled(feature: MapFeature) -> None:
-    raise NoSpatialFeatureError(
-        f"the feature {feature.name!r} is {feature.layouts[0].describe()}. Name a module in front of the pooling, whose "
-        "output still has positions."
-    )

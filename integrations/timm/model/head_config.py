@@ -1,4 +1,4 @@
-"""What a task head is made of."""
+"""The description of a task head."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Union
 
-from ....torch_tools import check_choice, share_below_one, whole_number
-from ...shared.head_options import ACTIVATIONS, checked_widths, configs_per_task
+from ...shared.head_options import configs_per_task, set_checked
 
-POOLINGS = ("auto", "average", "max", "average+max", "token", "none")
-NORMS = ("auto", "layer", "none")
+_POOLINGS = ("auto", "average", "max", "average+max", "token", "none")
+_NORMS = ("auto", "layer", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +45,7 @@ class HeadConfig:
     norm: str = "auto"
 
     def __post_init__(self) -> None:
-        whole_number("classes", self.classes, least=1)
-        object.__setattr__(self, "hidden", checked_widths(self.hidden))
-        # Plain numbers, which a file can hold.
-        object.__setattr__(self, "classes", int(self.classes))
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_choice("pooling", self.pooling, POOLINGS)
-        check_choice("norm", self.norm, NORMS)
-        if self.dropout is not None:
-            share_below_one("dropout", self.dropout)
-            object.__setattr__(self, "dropout", float(self.dropout))
+        set_checked(self, "classes", pooling=_POOLINGS, norm=_NORMS)
 
 
 #: What the public ``heads=`` accepts: ``{task: classes}``, ``{task: HeadConfig}``, or task names.
@@ -63,14 +53,9 @@ HeadsDescription = Union[Mapping[str, Union[int, HeadConfig]], Sequence[str]]
 
 
 def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, HeadConfig]:
-    """One configuration for each task.
+    """Return one configuration for each task; ``head`` has what a number of classes, or a name alone, leaves open."""
+    return configs_per_task(heads, head, HeadConfig, "classes", _with_classes)
 
-    Args:
-        heads: ``{task: classes}``, ``{task: HeadConfig}``, or a list of task names.
-        head: what a number of classes, or a name alone, is filled up with.
 
-    Raises:
-        TaskError: no task, or names that cannot be used.
-        WrongTypeError: something else.
-    """
-    return configs_per_task(heads, head, HeadConfig, "classes")
+def _with_classes(head: HeadConfig, number: int) -> HeadConfig:
+    return dataclasses.replace(head, classes=number)

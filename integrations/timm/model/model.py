@@ -14,6 +14,7 @@ from ....torch_tools import share_below_one
 from ...shared.libraries import need
 from ..backbone.backbone import Backbone, checked_options, create_backbone, image_size_pair
 from ..backbone.backbone_checkpoint import load_backbone
+from ..backbone.probing import published_config
 from .head_config import HeadConfig, HeadsDescription, head_configs
 from .saved_model import load_weights, read_config, save_model
 from .task_heads import build_heads
@@ -80,7 +81,7 @@ class TimmMultiTaskModel(nn.Module):
         backbone_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        configs = head_configs(heads, head)
+        self.head_configs = head_configs(heads, head)
         share_below_one("drop_rate", drop_rate)
         if drop_path_rate is not None:
             share_below_one("drop_path_rate", drop_path_rate)
@@ -89,7 +90,7 @@ class TimmMultiTaskModel(nn.Module):
                 "pretrained=True and checkpoint_path= both name weights for the backbone. Leave one of them out."
             )
         size = image_size_pair(image_size)
-        #: What is needed to build the model again, without its weights.
+        #: All that is needed to build the model again, without its weights.
         self.description: dict[str, Any] = {
             "name": name,
             "in_chans": int(in_chans),
@@ -98,7 +99,6 @@ class TimmMultiTaskModel(nn.Module):
             "drop_path_rate": None if drop_path_rate is None else float(drop_path_rate),
             "backbone_options": checked_options(backbone_options),
         }
-        self.head_configs = configs
         self.backbone: Backbone = create_backbone(
             name,
             pretrained=pretrained,
@@ -109,7 +109,7 @@ class TimmMultiTaskModel(nn.Module):
         )
         if checkpoint_path is not None:
             load_backbone(self.backbone.model, checkpoint_path, in_chans)
-        self.pooling, self.heads = build_heads(configs, self.backbone, drop_rate)
+        self.pooling, self.heads = build_heads(self.head_configs, self.backbone, drop_rate)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class TimmMultiTaskModel(nn.Module):
         return self.backbone.image_size
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of each task.
+        """Return the logits of each task.
 
         Raises:
             ShapeError: images of another rank or number of channels.
@@ -143,7 +143,7 @@ class TimmMultiTaskModel(nn.Module):
         return {task: head(feature) for task, head in self.heads.items()}
 
     def regularizer(self, *, feature: str = "auto", **options: Any) -> SaliencyRegularizer:
-        """A :class:`SaliencyRegularizer` on the heads, with the channel axis of this backbone.
+        """Return a :class:`SaliencyRegularizer` on the heads, with the channel axis of this backbone.
 
         Args:
             feature: ``"auto"``: what the heads read. That is one vector per image where all of them pool alike; under
@@ -164,13 +164,22 @@ class TimmMultiTaskModel(nn.Module):
                 f"unknown feature {feature!r}. Use 'auto' or 'map', or name a module in SaliencyRegularizer(model, "
                 "heads='heads', feature=...)."
             )
+        axis = self.channel_axis
         if feature == "map" and self._pools_for_all:
-            axis = self.backbone.layout.channel_axis
-            return SaliencyRegularizer(self, heads="heads", feature="backbone", channel_axis=axis, **options)
-        return SaliencyRegularizer(self, heads="heads", channel_axis=self.channel_axis, **options)
+            axis, options["feature"] = self.backbone.layout.channel_axis, "backbone"
+        return SaliencyRegularizer(self, heads="heads", channel_axis=axis, **options)
 
     def freeze_backbone(self, up_to: str | None = None) -> None:
-        """Train the heads only, or only what comes behind a module of the backbone; see :meth:`Backbone.freeze`."""
+        """Train the heads only, or only what comes behind a module of the backbone.
+
+        Args:
+            up_to: name of the last frozen module in the timm model, such as ``"layer2"`` or ``"blocks.5"``. In front of it
+                is what timm's own layer groups have in front of it.
+
+        Raises:
+            ModuleNotFoundInModelError: there is no such module, or it has no parameters.
+            WrongTypeError: no name.
+        """
         self.backbone.freeze(up_to)
 
     def unfreeze_backbone(self) -> None:
@@ -188,7 +197,7 @@ class TimmMultiTaskModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> TimmMultiTaskModel:
-        """The model that :meth:`save` has written: the same logits to the bit. No weights are downloaded, nothing is frozen.
+        """Return the model that :meth:`save` has written: the same logits to the bit, nothing downloaded, nothing frozen.
 
         A name that begins with ``hf-hub:`` still has its configuration read from the hub, or from its cache.
 
@@ -204,7 +213,7 @@ class TimmMultiTaskModel(nn.Module):
         return model
 
     def transforms(self, train: bool) -> Any:
-        """timm's transform from a PIL image to ``[in_chans, H, W]``, with the mean and deviation of the pretrained weights.
+        """Return timm's transform from a PIL image to ``[in_chans, H, W]``, with the mean and deviation of its weights.
 
         Args:
             train: with augmentation, for training images.
@@ -217,9 +226,8 @@ class TimmMultiTaskModel(nn.Module):
         data = need("timm").data
         in_chans = self.description["in_chans"]
         size: dict[str, Any] = {"input_size": (in_chans, *self.image_size)}
-        config = getattr(self.backbone.model, "pretrained_cfg", None) or {}
         for name in ("mean", "std"):
-            value = config.get(name)
+            value = published_config(self.backbone.model).get(name)
             if value is not None and len(value) != in_chans:
                 size[name] = (sum(value) / len(value),)
         return data.create_transform(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import math
-import numbers
 from typing import Any
 
 from torch import nn
 
 from ....errors import ConfigurationError, WrongTypeError
+from ...shared.head_options import check_number
 from ...shared.looking import unwrapped
 from ..backbone.layer_groups import layer_of_parameters
 from .model import TimmMultiTaskModel
@@ -56,16 +55,17 @@ def parameter_groups(
             f"model must be a TimmMultiTaskModel, found {type(model).__name__}. For a timm model use "
             "timm.optim.param_groups_layer_decay(model)."
         )
-    _check("learning_rate", learning_rate, above_zero=True)
-    _check("weight_decay", weight_decay)
-    _check("backbone_rate_factor", backbone_rate_factor)
+    check_number("learning_rate", learning_rate, above_zero=True)
+    check_number("weight_decay", weight_decay)
+    check_number("backbone_rate_factor", backbone_rate_factor)
     if layer_decay is not None:
-        _check("layer_decay", layer_decay, above_zero=True)
+        check_number("layer_decay", layer_decay, above_zero=True)
     backbone = inner.backbone.model
     layers = layer_of_parameters(backbone)
     idle = inner.backbone.idle
     heads_layer = 1 + max((layer for name, layer in layers.items() if name not in idle), default=-1)
-    patterns = _without_decay(backbone)
+    without_decay = getattr(backbone, "no_weight_decay", None)
+    patterns = set(without_decay()) if callable(without_decay) else set()
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
 
     def add(parameter: nn.Parameter, layer: int, decays: bool) -> None:
@@ -76,15 +76,14 @@ def parameter_groups(
         if not is_head:
             rate *= backbone_rate_factor * (1.0 if layer_decay is None else layer_decay ** (heads_layer - layer))
             layer = layer if layer_decay is not None else 0
-        if (layer, decays) not in groups:
-            label = "heads" if is_head else "backbone" + ("" if layer_decay is None else f" layer {layer}")
-            groups[layer, decays] = {
-                "params": [],
-                "lr": rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": label + ("" if decays else ", no weight decay"),
-            }
-        groups[layer, decays]["params"].append(parameter)
+        label = "heads" if is_head else "backbone" + ("" if layer_decay is None else f" layer {layer}")
+        new = {
+            "params": [],
+            "lr": rate,
+            "weight_decay": weight_decay if decays else 0.0,
+            "name": label + ("" if decays else ", no weight decay"),
+        }
+        groups.setdefault((layer, decays), new)["params"].append(parameter)
 
     for name, parameter in backbone.named_parameters():
         excluded = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
@@ -94,16 +93,3 @@ def parameter_groups(
     if not groups:
         raise ConfigurationError("all parameters are frozen. Call model.unfreeze_backbone(), or train the heads.")
     return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
-
-
-def _without_decay(model: nn.Module) -> set[str]:
-    names = getattr(model, "no_weight_decay", None)
-    return set(names()) if callable(names) else set()
-
-
-def _check(name: str, value: object, above_zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise WrongTypeError(f"{name} must be a number, found {value!r}.")
-    if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
-        least = "above 0" if above_zero else "at least 0"
-        raise ConfigurationError(f"{name} must be finite and {least}, found {value}.")

@@ -22,18 +22,9 @@ _OURS = {
 
 
 class FeaturePooling(nn.Module):
-    """Pools a feature map of a given layout.
+    """Pools a feature map ``[B, ...]`` to ``[B, C]``, or to all entries ``[B, L * C]`` for ``"none"``.
 
-    Args:
-        layout: of the feature map.
-        kind: ``"average"``, ``"max"``, ``"average+max"`` (their mean), ``"token"`` (the first prefix token), ``"none"`` (all
-            entries side by side).
-
-    Raises:
-        ConfigurationError: the layout has not what the kind needs.
-
-    Shape:
-        ``[B, ...] -> [B, C]``, or ``[B, L * C]`` for ``"none"``. Prefix tokens count for ``"token"`` and ``"none"`` only.
+    ``"token"`` is the first prefix token; for the averages and maxima, prefix tokens do not count.
     """
 
     def __init__(self, layout: FeatureLayout, kind: str) -> None:
@@ -52,7 +43,6 @@ class FeaturePooling(nn.Module):
         self.kind = kind
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Pool ``[B, ...]`` to ``[B, C]``."""
         sequence = self.layout.to_sequence(feature)
         if self.kind == "token":
             return sequence[:, 0]
@@ -72,20 +62,16 @@ class FeaturePooling(nn.Module):
         return 0.5 * (sequence.mean(1) + sequence.amax(1))
 
     def extra_repr(self) -> str:
-        """Kind and layout, for ``print``."""
         return f"{self.kind}, {self.layout.describe()}"
 
 
 def pooled_width(layout: FeatureLayout, kind: str) -> int:
-    """Entries per image behind the pooling."""
+    """Return the number of entries per image behind the pooling."""
     return layout.channels * max(layout.positions, 1) if kind == "none" else layout.channels
 
 
 def own_pooling(model: nn.Module, layout: FeatureLayout) -> str:
-    """What timm's own classifier does with this model's features, by our name.
-
-    Average for attention pooling and for whatever has no name here.
-    """
+    """Return our name of what timm's own classifier does; average for attention pooling and whatever has no name here."""
     for holder in (model, getattr(model, "head", None)):
         pool: Any = getattr(holder, "global_pool", None)
         name = pool if isinstance(pool, str) else getattr(pool, "pool_type", None)

@@ -29,12 +29,7 @@ _VERSION = 1
 def save_model(
     model: nn.Module, description: Mapping[str, Any], heads: Mapping[str, HeadConfig], folder: str | os.PathLike[str]
 ) -> None:
-    """Write both files, each at once or not at all.
-
-    Raises:
-        ConfigurationError: an option of the backbone that JSON cannot hold.
-        MissingPackageError: safetensors is not installed.
-    """
+    """Write both files, each at once or not at all."""
     safetensors = need("safetensors.torch")
     content = {
         "format": _FORMAT,
@@ -61,12 +56,7 @@ def save_model(
 
 
 def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, HeadConfig]]:
-    """Arguments that build the model again, its number format as ``"dtype"``, and the configurations of its heads.
-
-    Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointError: it is not whole, or not of a model that was saved here.
-    """
+    """Return arguments that build the model again, its number format as ``"dtype"``, and the configurations of its heads."""
     path = _existing(folder, CONFIG)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,15 +75,10 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         )
     try:
         size = content["image_size"]
-        description = {
-            "name": content["name"],
-            "in_chans": content["in_chans"],
-            "image_size": None if size is None else tuple(size),
-            "drop_rate": content["drop_rate"],
-            "drop_path_rate": content["drop_path_rate"],
-            "backbone_options": content["backbone_options"],
-            "dtype": _dtype_named(content["dtype"]),
-        }
+        as_they_are = ("name", "in_chans", "drop_rate", "drop_path_rate", "backbone_options")
+        description = {name: content[name] for name in as_they_are}
+        description["image_size"] = None if size is None else tuple(size)
+        description["dtype"] = _dtype_named(content["dtype"])
         heads = {}
         for entry in content["heads"]:
             options = {name: value for name, value in entry.items() if name != "task"}
@@ -118,12 +103,7 @@ def _dtype_named(name: str) -> torch.dtype:
 
 
 def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Read the weights into a model that was built as the saved one.
-
-    Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointError: it is not whole, or that of another model.
-    """
+    """Read the weights into a model that was built as the saved one."""
     path = _existing(folder, WEIGHTS)
     try:
         missing, unexpected = need("safetensors.torch").load_model(model, str(path), strict=False)
@@ -159,7 +139,7 @@ def _of_another(path: Path, reason: str) -> CheckpointError:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path``, which takes its place at the end."""
+    """Give a path beside ``path``, which takes its place at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

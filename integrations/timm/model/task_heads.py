@@ -15,19 +15,11 @@ from .pooling import FeaturePooling, own_pooling, pooled_width
 def build_heads(
     configs: Mapping[str, HeadConfig], backbone: Backbone, drop_rate: float
 ) -> tuple[nn.Module, nn.ModuleDict]:
-    """What pools the feature map for all tasks, and a head for each task; see :class:`HeadConfig`.
+    """Return what pools the feature map for all tasks, and a head for each task; see :class:`HeadConfig`.
 
     Heads with the same pooling share it. Then what they read is one vector per image: summed over positions, the saliency
     at the map is that at the vector, for every pooling but ``"none"``, and to take it there is H * W times cheaper. Heads
     with different poolings each have their own, and what pools for all does nothing.
-
-    Args:
-        configs: of the tasks.
-        backbone: whose feature map all heads read, and whose own pooling and norm are meant by ``"auto"``.
-        drop_rate: for heads that have no dropout of their own.
-
-    Raises:
-        ConfigurationError: a pooling that the layout does not allow.
     """
     layout = backbone.layout
     own = own_pooling(backbone.model, layout)
@@ -38,11 +30,10 @@ def build_heads(
     for task, config in configs.items():
         layers: list[nn.Module] = [] if shared else [poolings[task]]
         width = pooled_width(layout, kinds[task])
+        norm = backbone.pooled_norm() if config.norm == "auto" else None
         if config.norm == "layer":
             layers.append(nn.LayerNorm(width))
-        elif (
-            config.norm == "auto" and (norm := backbone.pooled_norm()) is not None and norm.normalized_shape == (width,)
-        ):
+        elif norm is not None and norm.normalized_shape == (width,):
             layers.append(norm)
         rate = drop_rate if config.dropout is None else config.dropout
         layers += hidden_layers(width, config.hidden, config.activation, rate, config.classes)

@@ -1,4 +1,4 @@
-"""The classifier of an unmodified model of transformers, found by its structure."""
+"""Finding the classifier of an unmodified model of transformers by its structure."""
 
 from __future__ import annotations
 
@@ -14,29 +14,21 @@ from ..errors import ClassifierNotFoundError
 from ..model.configuration import MODEL_TYPE
 from ..unwrapping import unwrapped_model
 
-#: Copies of a layer that peft keeps beside the one that runs.
-_NOT_RUNNING = ("original_module",)
-
 
 @dataclass(frozen=True)
 class Classifier:
-    """What the structure of a model tells.
+    """What the structure of a model tells."""
 
-    Attributes:
-        name: of the layer that ends in the logits, within ``holder``.
-        module: this layer.
-        holder: the model in which names are looked for: the one of transformers, inside of whatever wraps it.
-        columns: its number of outputs.
-    """
-
+    #: Of the layer that ends in the logits, within ``holder``.
     name: str
     module: nn.Module
+    #: The model of transformers, inside of whatever wraps it.
     holder: nn.Module
     columns: int
 
 
 def find_classifier(model: nn.Module) -> str:
-    """Name of the layer that ends in the logits of a classifier of transformers.
+    """Return the name of the layer that ends in the logits of a classifier of transformers.
 
     Args:
         model: ``AutoModelForSequenceClassification``, ``...TokenClassification``, ``...ImageClassification`` or
@@ -58,16 +50,9 @@ def find_classifier(model: nn.Module) -> str:
 
 
 def look_at(model: object, classifier: str | None = None) -> Classifier:
-    """The classifier, by the number of its outputs, or by the name that is given.
-
-    Raises:
-        ClassifierNotFoundError, WrongTypeError: as in :func:`find_classifier`.
-        ConfigurationError: a single label.
-        ModuleNotFoundInModelError: no module of the given name.
-    """
+    """Find the classifier by the number of its outputs, or by the name that is given."""
     holder = unwrapped_model(model) if isinstance(model, nn.Module) else None
-    transformers = need("transformers")
-    if not isinstance(holder, transformers.PreTrainedModel):
+    if not isinstance(holder, need("transformers").PreTrainedModel):
         raise WrongTypeError(
             f"model must be a classifier of transformers, found {type(model).__name__}. For any other model use "
             "SaliencyRegularizer(model, heads=...)."
@@ -85,12 +70,11 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
         return Classifier(name, module, holder, columns)
     # Some read the number of labels from a configuration of their own part.
     number = getattr(holder, "num_labels", None) or holder.config.num_labels
-    found = _layers_with(holder, number)
-    if holder is holder.base_model and not _has_logits(holder):
-        raise ClassifierNotFoundError(_no_classifier(holder))
-    outside = {name: module for name, module in found.items() if not _is_inside(holder, name)}
-    found = outside or (found if _has_logits(holder) else {})
-    if not found:
+    layers = _layers_with(holder, number)
+    found = {name: module for name, module in layers.items() if not _is_inside(holder, name)}
+    if "For" in kind:  # a classifier, also if it has no base model of its own
+        found = found or layers
+    if not found or (holder is holder.base_model and "For" not in kind):
         raise ClassifierNotFoundError(_no_classifier(holder))
     if number == 1:
         raise ConfigurationError(
@@ -108,20 +92,19 @@ def look_at(model: object, classifier: str | None = None) -> Classifier:
 
 
 def _layers_with(model: nn.Module, number: int) -> dict[str, nn.Module]:
-    """Linear layers with this many outputs that run; of LoRA layers, the layer around the original one."""
+    """Return the linear layers with this many outputs that run; of LoRA layers, the layer around the original one."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if any(part in _NOT_RUNNING for part in name.split(".")) or _is_idle_adapter(model, name):
-            continue
-        if any(name.startswith(f"{outer}.") for outer in found):
-            continue
-        if _outputs_of(module) == number:
+        inside_another = any(name.startswith(f"{outer}.") for outer in found)
+        if _outputs_of(module) == number and not inside_another and not _is_idle_copy(model, name):
             found[name] = module
     return found
 
 
-def _is_idle_adapter(model: nn.Module, name: str) -> bool:
-    """Whether a layer is the copy of an adapter of peft that is not the active one."""
+def _is_idle_copy(model: nn.Module, name: str) -> bool:
+    """Whether peft keeps a layer beside the one that runs: the original, or that of an adapter that is not active."""
+    if "original_module" in name.split("."):
+        return True
     before, found, rest = name.partition("modules_to_save.")
     if not found:
         return False
@@ -140,11 +123,6 @@ def _outputs_of(module: nn.Module) -> int | None:
 def _is_inside(model: Any, name: str) -> bool:
     prefix = model.base_model_prefix
     return bool(prefix) and model.base_model is not model and name.startswith(f"{prefix}.")
-
-
-def _has_logits(model: nn.Module) -> bool:
-    """Whether a model without a base model of its own is a classifier all the same."""
-    return "For" in type(model).__name__
 
 
 def _no_classifier(model: nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....errors import ConfigurationError
 from ....torch_tools import ModuleHooks, in_backward
@@ -18,12 +19,8 @@ from .classifier import Classifier
 class ClassifierWatch:
     """Looks at the first forward with gradients, and keeps fused attention out of those that are differentiated twice.
 
-    Args:
-        found: the classifier.
-        around: the model of transformers, and what wraps it.
-        acts: whether there is a penalty to be differentiated.
-        named_feature: the saliency is taken at a feature of the user's choice. Then attention may lie behind it, whose fused
-            kernels have no second derivative, and runs by operations that have one.
+    ``around`` is the model of transformers and what wraps it; ``acts`` tells whether there is a penalty. Attention may lie
+    behind a ``named_feature``, one of the user's choice, and then runs by operations that have a second derivative.
     """
 
     def __init__(
@@ -35,7 +32,7 @@ class ClassifierWatch:
         self._named_feature = named_feature
         self._output: Tensor | None = None
         self._looked = False
-        self._contexts: list[contextlib.AbstractContextManager[Any]] = []
+        self._without_fused_attention = contextlib.ExitStack()
         #: Whether the classifier has logits for each token.
         self.token_wise = False
         #: Whether the model's logits are picked from those of all tokens, or their mean.
@@ -49,16 +46,15 @@ class ClassifierWatch:
             self._hooks.after(module, self._after_model, always=True)
         self._hooks.after(found.module, self._after_classifier)
         # An interrupted forward would leave the whole process without fused attention.
-        weakref.finalize(self, _leave, self._contexts).atexit = False
+        weakref.finalize(self, self._without_fused_attention.close).atexit = False
 
     def remove(self) -> None:
-        """Take the hooks off."""
         self._hooks.remove()
-        _leave(self._contexts)
+        self._without_fused_attention.close()
         self._output = None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        _leave(self._contexts)
+        self._without_fused_attention.close()
         if not _records() or not self._acts():
             return
         config: Any = getattr(module, "config", None)
@@ -71,9 +67,7 @@ class ClassifierWatch:
                 "with gradient checkpointing, attention behind a feature of your choice runs again with fused kernels, "
                 "which have no second derivative. Call model.set_attn_implementation('eager'), or leave feature= out."
             )
-        context = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
-        context.__enter__()
-        self._contexts.append(context)
+        self._without_fused_attention.enter_context(sdpa_kernel(SDPBackend.MATH))
 
     def _after_classifier(self, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and _records():
@@ -81,7 +75,7 @@ class ClassifierWatch:
             self._output = None if self._looked else output.detach()
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
-        _leave(self._contexts)
+        self._without_fused_attention.close()
         seen, self._output = self._output, None
         if seen is None or output is None or not torch.isfinite(seen).all():  # the forward raised, or has diverged
             return
@@ -113,10 +107,5 @@ class ClassifierWatch:
 
 
 def _records() -> bool:
-    """Not in an evaluation, and not where a checkpoint runs a part of the model again."""
+    """Whether this is neither an evaluation nor a part of the model that a checkpoint runs again."""
     return torch.is_grad_enabled() and not in_backward()
-
-
-def _leave(contexts: list[contextlib.AbstractContextManager[Any]]) -> None:
-    while contexts:
-        contexts.pop().__exit__(None, None, None)

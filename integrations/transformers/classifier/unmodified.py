@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -74,7 +74,10 @@ def saliency_regularizer(
             f"{clash} are found here. Leave them out, or use SaliencyRegularizer(model, heads=...)."
         )
     found = look_at(model, classifier)
-    names = check_task_names(_task_names(found) if tasks is None else tasks)
+    if tasks is None:
+        told: Any = getattr(found.holder.config, "id2label", None) or {}
+        tasks = [str(told.get(column, column)) for column in range(found.columns)]
+    names = check_task_names(tasks)
     if len(names) != found.columns:
         raise TaskError(
             f"tasks has {len(names)} names, but {type(found.holder).__name__} has {found.columns} labels. Name each label "
@@ -83,13 +86,8 @@ def saliency_regularizer(
     return _ClassifierRegularizer(model, found, feature=feature, tasks=names, strength=strength, **options)
 
 
-def _task_names(found: Classifier) -> list[str]:
-    told: Mapping[int, str] = getattr(found.holder.config, "id2label", None) or {}  # type: ignore[assignment]
-    return [str(told.get(column, column)) for column in range(found.columns)]
-
-
 class _ClassifierRegularizer(MaskedRegularizer):
-    """Knows the padding of the model's inputs, and whether the classifier's output is the model's logits."""
+    """A regularizer that knows the padding of the model's inputs, and whether its classifier returns the logits."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_watch": None}
 
@@ -102,7 +100,7 @@ class _ClassifierRegularizer(MaskedRegularizer):
         around = (model, holder)
         super().__init__(
             model,
-            mask_from=(around, "attention_mask", None),
+            mask_from=(around, "attention_mask"),
             as_positions=lambda mask, hidden: mask_of_positions(encoder, mask, hidden),
             heads=found.module,
             **chosen,
@@ -117,11 +115,7 @@ class _ClassifierRegularizer(MaskedRegularizer):
         self._watch: ClassifierWatch | None = ClassifierWatch(found, around, acts, named_feature=feature is not None)
 
     def forward(self, **given: Any) -> Tensor:
-        """As :meth:`SaliencyRegularizer.forward`.
-
-        Raises:
-            ClassifierNotFoundError: the logits of the model are not what its classifier returned.
-        """
+        """Refuse logits that are not what the classifier returned; then as :meth:`SaliencyRegularizer.forward`."""
         if self._watch is not None and given.get("outputs") is None:
             if self._watch.problem is not None:
                 raise ClassifierNotFoundError(self._watch.problem)
@@ -133,7 +127,6 @@ class _ClassifierRegularizer(MaskedRegularizer):
         return penalty
 
     def remove(self) -> None:
-        """Take everything off the model and the optimizer."""
         super().remove()
         if self._watch is not None:
             self._watch.remove()

@@ -16,7 +16,7 @@ from .losses import IGNORE_INDEX
 
 
 class MultiTaskCollator:
-    """Examples with ``labels = {task: label}`` to a batch; what an example lacks is a missing label.
+    """Join examples with ``labels = {task: label}`` to a batch; what an example lacks is a missing label.
 
     For examples of several data sets, each labelled for its own task, as for one with gaps. Token labels are padded with
     -100 to the length of the batch, on the side of the tokenizer. NaN, and ``None`` in a list, are missing labels, too.
@@ -59,7 +59,7 @@ class MultiTaskCollator:
         self._pad_options = pad_options
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """A batch of inputs ``[B, ...]`` and ``labels`` ``{task: [B, ...]}``.
+        """Return a batch of inputs ``[B, ...]`` and ``labels`` ``{task: [B, ...]}``.
 
         If any example has ``labels``, the batch has those of every task of the model: Trainer joins those of all batches.
         """
@@ -95,14 +95,11 @@ class MultiTaskCollator:
     def _column(self, task: str, given: Sequence[Any], length: int) -> Tensor:
         config = self._heads[task]
         dtype = torch.long if config.problem == "single_label" else torch.get_default_dtype()
-        rows = [None if own is None else _numbers(task, own, dtype) for own in given]
         side = self._pad_options.get("padding_side") or getattr(self._tokenizer, "padding_side", "right")
         shape = _shape(config, length)
         padded = []
-        for row in rows:
-            if row is None:
-                padded.append(torch.full(shape, IGNORE_INDEX, dtype=dtype))
-                continue
+        for own in given:
+            row = torch.full(shape, IGNORE_INDEX, dtype=dtype) if own is None else _numbers(task, own, dtype)
             if config.level == "token" and row.ndim and len(row) < length:
                 more = torch.full((length - len(row), *row.shape[1:]), IGNORE_INDEX, dtype=dtype)
                 row = torch.cat([more, row] if side == "left" else [row, more])
@@ -128,7 +125,7 @@ def _stacked(name: str, inputs: Sequence[Mapping[str, Any]]) -> Tensor:
 
 
 def _numbers(task: str, label: Any, dtype: torch.dtype) -> Tensor:
-    """A label, or those of an example, with -100 for NaN and ``None``."""
+    """Return a label, or those of an example, with -100 for NaN and ``None``."""
     try:
         found = torch.as_tensor(_without_none(label))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -149,7 +146,7 @@ def _without_none(label: Any) -> Any:
 
 
 def _shape(config: HeadConfig, length: int) -> list[int]:
-    """Of the labels of one example."""
+    """Return the shape of the labels of one example."""
     positions = [length] if config.level == "token" else []
     several = [] if config.problem == "single_label" or config.num_labels == 1 else [config.num_labels]
     return positions + several

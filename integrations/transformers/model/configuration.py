@@ -86,13 +86,13 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
         return {task: HeadConfig(**own) for task, own in self.heads.items()}
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
-        """That of the encoder, which has what other code asks for (``hidden_size``, ``vocab_size``, ...)."""
+        """Return that of the encoder, which has what other code asks for (``hidden_size``, ``vocab_size``, ...)."""
         if self.encoder_config is None:
             return self
         return self.encoder_config.get_text_config(decoder=decoder, encoder=encoder)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, the encoder's configuration included."""
+        """Return all of it as JSON has it, the encoder's configuration included."""
         found: dict[str, Any] = super().to_dict()
         if self.encoder_config is not None:
             found["encoder_config"] = self.encoder_config.to_dict()
@@ -102,7 +102,7 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
 
 
 def _described(heads: Any) -> dict[str, dict[str, Any]]:
-    """From ``{task: HeadConfig}``, or what a file has in place of it, to ``{task: dictionary}``."""
+    """Bring ``{task: HeadConfig}``, or what a file has in place of it, to ``{task: dictionary}``."""
     if isinstance(heads, (list, tuple)) and all(isinstance(own, Mapping) and "task" in own for own in heads):
         heads = {own["task"]: {name: value for name, value in own.items() if name != "task"} for own in heads}
     if not isinstance(heads, Mapping):

@@ -1,8 +1,7 @@
-"""Any encoder of transformers: loading it, building it again, and what it returns."""
+"""Any encoder of transformers: loading it, building it again, and running it."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,30 @@ import torch
 from torch import Tensor
 
 from ....errors import ShapeError, WrongTypeError
+from ....torch_tools import warn_user
 from ...shared.libraries import need
-from ...shared.looking import first_line
+from ...shared.looking import first_line, undisturbed
 from ..errors import EncoderError, PretrainedWeightsError, TokenizerMismatchError
 
 
 @dataclass
 class Encoded:
-    """What the heads read.
+    """What the heads read."""
 
-    Attributes:
-        hidden: ``[B, L, C]``, the last hidden state, its positions in a row.
-        mask: ``[B, L]``, true at real positions, or ``None`` if all are.
-        pooler: ``[B, C]``, the encoder's own pooled output, if it has one.
-        hidden_states, attentions: of all layers, if they were asked for.
-    """
-
+    #: ``[B, L, C]``, the last hidden state, its positions in a row.
     hidden: Tensor
+    #: ``[B, L]``, true at real positions, or ``None`` if all are.
     mask: Tensor | None
+    #: ``[B, C]``, the encoder's own pooled output, if it has one.
     pooler: Tensor | None
     hidden_states: Any = None
     attentions: Any = None
 
 
 def load_encoder(name: str, **options: Any) -> Any:
-    """``AutoModel.from_pretrained``, by hub id or folder.
-
-    Raises:
-        PretrainedWeightsError: nothing there, or it could not be read.
-    """
-    transformers = need("transformers")
+    """Call ``AutoModel.from_pretrained`` with a hub id or a folder."""
     try:
-        return transformers.AutoModel.from_pretrained(name, **options)
+        return need("transformers").AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, need("safetensors").SafetensorError) as error:
         is_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -56,12 +47,7 @@ def load_encoder(name: str, **options: Any) -> Any:
 
 
 def as_encoder(model: Any) -> tuple[Any, str, str]:
-    """``(encoder, name of its class, part)`` of a model: without its classifier, and without a decoder.
-
-    Raises:
-        WrongTypeError: no model of transformers.
-        EncoderError: it has no single encoder, or could not be built again from its configuration.
-    """
+    """Return ``(encoder, name of its class, part)`` of a model: without its classifier, and without a decoder."""
     transformers = need("transformers")
     if not isinstance(model, transformers.PreTrainedModel):
         raise WrongTypeError(
@@ -81,11 +67,7 @@ def as_encoder(model: Any) -> tuple[Any, str, str]:
 
 
 def check_has_model(config: Any) -> None:
-    """Without building it.
-
-    Raises:
-        EncoderError: ``AutoModel`` has no model for this configuration.
-    """
+    """Raise :class:`EncoderError` if ``AutoModel`` has no model for this configuration; none is built for that."""
     if type(config) not in need("transformers").models.auto.modeling_auto.MODEL_MAPPING:
         raise EncoderError(
             f"transformers has no encoder for {type(config).__name__}: AutoModel does not know it. Choose another "
@@ -94,11 +76,7 @@ def check_has_model(config: Any) -> None:
 
 
 def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
-    """An encoder with new weights.
-
-    Raises:
-        EncoderError: transformers has no model for this configuration.
-    """
+    """Return an encoder with new weights."""
     transformers = need("transformers")
     if class_name is None:
         check_has_model(config)
@@ -106,9 +84,9 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
         own = getattr(transformers, class_name, None) if class_name is not None else None
         model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)
     except ValueError as error:
-        reason = first_line(error)
         raise EncoderError(
-            f"no encoder could be built from this {type(config).__name__} ({reason}). Choose another configuration."
+            f"no encoder could be built from this {type(config).__name__} ({first_line(error)}). Choose another "
+            "configuration."
         ) from error
     if part == "encoder" or (class_name is None and getattr(config, "is_encoder_decoder", False)):
         return model.get_encoder()
@@ -132,11 +110,7 @@ def is_decoder_only(config: Any) -> bool:
 
 
 def hidden_width_of(encoder: Any) -> int:
-    """Channels of the last hidden state: what the configuration tells, or else, for images, what a blank one gives.
-
-    Raises:
-        EncoderError: neither tells.
-    """
+    """Return the channels of the last hidden state: by the configuration, or else, for images, by a blank one."""
     config = encoder.config
     for name in ("hidden_sizes", "hidden_size", "d_model", "hidden_dim", "embed_dim"):
         value = getattr(config, name, None)
@@ -159,24 +133,19 @@ def hidden_width_of(encoder: Any) -> int:
 
 
 def _width_of_map(encoder: Any) -> int:
-    """Of encoders of images that return a map ``[B, C, H, W]``, and whose stages the configuration does not count."""
+    """Run encoders of images that return a map ``[B, C, H, W]``, and whose stages the configuration does not count."""
     like = next(p for p in encoder.parameters() if p.is_floating_point())
-    own = getattr(encoder.config, "image_size", 224)
-    before, reason = encoder.training, ""
-    try:
-        encoder.eval()
-        for size in (own, 64, 224):
-            height, width = size if isinstance(size, (list, tuple)) else (size, size)
-            images = like.new_zeros(1, getattr(encoder.config, "num_channels", 3), height, width)
-            try:
-                with torch.no_grad():
-                    hidden = encoder(images, return_dict=True).last_hidden_state
-            except (RuntimeError, ValueError, AttributeError) as error:  # too small for it, or no hidden state
-                reason = first_line(error)
-                continue
+    reason = ""
+    for size in (getattr(encoder.config, "image_size", 224), 64, 224):
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        images = like.new_zeros(1, getattr(encoder.config, "num_channels", 3), height, width)
+        try:
+            with undisturbed(encoder), torch.no_grad():
+                hidden = encoder(images, return_dict=True).last_hidden_state
+        except (RuntimeError, ValueError, AttributeError) as error:  # too small for it, or no hidden state
+            reason = first_line(error)
+        else:
             return int(hidden.shape[1] if hidden.ndim == 4 else hidden.shape[-1])
-    finally:
-        encoder.train(before)
     raise EncoderError(
         f"{type(encoder).__name__} could not be run on a blank image ({reason}), and its configuration does not tell how "
         "many channels its last hidden state has. Pass hidden_width= with it."
@@ -184,13 +153,7 @@ def _width_of_map(encoder: Any) -> int:
 
 
 def encoded(encoder: Any, inputs: dict[str, Any], width: int) -> Encoded:
-    """Run an encoder.
-
-    Raises:
-        EncoderError: it returns no hidden state.
-        ShapeError: its hidden state has another number of channels.
-        TokenizerMismatchError: token ids without an embedding.
-    """
+    """Run an encoder whose last hidden state has ``width`` channels."""
     _check_token_ids(encoder, inputs.get("input_ids"))
     output = encoder(**inputs, return_dict=True)
     hidden = getattr(output, "last_hidden_state", None)
@@ -222,7 +185,7 @@ def encoded(encoder: Any, inputs: dict[str, Any], width: int) -> Encoded:
 
 
 def mask_of_positions(encoder: Any, attention_mask: Any, hidden: Tensor) -> Tensor | None:
-    """``[B, L]``, true at the positions of ``hidden [B, L, C]`` that are not padding; ``None`` if nothing says so."""
+    """Return ``[B, L]``, true at positions of ``hidden [B, L, C]`` that are not padding; ``None`` if nothing tells."""
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2 or hidden.ndim != 3:
         return None
     length = hidden.shape[1]
@@ -235,16 +198,15 @@ def mask_of_positions(encoder: Any, attention_mask: Any, hidden: Tensor) -> Tens
     if attention_mask.shape[1] < length:  # tokens of an image behind those of the text
         more = attention_mask.new_ones(len(attention_mask), length - attention_mask.shape[1])
         return torch.cat([attention_mask, more], dim=1).bool()
-    warnings.warn(
+    warn_user(
         f"the attention mask has {attention_mask.shape[1]} positions, the hidden state of {type(encoder).__name__} "
-        f"{length}: padding cannot be told, and all positions count.",
-        stacklevel=3,
+        f"{length}: padding cannot be told, and all positions count."
     )
     return None
 
 
 def _check_token_ids(encoder: Any, ids: Any) -> None:
-    """On a CPU only: elsewhere it would wait for the device."""
+    """Check on a CPU only: elsewhere it would wait for the device."""
     if not isinstance(ids, Tensor) or ids.device.type != "cpu" or not ids.numel():
         return
     vocabulary = getattr(encoder.config, "vocab_size", None)

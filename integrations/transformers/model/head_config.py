@@ -1,20 +1,17 @@
-"""What a task head is made of."""
+"""The description of a task head."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 from ....errors import ConfigurationError, WrongTypeError
-from ....torch_tools import check_choice, share_below_one, whole_number
-from ...shared.head_options import ACTIVATIONS, checked_widths, configs_per_task
+from ...shared.head_options import check_number, configs_per_task, set_checked
 
-LEVELS = ("sequence", "token")
-POOLINGS = ("auto", "mean", "first", "last", "pooler")
-PROBLEMS = ("auto", "binary", "multi_label", "single_label", "regression")
+_LEVELS = ("sequence", "token")
+_POOLINGS = ("auto", "mean", "first", "last", "pooler")
+_PROBLEMS = ("auto", "binary", "multi_label", "single_label", "regression")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +56,7 @@ class HeadConfig:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        whole_number("num_labels", self.num_labels, least=1)
-        check_choice("problem", self.problem, PROBLEMS)
-        check_choice("level", self.level, LEVELS)
-        check_choice("activation", self.activation, tuple(ACTIVATIONS))
-        check_choice("pooling", self.pooling, POOLINGS)
-        if self.dropout is not None:
-            share_below_one("dropout", self.dropout)
+        set_checked(self, "num_labels", problem=_PROBLEMS, level=_LEVELS, pooling=_POOLINGS)
         problem = self.problem
         if problem == "auto":
             problem = "binary" if self.num_labels == 1 else "single_label"
@@ -88,23 +79,13 @@ class HeadConfig:
             raise ConfigurationError(
                 f"found {len(self.labels)} names of labels for num_labels={self.num_labels}. Name each label once."
             )
-        if isinstance(self.weight, bool) or not isinstance(self.weight, numbers.Real):
-            raise WrongTypeError(f"the weight of a loss must be a number, found {self.weight!r}.")
-        if not 0 <= self.weight < math.inf:
-            raise ConfigurationError(f"the weight of a loss must be finite and at least 0, found {self.weight}.")
-        # Plain values, which a file can hold.
-        for name, value in {
-            "num_labels": int(self.num_labels),
-            "problem": problem,
-            "hidden": checked_widths(self.hidden),
-            "dropout": None if self.dropout is None else float(self.dropout),
-            "weight": float(self.weight),
-            "labels": tuple(map(str, self.labels)),
-        }.items():
+        check_number("the weight of a loss", self.weight)
+        plain = {"problem": problem, "weight": float(self.weight), "labels": tuple(map(str, self.labels))}
+        for name, value in plain.items():
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the fields as JSON has them."""
         return {**dataclasses.asdict(self), "hidden": list(self.hidden), "labels": list(self.labels)}
 
 
@@ -113,22 +94,8 @@ HeadsDescription = Union[Mapping[str, Union[int, HeadConfig]], Sequence[str]]
 
 
 def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, HeadConfig]:
-    """One configuration for each task.
-
-    Args:
-        heads: ``{task: num_labels}``, ``{task: HeadConfig}``, or a list of task names.
-        head: what a number of labels, or a name alone, is filled up with.
-
-    Raises:
-        TaskError: no task, or names that cannot be used.
-        ConfigurationError: poolings that cannot be in one model.
-        WrongTypeError: something else.
-    """
-    if isinstance(heads, Mapping) and (head is None or isinstance(head, HeadConfig)):
-        # The problem of the default was filled in for its own number of labels.
-        default = HeadConfig() if head is None else dataclasses.replace(head, labels=())
-        heads = {task: _filled(default, own) for task, own in heads.items()}
-    found = configs_per_task(heads, head, HeadConfig, "num_labels")
+    """Return one configuration for each task; ``head`` has what a number of labels, or a name alone, leaves open."""
+    found = configs_per_task(heads, head, HeadConfig, "labels", _with_labels)
     with_pooler = [task for task, config in found.items() if config.pooling == "pooler"]
     if with_pooler and len(with_pooler) < len(found):
         raise ConfigurationError(
@@ -138,9 +105,7 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
     return found
 
 
-def _filled(head: HeadConfig, own: Any) -> Any:
-    if isinstance(own, bool) or not isinstance(own, numbers.Integral) or own < 1:
-        return own
-    own = int(own)
-    fits = own == 1 if head.problem == "binary" else own > 1 if head.problem == "single_label" else True
-    return dataclasses.replace(head, num_labels=own, problem=head.problem if fits else "auto")
+def _with_labels(head: HeadConfig, number: int) -> HeadConfig:
+    # The problem was filled in for the head's own number of labels.
+    fits = number == 1 if head.problem == "binary" else number > 1 if head.problem == "single_label" else True
+    return dataclasses.replace(head, num_labels=number, labels=(), problem=head.problem if fits else "auto")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ....errors import WrongTypeError
+from ....torch_tools import at_least_float32
 from ..errors import LabelError, UnknownTaskError
 from .head_config import HeadConfig
 
@@ -18,13 +18,7 @@ IGNORE_INDEX = -100
 
 
 def check_tasks(labels: object, tasks: Mapping[str, HeadConfig]) -> dict[str, Tensor]:
-    """Those tasks of ``labels`` that have any, in the order of the tasks.
-
-    Raises:
-        WrongTypeError: no dictionary of tensors.
-        UnknownTaskError: a task that the model does not have.
-        LabelError: no task at all.
-    """
+    """Return those tasks of ``labels`` that have any, in the order of the tasks."""
     if not isinstance(labels, Mapping):
         found = f"a tensor of shape {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise WrongTypeError(
@@ -48,33 +42,22 @@ def check_tasks(labels: object, tasks: Mapping[str, HeadConfig]) -> dict[str, Te
 
 
 def task_loss(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """``(sum of the losses of known labels, their number)``, both 0-dim.
+    """Return ``(sum of the losses of known labels, their number)``, both 0-dim.
 
-    Args:
-        task: its name.
-        config: of its head.
-        logits: ``[B]``, ``[B, K]``, ``[B, L]`` or ``[B, L, K]``.
-        labels: classes ``[B]`` or ``[B, L]`` for ``"single_label"``; otherwise of the shape of the logits.
-
-    Raises:
-        LabelError: another shape, or labels out of range.
+    Logits are ``[B]``, ``[B, K]``, ``[B, L]`` or ``[B, L, K]``; labels have their shape, or are classes ``[B]``, ``[B, L]``.
     """
     losses, known = _elementwise(task, config, logits, labels)
     return losses.sum(), known.sum()
 
 
 def losses_per_sample(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> Tensor:
-    """``[B]``, the mean over a sample's known labels, 0 where it has none; for ``target="loss"``.
-
-    Raises:
-        LabelError: as in :func:`task_loss`.
-    """
+    """Return ``[B]``, the mean over a sample's known labels, 0 where it has none; for ``target="loss"``."""
     losses, known = _elementwise(task, config, logits, labels)
     return losses.reshape(len(losses), -1).sum(1) / known.reshape(len(known), -1).sum(1).clamp(min=1)
 
 
 def known_labels(labels: Tensor) -> Tensor:
-    """Where a label is there."""
+    """Return where a label is there."""
     if labels.dtype in (torch.bool, torch.uint8):  # cannot hold it: -100 would be compared as 156
         return torch.ones_like(labels, dtype=torch.bool)
     known = labels != IGNORE_INDEX
@@ -82,7 +65,7 @@ def known_labels(labels: Tensor) -> Tensor:
 
 
 def _elementwise(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses, 0 where a label is missing, and where one is known, both of the shape of the labels."""
+    """Return losses, 0 where a label is missing, and where one is known, both of the shape of the labels."""
     labels = labels.to(logits.device)
     shape = logits.shape[:-1] if config.problem == "single_label" else logits.shape
     if labels.shape == (*shape, 1):  # a column
@@ -94,7 +77,7 @@ def _elementwise(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) 
         )
     known = known_labels(labels)
     _check_range(task, config, labels, known)
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    logits = precise(logits)
     safe = torch.where(known, labels, 0)
     if config.problem == "single_label":
         flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), safe.reshape(-1).long(), reduction="none")
@@ -106,25 +89,28 @@ def _elementwise(task: str, config: HeadConfig, logits: Tensor, labels: Tensor) 
     return losses.masked_fill(~known, 0.0), known
 
 
+def precise(logits: Tensor) -> Tensor:
+    """Return the logits in at least float32."""
+    return logits.to(at_least_float32(logits.dtype))
+
+
 def _check_range(task: str, config: HeadConfig, labels: Tensor, known: Tensor) -> None:
-    """On a CPU only: elsewhere it would wait for the device, and cross entropy has its own check there."""
+    """Check on a CPU only: elsewhere it would wait for the device, and cross entropy has its own check there."""
     if labels.device.type != "cpu" or config.problem == "regression" or not known.any():
         return
     values = labels[known]
     low, high = float(values.min()), float(values.max())
     most = config.num_labels - 1 if config.problem == "single_label" else 1
     if low < 0 or high > most or (values.is_floating_point() and bool((values != values.round()).any())):
-        what = f"whole numbers from 0 to {most}" if config.problem == "single_label" else "0 or 1"
+        what = "0 or 1"
+        advice = "For numbers use HeadConfig(problem='regression'), for classes HeadConfig(num_labels=...)."
+        if config.problem == "single_label":
+            what = f"whole numbers from 0 to {most}"
+            advice = "Use HeadConfig(num_labels=...) with the number of classes."
         raise LabelError(
             f"the labels of task {task!r} go from {low:g} to {high:g}, expected {what} ({IGNORE_INDEX} where one is "
-            f"missing). {_range_advice(config)}"
+            f"missing). {advice}"
         )
-
-
-def _range_advice(config: HeadConfig) -> str:
-    if config.problem == "single_label":
-        return "Use HeadConfig(num_labels=...) with the number of classes."
-    return "For numbers use HeadConfig(problem='regression'), for classes HeadConfig(num_labels=...)."
 
 
 def _shape_advice(config: HeadConfig) -> str:
@@ -138,7 +124,5 @@ def _shape_advice(config: HeadConfig) -> str:
 
 
 def zero_loss(logits: Mapping[str, Tensor]) -> Tensor:
-    """0 with a graph to all logits, so that a batch without a known label has a backward pass."""
-    total: Any = sum(own.float().sum() * 0.0 for own in logits.values())
-    found: Tensor = total
-    return found
+    """Return 0 with a graph to all logits, so that a batch without a known label has a backward pass."""
+    return sum(own.float().sum() * 0.0 for own in logits.values())  # type: ignore[return-value]  # there is a task

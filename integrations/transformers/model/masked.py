@@ -18,30 +18,22 @@ AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
 
 
 class MaskSource:
-    """Notes the mask that a module was last called with, until it is read.
+    """Notes the mask with which a module (or one of several around each other) was last called, until it is read."""
 
-    Args:
-        modules: whose calls are looked at: one, or several around each other.
-        name: of the argument.
-        place: of the argument among those without a name, by default as its signature has it.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module], name: str, place: int | None = None) -> None:
+    def __init__(self, modules: Sequence[nn.Module], name: str) -> None:
         self._name = name
         self._latest: Tensor | None = None
         self._hooks = ModuleHooks(self)
         for module in dict.fromkeys(modules):
             names = list(inspect.signature(type(module).forward).parameters)[1:]
-            own = names.index(name) if place is None and name in names else place
-            self._hooks.before(module, self._before, own)
+            self._hooks.before(module, self._before, names.index(name) if name in names else None)
 
     def remove(self) -> None:
-        """Take the hook off."""
         self._hooks.remove()
         self._latest = None
 
     def take(self) -> Tensor | None:
-        """The mask of the latest forward, which is forgotten."""
+        """Return the mask of the latest forward and forget it."""
         latest, self._latest = self._latest, None
         return latest
 
@@ -55,17 +47,14 @@ class MaskSource:
 
 
 class MaskedRegularizer(SaliencyRegularizer):
-    """A :class:`SaliencyRegularizer` that leaves padding out where its feature map has positions.
-
-    ``mask=`` in a call still takes precedence.
+    """A :class:`SaliencyRegularizer` that leaves padding out where its feature map has positions, unless a call has a mask.
 
     Args:
         model: as there.
-        mask_from: ``(modules, name of their argument, place)``: where the mask of each forward is seen.
+        mask_from: ``(modules, name of their argument)``: where the mask of each forward is seen.
         tokens: tasks with an output for each token. At a feature of the user's choice, what they return at padding depends
             on real tokens, by attention, and must not count.
-        as_positions: from the mask and the feature map to the mask of its positions; by default it is that.
-        options: as there.
+        as_positions: from the mask and the feature map to the mask of its positions; by default the mask itself.
     """
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_mask_source": None, "_as_positions": None}
@@ -74,7 +63,7 @@ class MaskedRegularizer(SaliencyRegularizer):
         self,
         model: nn.Module,
         *,
-        mask_from: tuple[Sequence[nn.Module], str, int | None],
+        mask_from: tuple[Sequence[nn.Module], str],
         tokens: Sequence[str] = (),
         as_positions: AsPositions | None = None,
         **options: Any,
@@ -85,7 +74,6 @@ class MaskedRegularizer(SaliencyRegularizer):
         self._mask_source: MaskSource | None = MaskSource(*mask_from)
 
     def remove(self) -> None:
-        """Take everything off the model and the optimizer."""
         super().remove()
         if self._mask_source is not None:
             self._mask_source.remove()

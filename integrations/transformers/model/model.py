@@ -12,25 +12,15 @@ from torch import Tensor, nn
 from .... import SaliencyRegularizer
 from ....errors import ConfigurationError, TaskError, WrongTypeError
 from ....saliency import check_scalarize
-from ...shared.head_options import hidden_layers
 from ...shared.libraries import need
 from ..errors import UnknownTaskError
 from .configuration import MultiTaskConfig
-from .encoder import (
-    Encoded,
-    as_encoder,
-    build_encoder,
-    check_has_model,
-    encoded,
-    hidden_width_of,
-    is_decoder_only,
-    load_encoder,
-)
+from .encoder import Encoded, as_encoder, build_encoder, check_has_model, encoded, hidden_width_of, load_encoder
 from .head_config import HeadConfig, HeadsDescription, head_configs
 from .losses import check_tasks, losses_per_sample, task_loss, zero_loss
 from .masked import MaskedRegularizer
 from .output import MultiTaskOutput
-from .pooling import SequencePooling, TaskHead
+from .task_heads import build_heads
 
 _transformers = need("transformers")
 
@@ -98,11 +88,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             _encoder = build_encoder(config.encoder_config, config.encoder_class, config.encoder_part)
         self.encoder = _encoder
         self.main_input_name = getattr(_encoder, "main_input_name", "input_ids")
-        width = hidden_width_of(_encoder) if config.hidden_width is None else config.hidden_width
-        self.hidden_width = width
-        self.pooling, self.heads = _build_heads(
-            self.head_configs, _encoder.config, width, config.encoder_part == "encoder"
-        )
+        self.hidden_width = hidden_width_of(_encoder) if config.hidden_width is None else config.hidden_width
+        is_part = config.encoder_part == "encoder"
+        self.pooling, self.heads = build_heads(self.head_configs, _encoder.config, self.hidden_width, is_part=is_part)
         self._encoder_arguments = frozenset(inspect.signature(type(_encoder).forward).parameters)
         self.post_init()
 
@@ -116,7 +104,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         hidden_width: int | None = None,
         **options: Any,
     ) -> MultiTaskModel:
-        """New heads on a pretrained encoder, or on a new one.
+        """Build new heads on a pretrained encoder, or on a new one.
 
         Args:
             encoder: hub id or folder of any model that ``AutoModel`` reads; a model of transformers (its classifier, if it
@@ -142,9 +130,8 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         if isinstance(encoder, _transformers.PretrainedConfig):
             _check_no_options(options, "a configuration")
             check_has_model(encoder)
-            whole = build_encoder(encoder, None, "whole") if not encoder.is_encoder_decoder else None
-            if whole is None:
-                whole = _transformers.AutoModel.from_config(encoder)
+            build = _transformers.AutoModel.from_config
+            whole = build(encoder) if encoder.is_encoder_decoder else build_encoder(encoder, None, "whole")
         elif isinstance(encoder, str) or hasattr(encoder, "__fspath__"):
             whole = load_encoder(str(encoder), **options)
         else:
@@ -168,8 +155,13 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         """Names of the tasks, in the order of the heads."""
         return tuple(self.head_configs)
 
+    @property
+    def _on_tokens(self) -> list[str]:
+        """Tasks whose heads have an output for each token."""
+        return [task for task, own in self.head_configs.items() if own.level == "token"]
+
     def get_input_embeddings(self) -> Any:
-        """Those of the encoder."""
+        """Return those of the encoder."""
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: Any) -> None:
@@ -193,7 +185,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         return_dict: bool | None = None,
         **encoder_inputs: Any,
     ) -> Any:
-        """Logits of each task, and losses of those with labels.
+        """Return the logits of each task, and the losses of those with labels.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, pixel_values, input_values,
@@ -237,21 +229,15 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         logits = {task: self.heads[task](feature, found.mask) for task in chosen}
         words = next((own.shape[1] for own in (input_ids, inputs_embeds) if own is not None), None)
         if words is not None:  # patches of a picture may follow the words
-            tokens = {task for task in chosen if self.head_configs[task].level == "token"}
-            logits = {task: own[:, :words] if task in tokens else own for task, own in logits.items()}
+            on_tokens = self._on_tokens
+            logits = {task: own[:, :words] if task in on_tokens else own for task, own in logits.items()}
         loss, losses = (None, None) if labels is None else self._losses(logits, given, found.pooler)
-        output = MultiTaskOutput(
-            loss=loss,
-            logits=logits,
-            losses=losses,
-            hidden_states=found.hidden_states,
-            attentions=found.attentions,
-        )
+        output = MultiTaskOutput(loss, logits, losses, found.hidden_states, found.attentions)
         use_tuple = return_dict is False or (return_dict is None and not getattr(self.config, "return_dict", True))
         return output.to_tuple() if use_tuple else output
 
     def sample_losses(self, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-        """``{task: [B]}``, each sample's mean over its known labels, 0 where it has none; for ``target="loss"``.
+        """Return ``{task: [B]}``: each sample's mean over its known labels, 0 where it has none; for ``target="loss"``.
 
         Raises:
             UnknownTaskError, LabelError, WrongTypeError: labels that do not fit.
@@ -264,7 +250,7 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
         }
 
     def regularizer(self, **options: Any) -> SaliencyRegularizer:
-        """A :class:`SaliencyRegularizer` on the heads, which leaves padding out.
+        """Return a :class:`SaliencyRegularizer` on the heads, which leaves padding out.
 
         Where all heads are on sequences and pool alike, the saliency is taken at the pooled vector ``[B, C]``. Otherwise it
         is taken at the last hidden state ``[B, L, C]`` and pooled over the real tokens: by default with ``pool="sum"`` where
@@ -285,17 +271,14 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
                 "it without a regularizer."
             )
         if self.pooling.kind == "none":
-            tokens = any(own.level == "token" for own in self.head_configs.values())
-            options = {"pool": "mean" if tokens else "sum", "channel_axis": -1, **options}
+            options = {"pool": "mean" if self._on_tokens else "sum", "channel_axis": -1, **options}
             options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
-        on_tokens = [task for task, own in self.head_configs.items() if own.level == "token"]
-        return MaskedRegularizer(
-            self, heads="heads", mask_from=((self.pooling,), "mask", 1), tokens=on_tokens, **options
-        )
+        mask_from = ((self.pooling,), "mask")
+        return MaskedRegularizer(self, heads="heads", mask_from=mask_from, tokens=self._on_tokens, **options)
 
     def _scalarize(self, choice: Any) -> Any:
-        """A token head with one output returns ``[B, L]``: one value at each position, and not L classes."""
-        single = [task for task, own in self.head_configs.items() if own.level == "token" and own.num_labels == 1]
+        """Return the choice for each task: ``[B, L]`` of a token head is one value at each position, and not L classes."""
+        single = [task for task in self._on_tokens if self.head_configs[task].num_labels == 1]
         if not single or not isinstance(choice, str):
             return choice
         check_scalarize(choice)
@@ -353,36 +336,6 @@ def _check_no_options(options: Mapping[str, Any], what: str) -> None:
         raise WrongTypeError(
             f"{sorted(options)} are options of from_pretrained(), but encoder= is {what}. Set them there, or leave them out."
         )
-
-
-def _build_heads(
-    configs: Mapping[str, HeadConfig], encoder_config: Any, width: int, is_part: bool
-) -> tuple[SequencePooling, nn.ModuleDict]:
-    """What pools for all heads, and the heads."""
-    own = "last" if not is_part and is_decoder_only(encoder_config) else "mean"
-    kinds = {
-        task: "none" if config.level == "token" else own if config.pooling == "auto" else config.pooling
-        for task, config in configs.items()
-    }
-    shared = set(kinds.values()) if len(set(kinds.values())) == 1 else {"none"}
-    (kind,) = shared
-    default_rate = _dropout_of(encoder_config)
-    heads = {}
-    for task, config in configs.items():
-        rate = default_rate if config.dropout is None else config.dropout
-        layers = nn.Sequential(*hidden_layers(width, config.hidden, config.activation, rate, config.num_labels))
-        pools = None if kinds[task] == kind else SequencePooling(kinds[task])
-        heads[task] = TaskHead(layers, pools, config.num_labels)
-    return SequencePooling(kind), nn.ModuleDict(heads)
-
-
-def _dropout_of(config: Any) -> float:
-    """The dropout that transformers' own classifier on this encoder has."""
-    for name in ("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "hidden_dropout_prob"):
-        value = getattr(config, name, None)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
-            return float(value)
-    return 0.0
 
 
 _transformers.AutoModel.register(MultiTaskConfig, MultiTaskModel, exist_ok=True)

@@ -9,14 +9,9 @@ from ..errors import EncoderError
 
 
 class SequencePooling(nn.Module):
-    """Pools ``[B, L, C]`` to ``[B, C]``.
+    """Pools ``[B, L, C]`` to ``[B, C]`` over the real positions, or passes on the encoder's own ``"pooler"`` output.
 
-    Args:
-        kind: ``"mean"`` over the real positions, the ``"first"`` or the ``"last"`` of them, ``"pooler"`` (the encoder's own
-            output, which is passed on), or ``"none"`` (all positions are passed on, padding as zeros).
-
-    Raises:
-        EncoderError: from ``forward``, for ``"pooler"`` with an encoder that has none.
+    ``"none"`` passes on all positions, padding as zeros.
     """
 
     def __init__(self, kind: str) -> None:
@@ -45,18 +40,11 @@ class SequencePooling(nn.Module):
         return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
     def extra_repr(self) -> str:
-        """The kind, for ``print``."""
         return self.kind
 
 
 class TaskHead(nn.Module):
-    """Layers behind a pooling; a single output has no axis of its own.
-
-    Args:
-        layers: that end in a ``Linear``.
-        pooling: of this head alone, or ``None`` where one pools for all.
-        outputs: of the last layer.
-    """
+    """Layers behind a pooling of this head alone, if it has one; a single output has no axis of its own."""
 
     def __init__(self, layers: nn.Module, pooling: SequencePooling | None, outputs: int) -> None:
         super().__init__()
@@ -65,7 +53,7 @@ class TaskHead(nn.Module):
         self.outputs = outputs
 
     def forward(self, feature: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[B, C] -> [B, K]``, ``[B, L, C] -> [B, L, K]``; without the last axis for one output."""
+        """Bring ``[B, C]`` to ``[B, K]``, ``[B, L, C]`` to ``[B, L, K]``; without the last axis for one output."""
         if self.pooling is not None:
             feature = self.pooling(feature, mask)
         logits: Tensor = self.layers(feature)

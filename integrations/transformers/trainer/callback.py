@@ -1,4 +1,4 @@
-"""What the regularizer has to know of a Trainer, and the Trainer of it: optimizer, checkpoints, logs."""
+"""The callback between a Trainer and a regularizer: optimizer, checkpoints, logs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from ..errors import UnsupportedTrainerError
 _trainer_callback = need("transformers").trainer_callback
 #: Under which the state is kept in ``trainer_state.json``.
 STATE_KEY = "SaliencyRegularizer"
-_PREFIX = "saliency"
 _TRAINER_STATE = "trainer_state.json"
 logger = logging.getLogger("saliency_reg")
 
@@ -32,13 +31,6 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
 
     The state is part of ``trainer_state.json``, which a Trainer writes last: a checkpoint that has it is whole. A run that
     is resumed from a checkpoint without it is refused.
-
-    Args:
-        regularizer: attached to the model.
-        log_pairs: pairs of tasks whose distances and relations go into the logs.
-
-    Raises:
-        WrongTypeError: no regularizer.
     """
 
     def __init__(self, regularizer: SaliencyRegularizer | None = None, *, log_pairs: int = 0) -> None:
@@ -76,7 +68,6 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
     # What a Trainer calls.
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Note that there is a Trainer."""
         self.is_callback = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -140,15 +131,12 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
     # What this package calls.
 
     def figures(self) -> dict[str, float]:
-        """``saliency/penalty``, ``saliency/share``, ``saliency/distance_mean``, ``saliency/surgery/conflicts``, ..."""
+        """Return ``saliency/penalty``, ``saliency/share``, ``saliency/distance_mean``, ..."""
         report = self.regularizer.report
-        if report is None:
-            return {}
-        figures = figures_of(report, self.log_pairs)
-        return {f"{_PREFIX}/{name}": float(value) for name, value in figures.items() if math.isfinite(value)}
+        return {} if report is None else figures_of(report, self.log_pairs, "saliency")
 
     def state(self) -> dict[str, Any]:
-        """For ``trainer_state.json``: the state of the regularizer, bit for bit."""
+        """Return the state of the regularizer for ``trainer_state.json``, bit for bit."""
         buffer = io.BytesIO()
         torch.save({name: value.cpu() for name, value in self.regularizer.state_dict().items()}, buffer)
         # Trainer files it under the name of this class; it must be found from another class, too.
@@ -216,11 +204,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
 
 
 def check_attached(regularizer: SaliencyRegularizer, model: Any) -> None:
-    """The regularizer has to be on the model that is trained.
-
-    Raises:
-        UnsupportedTrainerError: it is on none, or on another.
-    """
+    """Raise :class:`UnsupportedTrainerError` if the regularizer is not on the model that is trained."""
     if not regularizer.heads:
         raise UnsupportedTrainerError(
             "the regularizer is attached to no model (it was removed, or built without one). Use "
@@ -239,6 +223,6 @@ def _is_ours(kept: Any) -> bool:
 
 
 def _saved_state(callbacks: Any) -> str | None:
-    """What a checkpoint keeps of a regularizer, whichever class of this package wrote it."""
+    """Return what a checkpoint keeps of a regularizer, whichever class of this package wrote it."""
     found = [kept[STATE_KEY] for kept in (callbacks or {}).values() if _is_ours(kept)]
     return found[-1] if found else None

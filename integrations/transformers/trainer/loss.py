@@ -14,7 +14,7 @@ from .... import SaliencyRegularizer
 from ....errors import WrongTypeError
 from ...shared.libraries import need
 from ..errors import LabelError, UnsupportedTrainerError
-from ..model.losses import known_labels
+from ..model.losses import known_labels, precise
 from .callback import SaliencyCallback
 from .measurement import takes_means
 
@@ -110,10 +110,10 @@ class SaliencyLoss(SaliencyCallback):
         if self._means is None and self.micro_batches == 1 and self.processes == 1:
             return False
         if self._means is None:
-            with torch.no_grad():
-                first, second = (self._loss_func(outputs, labels, num_items_in_batch=own) for own in (items, 2 * items))
             gather = need("transformers").trainer_pt_utils.distributed_concat if self.processes > 1 else None
-            self._means = takes_means(first, second, gather)
+            self._means = takes_means(
+                lambda own: self._loss_func(outputs, labels, num_items_in_batch=own), items, gather
+            )
             if self._means:
                 logger.warning(
                     "loss_func takes the mean of each micro-batch and ignores num_items_in_batch: Trainer would add up the "
@@ -124,11 +124,7 @@ class SaliencyLoss(SaliencyCallback):
 
 
 def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tensor:
-    """Sum of the losses of all known labels, over ``num_items_in_batch``, or over their number if that is ``None``.
-
-    Raises:
-        LabelError: no labels, or labels that fit no loss.
-    """
+    """Return the sum of the losses of all known labels, over ``num_items_in_batch``, or else over their number."""
     logits = getattr(outputs, "logits", None)
     if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
         what = "a dictionary" if isinstance(labels, Mapping) else "no" if labels is None else type(labels).__name__
@@ -139,31 +135,24 @@ def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Tens
         )
     known = known_labels(labels)
     safe = torch.where(known, labels, 0)
+    logits = precise(logits)
     if labels.is_floating_point():
         if labels.shape != logits.shape:
             raise LabelError(
                 f"floating-point labels {list(labels.shape)} are yes or no for each of the logits {list(logits.shape)}, and "
                 "must have their shape. For classes pass whole numbers, for anything else loss_func=."
             )
-        losses = functional.binary_cross_entropy_with_logits(
-            _precise(logits), safe.to(_precise(logits)), reduction="none"
-        )
+        losses = functional.binary_cross_entropy_with_logits(logits, safe.to(logits), reduction="none")
     else:
         if labels.numel() * logits.shape[-1] != logits.numel():
             raise LabelError(
                 f"classes {list(labels.shape)} do not fit logits {list(logits.shape)}. For labels that are yes or no pass "
                 "floating-point numbers of the shape of the logits."
             )
-        flat = functional.cross_entropy(
-            _precise(logits).reshape(-1, logits.shape[-1]), safe.reshape(-1), reduction="none"
-        )
+        flat = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), safe.reshape(-1), reduction="none")
         losses = flat.reshape(labels.shape)
     total = losses.masked_fill(~known, 0.0).sum()
     # Trainer counts what is not -100; NaN is missing, too, and is counted there.
     number = known.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     loss: Tensor = total / number
     return loss
-
-
-def _precise(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 def takes_means(
-    loss: Tensor, with_twice_as_many: Tensor, gather: Callable[[Tensor], Tensor] | None = None
+    loss_with: Callable[[Any], Tensor], items: Any, gather: Callable[[Tensor], Tensor] | None
 ) -> bool | None:
-    """Whether a loss does not depend on ``num_items_in_batch``; ``None`` if a loss of 0 or NaN does not tell.
+    """Whether a loss does not depend on the number of items; ``None`` if a loss of 0 or NaN does not tell.
 
-    Args:
-        loss, with_twice_as_many: of the same micro-batch.
-        gather: over the processes, which have to agree.
+    ``gather`` joins what several processes found, which have to agree.
     """
+    with torch.no_grad():
+        loss, with_twice_as_many = loss_with(items), loss_with(2 * items)
     # 0: says nothing, 1: a mean, 2: counts its labels.
     says = torch.zeros(1, device=loss.device)
     if torch.isfinite(loss) and loss != 0:

@@ -68,7 +68,7 @@ class SaliencyTrainerMixin:
 
     @property
     def regularizer(self) -> SaliencyRegularizer:
-        """The one whose penalty is added."""
+        """The regularizer whose penalty is added."""
         return self._saliency.regularizer
 
     def compute_loss(
@@ -79,7 +79,7 @@ class SaliencyTrainerMixin:
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The Trainer's loss, and in training the penalty; divided as the Trainer expects it."""
+        """Return the Trainer's loss, and in training the penalty; divided as the Trainer expects it."""
         trainer: Any = self
         base: Any = super()
         if not torch.is_grad_enabled():
@@ -98,17 +98,16 @@ class SaliencyTrainerMixin:
 
     def _penalty(self, model: Any, loss: Tensor, outputs: Any, labels: Any) -> Tensor:
         regularizer = self.regularizer
-        if regularizer.target != "loss":
-            found: Tensor = regularizer(losses=loss)
-            return found
-        inner = unwrapped_model(model)
-        logits = getattr(outputs, "logits", None)
-        if isinstance(inner, MultiTaskModel) and isinstance(labels, Mapping) and logits is not None:
-            by_task: Any = inner.sample_losses(logits, labels)
-        else:
-            by_task = _column_losses(regularizer, outputs, labels)
-        found = regularizer(losses=by_task)
-        return found
+        losses: Any = loss
+        if regularizer.target == "loss":
+            inner = unwrapped_model(model)
+            logits = getattr(outputs, "logits", None)
+            if isinstance(inner, MultiTaskModel) and isinstance(labels, Mapping) and logits is not None:
+                losses = inner.sample_losses(logits, labels)
+            else:
+                losses = _column_losses(regularizer, outputs, labels)
+        penalty: Tensor = regularizer(losses=losses)
+        return penalty
 
     def _takes_means(self, model: Any, inputs: Any, items: Any, options: Mapping[str, Any]) -> bool:
         """Whether the loss is the mean of a micro-batch, although Trainer takes it for a sum over ``num_items_in_batch``.
@@ -127,11 +126,12 @@ class SaliencyTrainerMixin:
             return False
         if self._means is None:
             base: Any = super()
-            with torch.no_grad(), undisturbed(model):
-                first, second = (
-                    base.compute_loss(model, {**inputs}, False, own, **options) for own in (items, 2 * items)
+            with undisturbed(model):
+                self._means = takes_means(
+                    lambda own: base.compute_loss(model, {**inputs}, False, own, **options),
+                    items,
+                    trainer.accelerator.gather,
                 )
-            self._means = takes_means(first, second, trainer.accelerator.gather)
             if self._means:
                 logger.warning(
                     "The loss of this %s with %s is the mean of each micro-batch, although it accepts num_items_in_batch: a "
@@ -200,7 +200,7 @@ def _micro_batches(trainer: Any) -> int:
 
 
 def _column_losses(regularizer: SaliencyRegularizer, outputs: Any, labels: Any) -> dict[str, Tensor]:
-    """Binary cross entropy of each label and sample, for ``target="loss"``."""
+    """Return the binary cross entropy of each label and sample, for ``target="loss"``."""
     logits = getattr(outputs, "logits", None)
     if (
         not isinstance(logits, Tensor)
