@@ -602,7 +602,7 @@ def draw_saliency_of_ones(path: Any = None, title: Any = None) -> Any:
 def test_bad_paths_and_titles(draw: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"the folder of path=.*a.png' does not exist. Use Path\(.*mkdir"):
         draw(path=tmp_path / "missing" / "a.png")
-    with pytest.raises(ConfigurationError, match=r"known kind, found '.gib'. Type for example 'a.png'"):
+    with pytest.raises(ConfigurationError, match=r"known kind, found '.gib'. Use for example 'a.png'"):
         draw(path=tmp_path / "a.gib")
     with pytest.raises(ConfigurationError, match="known kind, found ''"):
         draw(path=str(tmp_path / "a"))

@@ -57,7 +57,7 @@ def checked_path(path: PathLike | None) -> Path | None:
     if path.is_dir() or path.suffix[1:].lower() not in kinds:
         raise ConfigurationError(
             f"path={str(path)!r} must name a file of a known kind, found {found}. "
-            f"Type for example {path.stem + '.png'!r}; the kinds are {', '.join(sorted(kinds))}."
+            f"Use for example {path.stem + '.png'!r}; the kinds are {', '.join(sorted(kinds))}."
         )
     return path
 

@@ -34,4 +34,4 @@ def test_the_table_and_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_channels_that_no_attention_heads_fit(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         transformers_overhead.main(["--hidden", "100"])
-    assert "Pass a multiple of 64" in capsys.readouterr().err
+    assert "Use a multiple of 64" in capsys.readouterr().err
