@@ -264,7 +264,7 @@ class TestBadInput:
             (["--pretrained", "--checkpoint-path", "x"], 2, "both name weights"),
             (["--checkpoint-path", "nowhere.pth"], 1, "there is no file 'nowhere.pth'"),
             (["--backbone", "test_vit", "--image-size", "8"], 1, "8"),
-            (["--drop-rate", "1"], 1, "drop_rate must be at least 0 and below 1"),
+            (["--drop-rate", "1"], 1, "drop_rate must be in [0, 1)"),
             (["--drop-path-rate", "0.1"], 1, "saliency_reg_resnet8 has no stochastic depth"),
             (["--train-images", "70"], 1, "70 training and 20 validation images were asked for"),
             (["--train-images", "63"], 1, "Pass a multiple of ten"),

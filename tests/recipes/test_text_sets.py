@@ -316,7 +316,7 @@ ROWS = opinions(10, random.Random(1))
         (
             ([{"a": "x", "b": 1}, {"a": "y", "b": 0}],),
             (),
-            "the columns a, b, and none with a common name of texts. Type",
+            "the columns a, b, and none with a common name of texts. Use",
         ),
         (
             ([{"text": "x", "b": 1}, {"text": "y", "b": 0}],),
