@@ -2,7 +2,7 @@
 
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
-known here). ``heads`` and ``lookup`` find modules, ``nested`` finds tensors in nested arguments.
+known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``nested`` finds tensors in nested arguments.
 """
 
 from .aliases import HeadAliases

@@ -18,7 +18,7 @@ from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_o
 from .aliases import HeadAliases
 from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
 from .heads import Heads
-from .lookup import find_feature
+from .lookup import NamedFeature, locate_feature
 from .nested import Item, contents, first_tensor, pick, put, put_argument
 
 #: What the public ``feature=`` accepts.
@@ -66,25 +66,14 @@ class FeatureCapture:
         self._running = False  # the model's own forward
         self._exception_before: object = None
         chosen = [] if feature is None else [feature] if isinstance(feature, (str, nn.Module)) else list(feature)
-        features = [find_feature(model, one) for one in chosen]
+        features = [locate_feature(model, one) for one in chosen]
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
         if len(set(self.feature_names)) < len(self.feature_names):
             raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
         # All has been checked: nothing was set on the model before this line.
         self._hooks = ModuleHooks(self, keep)
-        # Before FSDP2 gathers what this may free.
-        self._hooks.before(model, self._before_model, first=is_sharded(model))
-        self._hooks.after(model, self._after_model, always=True)
-        for index, named in enumerate(features):
-            if named.port == "output":
-                self._hooks.after(named.module, self._after_feature, index)
-            else:
-                self._hooks.before(named.module, self._before_feature, index)
-        for index, module in enumerate(heads.modules):
-            # FSDP2 hands each head a tensor of its own, which comes from the shared one.
-            self._hooks.before(module, self._before_head, index, first=is_sharded(module))
-            self._hooks.after(module, self._after_head, index)
+        self._set_hooks(model, features)
 
     @classmethod
     def attached_to(cls, model: nn.Module) -> list[FeatureCapture]:
@@ -133,6 +122,20 @@ class FeatureCapture:
                 raise
             modules, columns = self.heads.modules, self.heads.columns
             return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
+
+    def _set_hooks(self, model: nn.Module, features: Sequence[NamedFeature]) -> None:
+        # Before FSDP2 gathers what this may free.
+        self._hooks.before(model, self._before_model, first=is_sharded(model))
+        self._hooks.after(model, self._after_model, always=True)
+        for index, named in enumerate(features):
+            if named.port == "output":
+                self._hooks.after(named.module, self._after_feature, index)
+            else:
+                self._hooks.before(named.module, self._before_feature, index)
+        for index, module in enumerate(self.heads.modules):
+            # FSDP2 hands each head a tensor of its own, which comes from the shared one.
+            self._hooks.before(module, self._before_head, index, first=is_sharded(module))
+            self._hooks.after(module, self._after_head, index)
 
     def _run_others(self, recorded: RecordedForward) -> None:
         """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""

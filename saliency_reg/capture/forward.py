@@ -51,7 +51,9 @@ class RecordedForward:
     complete: bool = False  # the model's own forward has ended with heads in it
     # How a head was called (args, kwargs, autocast), to call the others like it.
     call: tuple[Any, Any, AbstractContextManager[Any]] | None = None
-    displaced: int = 0  # number of heads in the unread forward that heads called one by one put an end to
+    displaced: int = (
+        0  # heads in the unread forward that this one replaced, because a head was called outside the model
+    )
     problem: str | None = None
 
 

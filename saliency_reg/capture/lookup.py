@@ -77,7 +77,7 @@ class NamedFeature:
     items: tuple[int | str, ...]
 
 
-def find_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:
+def locate_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:
     """Find the module of ``"name:port.item.item"``; without a colon, its output is meant."""
     port, items = "output", []
     if isinstance(feature, str):

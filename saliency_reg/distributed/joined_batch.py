@@ -90,8 +90,8 @@ class JoinedBatch(PartlyCopied):
         if brought.no_heads is not None and int(without_heads) == self.ranks.size:
             raise brought.no_heads
         if self._reduction == "mean":
-            present = samples.clamp(min=1)
-            distances, factors = summed / present, self.ranks.size * own_samples / present
+            counts = samples.clamp(min=1)
+            distances, factors = summed / counts, self.ranks.size * own_samples / counts
         else:
             distances, factors = summed, torch.full_like(summed, self.ranks.size)
         mean_losses = None

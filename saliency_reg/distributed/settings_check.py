@@ -22,7 +22,7 @@ Settings = Mapping[str, Any]
 
 
 def marks_of(settings: Settings, relations: Tensor) -> tuple[Tensor, ...]:
-    """Return two numbers that are very likely others for other settings or relations, each followed by its square."""
+    """Return checksums of settings and relations, each with its square: their sums over processes reveal a difference."""
     of_settings = zlib.crc32(repr(sorted(settings.items())).encode()) % _MARKS
     integer = torch.int64 if relations.dtype == torch.float64 else torch.int32
     bits = relations.contiguous().view(integer).flatten().long()

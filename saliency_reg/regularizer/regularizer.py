@@ -84,7 +84,7 @@ class SaliencyRegularizer(Penalty, Removable):
             on the same feature map, for their saliency, with a copy of the random state and of their running statistics.
             In several processes run all heads in the model's forward instead.
         cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
-            one sample depend on the feature map of another. Measured in the first training call.
+            one sample depend on the feature map of another. Measured until it is known, in each mode (train, eval).
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
             into the loss, so that GradScaler skips the step; the relations do not move then.
 

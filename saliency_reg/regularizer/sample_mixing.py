@@ -9,7 +9,7 @@ from ..errors import CrossSampleError
 from ..saliency import Saliencies
 from ..torch_tools import gradients_of, warn_user
 
-#: So often it is tried to tell whether samples are mixed, where outputs do not react to the feature map at all.
+#: Give up after so many measurements that told nothing, because no output reacts to the feature map (zero weights).
 _MOST_UNDECIDED = 20
 _MIXES = (
     "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own. That is "

@@ -37,8 +37,8 @@ class Saliencies:
     values: Tensor  # [t, B, ...], or [t, 1, C] where all samples have the same
     batch_size: int  # B
     closed_form: bool = False  # whether they are weight rows of the heads
-    #: Whether they are all there is to know of heads with one output per sample, so that a task's gradient at the feature
-    #: map is its saliency times a number for each sample.
+    #: Whether each head has one output per sample and nothing was pooled away: the gradient of a task's loss at the feature
+    #: map is then dL/ds[b] * saliency[b].
     determine_gradients: bool = False
 
     @property

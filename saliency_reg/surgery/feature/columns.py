@@ -50,9 +50,9 @@ class _ClosedForm:
     def gramian(self) -> Tensor:
         return column_gramian(self._gradient) * column_gramian(self._weight.T)
 
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+    def weighted_sum(self, weights: Tensor, totals: Sequence[Gradient]) -> list[Gradient]:
         # What does not come through the columns passes, as do all gradients where there is no conflict.
-        (total,) = arrived
+        (total,) = totals
         with without_autocast(self._gradient):
             change = (self._gradient * (weights - 1).to(self._gradient.dtype)) @ self._weight
         return [added(total, change.view(self._shape).to(self._dtype if total is None else total.dtype))]
@@ -75,10 +75,10 @@ class _OneByOne(SeparateGradients):
             by_task.append(gradients_of([output], aliases, [seed]))
         super().__init__(list(zip(*by_task)), device)
 
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+    def weighted_sum(self, weights: Tensor, totals: Sequence[Gradient]) -> list[Gradient]:
         # What the head returned beside the columns passes: it is what has arrived without what the columns sent.
         change = torch.cat([weights - 1, weights.new_ones(1)])
         return [
             total if all(one is None for one in own) else weighted_sum([*own, total], change)
-            for own, total in zip(self.gradients, arrived)
+            for own, total in zip(self.gradients, totals)
         ]

@@ -28,8 +28,8 @@ class TaskGradients(Protocol):
     def gramian(self) -> Tensor:
         """Return ``[T, T]`` inner products."""
 
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
-        """Return one gradient for each tensor; ``arrived`` is all that came through the heads, other outputs included."""
+    def weighted_sum(self, weights: Tensor, totals: Sequence[Gradient]) -> list[Gradient]:
+        """Return one gradient for each tensor; ``totals`` are all that came through the heads, other outputs included."""
 
     def per_task(self) -> Sequence[Sequence[Gradient]]:
         """Return ``[tensor][task]``."""
@@ -49,10 +49,10 @@ class SeparateGradients:
     def gramian(self) -> Tensor:
         return gramian_over(self.gradients, len(self.gradients[0]), self.device)
 
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
+    def weighted_sum(self, weights: Tensor, totals: Sequence[Gradient]) -> list[Gradient]:
         return [
             total if all(one is None for one in own) else weighted_sum(own, weights)
-            for own, total in zip(self.gradients, arrived)
+            for own, total in zip(self.gradients, totals)
         ]
 
     def per_task(self) -> Sequence[Sequence[Gradient]]:
@@ -145,8 +145,8 @@ class GradientCombiner(StateModule):
         """Whether nothing is let through now."""
         return self._mode is _Mode.BLOCK
 
-    def combine(self, gradients: TaskGradients, arrived: Sequence[Gradient]) -> list[Gradient] | None:
-        """Return one gradient for each tensor, of all that ``arrived`` there; ``None`` if no process has a task gradient."""
+    def combine(self, gradients: TaskGradients, totals: Sequence[Gradient]) -> list[Gradient] | None:
+        """Return one gradient for each tensor, of the ``totals`` there; ``None`` if no process has a task gradient."""
         if not gradients.any_here and self.ranks.size == 1:
             return None
         gramian = gradients.gramian()
@@ -162,4 +162,4 @@ class GradientCombiner(StateModule):
             for name, own in zip(self.tasks, zip(*gradients.per_task())):
                 if found := tuple(gradient for gradient in own if gradient is not None):
                     self._task_gradients[name] = found
-        return gradients.weighted_sum(weights, arrived)
+        return gradients.weighted_sum(weights, totals)

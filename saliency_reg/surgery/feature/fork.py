@@ -29,7 +29,8 @@ class GradientFork:
         self.sources = len(sources)
         #: Of a head with a column per task: the latest backward pass through its output, and the task gradients there.
         self.columns: tuple[int, TaskGradients] | None = None
-        #: Set if the penalty's gradient arrives at the aliases, too: makes task gradients of those at watched outputs.
+        #: If set, the penalty's gradient arrives at the aliases, too, and this rebuilds each task's gradient there from
+        #: that of its output.
         self.of_outputs: Callable[[dict[int, Tensor]], TaskGradients] | None = None
         #: Tasks whose output is watched.
         self.watched: set[int] = set()

@@ -127,8 +127,8 @@ class _SaliencyGradients:
     def gramian(self) -> Tensor:
         return column_gramian(self._rows.flatten(1).T)
 
-    def weighted_sum(self, weights: Tensor, arrived: Sequence[Gradient]) -> list[Gradient]:
-        (total,) = arrived
+    def weighted_sum(self, weights: Tensor, totals: Sequence[Gradient]) -> list[Gradient]:
+        (total,) = totals
         change = row_sum(self._rows.flatten(1), weights - 1).view(self._rows.shape[1:])
         return [added(total, change if total is None else change.to(total.dtype))]
 
