@@ -208,3 +208,10 @@ def test_authors_conventions() -> None:
     total = sum((alphas[i] - alphas[j]).abs().sum() for i in range(3) for j in range(i + 1, 3))
     torch.testing.assert_close(penalty.detach(), 0.1 * total / 3)
     assert regularizer.relations.rule == "authors"
+
+
+def test_it_can_be_built_on_the_meta_device() -> None:
+    """A large model is often built there, and everything around it in the same block."""
+    with torch.device("meta"):
+        regularizer = SaliencyRegularizer(mlp(nn.Tanh(), 3), "2", strength=0.5, warmup_steps=10)
+    assert regularizer.current_strength == 0.05

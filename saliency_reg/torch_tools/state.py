@@ -38,7 +38,8 @@ class StateModule(PartlyCopied, nn.Module):
         if self._on_host is None:
             self._on_host = {}
         if name not in self._on_host:
-            self._on_host[name] = int(getattr(self, name))
+            buffer = getattr(self, name)
+            self._on_host[name] = 0 if buffer.is_meta else int(buffer)
         return int(self._on_host[name])
 
     def _count_up(self, name: str) -> None:
