@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances, task_saliencies
+from saliency_reg.saliency.distances import METRICS
 
 from .reference.slow import slow_distances, slow_penalty, slow_pool, slow_saliency
 from .zoo import TASKS, ZOO, Entry, build
 
-METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
 POOLS = ("sum", "mean", None)
 TOLERANCE = 1e-10
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from saliency_reg import task_distances
 from saliency_reg.saliency import distances
+from saliency_reg.saliency.distances import METRICS
 
 from .reference.slow import slow_distances
 
-METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
 REDUCTIONS = ("mean", "sum")
 
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances, task_saliencies
+from saliency_reg.saliency.distances import METRICS
 
 from .zoo import TASKS, VectorHeads, build, mlp
-
-METRICS = ("l1", "l2", "sqeuclidean", "cosine", "sqchordal")
 
 
 def uniform(tasks: int) -> RelationWeights:

@@ -192,6 +192,16 @@ ATTACHING = {
     "a feature of a wrong type": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature=[3]), errors.WrongTypeError, TypeError, "found int",
     ),
+    "a number for a feature": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature=3), errors.WrongTypeError, TypeError, "found int",
+    ),
+    "no features in a list": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature=[]), errors.ConfigurationError, ValueError, "an empty list",
+    ),
+    "a part of a feature after a second colon": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:output:0"),
+        errors.ConfigurationError, ValueError, "'backbone:output.0'",
+    ),
     "output parts of other tasks": Case(
         lambda m: SaliencyRegularizer(m, "heads", output={"left": 0}), errors.TaskError, ValueError, r"output= names \['left'\]",
     ),
@@ -321,7 +331,7 @@ def test_calling_at_the_wrong_time() -> None:
         regularizer()
     model(batch(0)[0])
     regularizer()
-    with pytest.raises(errors.CaptureError, match="was read already: call the model once"):
+    with pytest.raises(errors.CaptureError, match="was read already, and each is read once"):
         regularizer()
     regularizer.remove()
     model(batch(0)[0])

@@ -65,8 +65,7 @@ class FeatureCapture:
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        chosen = [] if feature is None else [feature] if isinstance(feature, (str, nn.Module)) else list(feature)
-        features = [locate_feature(model, one) for one in chosen]
+        features = [locate_feature(model, one) for one in _listed(feature)]
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
         if len(set(self.feature_names)) < len(self.feature_names):
@@ -107,13 +106,13 @@ class FeatureCapture:
         """
         recorded = self._latest
         if recorded is None:
-            raise CaptureError(f"{self._why_none}. It reads each forward once.")
+            raise CaptureError(f"{self._why_none}.")
         if not recorded.active:
             return None
         if self.run_all and recorded.problem is None:
             self._run_others(recorded)
         carried = self.aliases.end_forward()
-        self._forget("the latest forward was read already: call the model once before each call of the regularizer")
+        self._forget("the latest forward was read already, and each is read once. Call the model before each call")
         self._running = False
         try:
             return checked_forward(recorded, self.heads, self.feature_names, carried)
@@ -288,6 +287,16 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
+
+
+def _listed(feature: FeatureChoice) -> list[Any]:
+    if feature is None:
+        return []
+    if isinstance(feature, nn.Module) or not isinstance(feature, Sequence) or isinstance(feature, str):
+        return [feature]
+    if not feature:
+        raise ConfigurationError("feature= is an empty list. Name a feature map, or leave it out.")
+    return list(feature)
 
 
 def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:
