@@ -51,9 +51,8 @@ class RecordedForward:
     complete: bool = False  # the model's own forward has ended with heads in it
     # How a head was called (args, kwargs, autocast), to call the others like it.
     call: tuple[Any, Any, AbstractContextManager[Any]] | None = None
-    displaced: int = (
-        0  # heads in the unread forward that this one replaced, because a head was called outside the model
-    )
+    # Heads in the unread forward that this one replaced, because a head was called outside the model.
+    displaced: int = 0
     problem: str | None = None
 
 
