@@ -117,8 +117,11 @@ def test_running_statistics_of_the_others_stay_as_they_are() -> None:
     model = built().train()
     for head in model.heads.values():
         head.layers.insert(1, nn.BatchNorm1d(4).double())
+        head.norm = head.layers[1]  # a second name for it
     regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, cross_sample="ignore")
+    tensors = list(model.heads["b"].buffers())
     before = {name: buffer.clone() for name, buffer in model.heads["b"].named_buffers()}
     model(inputs(), ("a",))
     assert regularizer() > 0
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.heads["b"].named_buffers())
+    assert all(one is other for one, other in zip(tensors, model.heads["b"].buffers()))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, RelationWeights, SaliencyRegularizer
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, RelationWeights, SaliencyRegularizer, task_distances
+from saliency_reg.regularizer.earlier_pickles import as_now
 
 FILE = Path(__file__).parent / "data" / "pickles_of_0_1_0.pkl"
 SAVED: dict[str, dict[str, Any]] = pickle.loads(FILE.read_bytes())
@@ -107,3 +109,22 @@ def test_names_of_the_integrations(name: str) -> None:
 def test_other_names_are_missing_as_before() -> None:
     with pytest.raises(ModuleNotFoundError, match="No module named 'saliency_reg.nothing'"):
         importlib.import_module("saliency_reg.nothing")
+
+
+def test_functions_and_what_was_told() -> None:
+    assert pickle.loads(b"csaliency_reg.distances\ntask_distances\n.") is task_distances
+    first_call = SimpleNamespace(cross_sample="warn", _warned=True, _unmixed=set(), _mixed={(0, (True,))}, _undecided=3)
+    first_call._differentiated = {"a"}
+    evaluator = SimpleNamespace(target="output", scalarize="auto", pool="sum", channel_axis=None, loss_reduction="mean")
+    schedule = SimpleNamespace(strength=0.1, warmup_steps=0, start_step=0)
+    state = {"_evaluator": evaluator, "_first_call": first_call, "_schedule": schedule, "_joiner": None}
+    state |= {"metric": "l1", "reduction": "mean", "check_finite": False, "_form": None, "_reaches_backbone": None}
+    state |= {
+        "_feature_shape": None,
+        "_closed_form": False,
+        "_modules": {"sampler": SimpleNamespace(most=None, seed=0)},
+    }
+    now = as_now(state)
+    assert now["_mixing"]._warned
+    assert now["_mixing"]._mixed == {(0, (True,))}
+    assert now["_reach"]._differentiated == {"a"}

@@ -70,6 +70,12 @@ class TestSettings:
         ("ours", "theirs", "kind", "words"),
         [
             (
+                {"feature": "backbone", "channel_axis": [None]},
+                {"feature": "backbone", "channel_axis": [1]},
+                "ConfigurationError",
+                "different channel_axis: (None,) on rank 0, (1,) on rank 1",
+            ),
+            (
                 {"strength": 0.1},
                 {"strength": 0.2},
                 "ConfigurationError",

@@ -195,9 +195,6 @@ ATTACHING = {
     "a number for a feature": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature=3), errors.WrongTypeError, TypeError, "found int",
     ),
-    "no features in a list": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature=[]), errors.ConfigurationError, ValueError, "an empty list",
-    ),
     "a part of a feature after a second colon": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature="backbone:output:0"),
         errors.ConfigurationError, ValueError, "'backbone:output.0'",

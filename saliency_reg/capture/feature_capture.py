@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Union
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..distributed import ShardedHeads, is_sharded
 from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError, TaskError, WrongTypeError
@@ -65,7 +64,9 @@ class FeatureCapture:
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        features = [locate_feature(model, one) for one in _listed(feature)]
+        several = isinstance(feature, Iterable) and not isinstance(feature, (str, nn.Module))
+        chosen = [] if feature is None else list(feature) if several else [feature]
+        features = [locate_feature(model, one) for one in chosen]
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
         if len(set(self.feature_names)) < len(self.feature_names):
@@ -147,9 +148,8 @@ class FeatureCapture:
         with torch.random.fork_rng(devices=devices), autocast:
             for index, module in enumerate(self.heads.modules):
                 if index not in recorded.runs:
-                    # Running statistics are copies, so that samples of another task do not move them.
-                    statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
-                    functional_call(module, statistics, args, kwargs)
+                    with _buffers_kept(module):
+                        module(*args, **kwargs)
 
     def _forget(self, why: str) -> None:
         self._latest = None
@@ -289,14 +289,17 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
 
 
-def _listed(feature: FeatureChoice) -> list[Any]:
-    if feature is None:
-        return []
-    if isinstance(feature, nn.Module) or not isinstance(feature, Sequence) or isinstance(feature, str):
-        return [feature]
-    if not feature:
-        raise ConfigurationError("feature= is an empty list. Name a feature map, or leave it out.")
-    return list(feature)
+@contextmanager
+def _buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Within, running statistics are copies, so that samples of another task do not move them."""
+    before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
+    try:
+        for own, name, buffer in before:
+            own._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for own, name, buffer in before:
+            own._buffers[name] = buffer
 
 
 def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:

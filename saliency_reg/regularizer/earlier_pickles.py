@@ -16,6 +16,7 @@ from .sample_mixing import SampleMixing
 _TIMM, _TRANSFORMERS = "integrations.timm", "integrations.transformers"
 #: Modules that pickles name, and where their classes are now. Those whose name a package has now are found in its face.
 _MOVED = {
+    "distances": "saliency",
     "evaluation": "saliency.extraction",
     "feature_surgery": "surgery.feature",
     "first_call": "regularizer.sample_mixing",
@@ -54,6 +55,8 @@ _PACKAGE = __name__.partition(".")[0]
 
 class _MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         renamed = _RENAMED.get(name, name)
         if not isinstance(renamed, str):
             return renamed
@@ -90,13 +93,16 @@ def as_now(state: dict[str, Any]) -> dict[str, Any]:
         del state[name]
     reach = Reach(None, options.target, options.scalarize)
     reach.form, reach.reaches = state.pop("_form"), state.pop("_reaches_backbone")
+    reach._differentiated = first_call._differentiated
+    mixing = SampleMixing(options.cross_sample)
+    vars(mixing).update({name: value for name, value in vars(first_call).items() if name in vars(mixing)})
     shape, closed_form = state.pop("_feature_shape"), state.pop("_closed_form")
     state.update(
         _options=options,
         _extractor=extractor,
         _joined_batch=state.pop("_joiner"),
         _static_graph=StaticGraphCheck(),
-        _mixing=SampleMixing(options.cross_sample),
+        _mixing=mixing,
         _reach=reach,
         _seen=None if shape is None else (shape, closed_form),
     )

@@ -31,8 +31,8 @@ from .task_sample import TaskSampler
 class Penalty(StateModule):
     """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
 
-    It knows nothing of the model: that is :class:`SaliencyRegularizer`, which derives from it. ``heads`` is ``None`` where
-    they do not tell all that is between the feature map and the outputs.
+    It is attached to nothing: that is :class:`SaliencyRegularizer`, which derives from it. ``heads`` is ``None`` where they
+    do not tell all that is between the feature map and the outputs.
     """
 
     steps: Tensor
@@ -110,12 +110,12 @@ class Penalty(StateModule):
 
     @property
     def metric(self) -> str:
-        """Of the distance."""
+        """The distance, as in :func:`task_distances`; fixed."""
         return self._options.metric
 
     @property
     def reduction(self) -> str:
-        """Of the distance, over the batch."""
+        """``"mean"`` or ``"sum"`` of the distance over the batch; fixed."""
         return self._options.reduction
 
     @property
