@@ -172,7 +172,7 @@ class Penalty(StateModule):
         saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
         apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
         distances = self._distances(saliencies)
-        brought = Brought(saliencies.present, distances.detach(), saliencies.batch_size, losses, forward.no_heads)
+        brought = Brought(saliencies.present, distances.detach(), saliencies.samples, losses, forward.no_heads)
         relations = self.relations.matrix()
         joined = self._joined_batch.join(brought, relations, self._settings)
         self._keep_pending(joined, saliencies.present)
@@ -193,7 +193,7 @@ class Penalty(StateModule):
         present, values = saliencies.present, saliencies.values
         if not saliencies.comparable:
             return torch.zeros(len(present), len(present), device=values.device)
-        distances = pairwise_distances(values, self._options.metric, self._options.reduction)
+        distances = pairwise_distances(values, self._options.metric, self._options.reduction, saliencies.real)
         if self._options.reduction == "sum" and values.shape[1] != saliencies.batch_size:
             distances = distances * saliencies.batch_size  # one row stands for all samples
         return distances

@@ -40,6 +40,12 @@ class Saliencies:
     #: Whether each head has one output per sample and nothing was pooled away: the gradient of a task's loss at the feature
     #: map is then dL/ds[b] * saliency[b].
     determine_gradients: bool = False
+    real: Tensor | None = None  # [B], the samples that have a real position and count; None: all
+
+    @property
+    def samples(self) -> int | Tensor:
+        """How many samples count."""
+        return self.batch_size if self.real is None else self.real.sum()
 
     @property
     def comparable(self) -> bool:

@@ -20,9 +20,18 @@ ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
 #: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
 IGNORED_LABEL = -100
 
+
+def _auto(logits: Tensor) -> Tensor:
+    # Of two logits the prediction depends on the difference alone. Always in this order: the largest minus the mean would
+    # take another sign where the predictions of two tasks differ, so that a bias alone would part them.
+    if logits.shape[-1] == 2:
+        return logits[..., 1] - logits[..., 0]
+    return logits.amax(-1) - logits.mean(-1)
+
+
 #: Logits ``[..., K]`` to one number each ``[...]``.
 SCALARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "auto": lambda logits: logits.amax(-1) - logits.mean(-1),
+    "auto": _auto,
     "max": lambda logits: logits.amax(-1),
     "logsumexp": lambda logits: logits.logsumexp(-1),
     "sum": lambda logits: logits.sum(-1),
