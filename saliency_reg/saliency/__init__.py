@@ -7,7 +7,7 @@ scalarisations into ``scalars``.
 """
 
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
-from .extraction import Given, Saliencies, SaliencyExtractor
+from .extraction import Given, Saliencies, SaliencyExtractor, batch_first
 from .pooling import check_pool, resolve_channel_axis
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
 from .task_saliencies import captured_by_hand, task_saliencies
@@ -22,6 +22,7 @@ __all__ = [
     "SaliencyExtractor",
     "ScalarizeChoice",
     "axis_of_columns",
+    "batch_first",
     "captured_by_hand",
     "check_pool",
     "check_scalarize",

@@ -12,9 +12,27 @@ from torch import Tensor, nn
 _KEEPS_AXES = (
     *("Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Softplus", "Hard", "Mish", "Prelu", "Threshold"),
     *("Mul", "Add", "Sub", "Div", "Neg", "NativeDropout", "Clone", "Alias", "ToCopy", "Slice", "ConstantPad", "Clamp"),
-    *("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Upsample", "Glu", "Cat", "MaskedFill", "_Fork", "_Req"),
+    *(
+        "MaxPool",
+        "AvgPool",
+        "AdaptiveAvgPool",
+        "AdaptiveMaxPool",
+        "Upsample",
+        "Glu",
+        "Cat",
+        "MaskedFill",
+        "_Fork",
+        "_Req",
+    ),
 )
-_CHANNELS_SECOND = ("Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm", "CudnnConv")
+_CHANNELS_SECOND = (
+    "Convolution",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "MiopenBatchNorm",
+    "NativeGroupNorm",
+    "CudnnConv",
+)
 _MOST_NODES = 200
 _CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 _NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)

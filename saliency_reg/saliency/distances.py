@@ -87,7 +87,9 @@ def task_distances(
         return pairwise_distances(saliencies, metric, reduction)
     if not isinstance(mask, Tensor) or mask.ndim < 1 or len(mask) != saliencies.shape[1]:
         found = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ShapeError(f"mask must be [{saliencies.shape[1]}] or [{saliencies.shape[1]}, positions...], found {found}.")
+        raise ShapeError(
+            f"mask must be [{saliencies.shape[1]}] or [{saliencies.shape[1]}, positions...], found {found}."
+        )
     real = (mask.to(saliencies.device) != 0).reshape(len(mask), -1).any(1)
     masked = torch.where(real.view(-1, *[1] * (saliencies.ndim - 2)), saliencies, torch.zeros_like(saliencies))
     return pairwise_distances(masked, metric, reduction, real)

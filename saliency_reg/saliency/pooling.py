@@ -89,7 +89,9 @@ def resolve_batch_axis(shape: Sequence[int], batch_axis: int) -> int:
     if isinstance(batch_axis, bool) or not isinstance(batch_axis, int):
         raise WrongTypeError(f"batch_axis must be an int, found {type(batch_axis).__name__}. Pass 1 for [L, B, C].")
     if not -rank <= batch_axis < rank:
-        raise ShapeError(f"batch_axis={batch_axis} is no axis of a feature map of shape {list(shape)}. Use 0..{rank - 1}.")
+        raise ShapeError(
+            f"batch_axis={batch_axis} is no axis of a feature map of shape {list(shape)}. Use 0..{rank - 1}."
+        )
     return batch_axis % rank
 
 

@@ -102,10 +102,18 @@ def scalar_of(
     if output.ndim == 0:
         return output
     if output.shape[0] != feature_shape[0]:
+        advice = (
+            "A head that reads some of the rows has no saliency at the others: run each head on the whole feature map and "
+            "take its rows behind it, head(feature)[rows] in place of head(feature[rows]). A head that pools rows (nodes "
+            "of graphs, sets) has a saliency at each row of the feature map: pass a function, such as "
+            "scalarize=lambda output: output.sum(-1)"
+        )
+        if output.shape[0] in feature_shape[1:]:
+            axis = list(feature_shape).index(output.shape[0])
+            advice = f"If the samples are on axis {axis} of the feature map, pass batch_axis={axis}. " + advice
         raise ShapeError(
-            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature "
-            f"map has {feature_shape[0]}, shape {list(feature_shape)}. Both need the batch as first axis; pass a "
-            "callable as scalarize= where they differ on purpose."
+            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature map has "
+            f"{feature_shape[0]}, shape {list(feature_shape)}. {advice}."
         )
     if output.ndim == 1 or scalarize == "sum":
         return output.sum()
