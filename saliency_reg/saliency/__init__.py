@@ -6,6 +6,7 @@ positions); then ``distances``. ``task_saliencies`` is the same as a pure functi
 scalarisations into ``scalars``.
 """
 
+from .channel_axis import channel_axis_by_origin
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor, batch_first
 from .pooling import check_pool, resolve_channel_axis
@@ -24,6 +25,7 @@ __all__ = [
     "axis_of_columns",
     "batch_first",
     "captured_by_hand",
+    "channel_axis_by_origin",
     "check_pool",
     "check_scalarize",
     "pairwise_distances",

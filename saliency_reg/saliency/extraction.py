@@ -131,8 +131,8 @@ class SaliencyExtractor:
             listed = ", ".join(f"{self.tasks[task]!r} {count}" for task, count in list(zip(found.present, counts))[:6])
             raise ShapeError(
                 f"the heads read different rows of the {size} in the feature map ({listed}): saliencies at different samples "
-                "cannot be compared. Run each head on the whole feature map, and take its rows behind it: head(feature)[rows] "
-                "in place of head(feature[rows]). Where the rows have labels for one task only, the losses alone need them."
+                "cannot be compared. Run each head on the whole feature map, and take its rows behind it for the loss: "
+                "head(feature)[rows] in place of head(feature[rows])."
             )
         found.real = read[0]
 

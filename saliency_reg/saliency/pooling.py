@@ -45,12 +45,12 @@ class Pooling:
         if list(mask.shape) not in (samples, expected):
             if not self._positions:
                 raise ShapeError(
-                    f"mask has shape {list(mask.shape)}, but the feature map {list(shape)} has no positions. Pass one value "
-                    f"per sample, {samples}, leave mask= out, or choose a feature that still has its positions."
+                    f"mask has shape {list(mask.shape)}, but the feature map {list(shape)} has no positions. Pass one "
+                    f"value per sample, {samples}, leave mask= out, or choose a feature that still has its positions."
                 )
             raise ShapeError(
-                f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)}, batch first, without "
-                f"its channel axis {self.channel_axis} (or {samples}, one value per sample). Pass channel_axis= if that axis "
+                f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)}, batch first, "
+                f"without its channel axis {self.channel_axis} (or {samples}, one value per sample). Pass channel_axis= if that axis "
                 "is wrong."
             )
         mask = mask != 0

@@ -112,8 +112,8 @@ def scalar_of(
             axis = list(feature_shape).index(output.shape[0])
             advice = f"If the samples are on axis {axis} of the feature map, pass batch_axis={axis}. " + advice
         raise ShapeError(
-            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature map has "
-            f"{feature_shape[0]}, shape {list(feature_shape)}. {advice}."
+            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature map "
+            f"has {feature_shape[0]}, shape {list(feature_shape)}. {advice}."
         )
     if output.ndim == 1 or scalarize == "sum":
         return output.sum()

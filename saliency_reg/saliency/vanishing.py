@@ -22,7 +22,7 @@ _AUTO = (
     "several labels, numbers, boxes) pass scalarize='sum', or scalarize={{{task!r}: 'sum', ...}} with an entry for each task"
 )
 _OTHERS = (
-    "what scalarize={choice} makes of their outputs does not change with the feature map (softmax outputs add up to 1, for one). "
+    "what scalarize={choice} makes of their outputs does not change with the feature map (softmax outputs add up to 1). "
     "Pass another scalarize=, or choose the logits with output="
 )
 _POOLED = (
@@ -75,12 +75,11 @@ class Vanishing:
                 continue
             self._told.update(tasks)
             choice = self._choices[tasks[0]]
-            why = reason.format(
-                choice=repr(choice) if isinstance(choice, str) else "<function>", task=self._tasks[tasks[0]]
-            )
+            shown = repr(choice) if isinstance(choice, str) else "<function>"
+            why = reason.format(choice=shown, task=self._tasks[tasks[0]])
             warn_user(
-                f"the saliency of {[self._tasks[task] for task in tasks]} is zero, or nothing but rounding, at every sample of "
-                f"this batch, and is not compared with those of other tasks: {why}."
+                f"the saliency of {[self._tasks[task] for task in tasks]} is zero, or nothing but rounding, at every sample "
+                f"of this batch, and is not compared with those of other tasks: {why}."
             )
 
     def _reason(self, forward: CapturedForward, task: int) -> str:
