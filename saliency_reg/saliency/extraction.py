@@ -130,8 +130,8 @@ class SaliencyExtractor:
         if not bool((read == read[0]).all()):
             listed = ", ".join(f"{self.tasks[task]!r} {count}" for task, count in list(zip(found.present, counts))[:6])
             raise ShapeError(
-                f"the heads read different rows of the {size} in the feature map ({listed}): saliencies at different samples "
-                "cannot be compared. Run each head on the whole feature map, and take its rows behind it for the loss: "
+                f"the heads read different rows of the {size} in the feature map ({listed}): these saliencies "
+                "cannot be compared. Run each head on the whole feature map, and take its rows behind it: "
                 "head(feature)[rows] in place of head(feature[rows])."
             )
         found.real = read[0]
@@ -140,7 +140,7 @@ class SaliencyExtractor:
         """Leave out tasks whose saliency is nothing but rounding."""
         if self._vanishing is None:
             self._vanishing = Vanishing(self.tasks, self.choices)
-        if not (without := self._vanishing.among(found.present, found.values, forward, poolings)):
+        if not (without := self._vanishing.among(found.present, found.values, forward, poolings, found.real)):
             return found
         kept = [row for row, task in enumerate(found.present) if task not in without]
         present, values = [found.present[row] for row in kept], found.values[kept]

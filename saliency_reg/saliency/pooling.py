@@ -50,8 +50,8 @@ class Pooling:
                 )
             raise ShapeError(
                 f"mask has shape {list(mask.shape)}, expected {expected}: the feature map {list(shape)}, batch first, "
-                f"without its channel axis {self.channel_axis} (or {samples}, one value per sample). Pass channel_axis= if that axis "
-                "is wrong."
+                f"without its channel axis {self.channel_axis} (or {samples}, one value per sample). Pass "
+                "channel_axis= if that axis is wrong."
             )
         mask = mask != 0
         self.real = mask.flatten(1).any(1) if mask.ndim > 1 else mask

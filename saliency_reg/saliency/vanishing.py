@@ -46,10 +46,15 @@ class Vanishing:
         self._waited = 0
 
     def among(
-        self, present: Sequence[int], values: Tensor, forward: CapturedForward, poolings: Sequence[Pooling]
+        self,
+        present: Sequence[int],
+        values: Tensor,
+        forward: CapturedForward,
+        poolings: Sequence[Pooling],
+        real: Tensor | None,
     ) -> set[int]:
         """Return the tasks without a saliency in this forward; ``values`` ``[t, B, ...]`` are those of ``present``."""
-        if self._have_one.issuperset(present):
+        if self._have_one.issuperset(present) or not (real is None or bool(real.any())):
             return set()
         sizes: list[float] = values.detach().abs().flatten(1).amax(1).tolist()
         if not all(map(math.isfinite, sizes)):
