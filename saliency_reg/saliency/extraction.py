@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
 from .channel_axis import channel_axis_by_origin
 from .input_gradients import check_graph, input_gradients, reads_another
-from .pooling import Pooling, resolve_batch_axis
+from .pooling import Pooling
+from .samples import Rows, per_feature
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
 from .vanishing import Vanishing
 
@@ -72,7 +72,7 @@ class SaliencyExtractor:
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
     _vanishing: Vanishing | None = field(init=False, default=None)
-    _reads_own_rows: bool | None = field(init=False, default=None)
+    _rows: Rows | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, ("output", "loss"))
@@ -86,8 +86,8 @@ class SaliencyExtractor:
         """Differentiate, and join the saliencies of several feature maps; ``only`` are the tasks of this step."""
         if not forward.features:
             return Saliencies([], torch.zeros(0, 0, 1, device=forward.device), 0)
-        axes = _per_feature(self.channel_axis, len(forward.features), "channel_axis")
-        masks = _per_feature(given.mask, len(forward.features), "mask")
+        axes = per_feature(self.channel_axis, len(forward.features), "channel_axis")
+        masks = per_feature(given.mask, len(forward.features), "mask")
         chosen = set(forward.tasks(len(self.tasks)) if only is None else only)
         poolings = [
             Pooling(feature.tensor.shape, self._channel_axis(index, axis, forward), self.pool, mask, feature.batch_axis)
@@ -101,7 +101,8 @@ class SaliencyExtractor:
         if found.batch_size == 0 or not found.present or found.closed_form:
             return found
         if not forward.columns and (self.target == "loss" or any(map(callable, self.choices))):
-            self._check_rows(found, forward)
+            self._rows = self._rows or Rows()
+            found.real = self._rows.read_by_all(found.present, found.values, forward, self.tasks, found.real)
         return self._with_saliency(found, forward, poolings) if self.target == "output" and create_graph else found
 
     def _channel_axis(self, index: int, given: int | None, forward: CapturedForward) -> int | None:
@@ -114,27 +115,6 @@ class SaliencyExtractor:
             head = forward.modules[forward.ran[0]] if forward.modules and feature.direct else None
             self._channel_axes[index] = channel_axis_by_origin(feature.tensor, feature.made_by, head)
         return self._channel_axes[index]
-
-    def _check_rows(self, found: Saliencies, forward: CapturedForward) -> None:
-        """Refuse heads that read different rows of the feature map; where all read the same ones, count these."""
-        size = found.batch_size
-        rows = {task: len(output) for task, output in zip(forward.ran, forward.outputs) if output.ndim > 0}
-        if self._reads_own_rows is False or found.real is not None or all(number == size for number in rows.values()):
-            return
-        read = found.values.detach().flatten(2).ne(0).any(2)  # [t, B]
-        counts = read.sum(1).tolist()
-        # A graph that was pooled has more rows than outputs.
-        self._reads_own_rows = any(count <= rows.get(task, 0) < size for task, count in zip(found.present, counts))
-        if not self._reads_own_rows:
-            return
-        if not bool((read == read[0]).all()):
-            listed = ", ".join(f"{self.tasks[task]!r} {count}" for task, count in list(zip(found.present, counts))[:6])
-            raise ShapeError(
-                f"the heads read different rows of the {size} in the feature map ({listed}): these saliencies "
-                "cannot be compared. Run each head on the whole feature map, and take its rows behind it: "
-                "head(feature)[rows] in place of head(feature[rows])."
-            )
-        found.real = read[0]
 
     def _with_saliency(self, found: Saliencies, forward: CapturedForward, poolings: Sequence[Pooling]) -> Saliencies:
         """Leave out tasks whose saliency is nothing but rounding."""
@@ -274,20 +254,6 @@ class SaliencyExtractor:
         return Saliencies(present, values, pooling.shape[0], closed_form=True, real=real)
 
 
-def batch_first(forward: CapturedForward, batch_axis: int | Sequence[int]) -> None:
-    """Say where the feature maps have their samples, and move those of outputs with as many axes to the front."""
-    for feature, axis in zip(forward.features, _per_feature(batch_axis, len(forward.features), "batch_axis")):
-        feature.batch_axis = resolve_batch_axis(feature.tensor.shape, axis)
-    if forward.features:
-        shape, axis = forward.features[0].tensor.shape, forward.features[0].batch_axis
-        forward.outputs = [
-            output.movedim(axis, 0)
-            if isinstance(output, Tensor) and output.ndim == len(shape) and output.shape[axis] == shape[axis]
-            else output
-            for output in forward.outputs
-        ]
-
-
 def _side_by_side(parts: Sequence[Saliencies]) -> Saliencies:
     """Join the saliencies at several feature maps."""
     if len(parts) == 1:
@@ -302,11 +268,3 @@ def _side_by_side(parts: Sequence[Saliencies]) -> Saliencies:
     real = torch.stack(masks).any(0) if len(masks) == len(parts) else None  # a map without a mask is real everywhere
     closed_form = all(part.closed_form for part in parts)
     return Saliencies(parts[0].present, torch.cat(flat, 2), size, closed_form, real=real)
-
-
-def _per_feature(value: Any, number: int, what: str) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        if len(value) != number:
-            raise ShapeError(f"{what}= has {len(value)} entries for {number} feature maps. Pass one for each.")
-        return list(value)
-    return [value] * number
