@@ -82,6 +82,8 @@ def reference_penalty(entry: Entry, gradients, pool, metric, reduction, mask: Te
         [slow_pool(g, pool, entry.channel_axis, None if mask is None else mask[b]) for b, g in enumerate(row)]
         for row in gradients
     ]
+    if mask is not None:  # rows of padding alone are no samples
+        pooled = [[own for b, own in enumerate(row) if bool(mask[b].any())] for row in pooled]
     distances = slow_distances(pooled, metric, reduction)
     return slow_penalty(distances, weights_of()), distances
 

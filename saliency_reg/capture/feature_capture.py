@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Union
 
 import torch
@@ -19,6 +19,7 @@ from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, che
 from .heads import Heads
 from .lookup import NamedFeature, locate_feature
 from .nested import Item, contents, first_tensor, pick, put, put_argument
+from .other_heads import OtherHeads
 
 #: What the public ``feature=`` accepts.
 FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
@@ -57,6 +58,7 @@ class FeatureCapture:
         self.enabled = True
         self.heads = heads
         self.run_all = run_all
+        self._other_heads = OtherHeads(heads)
         self.aliases = HeadAliases(heads) if aliases is None else aliases
         self._output_items = _items_per_head(output, heads)
         self.sharded = ShardedHeads(model, heads.modules)
@@ -111,7 +113,8 @@ class FeatureCapture:
         if not recorded.active:
             return None
         if self.run_all and recorded.problem is None:
-            self._run_others(recorded)
+            self._running = True  # it is no new forward
+            self._other_heads.run(recorded)
         carried = self.aliases.end_forward()
         self._forget("the latest forward was read already, and each is read once. Call the model before each call")
         self._running = False
@@ -136,20 +139,6 @@ class FeatureCapture:
             # FSDP2 hands each head a tensor of its own, which comes from the shared one.
             self._hooks.before(module, self._before_head, index, first=is_sharded(module))
             self._hooks.after(module, self._after_head, index)
-
-    def _run_others(self, recorded: RecordedForward) -> None:
-        """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""
-        if recorded.call is None:
-            return
-        args, kwargs, autocast = recorded.call
-        tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        devices = sorted({one.device.index for one in tensors if one.device.type == "cuda"})
-        self._running = True  # it is no new forward
-        with torch.random.fork_rng(devices=devices), autocast:
-            for index, module in enumerate(self.heads.modules):
-                if index not in recorded.runs:
-                    with _buffers_kept(module):
-                        module(*args, **kwargs)
 
     def _forget(self, why: str) -> None:
         self._latest = None
@@ -181,7 +170,7 @@ class FeatureCapture:
 
     def _after_feature(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         items = self._feature_items[index]
-        replaced = self._on_feature(index, pick(output, items), output)
+        replaced = self._on_feature(index, pick(output, items), output, None if items else module)
         return None if replaced is None else put(output, items, replaced)
 
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -190,7 +179,7 @@ class FeatureCapture:
         replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
         return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
-    def _on_feature(self, index: int, feature: Any, whole: Any) -> Tensor | None:
+    def _on_feature(self, index: int, feature: Any, whole: Any, made_by: nn.Module | None = None) -> Tensor | None:
         """Record a named feature; return what takes its place."""
         if not self._live():
             return None
@@ -208,7 +197,7 @@ class FeatureCapture:
             return None
         replaced = self.aliases.of_feature(index, feature, recorded=True)
         seen = feature if replaced is None else replaced
-        recorded.features[index] = SeenFeature(seen, edge_of(seen), version_of(seen))
+        recorded.features[index] = SeenFeature(seen, edge_of(seen), version_of(seen), made_by)
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -287,19 +276,6 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-
-
-@contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Within, running statistics are copies, so that samples of another task do not move them."""
-    before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
-    try:
-        for own, name, buffer in before:
-            own._buffers[name] = None if buffer is None else buffer.clone()
-        yield
-    finally:
-        for own, name, buffer in before:
-            own._buffers[name] = buffer
 
 
 def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:

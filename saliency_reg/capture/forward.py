@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class SeenFeature:
     tensor: Tensor
     edge: Edge | None
     version: int
+    made_by: nn.Module | None = None  # whose output it is
 
 
 @dataclass
@@ -64,6 +65,8 @@ class FeatureMap:
     edges: Sequence[Edge]  # one per head that ran
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
+    made_by: nn.Module | None = None  # the module that returned it, where that is known
+    batch_axis: int = 0
 
 
 @dataclass
@@ -82,7 +85,7 @@ class CapturedForward:
     @property
     def batch_size(self) -> int:
         """Samples in the first feature map; 0 in a forward without heads."""
-        return len(self.features[0].tensor) if self.features else 0
+        return self.features[0].tensor.shape[self.features[0].batch_axis] if self.features else 0
 
     def tasks(self, num_tasks: int) -> Sequence[int]:
         """Return the tasks that can have a saliency: all columns of a single head, or the heads that ran."""
@@ -122,11 +125,12 @@ def checked_forward(
         if all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs) and seen.version == min(
             run.version for run in runs
         ):
-            features.append(_what_the_heads_read(runs, recorded.aliased))
+            features.append(replace(_what_the_heads_read(runs, recorded.aliased), made_by=seen.made_by))
             continue
         if seen.edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
-        features.append(FeatureMap(seen.tensor, [seen.edge for _ in runs], separate=False, direct=False))
+        edges = [seen.edge for _ in runs]
+        features.append(FeatureMap(seen.tensor, edges, separate=False, direct=False, made_by=seen.made_by))
     if not feature_names:
         features.append(_what_the_heads_read(runs, recorded.aliased))
     outputs, device = [run.output for run in runs], features[0].tensor.device

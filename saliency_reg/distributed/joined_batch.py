@@ -22,7 +22,7 @@ class Brought:
 
     present: Sequence[int]  # its t tasks
     distances: Tensor  # [t, t], detached; zeros for an empty batch
-    samples: int
+    samples: int | Tensor  # a tensor is 0-dim
     losses: Tensor | None  # 0-dim, the sum of its task losses, if they were given
     no_heads: NoHeadRanError | None = None  # the reason, if no head ran here; raised if none ran in any process
 
@@ -65,7 +65,7 @@ class JoinedBatch(PartlyCopied):
         ``settings(False)`` those that are told quickly. The collectives work on the device of the relations.
         """
         device = relations.device
-        ran = torch.full_like(brought.distances, brought.samples, dtype=state_dtype(device), device=device)
+        ran = torch.ones_like(brought.distances, dtype=state_dtype(device), device=device) * brought.samples
         summed, own_samples = (spread(each, brought.present, self._num_tasks, 0.0) for each in (brought.distances, ran))
         if self.ranks.size == 1:
             return Joined(summed, own_samples, None, brought.losses)

@@ -87,7 +87,7 @@ def as_now(state: dict[str, Any]) -> dict[str, Any]:
     sampler = state["_modules"]["sampler"]
     arguments = {**vars(extractor), **vars(schedule), **vars(first_call), **state}
     options = Options.among(
-        {**arguments, "max_tasks_per_step": sampler.most, "seed": sampler.seed, "run_all_heads": False}
+        {**arguments, "max_tasks_per_step": sampler.most, "seed": sampler.seed, "run_all_heads": False, "batch_axis": 0}
     )
     for name in ("metric", "reduction", "check_finite"):
         del state[name]

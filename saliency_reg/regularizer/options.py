@@ -43,6 +43,7 @@ class Options:
     run_all_heads: bool
     cross_sample: str
     check_finite: bool
+    batch_axis: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, tuple(METRICS))

@@ -14,7 +14,7 @@ from ..distributed import Brought, Joined, JoinedBatch, Ranks, StaticGraphCheck
 from ..errors import NonFiniteError
 from ..relations import PendingDistances, RelationWeights
 from ..report import SaliencyReport
-from ..saliency import Given, Saliencies, SaliencyExtractor, pairwise_distances
+from ..saliency import Given, Saliencies, SaliencyExtractor, batch_first, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
 from ..tasks import sum_of_losses
 from ..torch_tools import StateModule, names_to_bytes
@@ -162,6 +162,8 @@ class Penalty(StateModule):
         """
         if self.steps.device != forward.device:
             self.to(forward.device)
+        if self._options.batch_axis != 0:
+            batch_first(forward, self._options.batch_axis)
         ranks, strength = self._joined_batch.ranks, self.current_strength
         if ranks.size > 1:
             self._static_graph.check(_values(given.losses if self._options.target == "loss" else given.outputs))
@@ -172,7 +174,7 @@ class Penalty(StateModule):
         saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
         apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
         distances = self._distances(saliencies)
-        brought = Brought(saliencies.present, distances.detach(), saliencies.batch_size, losses, forward.no_heads)
+        brought = Brought(saliencies.present, distances.detach(), saliencies.samples, losses, forward.no_heads)
         relations = self.relations.matrix()
         joined = self._joined_batch.join(brought, relations, self._settings)
         self._keep_pending(joined, saliencies.present)
@@ -182,7 +184,7 @@ class Penalty(StateModule):
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
-        self._reminders.called(saliencies.present, self.follows_optimizer)
+        self._reminders.called(forward.tasks(len(self.tasks)), self.follows_optimizer)
         if self.surgery is not None:
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
             penalty = joining_collectives(penalty, forward, self.surgery)
@@ -192,8 +194,9 @@ class Penalty(StateModule):
         """``[t, t]`` among the tasks that ran, zeros without samples."""
         present, values = saliencies.present, saliencies.values
         if not saliencies.comparable:
-            return torch.zeros(len(present), len(present), device=values.device)
-        distances = pairwise_distances(values, self._options.metric, self._options.reduction)
+            zeros = torch.zeros(len(present), len(present), device=values.device)
+            return zeros + values[:0].sum() if saliencies.left_out else zeros  # with a graph, for a lone backward()
+        distances = pairwise_distances(values, self._options.metric, self._options.reduction, saliencies.real)
         if self._options.reduction == "sum" and values.shape[1] != saliencies.batch_size:
             distances = distances * saliencies.batch_size  # one row stands for all samples
         return distances

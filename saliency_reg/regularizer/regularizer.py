@@ -66,7 +66,8 @@ class SaliencyRegularizer(Penalty, Removable):
             sample; then pass ``losses=`` in each call.
         strength: factor of the penalty (the paper's lambda), finite, ``>= 0``.
         metric, reduction: of the distance, as in :func:`task_distances`.
-        pool, scalarize, channel_axis: of the saliency, as in :func:`task_saliencies`.
+        pool, scalarize, channel_axis, batch_axis: of the saliency, as in :func:`task_saliencies`. A task whose saliency is
+            zero or nothing but rounding is told of once, and not compared with others.
         relations: name of a rule, or a :class:`RelationWeights`.
         optimizer: the optimizer whose steps the relations follow, see :meth:`attach_optimizer`.
         surgery: gradient surgery between the tasks at the feature map that the heads share ("SRDML w/ PCGrad"):
@@ -125,6 +126,7 @@ class SaliencyRegularizer(Penalty, Removable):
         reduction: str = "mean",
         scalarize: ScalarizeChoice = "auto",
         channel_axis: int | Sequence[int | None] | None = None,
+        batch_axis: int | Sequence[int] = 0,
         relations: str | RelationWeights = "entropic",
         optimizer: Any = None,
         surgery: Any = None,
@@ -198,7 +200,7 @@ class SaliencyRegularizer(Penalty, Removable):
                 Needed for ``target="loss"``; otherwise only for ``report.share``, and then their sum is enough.
             targets: class labels per task, for the ``"label"`` scalarisations.
             mask: ``[B, positions...]``, true at real positions (an ``attention_mask``; not a ``key_padding_mask``, which
-                is its opposite).
+                is its opposite), or ``[B]``, true at real samples. Samples without a real position do not count.
             outputs, features: instead of a captured forward: task outputs, and the feature map ``A`` they were computed
                 from (or one alias ``A.view_as(A)`` per output), as in :func:`task_saliencies`.
 

@@ -6,9 +6,11 @@ positions); then ``distances``. ``task_saliencies`` is the same as a pure functi
 scalarisations into ``scalars``.
 """
 
+from .channel_axis import channel_axis_by_origin
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
 from .pooling import check_pool, resolve_channel_axis
+from .samples import batch_first
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
 from .task_saliencies import captured_by_hand, task_saliencies
 
@@ -22,7 +24,9 @@ __all__ = [
     "SaliencyExtractor",
     "ScalarizeChoice",
     "axis_of_columns",
+    "batch_first",
     "captured_by_hand",
+    "channel_axis_by_origin",
     "check_pool",
     "check_scalarize",
     "pairwise_distances",

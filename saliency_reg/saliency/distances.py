@@ -15,7 +15,9 @@ from ..torch_tools import at_least_float32, check_choice, matmul_is_reduced, wit
 REDUCTIONS = ("mean", "sum")
 
 
-def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "mean") -> Tensor:
+def task_distances(
+    saliencies: Tensor, *, metric: str = "l1", reduction: str = "mean", mask: Tensor | None = None
+) -> Tensor:
     r"""Distance between the saliencies of every pair of tasks, reduced over the batch.
 
     ``D[i, j] = reduce_b dist(saliencies[i, b], saliencies[j, b])``, with all axes after the batch flattened.
@@ -43,6 +45,8 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
         saliencies: ``[T, B, ...]``, floating point, ``T >= 2``, ``B >= 1``.
         metric: one of the names above.
         reduction: ``"mean"`` or ``"sum"`` over the batch.
+        mask: the one that the saliencies were taken with, ``[B]`` or ``[B, positions...]``: samples without a real position
+            are no part of the mean.
 
     Returns:
         ``[T, T]``, symmetric, non-negative, with a zero diagonal.
@@ -50,7 +54,7 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
     Raises:
         ConfigurationError: unknown ``metric`` or ``reduction``.
         WrongTypeError: ``saliencies`` is not a floating-point tensor.
-        ShapeError: fewer than 3 axes, fewer than 2 tasks, or an empty batch.
+        ShapeError: fewer than 3 axes, fewer than 2 tasks, an empty batch, or a mask of another batch.
         NonFiniteError: NaN or infinity in ``saliencies``.
 
     Example:
@@ -79,16 +83,28 @@ def task_distances(saliencies: Tensor, *, metric: str = "l1", reduction: str = "
             f"saliencies hold {int((~torch.isfinite(saliencies)).sum())} NaN or infinite values. "
             "Find the task with torch.isfinite(saliencies).flatten(1).all(1)."
         )
-    return pairwise_distances(saliencies, metric, reduction)
+    if mask is None:
+        return pairwise_distances(saliencies, metric, reduction)
+    if not isinstance(mask, Tensor) or mask.ndim < 1 or len(mask) != saliencies.shape[1]:
+        found = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ShapeError(
+            f"mask must be [{saliencies.shape[1]}] or [{saliencies.shape[1]}, positions...], found {found}."
+        )
+    real = (mask.to(saliencies.device) != 0).reshape(len(mask), -1).any(1)
+    masked = torch.where(real.view(-1, *[1] * (saliencies.ndim - 2)), saliencies, torch.zeros_like(saliencies))
+    return pairwise_distances(masked, metric, reduction, real)
 
 
-def pairwise_distances(saliencies: Tensor, metric: str, reduction: str) -> Tensor:
-    """:func:`task_distances` without its checks: values that are not finite propagate."""
+def pairwise_distances(saliencies: Tensor, metric: str, reduction: str, real: Tensor | None = None) -> Tensor:
+    """:func:`task_distances` without its checks: values that are not finite propagate.
+
+    ``real`` ``[B]``: which samples count for the mean; the saliencies of the others are zeros.
+    """
     with without_autocast(saliencies):
         saliencies = saliencies.to(at_least_float32(saliencies.dtype))
         distances = METRICS[metric](saliencies.flatten(2))
         if reduction == "mean":
-            distances = distances / saliencies.shape[1]
+            distances = distances / (saliencies.shape[1] if real is None else real.sum().clamp(min=1))
         # One triangle decides: exactly symmetric, exactly zero diagonal, and half of the gradient's rounding.
         upper = distances.triu(diagonal=1)
         return upper + upper.T

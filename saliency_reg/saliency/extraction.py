@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,12 @@ from ..capture import CapturedForward, FeatureMap, is_plain_linear
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
+from .channel_axis import channel_axis_by_origin
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
+from .samples import Rows, per_feature
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
+from .vanishing import Vanishing
 
 
 @dataclass
@@ -40,6 +42,13 @@ class Saliencies:
     #: Whether each head has one output per sample and nothing was pooled away: the gradient of a task's loss at the feature
     #: map is then dL/ds[b] * saliency[b].
     determine_gradients: bool = False
+    real: Tensor | None = None  # [B], the samples that have a real position and count; None: all
+    left_out: bool = False  # whether tasks that ran are missing, because their saliency is nothing but rounding
+
+    @property
+    def samples(self) -> int | Tensor:
+        """How many samples count."""
+        return self.batch_size if self.real is None else self.real.sum()
 
     @property
     def comparable(self) -> bool:
@@ -60,6 +69,10 @@ class SaliencyExtractor:
     loss_reduction: str
     _known_separate: dict[tuple[int, ...], set[int]] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
+    #: Of maps with three axes, where that was not given: found in the first forward, and kept.
+    _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
+    _vanishing: Vanishing | None = field(init=False, default=None)
+    _rows: Rows | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, ("output", "loss"))
@@ -73,24 +86,45 @@ class SaliencyExtractor:
         """Differentiate, and join the saliencies of several feature maps; ``only`` are the tasks of this step."""
         if not forward.features:
             return Saliencies([], torch.zeros(0, 0, 1, device=forward.device), 0)
-        axes = _per_feature(self.channel_axis, len(forward.features), "channel_axis")
-        masks = _per_feature(given.mask, len(forward.features), "mask")
+        axes = per_feature(self.channel_axis, len(forward.features), "channel_axis")
+        masks = per_feature(given.mask, len(forward.features), "mask")
         chosen = set(forward.tasks(len(self.tasks)) if only is None else only)
-        parts = [
-            self._at_feature(
-                forward, feature, Pooling(feature.tensor.shape, axis, self.pool, mask), given, chosen, create_graph
-            )
-            for feature, axis, mask in zip(forward.features, axes, masks)
+        poolings = [
+            Pooling(feature.tensor.shape, self._channel_axis(index, axis, forward), self.pool, mask, feature.batch_axis)
+            for index, (feature, axis, mask) in enumerate(zip(forward.features, axes, masks))
         ]
-        if len(parts) == 1:
-            return parts[0]
-        size = parts[0].batch_size
-        if any(part.batch_size != size for part in parts):
-            raise ShapeError(
-                f"the feature maps have batch sizes {[part.batch_size for part in parts]}; they must have one in common."
-            )
-        flat = [part.values.expand(-1, size, *part.values.shape[2:]).flatten(2) for part in parts]
-        return Saliencies(parts[0].present, torch.cat(flat, 2), size, all(part.closed_form for part in parts))
+        parts = [
+            self._at_feature(forward, feature, pooling, given, chosen, create_graph)
+            for feature, pooling in zip(forward.features, poolings)
+        ]
+        found = _side_by_side(parts)
+        if found.batch_size == 0 or not found.present or found.closed_form:
+            return found
+        if not forward.columns and (self.target == "loss" or any(map(callable, self.choices))):
+            self._rows = self._rows or Rows()
+            found.real = self._rows.read_by_all(found.present, found.values, forward, self.tasks, found.real)
+        return self._with_saliency(found, forward, poolings) if self.target == "output" and create_graph else found
+
+    def _channel_axis(self, index: int, given: int | None, forward: CapturedForward) -> int | None:
+        feature = forward.features[index]
+        if given is not None or feature.tensor.ndim != 3 or feature.batch_axis != 0:
+            return given
+        if self._channel_axes is None:
+            self._channel_axes = {}
+        if index not in self._channel_axes:
+            head = forward.modules[forward.ran[0]] if forward.modules and feature.direct else None
+            self._channel_axes[index] = channel_axis_by_origin(feature.tensor, feature.made_by, head)
+        return self._channel_axes[index]
+
+    def _with_saliency(self, found: Saliencies, forward: CapturedForward, poolings: Sequence[Pooling]) -> Saliencies:
+        """Leave out tasks whose saliency is nothing but rounding."""
+        if self._vanishing is None:
+            self._vanishing = Vanishing(self.tasks, self.choices)
+        if not (without := self._vanishing.among(found.present, found.values, forward, poolings, found.real)):
+            return found
+        kept = [row for row, task in enumerate(found.present) if task not in without]
+        present, values = [found.present[row] for row in kept], found.values[kept]
+        return replace(found, present=present, values=values, determine_gradients=False, left_out=True)
 
     def _at_feature(
         self,
@@ -101,16 +135,16 @@ class SaliencyExtractor:
         chosen: set[int],
         create_graph: bool,
     ) -> Saliencies:
-        tensor = feature.tensor
+        shape = pooling.shape
         labels = {} if given.targets is None else per_task(given.targets, self.tasks, "targets")
         if self.target == "loss":
-            by_task = self._of_losses(given.losses, forward, len(tensor), chosen)
+            by_task = self._of_losses(given.losses, forward, shape[0], chosen)
         elif (rows := self._closed_form(forward, feature, pooling, chosen)) is not None:
             return rows
         else:
-            by_task = self._of_outputs(forward, tensor.shape, pooling.channel_axis, labels, chosen)
+            by_task = self._of_outputs(forward, shape, pooling.channel_axis, labels, chosen)
         if not by_task:
-            return Saliencies([], tensor.new_zeros(0, len(tensor), 1), len(tensor))
+            return Saliencies([], feature.tensor.new_zeros(0, shape[0], 1), shape[0])
         present, scalars, names = list(by_task), list(by_task.values()), [self.tasks[task] for task in by_task]
         check_graph(scalars, names, self.target)
         edges: list[Sequence[Edge]]
@@ -127,10 +161,12 @@ class SaliencyExtractor:
             and self.target == "output"
             and pooling.keeps_all
             and present == forward.ran
-            and all(output.numel() == len(tensor) for output in forward.outputs)
+            and feature.batch_axis == 0
+            and all(output.numel() == shape[0] for output in forward.outputs)
             and not any(map(callable, self.choices))
         )
-        return Saliencies(present, values, len(tensor), determine_gradients=determine_gradients)
+        real = None if pooling.real is None else pooling.real.to(values.device)
+        return Saliencies(present, values, shape[0], determine_gradients=determine_gradients, real=real)
 
     def _of_outputs(
         self, forward: CapturedForward, shape: torch.Size, axis: int, labels: Mapping[int, Tensor], chosen: set[int]
@@ -192,7 +228,13 @@ class SaliencyExtractor:
     ) -> Saliencies | None:
         """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
         shape = feature.tensor.shape
-        if not forward.modules or not feature.direct or pooling.channel_axis != len(shape) - 1:
+        last = len(shape) - 1
+        if (
+            not forward.modules
+            or not feature.direct
+            or pooling.channel_axis != last
+            or feature.batch_axis % len(shape) == last
+        ):
             return None
         heads = [forward.modules[index] for index in forward.ran]
         width = len(self.tasks) if forward.columns else 1
@@ -204,16 +246,25 @@ class SaliencyExtractor:
         present = [task for task in ran if task in chosen]
         if len(present) < len(ran):
             rows = rows[[row for row, task in enumerate(ran) if task in chosen]]
-        if len(shape) == 2:
+        if len(shape) == 2 and pooling.real is None:
             values = pooling.pooled(rows).unsqueeze(1)
         else:
             values = torch.stack([pooling.pooled(row.expand(shape)) for row in rows])
-        return Saliencies(present, values, shape[0], closed_form=True)
+        real = None if pooling.real is None else pooling.real.to(values.device)
+        return Saliencies(present, values, pooling.shape[0], closed_form=True, real=real)
 
 
-def _per_feature(value: Any, number: int, what: str) -> list[Any]:
-    if isinstance(value, (list, tuple)):
-        if len(value) != number:
-            raise ShapeError(f"{what}= has {len(value)} entries for {number} feature maps. Pass one for each.")
-        return list(value)
-    return [value] * number
+def _side_by_side(parts: Sequence[Saliencies]) -> Saliencies:
+    """Join the saliencies at several feature maps."""
+    if len(parts) == 1:
+        return parts[0]
+    size = parts[0].batch_size
+    if any(part.batch_size != size for part in parts):
+        raise ShapeError(
+            f"the feature maps have batch sizes {[part.batch_size for part in parts]}; they must have one in common."
+        )
+    flat = [part.values.expand(-1, size, *part.values.shape[2:]).flatten(2) for part in parts]
+    masks = [part.real for part in parts if part.real is not None]
+    real = torch.stack(masks).any(0) if len(masks) == len(parts) else None  # a map without a mask is real everywhere
+    closed_form = all(part.closed_form for part in parts)
+    return Saliencies(parts[0].present, torch.cat(flat, 2), size, closed_form, real=real)

@@ -20,9 +20,18 @@ ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
 #: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
 IGNORED_LABEL = -100
 
+
+def _auto(logits: Tensor) -> Tensor:
+    # Of two logits the prediction depends on the difference alone. Always in this order: the largest minus the mean would
+    # take another sign where the predictions of two tasks differ, so that a bias alone would part them.
+    if logits.shape[-1] == 2:
+        return logits[..., 1] - logits[..., 0]
+    return logits.amax(-1) - logits.mean(-1)
+
+
 #: Logits ``[..., K]`` to one number each ``[...]``.
 SCALARIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "auto": lambda logits: logits.amax(-1) - logits.mean(-1),
+    "auto": _auto,
     "max": lambda logits: logits.amax(-1),
     "logsumexp": lambda logits: logits.logsumexp(-1),
     "sum": lambda logits: logits.sum(-1),
@@ -93,10 +102,18 @@ def scalar_of(
     if output.ndim == 0:
         return output
     if output.shape[0] != feature_shape[0]:
+        advice = (
+            "A head that reads some of the rows has no saliency at the others: run each head on the whole feature map and "
+            "take its rows behind it, head(feature)[rows] in place of head(feature[rows]). A head that pools rows (nodes "
+            "of graphs, sets) has a saliency at each row of the feature map: pass a function, such as "
+            "scalarize=lambda output: output.sum(-1)"
+        )
+        if output.shape[0] in feature_shape[1:]:
+            axis = list(feature_shape).index(output.shape[0])
+            advice = f"If the samples are on axis {axis} of the feature map, pass batch_axis={axis}. " + advice
         raise ShapeError(
-            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature "
-            f"map has {feature_shape[0]}, shape {list(feature_shape)}. Both need the batch as first axis; pass a "
-            "callable as scalarize= where they differ on purpose."
+            f"the output of task {task!r} has {output.shape[0]} samples, shape {list(output.shape)}, but the feature map "
+            f"has {feature_shape[0]}, shape {list(feature_shape)}. {advice}."
         )
     if output.ndim == 1 or scalarize == "sum":
         return output.sum()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..capture import CapturedForward, FeatureMap
 from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
 from ..tasks import names_of, per_task
+from .channel_axis import channel_axis_by_origin
 from .input_gradients import check_graph, input_gradients
 from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
@@ -25,6 +26,7 @@ def task_saliencies(
     pool: str | None = "sum",
     mask: Tensor | None = None,
     channel_axis: int | None = None,
+    batch_axis: int = 0,
     create_graph: bool = True,
 ) -> Tensor:
     r"""Saliency (input gradient) of each task with respect to a shared feature map.
@@ -47,16 +49,21 @@ def task_saliencies(
         scalarize: the scalar of an output with K classes. ``"auto"`` (largest minus mean logit), ``"max"``,
             ``"logsumexp"``, ``"sum"``, ``"label"`` (logit of the target class), ``"label_log_probability"``, or a
             callable ``output -> tensor`` (``(output, target) -> tensor`` when targets are given), whose entries are
-            summed. A mapping or sequence chooses per task. An output with one value is its own scalar. ``"auto"``
+            summed. A mapping or sequence chooses per task. An output with one value is its own scalar, and for two
+            classes ``"auto"`` is the second logit minus the first. Outputs that are no classes (an ordinal head's
+            thresholds, several labels, numbers, boxes) want ``"sum"``. ``"auto"``
             and ``"label_log_probability"`` do not change when a function of the input is added to all logits,
             as the predictions do not; the others do.
         targets: class indices per task, for the ``"label"`` choices: ``[B]`` or ``[B, positions...]``; -100 marks
             "no label" and contributes nothing.
         pool: ``"sum"`` or ``"mean"`` over the unmasked positions, or ``None`` to keep them.
         mask: ``[B, positions...]``, the shape of a feature without its channel axis; true (or non-zero) at real
-            positions, false at padding. Masked positions contribute nothing.
+            positions, false at padding. Masked positions contribute nothing. ``[B]`` masks whole samples.
         channel_axis: the channel axis of a feature, counted with the batch axis. Default: 1, but 2 (the last) for
-            ``[B, L, C]``. Pass 3 for channels-last maps ``[B, H, W, C]``, 1 for ``[B, C, L]`` of a Conv1d.
+            ``[B, L, C]``. Pass 3 for channels-last maps ``[B, H, W, C]``, 1 for ``[B, C, L]`` (found where a convolution,
+            a BatchNorm or a GroupNorm made the map, but pass it where that is not sure).
+        batch_axis: the axis of the samples, in a feature and in outputs with as many axes: 1 for ``[L, B, C]``. A mask is
+            ``[B, ...]`` all the same, and so is what is returned.
         create_graph: whether the saliencies can be differentiated. The graph of the outputs is kept either way.
 
     Returns:
@@ -78,13 +85,17 @@ def task_saliencies(
     aliases, separate = _checked_features(features, len(tasks))
     labels = {} if targets is None else per_task(targets, tasks, "targets")
     check_pool(pool)
-    shape = aliases[0].shape
-    pooling = Pooling(shape, channel_axis, pool, mask)
+    if channel_axis is None and batch_axis == 0:
+        channel_axis = channel_axis_by_origin(aliases[0], None, None)
+    pooling = Pooling(aliases[0].shape, channel_axis, pool, mask, batch_axis)
+    shape = pooling.shape
     scalar = partial(scalar_of, feature_shape=shape, channel_axis=pooling.channel_axis)
     scalars = []
     for index, (task, output, choice) in enumerate(zip(tasks, output_list, scalarize_per_task(scalarize, tasks))):
         if not isinstance(output, Tensor):
             raise WrongTypeError(f"the output of task {task!r} is a {type(output).__name__}, expected a tensor.")
+        if output.ndim == len(shape) and batch_axis != 0:
+            output = output.movedim(batch_axis, 0)
         scalars.append(scalar(output, choice, labels.get(index), task=task))
     check_graph(scalars, tasks, "output")
     edges = [[alias] for alias in aliases]

@@ -16,7 +16,9 @@ def uniform(tasks: int) -> RelationWeights:
 
 
 def scalar(output: Tensor) -> Tensor:
-    """Of one sample's output: the logit, or the largest minus the mean logit."""
+    """Of one sample's output: the logit, the difference of two, or the largest minus the mean logit."""
+    if output.numel() == 2:
+        return output[0, 1] - output[0, 0]
     return output.squeeze() if output.numel() == 1 else output.max() - output.mean()
 
 

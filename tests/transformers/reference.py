@@ -99,10 +99,13 @@ def at_feature(model: Any, text: Mapping[str, Tensor]) -> tuple[Tensor, dict[str
     return feature, logits
 
 
-def scalar(logits: Tensor) -> Tensor:
-    """Sum over positions of the logit, or of the largest minus the mean logit."""
+def scalar(logits: Tensor, problem: str) -> Tensor:
+    """Sum over positions of the logit, the sum of logits that are no classes, or else what sets classes apart."""
     rows = list(logits.reshape(-1, logits.shape[-1]))
-    values = [row[0] if len(row) == 1 else row.max() - row.sum() / len(row) for row in rows]
+    if problem != "single_label":
+        values = [row.sum() for row in rows]
+    else:
+        values = [row[1] - row[0] if len(row) == 2 else row.max() - row.sum() / len(row) for row in rows]
     return sum(values[1:], start=values[0])
 
 
@@ -119,7 +122,9 @@ def penalty(model: Any, inputs: Mapping[str, Tensor], tasks: tuple[str, ...] | N
         feature, logits = at_feature(model, text)
         saliencies = []
         for task in tasks:
-            (gradient,) = torch.autograd.grad(scalar(logits[task]), feature, create_graph=True)
+            (gradient,) = torch.autograd.grad(
+                scalar(logits[task], model.head_configs[task].problem), feature, create_graph=True
+            )
             own = gradient[0]
             positions = 1 if own.ndim == 1 or not tokens else len(own)
             saliencies.append(own if own.ndim == 1 else sum(own[1:], start=own[0]) / positions)

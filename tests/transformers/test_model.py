@@ -149,7 +149,12 @@ def test_options_reach_the_regularizer() -> None:
     sums = squares = 0.0
     for text in reference.alone(inputs):
         feature, logits = reference.at_feature(model, text)
-        rows = [torch.autograd.grad(reference.scalar(own), feature, retain_graph=True)[0][0] for own in logits.values()]
+        rows = [
+            torch.autograd.grad(reference.scalar(own, model.head_configs[task].problem), feature, retain_graph=True)[0][
+                0
+            ]
+            for task, own in logits.items()
+        ]
         for one, two in itertools.combinations(rows, 2):
             sums += (one.sum(0) - two.sum(0)).abs().sum().item() / len(LENGTHS)
             squares += (one.mean(0) - two.mean(0)).square().sum().item()
@@ -281,8 +286,10 @@ def test_a_mask_by_hand_takes_precedence() -> None:
     for text in reference.alone(inputs):
         feature, logits = reference.at_feature(model, text)
         rows = [
-            torch.autograd.grad(reference.scalar(own), feature, retain_graph=True)[0][0, 1:].mean(0)
-            for own in logits.values()
+            torch.autograd.grad(reference.scalar(own, model.head_configs[task].problem), feature, retain_graph=True)[0][
+                0, 1:
+            ].mean(0)
+            for task, own in logits.items()
         ]
         expected += sum((one - two).abs().sum().item() for one, two in itertools.combinations(rows, 2)) / len(LENGTHS)
     assert math.isclose(found, expected, rel_tol=1e-10)

@@ -272,17 +272,23 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             )
         if self.pooling.kind == "none":
             options = {"pool": "mean" if self._on_tokens else "sum", "channel_axis": -1, **options}
-            options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
+        options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
         mask_from = ((self.pooling,), "mask")
         return MaskedRegularizer(self, heads="heads", mask_from=mask_from, tokens=self._on_tokens, **options)
 
     def _scalarize(self, choice: Any) -> Any:
-        """Return the choice for each task: ``[B, L]`` of a token head is one value at each position, and not L classes."""
-        single = [task for task in self._on_tokens if self.head_configs[task].num_labels == 1]
-        if not single or not isinstance(choice, str):
+        """Return the choice for each task: outputs that are no classes are added up.
+
+        ``[B, L]`` of a token head is one value at each position, and not L classes.
+        """
+        if not isinstance(choice, str):
             return choice
         check_scalarize(choice)
-        return {task: "sum" if task in single else choice for task in self.tasks}
+        configs = self.head_configs
+        added = {task for task in self._on_tokens if configs[task].num_labels == 1}
+        if choice == "auto":
+            added |= {task for task in self.tasks if configs[task].problem in ("multi_label", "regression")}
+        return {task: "sum" if task in added else choice for task in self.tasks} if added else choice
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> tuple[str, ...]:
         if tasks is None:

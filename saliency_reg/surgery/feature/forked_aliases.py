@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...capture import HeadAliases, HeadRun, Heads, Item, Path, contents, put, put_argument, tensors_in
 from ...errors import CaptureError, ConfigurationError
-from ...saliency import axis_of_columns, resolve_channel_axis
+from ...saliency import axis_of_columns, channel_axis_by_origin, resolve_channel_axis
 from ...torch_tools import Edge, edge_of, same_tensor, version_of, warn_user
 from .columns import watch_columns
 from .combiner import GradientCombiner
@@ -156,10 +156,9 @@ class ForkedAliases(HeadAliases):
                 f"{contents(returned)}. Say which part it is with output='logits' (a key or attribute) or output=0 (an "
                 "index)."
             )
-        shape = (source if feature is None else feature).shape
-        axis = axis_of_columns(
-            run.output, len(self.heads.tasks), shape, resolve_channel_axis(shape, self._channel_axis)
-        )
+        read = source if feature is None else feature
+        given = channel_axis_by_origin(read, None, None) if self._channel_axis is None else self._channel_axis
+        axis = axis_of_columns(run.output, len(self.heads.tasks), read.shape, resolve_channel_axis(read.shape, given))
         edges = [edge for cut in forked.cuts for edge in cut.edges]  # there is one head
         module = self.heads.modules[head] if run.whole else None
         watched = watch_columns(forked.fork, run.output, axis, edges, module)

@@ -1,0 +1,121 @@
+"""Where a feature map of three axes has its channels, if that was not said: by what made it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Nodes of autograd that leave the axes as they are, by how their names begin.
+_KEEPS_AXES = (
+    *("Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Softplus", "Hard", "Mish", "Prelu", "Threshold"),
+    *("Mul", "Add", "Sub", "Div", "Neg", "NativeDropout", "Clone", "Alias", "ToCopy", "Slice", "ConstantPad", "Clamp"),
+    *(
+        "MaxPool",
+        "AvgPool",
+        "AdaptiveAvgPool",
+        "AdaptiveMaxPool",
+        "Upsample",
+        "Glu",
+        "Cat",
+        "MaskedFill",
+        "_Fork",
+        "_Req",
+    ),
+)
+_CHANNELS_SECOND = (
+    "Convolution",
+    "NativeBatchNorm",
+    "CudnnBatchNorm",
+    "MiopenBatchNorm",
+    "NativeGroupNorm",
+    "CudnnConv",
+)
+_MOST_NODES = 200
+_CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
+_NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
+
+
+def channel_axis_by_origin(tensor: Tensor, made_by: nn.Module | None, head: nn.Module | None) -> int | None:
+    """Return the channel axis of a map with three axes, batch first, where it can be known; else ``None``.
+
+    ``made_by`` is the module that returned it, ``head`` one that reads it.
+    """
+    if tensor.ndim != 3:
+        return None
+    axis = _by_graph(tensor)
+    if axis is None and made_by is not None and _width(made_by, last=True) == tensor.shape[1]:
+        axis = 1
+    if axis is None and head is not None and tensor.shape[2] != tensor.shape[1] == _width(head, last=False):
+        axis = 1
+    return axis
+
+
+def _by_graph(tensor: Tensor) -> int | None:
+    # Each node with the axes of the tensor that the axes of its output became, and their sizes.
+    waiting: deque[tuple[Any, list[int | None]]] = deque([(tensor.grad_fn, [0, 1, 2])])
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            break
+        node, axes = waiting.popleft()
+        if node is None:
+            continue
+        name = node.name()
+        if name.startswith(_CHANNELS_SECOND):
+            return axes[1]
+        if name.startswith("NativeLayerNorm") and len(node._saved_normalized_shape) == 1:
+            return axes[-1]
+        if name.startswith("View") and list(node._saved_self_sym_sizes)[:2] == [1, tensor.shape[0] * tensor.shape[1]]:
+            return axes[1]  # an InstanceNorm's
+        before = _axes_before(node, name, axes, tensor.shape)
+        if before is not None:
+            waiting += [(following, before) for following, _ in node.next_functions]
+    return None
+
+
+def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[int]) -> list[int | None] | None:
+    """Return the axes of what a node was given; ``None`` where they cannot be followed."""
+    if name.startswith(_KEEPS_AXES) or name.startswith("NativeLayerNorm"):
+        return axes
+    if name.startswith("Transpose"):
+        one, other = (_signed(dim) % len(axes) for dim in (node._saved_dim0, node._saved_dim1))
+        before = list(axes)
+        before[one], before[other] = axes[other], axes[one]
+        return before
+    if name.startswith("Permute"):
+        before = list(axes)
+        for place, dim in enumerate(node._saved_dims):
+            before[_signed(dim) % len(axes)] = axes[place]
+        return before
+    if name.startswith("Unsqueeze"):
+        dim = _signed(node._saved_dim) % len(axes)
+        return axes[:dim] + axes[dim + 1 :]
+    if name.startswith("Squeeze") and hasattr(node, "_saved_dim") and isinstance(node._saved_dim, int):
+        dim = _signed(node._saved_dim) % (len(axes) + 1)
+        return [*axes[:dim], None, *axes[dim:]]
+    if name.startswith(("View", "UnsafeView", "ReshapeAlias")):
+        sizes = list(node._saved_self_sym_sizes)
+        if [None if axis is None else shape[axis] for axis in axes] == sizes:
+            return axes
+        if axes[:2] == [0, 1] and sizes[:2] == list(shape[:2]):  # positions were joined, as by flatten(2)
+            return [0, 1, *[None] * (len(sizes) - 2)]
+    return None
+
+
+def _signed(dim: int) -> int:
+    return dim - 2**64 if dim >= 2**63 else dim
+
+
+def _width(module: nn.Module, *, last: bool) -> int | None:
+    """Return the channels that the last layer with channels on axis 1 makes, or the first one reads."""
+    layers = [layer for layer in module.modules() if next(layer.children(), None) is None]
+    for layer in reversed(layers) if last else layers:
+        if isinstance(layer, _CONVOLUTIONS):
+            return layer.out_channels if last else layer.in_channels
+        if isinstance(layer, _NORMS):
+            return layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features
+        if next(layer.parameters(), None) is not None or isinstance(layer, nn.LayerNorm):
+            return None
+    return None

@@ -1,0 +1,123 @@
+"""Tasks whose saliency is nothing but rounding: told, and not compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..capture import CapturedForward
+from ..torch_tools import Edge, gradients_of, warn_user
+from .pooling import Pooling
+from .scalars import LABEL_SCALARIZATIONS, Scalarize
+
+#: A saliency below this share of the largest one, or of what its output has, is looked at.
+_SMALL = 1e-3
+#: So many times heads with weights of zero are left the time to begin.
+_MOST_WAITING = 20
+_AUTO = (
+    "scalarize={choice} leaves out what the outputs of a sample have in common. For outputs that are no classes (ordinal, "
+    "several labels, numbers, boxes) pass scalarize='sum', or scalarize={{{task!r}: 'sum', ...}} with an entry for each task"
+)
+_OTHERS = (
+    "what scalarize={choice} makes of their outputs does not change with the feature map (softmax outputs add up to 1). "
+    "Pass another scalarize=, or choose the logits with output="
+)
+_POOLED = (
+    "its gradients add up to zero over the pooled positions, as in front of a normalisation. Pass pool=None or the right "
+    "channel_axis=, or choose a feature map behind it"
+)
+_DEAD = (
+    "their outputs do not react to the feature map (rounding, a threshold, a dead activation, weights of zero). Choose the "
+    "module that returns the logits, or say which part they are with output="
+)
+
+
+class Vanishing:
+    """Looks at the saliencies of a task until it has had one."""
+
+    def __init__(self, tasks: Sequence[str], choices: Sequence[Scalarize]) -> None:
+        self._tasks = tuple(tasks)
+        self._choices = choices
+        self._have_one = {task for task, choice in enumerate(choices) if choice in LABEL_SCALARIZATIONS}
+        self._told: set[int] = set()
+        self._waited = 0
+
+    def among(
+        self,
+        present: Sequence[int],
+        values: Tensor,
+        forward: CapturedForward,
+        poolings: Sequence[Pooling],
+        real: Tensor | None,
+    ) -> set[int]:
+        """Return the tasks without a saliency in this forward; ``values`` ``[t, B, ...]`` are those of ``present``."""
+        if self._have_one.issuperset(present) or not (real is None or bool(real.any())):
+            return set()
+        sizes: list[float] = values.detach().abs().flatten(1).amax(1).tolist()
+        if not all(map(math.isfinite, sizes)):
+            return set()
+        reference = max(*sizes, self._reaction(forward, present[0], poolings))
+        found: dict[int, str] = {}
+        for task, size in zip(present, sizes):
+            if task in self._have_one:
+                continue
+            if size > _SMALL * reference or size > self._rounding(forward, task) * (
+                reaction := self._reaction(forward, task, poolings)
+            ):
+                self._have_one.add(task)
+            elif reaction > 0 or not self._may_begin(forward, task):
+                found[task] = self._reason(forward, task) if reaction > 0 else _DEAD
+        self._tell(found)
+        return set(found)
+
+    def _tell(self, found: dict[int, str]) -> None:
+        for reason in dict.fromkeys(found.values()):
+            tasks = [task for task, own in found.items() if own == reason and task not in self._told]
+            if not tasks:
+                continue
+            self._told.update(tasks)
+            choice = self._choices[tasks[0]]
+            shown = repr(choice) if isinstance(choice, str) else "<function>"
+            why = reason.format(choice=shown, task=self._tasks[tasks[0]])
+            warn_user(
+                f"the saliency of {[self._tasks[task] for task in tasks]} is zero, or nothing but rounding, at every sample "
+                f"of this batch, and is not compared with those of other tasks: {why}."
+            )
+
+    def _reason(self, forward: CapturedForward, task: int) -> str:
+        if forward.columns or forward.outputs[forward.ran.index(task)][:1].numel() == 1:
+            return _POOLED
+        return _AUTO if self._choices[task] == "auto" else _OTHERS
+
+    def _reaction(self, forward: CapturedForward, task: int, poolings: Sequence[Pooling]) -> float:
+        """Return how large the pooled gradient of a task's outputs would be if nothing in it cancelled."""
+        row = 0 if forward.columns else forward.ran.index(task)
+        output = forward.outputs[row]
+        if not output.requires_grad or output.numel() == 0:
+            return 0.0
+        # Unequal factors: the sum of softmax outputs is constant.
+        factors = torch.linspace(1, 2, output[:1].numel() if output.ndim else 1, device=output.device)
+        weighed = output.float() * factors.view(output[:1].shape) if output.ndim else output
+        edges: list[Edge] = [feature.edges[row] for feature in forward.features]
+        pooled = [
+            pooling.pooled(gradient.abs())
+            for pooling, gradient in zip(poolings, gradients_of([weighed.sum()], edges))
+            if gradient is not None
+        ]
+        return max((float(each.max()) for each in pooled), default=0.0)
+
+    def _rounding(self, forward: CapturedForward, task: int) -> float:
+        """The share of a gradient that may be rounding."""
+        output = forward.outputs[0 if forward.columns else forward.ran.index(task)]
+        dtypes = [output.dtype, *(feature.tensor.dtype for feature in forward.features)]
+        return min(64 * max(torch.finfo(dtype).eps for dtype in dtypes), _SMALL)
+
+    def _may_begin(self, forward: CapturedForward, task: int) -> bool:
+        """Whether the head has weights of zero, which it may leave in the next steps."""
+        self._waited += 1
+        weights = forward.modules[0 if forward.columns else task].parameters() if forward.modules else ()
+        zero = any(weight.ndim > 1 and not bool(weight.detach().any()) for weight in weights)
+        return zero and self._waited <= _MOST_WAITING
