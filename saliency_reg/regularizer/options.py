@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..capture import Heads, HeadsChoice, resolve_heads
+from ..capture import ColumnsChoice, Heads, HeadsChoice, resolve_heads
 from ..errors import ConfigurationError, MissingArgumentError, TaskError, WrongTypeError
 from ..relations import RelationWeights
 from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_pool, check_scalarize
@@ -104,15 +104,21 @@ def check_weighting_level(surgery: Any) -> None:
 
 
 def tasks_and_heads(
-    model: nn.Module | None, heads: HeadsChoice, tasks: Sequence[str] | None, of_a_model: Mapping[str, Any]
+    model: nn.Module | None,
+    heads: HeadsChoice,
+    tasks: Sequence[str] | None,
+    columns: ColumnsChoice,
+    of_a_model: Mapping[str, Any],
 ) -> tuple[Sequence[str], Heads | None]:
     """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one."""
     if model is not None and not isinstance(model, nn.Module):
         raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     if model is not None:
-        found = resolve_heads(model, heads, tasks)
+        found = resolve_heads(model, heads, tasks, columns)
         return found.tasks, found
-    if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
+    if without := [
+        f"{name}=" for name, value in {"heads": heads, "columns": columns, **of_a_model}.items() if value is not None
+    ]:
         raise ConfigurationError(f"{', '.join(without)} can only be used with a model. Pass it as first argument.")
     if tasks is None:
         raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")

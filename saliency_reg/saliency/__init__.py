@@ -1,15 +1,16 @@
 """From a captured forward to distances between tasks.
 
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
-``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers) and ``pooling`` (over
-positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
-scalarisations into ``scalars``.
+``task_columns`` (the outputs of all tasks in one tensor), ``scalars`` (an output to one number per sample),
+``input_gradients`` (gradients of these numbers) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is
+the same as a pure function. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
 from .pooling import check_pool, resolve_channel_axis
-from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
+from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, check_scalarize, scalar_of
+from .task_columns import TaskColumns, task_columns
 from .task_saliencies import captured_by_hand, task_saliencies
 
 __all__ = [
@@ -21,13 +22,14 @@ __all__ = [
     "Saliencies",
     "SaliencyExtractor",
     "ScalarizeChoice",
-    "axis_of_columns",
+    "TaskColumns",
     "captured_by_hand",
     "check_pool",
     "check_scalarize",
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",
+    "task_columns",
     "task_distances",
     "task_saliencies",
 ]

@@ -16,7 +16,8 @@ from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
-from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
+from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
+from .task_columns import task_columns
 
 
 @dataclass
@@ -137,8 +138,8 @@ class SaliencyExtractor:
     ) -> dict[int, Tensor]:
         outputs = forward.outputs
         if forward.columns:
-            column_axis = axis_of_columns(outputs[0], len(self.tasks), shape, axis)
-            outputs = [outputs[0].narrow(column_axis, task, 1) for task in range(len(self.tasks))]
+            columns = task_columns(outputs[0], len(self.tasks), shape, axis, forward.groups)
+            outputs = [columns.part(outputs[0], task) for task in range(len(self.tasks))]
         scalar = partial(scalar_of, feature_shape=shape, channel_axis=axis)
         return {
             task: scalar(output, self.choices[task], labels.get(task), task=self.tasks[task])
@@ -192,7 +193,7 @@ class SaliencyExtractor:
     ) -> Saliencies | None:
         """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
         shape = feature.tensor.shape
-        if not forward.modules or not feature.direct or pooling.channel_axis != len(shape) - 1:
+        if not forward.modules or forward.groups or not feature.direct or pooling.channel_axis != len(shape) - 1:
             return None
         heads = [forward.modules[index] for index in forward.ran]
         width = len(self.tasks) if forward.columns else 1
