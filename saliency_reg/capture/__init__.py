@@ -8,7 +8,6 @@ in the graph of a forward. ``branches`` are heads of several modules, ``column_g
 """
 
 from .aliases import HeadAliases
-from .branches import last_part
 from .column_groups import ColumnGroups, ColumnsChoice
 from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
@@ -33,7 +32,6 @@ __all__ = [
     "contents",
     "find_module",
     "is_plain_linear",
-    "last_part",
     "put",
     "put_argument",
     "resolve_heads",

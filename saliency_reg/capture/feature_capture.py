@@ -72,8 +72,8 @@ class FeatureCapture:
         self.sharded = ShardedHeads(model, [*heads.modules, *(module for _, _, module in self._goes_on)])
         self._looked_behind = self._told_of_more = False
         self._latest: RecordedForward | None = None
-        self._why_none = (
-            f"the model has not run a forward yet. Call the model before the regularizer.{of_methods(heads)}"
+        self._why_none = "the model has not run a forward yet. Call the model before the regularizer." + of_methods(
+            heads
         )
         self._running = False  # the model's own forward
         self._exception_before: object = None
@@ -102,11 +102,8 @@ class FeatureCapture:
     def describe(self) -> tuple[str, str]:
         """Describe the heads and the feature, for a person."""
         names = self.heads.names
-        heads = (
-            f"{names[0]!r}, {'one column' if self.heads.groups is None else 'columns'} per task"
-            if self.heads.columns
-            else first_few(names)
-        )
+        columns = "one column" if self.heads.groups is None else "columns"
+        heads = f"{names[0]!r}, {columns} per task" if self.heads.columns else first_few(names)
         return heads, ", ".join(self.feature_names) or "what the heads are called with"
 
     def device(self) -> torch.device | None:

@@ -70,7 +70,7 @@ def tell_of_readers(model: nn.Module | None, heads: Heads, outputs: Mapping[int,
         f"{listed(map(repr, found), 4)} read the outputs of heads, {name!r} that of {heads.names[index]!r}: these are then "
         "hidden layers, and their saliency is not that of what the model returns. If the branches of the tasks go on, pass "
         f"a list for each, from where it begins to its output: heads={{{heads.tasks[index]!r}: [{first!r}, {name!r}], "
-        f"...}}; if other modules are the heads, pass their names. If {heads.names[index]!r} is a task's output, all is well."
+        f"...}}; if others are the heads, pass their names. If {heads.names[index]!r} is a task's output, all is well."
     )
 
 

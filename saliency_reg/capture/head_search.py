@@ -78,7 +78,8 @@ def _outputs(module: nn.Module) -> str:
 
 def _ambiguous(model: nn.Module, groups: Mapping[str, Sequence[str]]) -> str:
     sizes = {label: widths(model.get_submodule(names[0])) for label, names in groups.items()}
-    described, chain = [], None
+    described = []
+    chain: list[str] | None = None
     for label, names in groups.items():
         inputs, outputs = sizes[label]
         text = f"{label!r} ({len(names)} modules: {listed(map(repr, names), 4)}"
@@ -88,15 +89,18 @@ def _ambiguous(model: nn.Module, groups: Mapping[str, Sequence[str]]) -> str:
         for other, its_names in groups.items():
             could_read = sizes[other][0] == outputs is not None and outputs != inputs and sizes[other][1] != inputs
             if could_read and other != label and len(its_names) == len(names):
-                text += f"; hidden layers, if {other!r} reads their outputs, as the sizes say"
+                text += f"; hidden layers that run before {other!r}, if that reads their outputs, as the sizes say"
                 chain = chain or [names[0], its_names[0]]
         described.append(text + ")")
-    first = [names[0] for names in groups.values()] if chain is None else chain
-    task = first[0].rpartition(".")[2]
+    advice = "."
+    if chain is not None:
+        task = chain[0].rpartition(".")[2]
+        advice = (
+            f"; for branches of modules a list for each, from its beginning to its output: {{{task!r}: {chain}, ...}}."
+        )
     return (
         f"{type(model).__name__} has several groups of modules that could be the heads: {'; '.join(described)}. Pass heads= "
-        "with one of these names, a pattern, or a list of modules. For branches that are chains of modules pass a list for "
-        f"each, heads={{{task!r}: {first[:2]}, ...}}: from where it begins to its output."
+        f"with one of these names, a pattern, or a list of modules{advice}"
     )
 
 

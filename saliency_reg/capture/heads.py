@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
 from ..tasks import check_task_names
 from ..torch_tools import has_only_our_hooks
-from .branches import Branch, continuations
+from .branches import Branch, continuations, last_part
 from .column_groups import ColumnGroups, ColumnsChoice
 from .head_search import find_heads, is_container, last_layer, widths
 from .lookup import find_module, listed, match_names, name_of
@@ -35,6 +35,11 @@ class Heads:
     groups: ColumnGroups | None = None  # which columns are those of each task, if not one each
     #: Modules that may go on where a head ends, with its number: whether they do is seen in each forward.
     goes_on: tuple[tuple[int, str, nn.Module], ...] = ()
+
+    @property
+    def ends(self) -> tuple[nn.Module, ...]:
+        """The modules of the model whose outputs they are."""
+        return tuple(map(last_part, self.modules))
 
 
 def resolve_heads(
@@ -234,8 +239,8 @@ def _one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
             inside = [f"{name}.{child}" for child, _ in module.named_children()]
             raise HeadNotFoundError(
                 f"{name!r} is a {type(module).__name__}, which is not called itself. Pass heads={name!r} alone for its "
-                f"members, or those that you mean: {inside[:4]}. For heads of several modules pass a list for each, from where it "
-                f"begins to its output: heads={{'a': [{inside[0] if inside else 'tower.0'!r}, 'last.0'], ...}}."
+                f"members, or those that you mean: {inside[:4]}. For heads of several modules pass a list for each, from where "
+                "it begins to its output: heads={'a': ['towers.0', 'last.0'], ...}."
             )
         return name, module
     if not head:

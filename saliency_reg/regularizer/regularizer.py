@@ -18,7 +18,6 @@ from ..capture import (
     Heads,
     HeadsChoice,
     Item,
-    last_part,
 )
 from ..distributed import Ranks
 from ..errors import CaptureError, ConfigurationError
@@ -55,9 +54,9 @@ class SaliencyRegularizer(Penalty, Removable):
     Args:
         model: the model, or a wrapper around it; ``None`` if only ``regularizer(outputs=..., features=...)`` is used.
         heads: names (exact, dotted suffix, or pattern such as ``"heads.*"``), modules, a list of them, or a mapping
-            ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children. A head of several
-            modules is a list, from where it begins to its output: ``{"a": ["towers.0", "last.0"], ...}``. A single module
-            has one output column per task, or ``[B, T, K]``. Left out: found, if the choice is unambiguous.
+            ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children; a list ``["towers.0",
+            "last.0"]`` in its place is one head, with the output of the last. A single module returns ``[B, T]`` or
+            ``[B, T, K]``. Left out: found, if the choice is unambiguous.
         feature: the module whose output (``"layer4"``) or input (``"pool:input"``) is the feature map; a part of it as
             ``"encoder:output.last_hidden_state"`` or ``"rnn:output.0"``. If it runs several times, the last run counts.
             A list names several maps, whose saliencies are joined. Left out: the first floating-point tensor that the
@@ -144,8 +143,8 @@ class SaliencyRegularizer(Penalty, Removable):
         check_finite: bool = False,
     ) -> None:
         options = Options.among(locals())
-        needs_model = {"feature": feature, "output": output, "surgery": surgery}
-        names, found = tasks_and_heads(model, heads, tasks, columns, needs_model)
+        of_a_model = {"feature": feature, "output": output, "surgery": surgery}
+        names, found = tasks_and_heads(model, heads, tasks, columns, of_a_model)
         ranks = Ranks(process_group, model, apart=surgery is not None)
         # Behind a named feature there may be more than the heads.
         told = found.modules if found and not found.goes_on and feature is None and output is None else None
@@ -259,7 +258,7 @@ class SaliencyRegularizer(Penalty, Removable):
     @property
     def heads(self) -> tuple[nn.Module, ...]:
         """The head modules in the model (of several, the last); none for a copy, or if it was built without a model."""
-        return () if self._capture is None else tuple(map(last_part, self._capture.heads.modules))
+        return () if self._capture is None else self._capture.heads.ends
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -121,8 +121,8 @@ class ForkedAliases(HeadAliases):
             raise CaptureError(
                 f"under surgery all heads must read the same tensors: head {name!r} reads {_shapes(read)}, those before it "
                 f"read {_shapes(self._latest.sources)}, or others of that shape. Name each head from where it begins to its "
-                f"output, with what lies between (tower, dropout, pooling, gradient reversal): {self._as_branches(head)}. Or "
-                "make that a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
+                f"output, with what lies between (tower, dropout, pooling, gradient reversal): {self._as_branches(head)}. "
+                "Or make that a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
                 "else, run them under no_grad."
             )
         edge: Edge | None = None
