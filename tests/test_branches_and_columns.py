@@ -42,8 +42,8 @@ def expected_penalty(feature: Tensor, outputs: Callable[[Tensor], Sequence[Tenso
 
 def chain(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-1], widths[1:]):
-        layers += [nn.Linear(before, after), nn.Tanh()]
+    for index in range(1, len(widths)):
+        layers += [nn.Linear(widths[index - 1], widths[index]), nn.Tanh()]
     return nn.Sequential(*layers)
 
 

@@ -239,8 +239,8 @@ def _one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
             inside = [f"{name}.{child}" for child, _ in module.named_children()]
             raise HeadNotFoundError(
                 f"{name!r} is a {type(module).__name__}, which is not called itself. Pass heads={name!r} alone for its "
-                f"members, or those that you mean: {inside[:4]}. For heads of several modules pass a list for each, from where "
-                "it begins to its output: heads={'a': ['towers.0', 'last.0'], ...}."
+                f"members, or those that you mean: {inside[:4]}. For heads of several modules pass a list for each, from "
+                "where it begins to its output: heads={'a': ['towers.0', 'last.0'], ...}."
             )
         return name, module
     if not head:

@@ -144,10 +144,8 @@ class SaliencyRegularizer(Penalty, Removable):
     ) -> None:
         options = Options.among(locals())
         of_a_model = {"feature": feature, "output": output, "surgery": surgery}
-        names, found = tasks_and_heads(model, heads, tasks, columns, of_a_model)
+        names, found, told = tasks_and_heads(model, heads, tasks, columns, of_a_model)
         ranks = Ranks(process_group, model, apart=surgery is not None)
-        # Behind a named feature there may be more than the heads.
-        told = found.modules if found and not found.goes_on and feature is None and output is None else None
         super().__init__(names, options, relations, surgery, ranks, told)
         self._enabled = True
         followed = None if optimizer is None else self._checked_optimizer(optimizer)

@@ -31,7 +31,7 @@ class TaskColumns:
         if isinstance(columns, range) and columns.step == 1:
             found = output.narrow(self.axis, columns[0], len(columns))
         else:
-            found = output[(*[slice(None)] * self.axis, list(columns))]
+            found = output.movedim(self.axis, 0)[list(columns)].movedim(0, self.axis)
         return found.squeeze(self.axis) if self.rows else found
 
 

@@ -97,8 +97,8 @@ class _OneByOne(SeparateGradients):
         by_task = []
         for columns in tasks.of_task:
             seed = torch.zeros_like(gradient)
-            own = (*[slice(None)] * tasks.axis, list(columns))
-            seed[own] = gradient[own]
+            own = list(columns)
+            seed.movedim(tasks.axis, 0)[own] = gradient.movedim(tasks.axis, 0)[own]
             by_task.append(gradients_of([output], aliases, [seed]))
         super().__init__(list(zip(*by_task)), device)
 
