@@ -137,11 +137,7 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
         and not is_container(child)
         and heads.isdisjoint(map(id, child.modules()))
     ]
-    return (
-        f"what is in front of the heads alone: {', '.join(parts[:3])}"
-        if parts
-        else "the backbone alone, as a module of its own"
-    )
+    return f"the backbone alone: {', '.join(parts[:3])}" if parts else "the backbone alone, as a module of its own"
 
 
 def _is_compiled(module: nn.Module) -> bool:
