@@ -107,6 +107,47 @@ def test_dropout_before_a_shared_linear() -> None:
     assert not masks[0].all()
 
 
+def test_several_columns_for_each_task() -> None:
+    torch.manual_seed(0)
+    model, x = ResNet(num_classes=12), torch.randn(6, 3, 16, 16)
+    groups = {task: slice(4 * index, 4 * index + 4) for index, task in enumerate(TASKS)}
+    regularizer = attached(model, "fc", columns=groups)
+    model(x)
+    penalty = regularizer()
+    model.fc = nn.Sequential(model.fc, nn.Unflatten(1, (3, 4)))  # the same, [B, T, K]
+    regularizer.remove()
+    by_rows = SaliencyRegularizer(model, "fc", tasks=TASKS, strength=1.0, relations=uniform(3))
+    logits = model(x)
+    assert logits.shape == (6, 3, 4)
+    torch.testing.assert_close(by_rows(), penalty)
+    model.fc = model.fc[0]
+    feature = model.avgpool(model.forward_features(x)).flatten(1).detach().requires_grad_()
+    torch.testing.assert_close(penalty, sum_of_distances(list(model.fc(feature).split(4, dim=1)), feature))
+
+
+def test_branches_of_several_modules() -> None:
+    class SharedBottom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bottom = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
+            self.towers = nn.ModuleList([mlp(6, 4) for _ in TASKS])
+            self.last = nn.ModuleList([nn.Linear(4, 1) for _ in TASKS])
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            shared = self.bottom(x)
+            return [last(tower(shared).relu()) for tower, last in zip(self.towers, self.last)]
+
+    torch.manual_seed(0)
+    model, x = SharedBottom(), torch.randn(7, 5)
+    regularizer = attached(model, {task: [f"towers.{i}", f"last.{i}"] for i, task in enumerate(TASKS)})
+    model(x)
+    penalty = regularizer()
+    regularizer.remove()
+    feature = model.bottom(x).detach().requires_grad_()
+    outputs = [last(tower(feature).relu()) for tower, last in zip(model.towers, model.last)]
+    torch.testing.assert_close(penalty, sum_of_distances(outputs, feature))
+
+
 def test_methods_instead_of_a_module() -> None:
     """`forward_features` and `forward_head` called by the training loop, never the model itself."""
     model = ResNet().eval()

@@ -66,7 +66,8 @@ ATTACHING = {
     ),
     "two groups of heads": Case(
         lambda m: SaliencyRegularizer(m),
-        errors.AmbiguousHeadsError, ValueError, r"several groups.*'heads' \(3 modules\); 'decoders' \(2 modules\)",
+        errors.AmbiguousHeadsError, ValueError, r"several groups.*'heads' \(3 modules: 'heads.left'.*8 inputs and 1 output each\); 'decoders' \(2 modules",
+
         TwoGroups,
     ),
     "no heads to be found": Case(

@@ -2,18 +2,23 @@
 
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
-known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``nested`` finds tensors in nested arguments.
+known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``head_search`` without, and ``graph_names``
+in the graph of a forward. ``branches`` are heads of several modules, ``column_groups`` several columns of one for each task.
+``nested`` finds tensors in nested arguments.
 """
 
 from .aliases import HeadAliases
-from .feature_capture import FeatureCapture, FeatureChoice
+from .column_groups import ColumnGroups, ColumnsChoice
+from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
 from .heads import Heads, HeadsChoice, check_not_compiled, is_plain_linear, resolve_heads
-from .lookup import find_module
+from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
 
 __all__ = [
     "CapturedForward",
+    "ColumnGroups",
+    "ColumnsChoice",
     "FeatureCapture",
     "FeatureChoice",
     "FeatureMap",

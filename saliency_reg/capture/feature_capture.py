@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Union
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import ShardedHeads, is_sharded
-from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError, TaskError, WrongTypeError
+from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError
 from ..tasks import first_few
-from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of
+from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
+from .branches import Branch, comes_from, first_part, goes_on_message, last_part
 from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
-from .heads import Heads
-from .lookup import NamedFeature, locate_feature
+from .graph_names import shared_by, tell_of_readers
+from .heads import Heads, items_per_head, of_methods
+from .lookup import FeatureChoice, NamedFeature, locate_features
 from .nested import Item, contents, first_tensor, pick, put, put_argument
 from .other_heads import OtherHeads
-
-#: What the public ``feature=`` accepts.
-FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
 
 
 class FeatureCapture:
@@ -49,8 +50,13 @@ class FeatureCapture:
                 "a DataParallel model runs copies of the heads, which cannot be captured. Use DistributedDataParallel, or "
                 "pass model.module and run it unwrapped."
             )
+        if run_all and any(isinstance(head, Branch) for head in heads.modules):
+            raise ConfigurationError(
+                "run_all_heads=True calls heads, and a head of several modules cannot be called. Leave it out, or make each "
+                "head one module."
+            )
         for name, module in zip(heads.names, heads.modules):
-            if is_hooked(module):
+            if is_hooked(first_part(module)) or is_hooked(last_part(module)):
                 raise AlreadyAttachedError(
                     f"a regularizer or surgery is attached to head {name!r} already. Call .remove() on it first, or use it; "
                     "for a regularizer with surgery, use SaliencyRegularizer(..., surgery=PCGrad())."
@@ -60,19 +66,21 @@ class FeatureCapture:
         self.run_all = run_all
         self._other_heads = OtherHeads(heads)
         self.aliases = HeadAliases(heads) if aliases is None else aliases
-        self._output_items = _items_per_head(output, heads)
-        self.sharded = ShardedHeads(model, heads.modules)
+        self._output_items = items_per_head(output, heads)
+        self._model = weakref.ref(model)
+        # With output= it is said what the output is.
+        self._goes_on = heads.goes_on if output is None else ()
+        self.sharded = ShardedHeads(model, [*heads.modules, *(module for _, _, module in self._goes_on)])
+        self._looked_behind = self._told_of_more = False
         self._latest: RecordedForward | None = None
-        self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
+        self._why_none = "the model has not run a forward yet. Call the model before the regularizer." + of_methods(
+            heads
+        )
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        several = isinstance(feature, Iterable) and not isinstance(feature, (str, nn.Module))
-        chosen = [] if feature is None else list(feature) if several else [feature]
-        features = [locate_feature(model, one) for one in chosen]
+        features = locate_features(model, feature)
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
-        if len(set(self.feature_names)) < len(self.feature_names):
-            raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
         # All has been checked: nothing was set on the model before this line.
         self._hooks = ModuleHooks(self, keep)
         self._set_hooks(model, features)
@@ -95,7 +103,8 @@ class FeatureCapture:
     def describe(self) -> tuple[str, str]:
         """Describe the heads and the feature, for a person."""
         names = self.heads.names
-        heads = f"{names[0]!r}, one column per task" if self.heads.columns else first_few(names)
+        columns = "one column" if self.heads.groups is None else "columns"
+        heads = f"{names[0]!r}, {columns} per task" if self.heads.columns else first_few(names)
         return heads, ", ".join(self.feature_names) or "what the heads are called with"
 
     def device(self) -> torch.device | None:
@@ -109,7 +118,7 @@ class FeatureCapture:
         """
         recorded = self._latest
         if recorded is None:
-            raise CaptureError(f"{self._why_none}.")
+            raise CaptureError(f"{self._why_none.rstrip('.')}.")
         if not recorded.active:
             return None
         if self.run_all and recorded.problem is None:
@@ -119,12 +128,18 @@ class FeatureCapture:
         self._forget("the latest forward was read already, and each is read once. Call the model before each call")
         self._running = False
         try:
-            return checked_forward(recorded, self.heads, self.feature_names, carried)
+            forward = checked_forward(
+                recorded, self.heads, self.feature_names, carried, partial(shared_by, self._model())
+            )
         except NoHeadRanError as error:
             if empty_on is None:
                 raise
             modules, columns = self.heads.modules, self.heads.columns
             return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
+        if forward is not None and recorded.returned is not None and not self._looked_behind:
+            self._looked_behind = True
+            tell_of_readers(self._model(), self.heads, dict(zip(forward.ran, forward.outputs)), recorded.returned)
+        return forward
 
     def _set_hooks(self, model: nn.Module, features: Sequence[NamedFeature]) -> None:
         # Before FSDP2 gathers what this may free.
@@ -137,8 +152,12 @@ class FeatureCapture:
                 self._hooks.before(named.module, self._before_feature, index)
         for index, module in enumerate(self.heads.modules):
             # FSDP2 hands each head a tensor of its own, which comes from the shared one.
-            self._hooks.before(module, self._before_head, index, first=is_sharded(module))
-            self._hooks.after(module, self._after_head, index)
+            first = first_part(module)
+            self._hooks.before(first, self._before_head, index, first=is_sharded(first))
+            self._hooks.after(last_part(module), self._after_head, index)
+        for index, _, module in self._goes_on:
+            self._hooks.before(module, self._before_more, index)
+            self._hooks.after(module, self._after_more, index)
 
     def _forget(self, why: str) -> None:
         self._latest = None
@@ -167,6 +186,7 @@ class FeatureCapture:
             self._forget("the latest forward raised an exception. Call the model again")
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
+            self._latest.returned = None if self._looked_behind else output
 
     def _after_feature(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
         items = self._feature_items[index]
@@ -239,7 +259,8 @@ class FeatureCapture:
             return None
         run, items = recorded.runs[index], self._output_items[index]
         run.output = pick(output, items)
-        run.whole = not items
+        run.whole = not items and module is self.heads.modules[index]
+        run.ended = True
         if run.output is None and items:
             recorded.problem = (
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
@@ -249,6 +270,21 @@ class FeatureCapture:
         run.changed_source = run.source is not None and version_of(run.source) != run.version
         named = recorded.features.get(0)
         return self.aliases.after_head(index, output, run, items, None if named is None else named.tensor)
+
+    def _before_more(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        run = None if self._latest is None else self._latest.runs.get(index)
+        if run is not None and self._live() and not in_backward():
+            run.goes_on = comes_from(first_tensor(args, kwargs)[1], run.output)
+
+    def _after_more(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
+        run = None if self._latest is None else self._latest.runs.get(index)
+        if run is None or not run.goes_on:
+            return None
+        run.goes_on = False
+        if not self._told_of_more:
+            self._told_of_more = True
+            warn_user(goes_on_message(self.heads.tasks[index], run.name, index, module, self._goes_on))
+        return self._after_head(index, module, args, output)
 
     def _live(self) -> bool:
         return self.enabled and torch.is_grad_enabled()
@@ -276,21 +312,3 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-
-
-def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:
-    if isinstance(output, Mapping):
-        if heads.columns or set(output) != set(heads.tasks):
-            raise TaskError(
-                f"output= names {list(output)}, but the tasks are {list(heads.tasks)}. Give a part for each head (None for "
-                "all of it), or one for all heads: output='logits'."
-            )
-        parts = [output[task] for task in heads.tasks]
-    else:
-        parts = [output] * len(heads.modules)
-    for part in parts:
-        if isinstance(part, bool) or not (part is None or callable(part) or isinstance(part, (int, str))):
-            raise WrongTypeError(
-                f"output= must be a key, an attribute, an index or a function, found {type(part).__name__}."
-            )
-    return [() if part is None else (part,) for part in parts]

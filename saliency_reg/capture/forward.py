@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, same_tensor, version_of
-from .heads import Heads
+from .column_groups import ColumnGroups
+from .heads import Heads, of_methods
 from .lookup import listed
+
+_NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 
 
 @dataclass
@@ -28,7 +31,9 @@ class HeadRun:
     output: Any = None
     output_version: int = -1
     changed_source: bool = False
-    whole: bool = True  # the output is all that the head returned
+    whole: bool = True  # the output is all that the head returned, and the head is one module
+    ended: bool = False  # a head of several modules may begin, and not end
+    goes_on: bool = False  # another module is reading its output
 
 
 @dataclass
@@ -55,6 +60,7 @@ class RecordedForward:
     # Heads in the unread forward that this one replaced, because a head was called outside the model.
     displaced: int = 0
     problem: str | None = None
+    returned: Any = None  # by the model, where it is to be looked at
 
 
 @dataclass
@@ -78,7 +84,8 @@ class CapturedForward:
     features: list[FeatureMap]  # at least one, unless no head ran
     device: torch.device  # of the feature maps, or else of the heads
     modules: Sequence[nn.Module] = ()  # the heads; a single one if ``columns``, none where outputs were passed by hand
-    columns: bool = False  # whether a single module has a column for each task
+    columns: bool = False  # whether a single module has the outputs of all tasks
+    groups: ColumnGroups | None = None  # which of its columns are those of each task, if not one each
     carried: Any = None  # what the aliases left with this forward; only those who made them know
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
@@ -93,18 +100,25 @@ class CapturedForward:
 
 
 def checked_forward(
-    recorded: RecordedForward, heads: Heads, feature_names: Sequence[str], carried: Any
+    recorded: RecordedForward,
+    heads: Heads,
+    feature_names: Sequence[str],
+    carried: Any,
+    shared: Callable[[Sequence[Tensor]], str],
 ) -> CapturedForward | None:
-    """Return what was recorded if it can be used, ``None`` if the outputs carry no graph; else raise a CaptureError."""
+    """Return what was recorded if it can be used, ``None`` if the outputs carry no graph; else raise a CaptureError.
+
+    ``shared`` says which modules tensors have in common.
+    """
     if recorded.problem is not None:
         raise CaptureError(recorded.problem)
-    ran = sorted(recorded.runs)
+    ran = sorted(index for index, run in recorded.runs.items() if run.ended)
     runs = [recorded.runs[index] for index in ran]
     if not runs:
         raise NoHeadRanError(
             f"no head ran in the latest forward; the heads are {list(heads.names)}. Choose heads that the model's forward "
             "calls as modules, head(feature), not inside a reentrant checkpoint (pass use_reentrant=False), or pass "
-            "regularizer(outputs=..., features=...)."
+            f"regularizer(outputs=..., features=...).{of_methods(heads)}"
         )
     if len(runs) < recorded.displaced:
         raise CaptureError(
@@ -125,16 +139,16 @@ def checked_forward(
         if all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs) and seen.version == min(
             run.version for run in runs
         ):
-            features.append(replace(_what_the_heads_read(runs, recorded.aliased), made_by=seen.made_by))
+            features.append(replace(_what_the_heads_read(runs, recorded.aliased, shared), made_by=seen.made_by))
             continue
         if seen.edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
         edges = [seen.edge for _ in runs]
         features.append(FeatureMap(seen.tensor, edges, separate=False, direct=False, made_by=seen.made_by))
     if not feature_names:
-        features.append(_what_the_heads_read(runs, recorded.aliased))
+        features.append(_what_the_heads_read(runs, recorded.aliased, shared))
     outputs, device = [run.output for run in runs], features[0].tensor.device
-    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, carried)
+    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, heads.groups, carried)
 
 
 def _have_graphs(runs: Sequence[HeadRun]) -> bool:
@@ -163,7 +177,9 @@ def _have_graphs(runs: Sequence[HeadRun]) -> bool:
     return not without
 
 
-def _what_the_heads_read(runs: Sequence[HeadRun], aliased: bool) -> FeatureMap:
+def _what_the_heads_read(
+    runs: Sequence[HeadRun], aliased: bool, shared: Callable[[Sequence[Tensor]], str]
+) -> FeatureMap:
     if without := [run.name for run in runs if run.source is None]:
         raise CaptureError(
             f"head {without[0]!r} was called without a floating-point tensor. Name the feature map, e.g. "
@@ -174,8 +190,8 @@ def _what_the_heads_read(runs: Sequence[HeadRun], aliased: bool) -> FeatureMap:
         shapes = {run.name: list(source.shape) for run, source in zip(runs, sources)}
         read = listed([f"{name} reads {shape}" for name, shape in shapes.items()], most=4)
         raise CaptureError(
-            f"the heads do not read the same tensor: {read}. Name the module whose output they share, "
-            "e.g. feature='backbone', or 'pool:input' for the input of a module."
+            f"the heads do not read the same tensor: {read}. {shared(sources) or _NAME_IT}, or 'pool:input' for the input "
+            "of a module."
         )
     # Heads that work in place write into the shared tensor: their aliases are not where they started.
     changed = any(run.changed_source for run in runs)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Union
 
 from torch import nn
 
@@ -67,6 +68,10 @@ def name_of(model: nn.Module, module: nn.Module) -> str:
     return next((name for name, inner in model.named_modules() if inner is module), type(module).__name__)
 
 
+#: What the public ``feature=`` accepts.
+FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
+
+
 @dataclass(frozen=True)
 class NamedFeature:
     """A feature map that the user has named: ``"encoder"``, ``"encoder:output.last_hidden_state"``, ``"pool:input"``."""
@@ -75,6 +80,22 @@ class NamedFeature:
     module: nn.Module
     port: str  # "input" or "output"
     items: tuple[int | str, ...]
+
+
+def locate_features(model: nn.Module, feature: FeatureChoice) -> list[NamedFeature]:
+    """Find the feature maps that the user has named, each once."""
+    chosen: list[Any]
+    if feature is None:
+        chosen = []
+    elif isinstance(feature, (str, nn.Module)) or not isinstance(feature, Iterable):
+        chosen = [feature]
+    else:
+        chosen = list(feature)
+    features = [locate_feature(model, one) for one in chosen]
+    names = [named.name for named in features]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"feature= names a feature map twice: {names}. Name each once.")
+    return features
 
 
 def locate_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..capture import Heads, HeadsChoice, resolve_heads
+from ..capture import ColumnsChoice, Heads, HeadsChoice, resolve_heads
 from ..errors import ConfigurationError, MissingArgumentError, TaskError, WrongTypeError
 from ..relations import RelationWeights
 from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_pool, check_scalarize
@@ -107,16 +107,26 @@ def check_weighting_level(surgery: Any) -> None:
 
 
 def tasks_and_heads(
-    model: nn.Module | None, heads: HeadsChoice, tasks: Sequence[str] | None, of_a_model: Mapping[str, Any]
-) -> tuple[Sequence[str], Heads | None]:
-    """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one."""
+    model: nn.Module | None,
+    heads: HeadsChoice,
+    tasks: Sequence[str] | None,
+    columns: ColumnsChoice,
+    of_a_model: Mapping[str, Any],
+) -> tuple[Sequence[str], Heads | None, Sequence[nn.Module] | None]:
+    """The task names, and the heads in a model; ``of_a_model`` are other arguments that need one.
+
+    And the modules that are all there is between the feature map and the outputs, if that is known.
+    """
     if model is not None and not isinstance(model, nn.Module):
         raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     if model is not None:
-        found = resolve_heads(model, heads, tasks)
-        return found.tasks, found
-    if without := [f"{name}=" for name, value in {"heads": heads, **of_a_model}.items() if value is not None]:
+        found = resolve_heads(model, heads, tasks, columns)
+        more = found.goes_on or of_a_model["feature"] is not None or of_a_model["output"] is not None
+        return found.tasks, found, None if more else found.modules
+    if without := [
+        f"{name}=" for name, value in {"heads": heads, "columns": columns, **of_a_model}.items() if value is not None
+    ]:
         raise ConfigurationError(f"{', '.join(without)} can only be used with a model. Pass it as first argument.")
     if tasks is None:
         raise MissingArgumentError("without a model the tasks need names. Pass tasks=['a', 'b', ...].")
-    return check_task_names(tasks), None
+    return check_task_names(tasks), None, None

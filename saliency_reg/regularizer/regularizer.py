@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..capture import (
     CapturedForward,
+    ColumnsChoice,
     FeatureCapture,
     FeatureChoice,
     HeadAliases,
@@ -53,8 +54,9 @@ class SaliencyRegularizer(Penalty, Removable):
     Args:
         model: the model, or a wrapper around it; ``None`` if only ``regularizer(outputs=..., features=...)`` is used.
         heads: names (exact, dotted suffix, or pattern such as ``"heads.*"``), modules, a list of them, or a mapping
-            ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children. A single module has
-            one output column per task. Left out: found, if the choice is unambiguous.
+            ``{task: name or module}``. A ``ModuleDict`` or ``ModuleList`` stands for its children; a list ``["towers.0",
+            "last.0"]`` in its place is one head, with the output of the last. A single module returns ``[B, T]`` or
+            ``[B, T, K]``. Left out: found, if the choice is unambiguous.
         feature: the module whose output (``"layer4"``) or input (``"pool:input"``) is the feature map; a part of it as
             ``"encoder:output.last_hidden_state"`` or ``"rnn:output.0"``. If it runs several times, the last run counts.
             A list names several maps, whose saliencies are joined. Left out: the first floating-point tensor that the
@@ -62,6 +64,7 @@ class SaliencyRegularizer(Penalty, Removable):
         output: which part of what a head returns is the task's output: a key, an attribute, an index, a function, or a
             mapping ``{task: part}``. Left out: all of it.
         tasks: T task names; by default taken from the heads.
+        columns: for one head with several columns for each task: ``{"colour": slice(0, 4), "size": 4, ...}``.
         target: ``"output"``: saliency of the scalarised output (the paper). ``"loss"``: saliency of the task's loss, per
             sample; then pass ``losses=`` in each call.
         strength: factor of the penalty (the paper's lambda), finite, ``>= 0``.
@@ -119,6 +122,7 @@ class SaliencyRegularizer(Penalty, Removable):
         feature: FeatureChoice = None,
         output: Item | Mapping[str, Item | None] | None = None,
         tasks: Sequence[str] | None = None,
+        columns: ColumnsChoice = None,
         target: str = "output",
         strength: float = 0.1,
         metric: str = "l1",
@@ -141,10 +145,9 @@ class SaliencyRegularizer(Penalty, Removable):
         check_finite: bool = False,
     ) -> None:
         options = Options.among(locals())
-        names, found = tasks_and_heads(model, heads, tasks, {"feature": feature, "output": output, "surgery": surgery})
+        of_a_model = {"feature": feature, "output": output, "surgery": surgery}
+        names, found, told = tasks_and_heads(model, heads, tasks, columns, of_a_model)
         ranks = Ranks(process_group, model, apart=surgery is not None)
-        # Behind a named feature there may be more than the heads.
-        told = found.modules if found is not None and feature is None and output is None else None
         super().__init__(names, options, relations, surgery, ranks, told)
         self._enabled = True
         followed = None if optimizer is None else self._checked_optimizer(optimizer)
@@ -254,8 +257,8 @@ class SaliencyRegularizer(Penalty, Removable):
 
     @property
     def heads(self) -> tuple[nn.Module, ...]:
-        """The head modules in the model; none for a copy, or if it was built without a model."""
-        return () if self._capture is None else self._capture.heads.modules
+        """The head modules in the model (of several, the last); none for a copy, or if it was built without a model."""
+        return () if self._capture is None else self._capture.heads.ends
 
     @property
     def feature_names(self) -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """From a captured forward to distances between tasks.
 
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
-``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers) and ``pooling`` (over
-positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
-scalarisations into ``scalars``.
+``task_columns`` (the outputs of all tasks in one tensor), ``scalars`` (an output to one number per sample),
+``input_gradients`` (gradients of these numbers) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is
+the same as a pure function. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
 from .channel_axis import channel_axis_by_origin
@@ -11,7 +11,8 @@ from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances,
 from .extraction import Given, Saliencies, SaliencyExtractor
 from .pooling import check_pool, resolve_channel_axis
 from .samples import batch_first
-from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
+from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, check_scalarize, scalar_of
+from .task_columns import TaskColumns, task_columns
 from .task_saliencies import captured_by_hand, task_saliencies
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
     "Saliencies",
     "SaliencyExtractor",
     "ScalarizeChoice",
-    "axis_of_columns",
+    "TaskColumns",
     "batch_first",
     "captured_by_hand",
     "channel_axis_by_origin",
@@ -32,6 +33,7 @@ __all__ = [
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",
+    "task_columns",
     "task_distances",
     "task_saliencies",
 ]

@@ -17,7 +17,8 @@ from .channel_axis import channel_axis_by_origin
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
 from .samples import Rows, per_feature
-from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
+from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
+from .task_columns import task_columns
 from .vanishing import Vanishing
 
 
@@ -173,8 +174,8 @@ class SaliencyExtractor:
     ) -> dict[int, Tensor]:
         outputs = forward.outputs
         if forward.columns:
-            column_axis = axis_of_columns(outputs[0], len(self.tasks), shape, axis)
-            outputs = [outputs[0].narrow(column_axis, task, 1) for task in range(len(self.tasks))]
+            columns = task_columns(outputs[0], len(self.tasks), shape, axis, forward.groups)
+            outputs = [columns.part(outputs[0], task) for task in range(len(self.tasks))]
         scalar = partial(scalar_of, feature_shape=shape, channel_axis=axis)
         return {
             task: scalar(output, self.choices[task], labels.get(task), task=self.tasks[task])
@@ -231,6 +232,7 @@ class SaliencyExtractor:
         last = len(shape) - 1
         if (
             not forward.modules
+            or forward.groups
             or not feature.direct
             or pooling.channel_axis != last
             or feature.batch_axis % len(shape) == last

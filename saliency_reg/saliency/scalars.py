@@ -162,16 +162,3 @@ def class_axis(output: Tensor, task: str, feature_shape: torch.Size, channel_axi
         f"has shape {list(feature_shape)}). Pass a callable: scalarize=lambda output: output.sum(1) for one value per "
         "position, scalarize=lambda output: output.amax(-1) - output.mean(-1) for classes on the last axis."
     )
-
-
-def axis_of_columns(output: Tensor, num_tasks: int, feature_shape: torch.Size, channel_axis: int) -> int:
-    """Return the axis of a head's output that has a column per task."""
-    if output.ndim < 2:
-        raise ShapeError(f"the head's output must be [B, {num_tasks}], found {list(output.shape)}.")
-    axis = class_axis(output, "all tasks", feature_shape, channel_axis)
-    if output.shape[axis] != num_tasks:
-        raise TaskError(
-            f"the head's output, shape {list(output.shape)}, has {output.shape[axis]} columns for {num_tasks} tasks. Name "
-            "each column once in tasks=."
-        )
-    return axis

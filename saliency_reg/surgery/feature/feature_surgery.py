@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ...capture import FeatureCapture, FeatureChoice, HeadsChoice, Item, resolve_heads
+from ...capture import ColumnsChoice, FeatureCapture, FeatureChoice, HeadsChoice, Item, resolve_heads
 from ...distributed import Ranks
 from ...errors import WrongTypeError
 from ...torch_tools import Removable, check_not_closure_only, unwrap_optimizer
@@ -31,7 +31,7 @@ class FeatureSurgery(GradientCombiner, Removable):
 
     Args:
         model: the model, or a wrapper around it.
-        heads, tasks: as in :class:`SaliencyRegularizer`; one head with a column per task is possible.
+        heads, tasks, columns: as in :class:`SaliencyRegularizer`; one head with the outputs of all tasks is possible.
         weighting: Gramian ``[T, T]`` to weights ``[T]``: :class:`PCGrad` (the default), a Gramian weighting of TorchJD, or
             any callable. Loss scales multiply the Gramian, so that under GradScaler it should not depend on its size.
         feature: only for heads that are called with several tensors: the modules whose outputs they share.
@@ -69,12 +69,13 @@ class FeatureSurgery(GradientCombiner, Removable):
         feature: FeatureChoice = None,
         output: Item | Mapping[str, Item | None] | None = None,
         channel_axis: int | None = None,
+        columns: ColumnsChoice = None,
         optimizer: Any = None,
         process_group: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
-        found = resolve_heads(model, heads, tasks)
+        found = resolve_heads(model, heads, tasks, columns)
         super().__init__(
             found.tasks, PCGrad() if weighting is None else weighting, Ranks(process_group, model, apart=True)
         )

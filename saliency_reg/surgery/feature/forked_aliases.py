@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...capture import HeadAliases, HeadRun, Heads, Item, Path, contents, put, put_argument, tensors_in
 from ...errors import CaptureError, ConfigurationError
-from ...saliency import axis_of_columns, channel_axis_by_origin, resolve_channel_axis
+from ...saliency import channel_axis_by_origin, resolve_channel_axis, task_columns
 from ...torch_tools import Edge, edge_of, same_tensor, version_of, warn_user
 from .columns import watch_columns
 from .combiner import GradientCombiner
@@ -120,8 +120,9 @@ class ForkedAliases(HeadAliases):
         elif not self._latest.reads_the_same(read):
             raise CaptureError(
                 f"under surgery all heads must read the same tensors: head {name!r} reads {_shapes(read)}, those before it "
-                f"read {_shapes(self._latest.sources)}, or others of that shape. Make what lies between (dropout, pooling, "
-                "gradient reversal) a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
+                f"read {_shapes(self._latest.sources)}, or others of that shape. Name each head from where it begins to its "
+                f"output, with what lies between (tower, dropout, pooling, gradient reversal): {self._as_branches(head)}. "
+                "Or make that a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
                 "else, run them under no_grad."
             )
         edge: Edge | None = None
@@ -158,11 +159,16 @@ class ForkedAliases(HeadAliases):
             )
         read = source if feature is None else feature
         given = channel_axis_by_origin(read, None, None) if self._channel_axis is None else self._channel_axis
-        axis = axis_of_columns(run.output, len(self.heads.tasks), read.shape, resolve_channel_axis(read.shape, given))
+        axis = resolve_channel_axis(read.shape, given)
+        columns = task_columns(run.output, len(self.heads.tasks), read.shape, axis, self.heads.groups)
         edges = [edge for cut in forked.cuts for edge in cut.edges]  # there is one head
         module = self.heads.modules[head] if run.whole else None
-        watched = watch_columns(forked.fork, run.output, axis, edges, module)
+        watched = watch_columns(forked.fork, run.output, columns, edges, module)
         return put(returned, [item for item in items if not callable(item)], watched)
+
+    def _as_branches(self, head: int) -> str:
+        task, name = self.heads.tasks[head], self.heads.names[head]
+        return f"heads={{{task!r}: [<first module>, {name!r}], ...}}"
 
     def _first_of(self, name: str, source: Tensor | None, paths: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
         """Return what a head shares with the others where no feature is named."""
