@@ -64,8 +64,13 @@ class FeatureCapture:
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        several = isinstance(feature, Iterable) and not isinstance(feature, (str, nn.Module))
-        chosen = [] if feature is None else list(feature) if several else [feature]
+        chosen: list[Any]
+        if feature is None:
+            chosen = []
+        elif isinstance(feature, (str, nn.Module)) or not isinstance(feature, Iterable):
+            chosen = [feature]
+        else:
+            chosen = list(feature)
         features = [locate_feature(model, one) for one in chosen]
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
@@ -113,7 +118,9 @@ class FeatureCapture:
         if self.run_all and recorded.problem is None:
             self._run_others(recorded)
         carried = self.aliases.end_forward()
-        self._forget("the latest forward was read already, and each is read once. Call the model before each call")
+        self._forget(
+            "the latest forward was read already, and each is read once. Call the model before each call of the regularizer"
+        )
         self._running = False
         try:
             return checked_forward(recorded, self.heads, self.feature_names, carried)
@@ -291,7 +298,7 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Within, running statistics are copies, so that samples of another task do not move them."""
+    """Within, buffers (running statistics) are copies, so that samples of another task do not move them."""
     before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
     try:
         for own, name, buffer in before:
