@@ -117,7 +117,7 @@ def test_functions_and_what_was_told() -> None:
     first_call._differentiated = {"a"}
     evaluator = SimpleNamespace(target="output", scalarize="auto", pool="sum", channel_axis=None, loss_reduction="mean")
     schedule = SimpleNamespace(strength=0.1, warmup_steps=0, start_step=0)
-    state = {"_evaluator": evaluator, "_first_call": first_call, "_schedule": schedule, "_joiner": None}
+    state: dict[str, Any] = {"_evaluator": evaluator, "_first_call": first_call, "_schedule": schedule, "_joiner": None}
     state |= {"metric": "l1", "reduction": "mean", "check_finite": False, "_form": None, "_reaches_backbone": None}
     state |= {
         "_feature_shape": None,

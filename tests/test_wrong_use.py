@@ -196,6 +196,10 @@ ATTACHING = {
     "a number for a feature": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature=3), errors.WrongTypeError, TypeError, "found int",
     ),
+    "a part of an input after a second colon": Case(
+        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:input:0"),
+        errors.ConfigurationError, ValueError, "'backbone:input.0'",
+    ),
     "a part of a feature after a second colon": Case(
         lambda m: SaliencyRegularizer(m, "heads", feature="backbone:output:0"),
         errors.ConfigurationError, ValueError, "'backbone:output.0'",

@@ -125,7 +125,9 @@ class FeatureCapture:
             self._running = True  # it is no new forward
             self._other_heads.run(recorded)
         carried = self.aliases.end_forward()
-        self._forget("the latest forward was read already, and each is read once. Call the model before each call")
+        self._forget(
+            "the latest forward was read already, and each is read once. Call the model before each call of the regularizer"
+        )
         self._running = False
         try:
             forward = checked_forward(

@@ -39,7 +39,8 @@ def match_names(model: nn.Module, wanted: str, what: str) -> list[str]:
     by_last = {name.rpartition(".")[2]: name for name in names}
     near = difflib.get_close_matches(wanted, [*names, *by_last], n=3, cutoff=0.5)
     if near:
-        hint = f"Did you mean {listed(map(repr, dict.fromkeys(name if name in names else by_last[name] for name in near)))}?"
+        full = dict.fromkeys(name if name in names else by_last[name] for name in near)
+        hint = f"Did you mean {listed(map(repr, full))}?"
     else:
         hint = f"It has {listed(repr(name) for name, _ in model.named_children()) or 'no sub-modules'}."
     error = HeadNotFoundError if what == "head" else ModuleNotFoundInModelError
@@ -106,10 +107,10 @@ def locate_feature(model: nn.Module, feature: str | nn.Module) -> NamedFeature:
         if colon:
             port, *items = rest.split(".")
         if port not in ("input", "output"):
-            part = rest.removeprefix("output:").removeprefix("input:")
+            named, _, part = rest.rpartition(":")
             raise ConfigurationError(
                 f"feature= ends in ':{rest}'. Pass '{feature}:output' (the default) or '{feature}:input', and for a part "
-                f"of it '{feature}:output.{part}'."
+                f"of it '{feature}:{named or 'output'}.{part}'."
             )
     elif not isinstance(feature, nn.Module):
         raise WrongTypeError(

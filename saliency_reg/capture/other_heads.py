@@ -67,7 +67,7 @@ class OtherHeads:
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Within, running statistics are copies, so that samples of another task do not move them."""
+    """Within, buffers (running statistics) are copies, so that samples of another task do not move them."""
     before = [(own, name, buffer) for own in module.modules() for name, buffer in own._buffers.items()]
     try:
         for own, name, buffer in before:

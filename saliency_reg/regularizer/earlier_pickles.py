@@ -14,7 +14,7 @@ from .reach import Reach
 from .sample_mixing import SampleMixing
 
 _TIMM, _TRANSFORMERS = "integrations.timm", "integrations.transformers"
-#: Modules that pickles name, and where their classes are now. Those whose name a package has now are found in its face.
+#: Modules that pickles name, and where what they held is now. Those whose name a package has now are found in its face.
 _MOVED = {
     "distances": "saliency",
     "evaluation": "saliency.extraction",
@@ -35,6 +35,7 @@ _MOVED = {
     f"{_TIMM}.head_config": f"{_TIMM}.model.head_config",
     f"{_TIMM}.pooling": f"{_TIMM}.model.pooling",
     f"{_TIMM}.unmodified": f"{_TIMM}.classifier.unmodified",
+    f"{_TRANSFORMERS}.collator": f"{_TRANSFORMERS}.model.collator",
     f"{_TRANSFORMERS}.configuration": f"{_TRANSFORMERS}.model.configuration",
     f"{_TRANSFORMERS}.head_config": f"{_TRANSFORMERS}.model.head_config",
     f"{_TRANSFORMERS}.masked": f"{_TRANSFORMERS}.model.masked",
@@ -55,7 +56,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 class _MovedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__"):  # else a package's __path__ would make this one, too
             raise AttributeError(name)
         renamed = _RENAMED.get(name, name)
         if not isinstance(renamed, str):

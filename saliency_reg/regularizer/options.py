@@ -70,7 +70,7 @@ class Options:
         words = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _MAY_DIFFER}
         if not isinstance(self.scalarize, str):
             words["scalarize"] = "one per task, or a function"
-        if isinstance(self.channel_axis, Sequence):
+        if isinstance(self.channel_axis, Sequence):  # a list would be compared as numbers
             words["channel_axis"] = tuple(self.channel_axis)
         return words
 

@@ -31,7 +31,7 @@ from .task_sample import TaskSampler
 class Penalty(StateModule):
     """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
 
-    It is attached to nothing: that is :class:`SaliencyRegularizer`, which derives from it. ``heads`` is ``None`` where they
+    Not attached to anything; :class:`SaliencyRegularizer`, which derives from it, is. ``heads`` is ``None`` where they
     do not tell all that is between the feature map and the outputs.
     """
 

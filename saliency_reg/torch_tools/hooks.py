@@ -1,4 +1,4 @@
-"""Hooks on other people's modules that last: the one place that sets them and takes them off; optimizer hooks build on it.
+"""Lasting hooks on other people's modules: the one place that sets them and takes them off; optimizer hooks build on it.
 
 A hook does not keep its owner alive (unless it is told to), is removed when the owner is garbage collected, and does not
 travel: a deep copy or a pickle of a hooked module is a clean module.
