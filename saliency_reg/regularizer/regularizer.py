@@ -24,7 +24,7 @@ from ..relations import RelationWeights
 from ..saliency import Given, ScalarizeChoice, captured_by_hand
 from ..surgery.feature import ForkedAliases
 from ..tasks import Losses, first_few
-from ..torch_tools import Removable, StepHook, check_not_closure_only, unwrap_optimizer
+from ..torch_tools import Removable, StepHook, check_not_closure_only, refuse_reader, unwrap_optimizer
 from .options import Options, tasks_and_heads
 from .penalty import Penalty
 
@@ -211,6 +211,7 @@ class SaliencyRegularizer(Penalty, Removable):
             CaptureError: no unread forward, or one that cannot be used; without any head in all processes (NoHeadRanError).
             SaliencyRegError: one of its kinds, for arguments that do not fit.
         """
+        refuse_reader()
         forward = self._forward_to_read(outputs, features)
         if forward is None:
             return self._zero()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SurgeryError
-from ...torch_tools import Gradient, added, this_pass
+from ...torch_tools import Gradient, added, reader, this_pass
 from .combiner import GradientCombiner, SeparateGradients, TaskGradients
 
 
@@ -48,8 +48,9 @@ class GradientFork:
     def combiner_now(self) -> GradientCombiner | None:
         """Return the combiner, if gradients that arrive now are to be weighed."""
         combiner = self._combiner()
-        # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
-        return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None
+        # With create_graph=True, or for many gradients at once, somebody measures (a saliency, a Jacobian): nothing changes.
+        measured = torch.is_grad_enabled() or reader() is not None
+        return combiner if combiner is not None and combiner.combines and not measured else None
 
     def watch(self, task: int, output: Tensor) -> Tensor:
         """Return an alias of a head's output for the rest of the model, whose gradient is that of the losses alone.
