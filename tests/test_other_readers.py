@@ -114,6 +114,7 @@ def test_what_is_read_is_that_of_the_plain_model(read: Callable[..., dict[str, T
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
     if isinstance(held, SaliencyRegularizer):
+        model.zero_grad()
         (loss_of(outputs) + held()).backward()
         plain = make()[0]
         again = attach(plain)

@@ -1,7 +1,7 @@
 """Tools that torch does not have. Nothing here knows of tasks, heads or penalties.
 
 Read ``hooks`` (hooks on modules) and ``autograd`` (gradients and walks through the graph) first; look up the rest when you
-meet it: ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts, seeded draws), ``attachment`` (objects that
+meet it: ``readers`` (for whom hooks step aside), ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts, seeded draws), ``attachment`` (objects that
 are detached again, and not copied), ``precision`` (number formats), ``checks`` (of arguments; warnings at the user's line).
 """
 
@@ -33,7 +33,7 @@ from .checks import (
 from .hooks import ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
 from .optimizers import StepGuard, StepHook, check_not_closure_only, unwrap_optimizer
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
-from .readers import reader, refuse_reader
+from .readers import are_batched, reader, refuse_reader
 from .state import SeededModule, StateModule, names_from_bytes, names_to_bytes, state_dtype
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "StepGuard",
     "StepHook",
     "added",
+    "are_batched",
     "at_least_float32",
     "check_choice",
     "check_not_closure_only",

@@ -5,7 +5,10 @@ What they make out of a hooked module is then what they would make out of the pl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..errors import ReaderError
@@ -40,3 +43,8 @@ def refuse_reader() -> None:
             f"the regularizer was called within {name}, where its hooks step aside and record no forward. Call it in an "
             "ordinary training step, outside of the function that is transformed, traced or exported."
         )
+
+
+def are_batched(gradients: Iterable[Tensor | None]) -> bool:
+    """Tell whether a backward pass with ``is_grads_batched=True`` brings these."""
+    return any(one is not None and torch._C._functorch.is_legacy_batchedtensor(one) for one in gradients)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SurgeryError
-from ...torch_tools import Gradient, added, reader, this_pass
+from ...torch_tools import Gradient, added, are_batched, this_pass
 from .combiner import GradientCombiner, SeparateGradients, TaskGradients
 
 
@@ -48,9 +48,8 @@ class GradientFork:
     def combiner_now(self) -> GradientCombiner | None:
         """Return the combiner, if gradients that arrive now are to be weighed."""
         combiner = self._combiner()
-        # With create_graph=True, or for many gradients at once, somebody measures (a saliency, a Jacobian): nothing changes.
-        measured = torch.is_grad_enabled() or reader() is not None
-        return combiner if combiner is not None and combiner.combines and not measured else None
+        # With create_graph=True somebody measures (a gradient penalty, a saliency): nothing is to be changed.
+        return combiner if combiner is not None and combiner.combines and not torch.is_grad_enabled() else None
 
     def watch(self, task: int, output: Tensor) -> Tensor:
         """Return an alias of a head's output for the rest of the model, whose gradient is that of the losses alone.
@@ -69,6 +68,8 @@ class GradientFork:
         """Turn ``heads * sources`` gradients of the aliases and ``sources`` of the anchors into one for each source."""
         per_source = [list(gradients[source : -self.sources : self.sources]) for source in range(self.sources)]
         blocker, combiner = self._combiner(), self.combiner_now()
+        if are_batched(gradients):  # many backward passes at once: somebody measures here, too (a Jacobian)
+            combiner = None
         if blocker is not None and blocker.blocks:
             return [None] * self.sources
         combined = [added(*own) for own in per_source]
