@@ -185,10 +185,13 @@ class Penalty(StateModule):
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
-        self._reminders.called(saliencies.present, self.follows_optimizer)
+        self._reminders.called(saliencies.present, self.follows_optimizer, ranks.size > 1)
+        self._reminders.weighed_up(self._report, factor)
+        self._reminders.strength_is(self.strength)
         if self.surgery is not None:
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
             penalty = joining_collectives(penalty, forward, self.surgery)
+        self._reminders.returned(penalty)
         return penalty
 
     def _distances(self, saliencies: Saliencies) -> Tensor:

@@ -247,6 +247,7 @@ class SaliencyRegularizer(Penalty, Removable):
         """Take everything off the model and the optimizer. The relations stay readable."""
         if self._capture is not None:
             self._capture.remove()
+            self._reminders.remove()
         if self._step_hook is not None:
             self._step_hook.remove()
             self._step_hook = None
@@ -268,7 +269,7 @@ class SaliencyRegularizer(Penalty, Removable):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._enabled = bool(value)
+        self._enabled = self._reminders.enabled = bool(value)
         if self._capture is not None:
             self._capture.enabled = self._enabled
 
@@ -298,7 +299,9 @@ class SaliencyRegularizer(Penalty, Removable):
         if self.surgery is not None:
             axis = self._options.channel_axis
             aliases = ForkedAliases(self.surgery, heads, output, named=feature is not None, channel_axis=axis)
-        return FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
+        captured = FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
+        self._reminders.attach(model, heads.names, heads.modules)
+        return captured
 
     def _forward_to_read(self, outputs: Any, features: Any) -> CapturedForward | None:
         """The forward of this call; ``None`` where there is nothing to differentiate."""
@@ -320,7 +323,9 @@ class SaliencyRegularizer(Penalty, Removable):
             )
         several = self._joined_batch.ranks.size > 1
         forward = self._capture.take(empty_on=self.steps.device if several else None)
-        if forward is not None and several and self._capture.run_all:
+        if forward is None:
+            self._reminders.without_graph()
+        elif several and self._capture.run_all:
             raise ConfigurationError(
                 "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
                 "In several processes run all heads in the forward, and take the loss of one."
