@@ -254,12 +254,14 @@ def test_the_warning_comes_after_a_resume_too_and_knows_of_long_accumulation() -
         accumulate()
 
 
-def test_a_head_that_was_replaced_is_missed() -> None:
+def test_a_head_that_was_replaced_is_told_in_the_next_call() -> None:
     model, optimizer = make_model()
     regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    train(model, optimizer, range(3), regularizer)
     model.heads["right"] = type(model.heads["right"])()
-    with pytest.warns(UserWarning, match=r"heads of \['right'\] have not run in 100 training calls"):
-        train(model, optimizer, range(100), regularizer)
+    with pytest.warns(UserWarning, match=r"'heads.right' is no longer the module.*Call .remove\(\)") as caught:
+        train(model, optimizer, range(120), regularizer)
+    assert len(caught) == 1
 
 
 def test_bounded_metrics_have_an_absolute_scale() -> None:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
-from saliency_reg.errors import ReaderError, SaliencyRegError, ScriptingError
+from saliency_reg.errors import ReaderError, SaliencyRegError, ScriptingError, SecondDerivativeError
 
 from .test_hook_hygiene import fingerprint
 
@@ -110,7 +110,8 @@ def test_what_is_read_is_that_of_the_plain_model(read: Callable[..., dict[str, T
     held = attach(model)
     outputs = model(x)  # which the reader does not displace
     found = read(model, x)
-    assert found.keys() == expected.keys() and expected
+    assert expected
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12, msg=name)
     if isinstance(held, SaliencyRegularizer):
@@ -141,9 +142,7 @@ def test_a_call_within_a_transform_is_refused(transform: Any) -> None:
         transform(lambda x: loss_of(model(x[None] if x.ndim == 1 else x)) + regularizer())(x)
 
 
-@attached
-def test_scripting_says_what_to_do(attach: Any) -> None:
-    model, _ = make()
+def test_scripting_says_what_to_do() -> None:
     scripted = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     surgery = FeatureSurgery(scripted, "2", tasks=["a", "b"], feature="1")
     with warnings.catch_warnings():
@@ -177,7 +176,9 @@ def swapped_by_hand(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("swap", [quantized_dynamically, prepared_for_training, swapped_by_hand])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:Please use quant_min", "ignore:torch.ao")
-@pytest.mark.filterwarnings("ignore:_aminmax is deprecated", "ignore:.*quantize_per_tensor.*", "ignore:.*TypedStorage.*")
+@pytest.mark.filterwarnings(
+    "ignore:_aminmax is deprecated", "ignore:.*quantize_per_tensor.*", "ignore:.*TypedStorage.*"
+)
 def test_modules_that_are_swapped(swap: Callable[[nn.Module], None]) -> None:
     model, x = make()
     for task in "ab":
@@ -185,10 +186,13 @@ def test_modules_that_are_swapped(swap: Callable[[nn.Module], None]) -> None:
     regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0", surgery=PCGrad())
     swap(model)
     x = x.to(next((parameter.dtype for parameter in model.parameters()), torch.float32))
-    with pytest.warns(UserWarning, match=r"has taken the place of a module.*Call .remove\(\) before") as caught:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         model(x)
         model(x)
-    assert sum("taken the place" in str(one.message) for one in caught) == 1
+    told = [str(one.message) for one in caught if "taken the place" in str(one.message)]
+    assert len(told) == 1
+    assert "Call .remove() before modules are swapped" in told[0]
     with pytest.raises(SaliencyRegError):
         regularizer()
     regularizer.remove()
@@ -196,3 +200,128 @@ def test_modules_that_are_swapped(swap: Callable[[nn.Module], None]) -> None:
     for module in model.modules():
         assert not any("ModuleHook" in type(hook).__name__ for hook in module._forward_hooks.values())
         assert not any("ModuleHook" in type(hook).__name__ for hook in module._forward_pre_hooks.values())
+
+
+# Backward hooks of others, and compiled functions around the call.
+
+
+def watch(model: nn.Module) -> None:
+    """What a library of per-sample gradients does, in short."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.saved = []
+            module.register_forward_hook(lambda module, args, output: module.saved.append(args[0].detach()))
+            module.register_full_backward_hook(keep_per_sample)
+
+
+def keep_per_sample(module: nn.Module, _: Any, gradients: Any) -> None:
+    module.per_sample = torch.einsum("bi,bj->bij", gradients[0], module.saved.pop())
+
+
+def linear_heads(model: Net) -> None:
+    for task in "ab":
+        model.heads[task] = nn.Linear(8, 1).double()
+
+
+def on_the_heads(model: Net) -> None:
+    watch(model)
+
+
+def on_one_activation(model: Net) -> None:
+    model.heads["b"][1].register_full_backward_pre_hook(lambda module, gradients: None)
+
+
+def of_the_old_kind(model: Net) -> None:
+    model.heads["a"].register_backward_hook(lambda module, inputs, outputs: None)
+
+
+def between_feature_and_heads(model: Net) -> None:
+    model.backbone[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+
+
+@pytest.mark.parametrize(
+    ("put", "where"),
+    [
+        (on_the_heads, r"0 \(Linear\) in the head of task 'a'"),
+        (on_one_activation, r"1 \(GELU\) in the head of task 'b'"),
+        (of_the_old_kind, r"the head \(Sequential\) of task 'a'"),
+        (between_feature_and_heads, "a module between the feature map and the outputs"),
+    ],
+)
+@pytest.mark.parametrize("surgery", [False, True])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing", "ignore:Using a non-full backward hook")
+def test_backward_hooks_of_others(put: Callable[[Net], None], where: str, surgery: bool) -> None:
+    model, x = make()
+    put(model)
+    loss_of(model(x)).backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    options: dict[str, Any] = {"feature": "backbone.0", "surgery": (lambda g: torch.ones(2)) if surgery else None}
+    with (
+        pytest.raises(ReaderError, match=f"backward hooks on {where}.*Take them off"),
+        attach_to(model, **options) as one,
+    ):
+        model(x)
+        one()
+    for module in model.modules():
+        vars(module).pop("per_sample", None)
+        if hasattr(module, "saved"):
+            module.saved.clear()
+    model.zero_grad()
+    with attach_to(model, strength=0.0, **options) as regularizer:
+        with pytest.warns(UserWarning, match=f"backward hooks on {where}.*no saliencies are taken") as caught:
+            penalties = [penalty_and_backward(model, x, regularizer) for _ in range(2)]
+        assert penalties == [0, 0]
+        assert len(caught) == 1
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, 2 * expected[name], rtol=1e-12, atol=1e-15)
+    for module in model.modules():
+        if hasattr(module, "saved"):
+            torch.testing.assert_close(2 * module.per_sample.sum(0), module.weight.grad)
+
+
+def attach_to(model: nn.Module, **options: Any) -> SaliencyRegularizer:
+    return SaliencyRegularizer(model, "heads", **options)
+
+
+def penalty_and_backward(model: Net, x: Tensor, regularizer: SaliencyRegularizer) -> float:
+    loss = loss_of(model(x))
+    penalty = regularizer()
+    (loss + penalty).backward()
+    return float(penalty)
+
+
+def test_backward_hooks_where_nothing_is_differentiated() -> None:
+    """Linear heads are closed form, and the backbone is none of our business. Hooks that were taken off are forgotten."""
+    model, x = make()
+    model.backbone[0].register_full_backward_hook(lambda module, inputs, outputs: None)
+    handle = model.heads["a"].register_full_backward_hook(lambda module, inputs, outputs: None)
+    with attach_to(model) as regularizer:
+        model(x.requires_grad_())
+        with pytest.raises(ReaderError):
+            regularizer()
+        handle.remove()
+        model.heads["a"].register_forward_hook(lambda *_: None)
+        assert penalty_and_backward(model, x, regularizer) > 0
+    linear_heads(model)
+    model.heads["a"].register_full_backward_hook(lambda module, inputs, outputs: None)
+    with attach_to(model) as regularizer:
+        assert penalty_and_backward(model, x, regularizer) > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler, which looks at tensors that are no leaves
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("surgery", [False, True])
+def test_a_compiled_function_that_makes_the_loss(backend: str, surgery: bool) -> None:
+    torch._dynamo.reset()
+    model, x = make()
+    regularizer = attach_to(model, surgery=PCGrad() if surgery else None)
+
+    @torch.compile(backend=backend)
+    def total_loss(x: Tensor) -> Tensor:
+        return loss_of(model(x)) + regularizer()
+
+    if backend == "eager":  # no code of its own: it works
+        total_loss(x).backward()
+        return
+    with pytest.raises(SecondDerivativeError, match=r"Compile the backbone alone, model.backbone.compile\(\)"):
+        total_loss(x)

@@ -1,4 +1,4 @@
-"""What between the feature map and the outputs is not to be differentiated for saliencies: looked for when it may have changed."""
+"""What between the feature map and the outputs is not to be differentiated for saliencies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEFT_OUT = "So no saliencies are taken while the strength is 0, and the relatio
 
 
 class Obstacles:
-    """Keeps saliencies away from backward hooks of others and from compiled code."""
+    """Keeps saliencies away from backward hooks of others and from compiled code; looks again when hooks were set."""
 
     def __init__(self) -> None:
         self._hooks_so_far = -1  # in the whole process: torch numbers them
@@ -60,7 +60,8 @@ class Obstacles:
         where = next(_hooked_parts(forward, tasks), None)
         if thoroughly:
             edges = [edge for feature in forward.features for edge in feature.edges]
-            stop = {edge.node if isinstance(edge, GradientEdge) else edge.grad_fn for edge in edges} - {None}
+            starts = [edge.node if isinstance(edge, GradientEdge) else edge.grad_fn for edge in edges]
+            stop = {node for node in starts if node is not None}
             names = {node.name() for node in nodes_behind((output.grad_fn for output in forward.outputs), stop)}
             self._compiled = any("CompiledFunction" in name for name in names)
             if where is None and "BackwardHookFunctionBackward" in names:

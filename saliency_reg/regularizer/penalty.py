@@ -185,7 +185,8 @@ class Penalty(StateModule):
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
-        self._reminders.called(saliencies.present, self.follows_optimizer, ranks.size > 1)
+        ran = forward.tasks(len(self.tasks))
+        self._reminders.called(ran, saliencies.present, self.follows_optimizer, ranks.size > 1)
         self._reminders.weighed_up(self._report, factor)
         self._reminders.strength_is(self.strength)
         if self.surgery is not None:

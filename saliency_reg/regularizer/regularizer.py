@@ -9,15 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..capture import (
-    CapturedForward,
-    FeatureCapture,
-    FeatureChoice,
-    HeadAliases,
-    Heads,
-    HeadsChoice,
-    Item,
-)
+from ..capture import CapturedForward, FeatureCapture, FeatureChoice, HeadAliases, Heads, HeadsChoice, Item
 from ..distributed import Ranks
 from ..errors import CaptureError, ConfigurationError
 from ..relations import RelationWeights
@@ -38,8 +30,8 @@ class SaliencyRegularizer(Penalty, Removable):
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
     graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It runs no module a second time, draws
-    no random number and has no parameters. Hooks on tensors between the feature map and the outputs (full backward
-    hooks of heads included) do see the gradient that is taken here.
+    no random number and has no parameters. Hooks on tensors between the feature map and the outputs see the gradient that
+    is taken here; full backward hooks of modules there, of which libraries of per-sample gradients consist, are refused.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
     every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
@@ -182,6 +174,7 @@ class SaliencyRegularizer(Penalty, Removable):
             )
         return cls(model, heads, strength=strength, **fixed, **options)
 
+    @torch._disable_dynamo  # within a compiled function it runs as it is written, and says what does not work there
     def forward(
         self,
         *,
@@ -245,9 +238,9 @@ class SaliencyRegularizer(Penalty, Removable):
 
     def remove(self) -> None:
         """Take everything off the model and the optimizer. The relations stay readable."""
+        self._reminders.remove()
         if self._capture is not None:
             self._capture.remove()
-            self._reminders.remove()
         if self._step_hook is not None:
             self._step_hook.remove()
             self._step_hook = None
@@ -339,8 +332,7 @@ class SaliencyRegularizer(Penalty, Removable):
         return inner
 
     def _zero(self) -> Tensor:
-        device = None if self._capture is None else self._capture.device()
-        return torch.zeros((), device=device or self.steps.device)
+        return torch.zeros((), device=(self._capture and self._capture.device()) or self.steps.device)
 
     def _strength_changes(self) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.

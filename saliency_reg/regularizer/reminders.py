@@ -35,14 +35,16 @@ _NEVER_RAN = (
     "after attaching, call .remove() and build the regularizer anew."
 )
 _ALONE = (
-    f"never two heads have run together in {ALONE} training calls, so the penalty was 0 in all of them: it compares tasks on "
-    "the same samples. {advice}"
+    f"never two tasks have come together in {ALONE} training calls, so the penalty was 0 in all of them: it compares tasks "
+    "on the same samples. {advice}"
 )
 _RUN_ALL = "Pass run_all_heads=True, or run all heads in each forward and take the loss of one."
 _RUN_ALL_IN_FORWARD = "Run all heads in each forward, and take the loss of one."
+_SEVERAL_LOSSES = "Pass the losses of all tasks that have one in the same call."
 _NOT_CALLED = (
-    f"{{count}} and regularizer() was not called since: no penalty is in the loss, and the relations do not move. Call it "
-    "after each training forward and add it, loss = losses + regularizer(); set .enabled = False if it is not to act."
+    "{count} and regularizer() was not called with gradients enabled since: no penalty is in the loss, and the relations do "
+    "not move. Call it after each training forward and add it, loss = losses + regularizer(); set .enabled = False if it is "
+    "not to act."
 )
 _STEPS = f"the attached optimizer took {CALLS} steps"
 _FORWARDS = f"the heads ran in {CALLS} training forwards"
@@ -81,6 +83,7 @@ class Reminders(PartlyCopied):
         #: The number of the latest call in which a task's head ran.
         self._latest = [0] * len(self._tasks)
         self._differentiated: list[bool] = []
+        self._undifferentiated = 0
         #: The penalty at a strength of 1 as a share of the task losses, from one of the first calls with losses.
         self._share: float | None = None
         self.enabled = True
@@ -122,33 +125,38 @@ class Reminders(PartlyCopied):
         if self._calls_without_graph == CALLS:
             self._tell("graph", _NO_GRAPH)
 
-    def called(self, present: Sequence[int], has_optimizer: bool, several_processes: bool) -> None:
-        """Note a training call with these tasks."""
+    def called(self, ran: Sequence[int], present: Sequence[int], has_optimizer: bool, several_processes: bool) -> None:
+        """Note a training call in which the heads of some tasks ``ran``, of which those ``present`` have a saliency."""
         self._calls += 1
         self._since_step += 1
         self._steps_without_call = self._forwards_without_call = self._calls_without_graph = 0
         self._together = self._together or len(present) != 1  # without any, others do
-        for task in present:
+        for task in ran:
             self._latest[task] = self._calls
         if self._places:
             self._check_places()
         if self._since_step == CALLS:
-            self._tell("steps", _NO_STEP if has_optimizer else _NO_OPTIMIZER)
+            unused = f" Also, {_NOT_DIFFERENTIATED}" if self._undifferentiated >= CALLS - 1 else ""
+            self._tell("steps", (_NO_STEP if has_optimizer else _NO_OPTIMIZER) + unused)
+            if unused:
+                self._told.add("backward")
         if self._calls == ALONE and not self._together:
-            self._tell("alone", _ALONE.format(advice=_RUN_ALL_IN_FORWARD if several_processes else _RUN_ALL))
-        if present and self._calls % CALLS == 0:
+            advice = _RUN_ALL_IN_FORWARD if several_processes else _RUN_ALL
+            self._tell("alone", _ALONE.format(advice=advice if len(ran) == 1 else _SEVERAL_LOSSES))
+        if ran and self._calls % CALLS == 0:
             missing = [task for task, latest in zip(self._tasks, self._latest) if latest <= self._calls - CALLS]
-            if missing and "alone" not in self._told:
+            if missing and not self._told & {"alone", "replaced"}:
                 self._tell("tasks", _NEVER_RAN.format(tasks=missing))
 
     def returned(self, penalty: Tensor) -> None:
         """Watch, until it has been seen once, whether a backward pass reaches what the calls return."""
         if self._differentiated or not penalty.requires_grad:
             return
-        if self._calls == CALLS:
+        self._undifferentiated += 1
+        if self._undifferentiated == CALLS:
             self._tell("backward", _NOT_DIFFERENTIATED)
         seen = self._differentiated
-        penalty.register_hook(lambda _: None if seen else seen.append(True))
+        penalty.register_hook(lambda _: None if seen else seen.append(True))  # type: ignore[no-untyped-call]
 
     def weighed_up(self, report: SaliencyReport, factor: float) -> None:
         """Compare the penalty with the losses in one of the first calls that have them, at the strength after warm-up.
@@ -170,7 +178,7 @@ class Reminders(PartlyCopied):
         balanced = 1 / self._share
         logger.warning(_DROWNED, self._share * strength, strength, balanced, balanced / 20)
 
-    def _ran(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _ran(self, module: nn.Module, *_: Any) -> None:
         if self.enabled and module.training and torch.is_grad_enabled() and not in_backward():
             self._forwards_without_call += 1
             if self._forwards_without_call == CALLS:

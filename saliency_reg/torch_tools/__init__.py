@@ -1,8 +1,9 @@
 """Tools that torch does not have. Nothing here knows of tasks, heads or penalties.
 
 Read ``hooks`` (hooks on modules) and ``autograd`` (gradients and walks through the graph) first; look up the rest when you
-meet it: ``readers`` (for whom hooks step aside), ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts, seeded draws), ``attachment`` (objects that
-are detached again, and not copied), ``precision`` (number formats), ``checks`` (of arguments; warnings at the user's line).
+meet it: ``readers`` (for whom hooks step aside), ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts,
+seeded draws), ``attachment`` (objects that are detached again, and not copied), ``precision`` (number formats), ``checks``
+(of arguments; warnings at the user's line).
 """
 
 from .attachment import PartlyCopied, Removable

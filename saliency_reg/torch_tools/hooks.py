@@ -86,8 +86,8 @@ class _ModuleHook(Hook):
         if owner is not None and owner not in _told:
             _told.add(owner)
             warn_user(
-                f"a {type(module).__name__} has taken the place of a module that a regularizer or surgery is attached to, as "
-                "quantization and fusing of modules do; it is not seen there. Call .remove() before modules are swapped, "
+                f"a {type(module).__name__} has taken the place of a module that a regularizer or surgery is attached to, "
+                "as quantization and fusing of modules do; it is not seen there. Call .remove() before modules are swapped, "
                 "and attach a new one afterwards to go on training with it."
             )
 

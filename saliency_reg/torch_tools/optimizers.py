@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ConfigurationError, WrongTypeError
 from .hooks import Hook, remove_all
 
-
 #: Where wrappers carry an optimizer that is not among their own attributes.
 _PROPERTIES = ("optimizer", "optim", "base_optimizer")
 

@@ -62,7 +62,7 @@ class SeparateGradients:
 #: Training forwards without any gradient weighed after which the user is told.
 FORWARDS = 100
 _NEVER_WEIGHED = (
-    f"the surgery has weighed no gradient in {FORWARDS} training forwards: no backward pass has brought it gradients of task "
+    f"surgery has weighed no gradient in {FORWARDS} training forwards: no backward pass has brought it gradients of task "
     "losses. It leaves backward passes with create_graph=True as they are, and those that stop before the feature map (a "
     "frozen backbone). Call loss.backward() without create_graph on losses of the heads' outputs, or leave surgery out."
 )
@@ -77,7 +77,7 @@ class _Mode(Enum):
 class GradientCombiner(StateModule):
     """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that."""
 
-    #: Forwards that began, until gradients are weighed or the user is told that they never were.
+    #: Forwards so far, until gradients are weighed or the user is told that they never were.
     _idle: int | None = 0
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None, "_task_gradients": None, "_mode": _Mode.COMBINE}
 
