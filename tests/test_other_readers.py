@@ -256,12 +256,10 @@ def test_backward_hooks_of_others(put: Callable[[Net], None], where: str, surger
     loss_of(model(x)).backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     options: dict[str, Any] = {"feature": "backbone.0", "surgery": (lambda g: torch.ones(2)) if surgery else None}
-    with (
-        pytest.raises(ReaderError, match=f"backward hooks on {where}.*Take them off"),
-        attach_to(model, **options) as one,
-    ):
+    with attach_to(model, **options) as regularizer:
         model(x)
-        one()
+        with pytest.raises(ReaderError, match=f"backward hooks on {where}.*Take them off"):
+            regularizer()
     for module in model.modules():
         vars(module).pop("per_sample", None)
         if hasattr(module, "saved"):
@@ -271,7 +269,7 @@ def test_backward_hooks_of_others(put: Callable[[Net], None], where: str, surger
         with pytest.warns(UserWarning, match=f"backward hooks on {where}.*no saliencies are taken") as caught:
             penalties = [penalty_and_backward(model, x, regularizer) for _ in range(2)]
         assert penalties == [0, 0]
-        assert len(caught) == 1
+        assert sum("no saliencies" in str(one.message) for one in caught) == 1
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * expected[name], rtol=1e-12, atol=1e-15)
     for module in model.modules():
@@ -287,7 +285,7 @@ def penalty_and_backward(model: Net, x: Tensor, regularizer: SaliencyRegularizer
     loss = loss_of(model(x))
     penalty = regularizer()
     (loss + penalty).backward()
-    return float(penalty)
+    return float(penalty.detach())
 
 
 def test_backward_hooks_where_nothing_is_differentiated() -> None:
@@ -308,20 +306,36 @@ def test_backward_hooks_where_nothing_is_differentiated() -> None:
         assert penalty_and_backward(model, x, regularizer) > 0
 
 
+class Listed(Net):
+    """The compiler makes code of this forward, and none of the generator expression above."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        feature = self.backbone(x)
+        return [head(feature) for head in self.heads.values()]
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler, which looks at tensors that are no leaves
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("surgery", [False, True])
-def test_a_compiled_function_that_makes_the_loss(backend: str, surgery: bool) -> None:
+@pytest.mark.parametrize("kind", [Net, Listed])
+def test_a_compiled_function_that_makes_the_loss(kind: type[Net], surgery: bool) -> None:
     torch._dynamo.reset()
-    model, x = make()
+    torch.manual_seed(0)
+    model, x = kind().double(), torch.randn(4, 6, dtype=torch.float64)
     regularizer = attach_to(model, surgery=PCGrad() if surgery else None)
 
-    @torch.compile(backend=backend)
     def total_loss(x: Tensor) -> Tensor:
         return loss_of(model(x)) + regularizer()
 
-    if backend == "eager":  # no code of its own: it works
-        total_loss(x).backward()
+    total_loss(x).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    regularizer.remove()
+    regularizer = attach_to(model, surgery=PCGrad() if surgery else None)
+    compiled = torch.compile(total_loss, backend="aot_eager")
+    if kind is Listed:
+        with pytest.raises(SecondDerivativeError, match=r"Compile the backbone alone, model.backbone.compile\(\)"):
+            compiled(x)
         return
-    with pytest.raises(SecondDerivativeError, match=r"Compile the backbone alone, model.backbone.compile\(\)"):
-        total_loss(x)
+    compiled(x).backward()
+    for parameter, value in zip(model.parameters(), expected):
+        torch.testing.assert_close(parameter.grad, value, rtol=1e-12, atol=1e-15)

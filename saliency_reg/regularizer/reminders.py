@@ -92,7 +92,7 @@ class Reminders(PartlyCopied):
 
     def attach(self, model: nn.Module, names: Sequence[str], heads: Sequence[nn.Module]) -> None:
         """Count the forwards of the heads, and remember where in the model they are."""
-        self._hooks = ModuleHooks(self)
+        self._hooks = ModuleHooks(self, tells=False)  # the capture does
         self._hooks.after(heads[0], self._ran)
         places: dict[str, tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module], str]] = {}
         for name in names:

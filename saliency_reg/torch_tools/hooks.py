@@ -57,9 +57,12 @@ class _ModuleHook(Hook):
     the hook takes itself off, and says so.
     """
 
-    def __init__(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...], keep: bool) -> None:
+    def __init__(
+        self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...], keep: bool, tells: bool
+    ) -> None:
         super().__init__(method, *bound, keep=keep)
         self._module = weakref.ref(module)
+        self._tells = tells
 
     @property
     def __name__(self) -> str:
@@ -83,7 +86,7 @@ class _ModuleHook(Hook):
             for key in [key for key, hook in vars(module)[table].items() if hook is self]:
                 del vars(module)[table][key]
         owner = self.owner
-        if owner is not None and owner not in _told:
+        if self._tells and owner is not None and owner not in _told:
             _told.add(owner)
             warn_user(
                 f"a {type(module).__name__} has taken the place of a module that a regularizer or surgery is attached to, "
@@ -125,11 +128,13 @@ class _CleanState:
 class ModuleHooks:
     """Sets hooks on modules that call methods of their owner. When the owner is garbage collected, the hooks go too.
 
-    With ``keep`` the modules keep the owner alive, for an owner that nobody has to call.
+    With ``keep`` the modules keep the owner alive, for an owner that nobody has to call. ``tells`` is whether the user is
+    told of hooks that others took along to another module.
     """
 
-    def __init__(self, owner: object, keep: bool = False) -> None:
+    def __init__(self, owner: object, keep: bool = False, *, tells: bool = True) -> None:
         self._keep = keep
+        self._tells = tells
         self._handles: list[RemovableHandle] = []
         self._modules: list[weakref.ref[nn.Module]] = []
         # The finalizer must not refer to the owner, so it is given the lists and a function outside of it.
@@ -151,7 +156,7 @@ class ModuleHooks:
     def _hook(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...]) -> _ModuleHook:
         self._modules.append(weakref.ref(module))
         vars(module)["__getstate__"] = _CleanState(module)
-        return _ModuleHook(module, method, bound, self._keep)
+        return _ModuleHook(module, method, bound, self._keep, self._tells)
 
 
 def remove_all(handles: list[RemovableHandle], modules: list[weakref.ref[nn.Module]]) -> None:
