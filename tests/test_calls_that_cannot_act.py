@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
+from saliency_reg.regularizer import reminders
+from saliency_reg.surgery.feature import combiner
 
-HERE = pytest.mark.filterwarnings("ignore:the relations have not moved")
+
+@pytest.fixture(autouse=True)
+def _ten_for_a_hundred(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The messages have the numbers that hold outside of these tests."""
+    monkeypatch.setattr(reminders, "CALLS", 10)
+    monkeypatch.setattr(reminders, "ALONE", 4)
+    monkeypatch.setattr(combiner, "FORWARDS", 10)
 
 
 class Net(nn.Module):
@@ -28,14 +36,18 @@ class Net(nn.Module):
 
 
 def loss_of(outputs: dict[str, Tensor]) -> Tensor:
-    return sum(output.square().mean() for output in outputs.values())
+    return torch.stack([output.square().mean() for output in outputs.values()]).sum()
 
 
 def told(steps: int, step: Callable[[int], object], words: str) -> None:
     """Exactly one warning in so many steps, and none of another kind."""
-    with pytest.warns(UserWarning, match=words) as caught:
+
+    def train_on() -> None:
         for number in range(steps):
             step(number)
+
+    with pytest.warns(UserWarning, match=words) as caught:
+        train_on()
     assert len(caught) == 1, [str(one.message) for one in caught]
 
 
@@ -54,9 +66,9 @@ def train(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def test_what_acts_is_not_told() -> None:
-    """Heads run in pairs, the strength is 0 at first, and micro-batches are added up: 250 steps without a word."""
-    model, optimizer, regularizer, x = make(start_step=50, surgery=PCGrad())
-    for step in range(250):
+    """Heads run in pairs, the strength is 0 at first, and micro-batches are added up, in many steps without a word."""
+    model, optimizer, regularizer, x = make(start_step=5, surgery=PCGrad())
+    for step in range(25):
         for pair in ("ab", "bc"):
             (loss_of(model(x, pair)) + regularizer()).backward()
         if step % 2:
@@ -68,7 +80,7 @@ def test_what_acts_is_not_told() -> None:
 def test_one_head_in_each_call(order: str) -> None:
     model, optimizer, regularizer, x = make()
     told(
-        150,
+        15,
         lambda step: train(loss_of(model(x, order[step % len(order)])) + regularizer(), optimizer),
         "never two tasks have come together in 20 training calls.*Pass run_all_heads=True",
     )
@@ -82,40 +94,40 @@ def test_one_loss_in_each_call() -> None:
         losses = {task: model(x)[task].square().mean()}
         train(losses[task] + regularizer(losses=losses), optimizer)
 
-    told(150, step, "never two tasks have come together.*Pass the losses of all tasks")
+    told(15, step, "never two tasks have come together.*Pass the losses of all tasks")
 
 
 def test_one_head_with_run_all_heads_is_not_told() -> None:
     model, optimizer, regularizer, x = make(run_all_heads=True)
-    for step in range(40):
+    for step in range(12):
         train(loss_of(model(x, "abc"[step % 3])) + regularizer(), optimizer)
 
 
 def test_a_head_that_runs_no_more() -> None:
     model, optimizer, regularizer, x = make()
     told(
-        300,
-        lambda step: train(loss_of(model(x, "ab" if step > 10 else "abc")) + regularizer(), optimizer),
+        30,
+        lambda step: train(loss_of(model(x, "ab" if step > 5 else "abc")) + regularizer(), optimizer),
         r"heads of \['c'\] have not run in 100 training calls",
     )
 
 
 def test_the_line_is_forgotten() -> None:
     model, optimizer, _regularizer, x = make()
-    told(250, lambda _: train(loss_of(model(x)), optimizer), "100 training forwards.*loss = losses \\+ regularizer")
+    told(25, lambda _: train(loss_of(model(x)), optimizer), "100 training forwards.*loss = losses \\+ regularizer")
 
 
 def test_the_line_is_forgotten_where_the_heads_are_not_seen() -> None:
     """The optimizer steps alone: the loop trains a copy of the heads, or runs the model in evaluation mode."""
     model, optimizer, _regularizer, x = make()
     model.eval()
-    told(250, lambda _: train(loss_of(model(x)), optimizer), "optimizer took 100 steps and regularizer")
+    told(25, lambda _: train(loss_of(model(x)), optimizer), "optimizer took 100 steps and regularizer")
 
 
 def test_the_line_is_forgotten_after_a_while_and_without_an_optimizer() -> None:
     model, _optimizer, regularizer, x = make()
     loss_of(model(x)).add(regularizer()).backward()
-    told(250, lambda _: loss_of(model(x)).backward(), "100 training forwards")
+    told(25, lambda _: loss_of(model(x)).backward(), "100 training forwards")
 
 
 @pytest.mark.parametrize("how", ["disabled", "evaluation", "no_grad", "removed"])
@@ -127,7 +139,7 @@ def test_a_regularizer_that_is_not_to_act_is_not_told(how: str) -> None:
         regularizer.remove()
     elif how == "evaluation":
         model.eval()
-    for _ in range(250):
+    for _ in range(25):
         with torch.set_grad_enabled(how != "no_grad"):
             model(x)
 
@@ -141,14 +153,14 @@ def test_a_call_within_no_grad_is_none() -> None:
             loss += regularizer()
         train(loss, optimizer)
 
-    told(150, step, "was not called with gradients enabled")
+    told(15, step, "was not called with gradients enabled")
 
 
 @pytest.mark.parametrize("use", [lambda p: 0, lambda p: p.item(), lambda p: p.detach()])
 def test_a_penalty_that_is_not_differentiated(use: Callable[[Tensor], object]) -> None:
     model, optimizer, regularizer, x = make()
     told(
-        250,
+        25,
         lambda _: train(loss_of(model(x)) + use(regularizer()), optimizer),
         r"no backward pass has reached the penalty in 100 training calls.*without .item\(\)",
     )
@@ -170,7 +182,7 @@ def test_a_penalty_that_is_not_differentiated_in_a_loop_without_steps() -> None:
         regularizer()
         loss_of(outputs).backward()
 
-    told(250, in_order, "relations have not moved.*Also, no backward pass has reached the penalty")
+    told(25, in_order, "relations have not moved.*Also, no backward pass has reached the penalty")
 
 
 def test_outputs_without_a_graph() -> None:
@@ -181,7 +193,7 @@ def test_outputs_without_a_graph() -> None:
         model(x)
         assert regularizer() == 0
 
-    told(250, step, "returned 0 in 100 calls.*carry no graph")
+    told(25, step, "returned 0 in 100 calls.*carry no graph")
 
 
 @pytest.mark.parametrize("alone", [False, True])
@@ -205,7 +217,7 @@ def test_surgery_that_never_weighs(alone: bool, why: str) -> None:
             attached.step()
         torch.autograd.grad(loss, parameters, create_graph=why == "create_graph", allow_unused=True)
 
-    told(250, step, words)
+    told(25, step, words)
 
 
 def test_surgery_that_weighs_is_not_told() -> None:
@@ -213,7 +225,7 @@ def test_surgery_that_weighs_is_not_told() -> None:
     model, x = Net().double(), torch.randn(5, 4, dtype=torch.float64)
     surgery = FeatureSurgery(model, "heads")
     loss_of(model(x)).backward()
-    for _ in range(150):
+    for _ in range(15):
         model(x)
     assert surgery.report is None
 
@@ -239,10 +251,10 @@ def test_a_head_that_is_replaced(replaced: str) -> None:
     elif replaced == "new":
         model.heads["b"] = copy.deepcopy(model.heads["b"])
     else:
-        model.heads = nn.ModuleDict({**model.heads.items(), "b": nn.Linear(6, 1).double()})
+        model.heads = nn.ModuleDict({**dict(model.heads.items()), "b": nn.Linear(6, 1).double()})
     name = "heads" if replaced == "all of them" else "heads.b"
     told(
-        150,
+        15,
         lambda _: train(loss_of(model(x)) + regularizer(), optimizer),
         f"'{name}' is no longer the module.*build the regularizer anew",
     )

@@ -45,7 +45,7 @@ attached = pytest.mark.parametrize("attach", ATTACHED.values(), ids=ATTACHED.key
 
 
 def loss_of(outputs: tuple[Tensor, ...]) -> Tensor:
-    return sum(output.square().mean() for output in outputs)
+    return torch.stack([output.square().mean() for output in outputs]).sum()
 
 
 def gradients_of_program(program: Any, x: Tensor) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from ..capture import CapturedForward, FeatureCapture, FeatureChoice, HeadAliases, Heads, HeadsChoice, Item
 from ..distributed import Ranks
@@ -174,7 +175,7 @@ class SaliencyRegularizer(Penalty, Removable):
             )
         return cls(model, heads, strength=strength, **fixed, **options)
 
-    @torch._disable_dynamo  # within a compiled function it runs as it is written, and says what does not work there
+    @_disable_dynamo  # within a compiled function it runs as it is written, and says what does not work there
     def forward(
         self,
         *,
