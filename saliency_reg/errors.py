@@ -19,7 +19,9 @@ __all__ = [
     "NoHeadRanError",
     "NonFiniteError",
     "NotConnectedError",
+    "ReaderError",
     "SaliencyRegError",
+    "ScriptingError",
     "SecondDerivativeError",
     "ShapeError",
     "StateMismatchError",
@@ -87,6 +89,14 @@ class CaptureError(SaliencyRegError, RuntimeError):
 
 class NoHeadRanError(CaptureError):
     """The model's forward ended without any of the heads; with several processes, on all of them."""
+
+
+class ReaderError(SaliencyRegError, RuntimeError):
+    """A call within a transform, a trace or an export of a function; or beside hooks of others that it would disturb."""
+
+
+class ScriptingError(SaliencyRegError, AttributeError):
+    """TorchScript was asked to compile a module while hooks of this package are on it."""
 
 
 class SecondDerivativeError(SaliencyRegError, NotImplementedError):

@@ -178,6 +178,7 @@ def tensors_alive() -> int:
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
 
+@pytest.mark.filterwarnings("ignore:the heads ran in 100 training forwards")
 def test_forwards_without_a_call_leave_memory_flat() -> None:
     model, _ = make_model()
     regularizer = SaliencyRegularizer(model)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances, task_saliencies
-from saliency_reg.errors import TaskError
+from saliency_reg.errors import TaskError, WrongTypeError
 
 from .training import TASKS, Net, batch, make_model, train
 
@@ -87,6 +87,61 @@ def test_wrapped_and_late_optimizers() -> None:
     assert moved(regularizer) == 1
     other.step()
     assert moved(regularizer) == 2
+
+
+class TwoSteps(torch.optim.Optimizer):
+    """The interface of SAM, in the ways that packages have it."""
+
+    def __init__(self, parameters, carried_as: str, **options) -> None:
+        super().__init__(parameters, options)
+        self.inside = carried_as
+        setattr(self, carried_as, torch.optim.SGD(self.param_groups, **options))
+
+    def second_step(self) -> None:
+        getattr(self, self.inside).step()
+
+    def step(self, closure=None) -> None:
+        self.second_step()
+
+
+class WithoutInit(torch.optim.Optimizer):
+    """As Lookahead in timm, and post-local SGD in torch: without the hooks that optimizers have."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self._base_optimizer = inner
+        self.param_groups = inner.param_groups
+
+    def step(self, closure=None) -> None:
+        self._base_optimizer.step()
+
+
+class Alone(WithoutInit):
+    def __init__(self, parameters) -> None:
+        self.param_groups = [{"params": list(parameters)}]
+
+
+@pytest.mark.parametrize("carried_as", ["base_optimizer", "optim", "_optimizer", "my_own_name"])
+@pytest.mark.parametrize("method", ["step", "second_step"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_optimizers_around_optimizers(carried_as: str, method: str, wrapped: bool) -> None:
+    model, _ = make_model()
+    optimizer = TwoSteps(model.parameters(), carried_as, lr=0.1)
+    outer = WithoutInit(optimizer) if wrapped else optimizer
+    regularizer = SaliencyRegularizer(model, optimizer=outer)
+    for _ in range(3):
+        forward_and_penalty(model, regularizer).backward()
+        outer.step() if wrapped else getattr(optimizer, method)()
+    assert moved(regularizer) == int(regularizer.steps) == 3
+
+
+def test_optimizers_without_hooks_are_refused() -> None:
+    model, optimizer = make_model()
+    with pytest.raises(WrongTypeError, match=r"Alone derives from torch.optim.Optimizer.*regularizer.step\(\)"):
+        SaliencyRegularizer(model, optimizer=Alone(model.parameters()))
+    both = Wrapper(optimizer)
+    both.another = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(WrongTypeError, match="found Wrapper"):
+        SaliencyRegularizer(model, optimizer=both)
 
 
 FUSED_ON_CPU = pytest.param(
@@ -199,12 +254,14 @@ def test_the_warning_comes_after_a_resume_too_and_knows_of_long_accumulation() -
         accumulate()
 
 
-def test_a_head_that_was_replaced_is_missed() -> None:
+def test_a_head_that_was_replaced_is_told_in_the_next_call() -> None:
     model, optimizer = make_model()
     regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    train(model, optimizer, range(3), regularizer)
     model.heads["right"] = type(model.heads["right"])()
-    with pytest.warns(UserWarning, match=r"heads of \['right'\] have not run in 100 training calls"):
-        train(model, optimizer, range(100), regularizer)
+    with pytest.warns(UserWarning, match=r"'heads.right' is no longer the module.*Call .remove\(\)") as caught:
+        train(model, optimizer, range(120), regularizer)
+    assert len(caught) == 1
 
 
 def test_bounded_metrics_have_an_absolute_scale() -> None:

@@ -19,6 +19,7 @@ from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of
 from ..tasks import sum_of_losses
 from ..torch_tools import StateModule, names_to_bytes
 from .earlier_pickles import as_now
+from .obstacles import Obstacles
 from .options import Options, check_weighting_level
 from .reach import Reach
 from .reminders import Reminders
@@ -72,6 +73,7 @@ class Penalty(StateModule):
         self._has_pending = False
         self._static_graph = StaticGraphCheck()
         self._mixing = SampleMixing(options.cross_sample)
+        self._obstacles = Obstacles()
         self._reach = Reach(heads, options.target, options.scalarize)
         self._reminders = Reminders(self.tasks)
         self._report: SaliencyReport | None = None
@@ -168,6 +170,7 @@ class Penalty(StateModule):
         if ranks.size > 1:
             self._static_graph.check(_values(given.losses if self._options.target == "loss" else given.outputs))
         losses = sum_of_losses(given.losses, self.tasks, forward.device)
+        forward = self._obstacles.kept_clear(forward, self.tasks, strength)
         # In several processes tasks are drawn from all: those that ran may differ.
         drawn_from = forward.tasks(len(self.tasks)) if ranks.size == 1 else range(len(self.tasks))
         chosen, factor = self.sampler.choose(drawn_from)
@@ -184,10 +187,14 @@ class Penalty(StateModule):
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
-        self._reminders.called(forward.tasks(len(self.tasks)), self.follows_optimizer)
+        ran = forward.tasks(len(self.tasks))
+        self._reminders.called(ran, saliencies.present, self.follows_optimizer, ranks.size > 1)
+        self._reminders.weighed_up(self._report, factor)
+        self._reminders.strength_is(self.strength)
         if self.surgery is not None:
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
             penalty = joining_collectives(penalty, forward, self.surgery)
+        self._reminders.returned(penalty)
         return penalty
 
     def _distances(self, saliencies: Saliencies) -> Tensor:
@@ -263,6 +270,7 @@ class Penalty(StateModule):
         return lines
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        self._obstacles = Obstacles()
         super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from ..capture import (
     CapturedForward,
@@ -25,7 +26,7 @@ from ..relations import RelationWeights
 from ..saliency import Given, ScalarizeChoice, captured_by_hand
 from ..surgery.feature import ForkedAliases
 from ..tasks import Losses, first_few
-from ..torch_tools import Removable, StepHook, check_not_closure_only, unwrap_optimizer
+from ..torch_tools import Removable, StepHook, check_not_closure_only, refuse_reader, unwrap_optimizer
 from .options import Options, tasks_and_heads
 from .penalty import Penalty
 
@@ -39,8 +40,8 @@ class SaliencyRegularizer(Penalty, Removable):
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
     graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It runs no module a second time, draws
-    no random number and has no parameters. Hooks on tensors between the feature map and the outputs (full backward
-    hooks of heads included) do see the gradient that is taken here.
+    no random number and has no parameters. Hooks on tensors between the feature map and the outputs see the gradient that
+    is taken here; full backward hooks of modules there, of which libraries of per-sample gradients consist, are refused.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
     every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
@@ -187,6 +188,7 @@ class SaliencyRegularizer(Penalty, Removable):
             )
         return cls(model, heads, strength=strength, **fixed, **options)
 
+    @_disable_dynamo  # within a compiled function it runs as it is written, and says what does not work there
     def forward(
         self,
         *,
@@ -216,6 +218,7 @@ class SaliencyRegularizer(Penalty, Removable):
             CaptureError: no unread forward, or one that cannot be used; without any head in all processes (NoHeadRanError).
             SaliencyRegError: one of its kinds, for arguments that do not fit.
         """
+        refuse_reader()
         forward = self._forward_to_read(outputs, features)
         if forward is None:
             return self._zero()
@@ -249,6 +252,7 @@ class SaliencyRegularizer(Penalty, Removable):
 
     def remove(self) -> None:
         """Take everything off the model and the optimizer. The relations stay readable."""
+        self._reminders.remove()
         if self._capture is not None:
             self._capture.remove()
         if self._step_hook is not None:
@@ -272,7 +276,7 @@ class SaliencyRegularizer(Penalty, Removable):
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
-        self._enabled = bool(value)
+        self._enabled = self._reminders.enabled = bool(value)
         if self._capture is not None:
             self._capture.enabled = self._enabled
 
@@ -302,7 +306,9 @@ class SaliencyRegularizer(Penalty, Removable):
         if self.surgery is not None:
             axis = self._options.channel_axis
             aliases = ForkedAliases(self.surgery, heads, output, named=feature is not None, channel_axis=axis)
-        return FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
+        captured = FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
+        self._reminders.attach(model, heads.names, heads.ends)
+        return captured
 
     def _forward_to_read(self, outputs: Any, features: Any) -> CapturedForward | None:
         """The forward of this call; ``None`` where there is nothing to differentiate."""
@@ -324,7 +330,9 @@ class SaliencyRegularizer(Penalty, Removable):
             )
         several = self._joined_batch.ranks.size > 1
         forward = self._capture.take(empty_on=self.steps.device if several else None)
-        if forward is not None and several and self._capture.run_all:
+        if forward is None:
+            self._reminders.without_graph()
+        elif several and self._capture.run_all:
             raise ConfigurationError(
                 "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
                 "In several processes run all heads in the forward, and take the loss of one."
@@ -338,8 +346,7 @@ class SaliencyRegularizer(Penalty, Removable):
         return inner
 
     def _zero(self) -> Tensor:
-        device = None if self._capture is None else self._capture.device()
-        return torch.zeros((), device=device or self.steps.device)
+        return torch.zeros((), device=(self._capture and self._capture.device()) or self.steps.device)
 
     def _strength_changes(self) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.

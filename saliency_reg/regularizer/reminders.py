@@ -1,13 +1,26 @@
-"""What a user is told once, after it has gone on for a while."""
+"""What a user is told once: calls that cannot act, and what should have happened after training has gone on for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+import weakref
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-from ..torch_tools import warn_user
+import torch
+from torch import Tensor, nn
 
-#: Training calls without a step of the relations, or without a run of some head, after which the user is told.
+from ..report import SaliencyReport
+from ..torch_tools import ModuleHooks, PartlyCopied, derives_from, in_backward, warn_user
+
+logger = logging.getLogger("saliency_reg")
+
+#: Training calls, forwards or optimizer steps without something, after which the user is told.
 CALLS = 100
+#: Calls in which never two heads ran together, after which the user is told.
+ALONE = 20
+#: How many times the task losses the penalty may be before the user is told.
+SHARE = 3
 _NO_OPTIMIZER = (
     f"the relations have not moved in {CALLS} training calls: no optimizer is attached. Pass optimizer=..., call "
     "regularizer.attach_optimizer(optimizer), or call regularizer.step() after each update."
@@ -21,34 +34,172 @@ _NEVER_RAN = (
     f"the heads of {{tasks}} have not run in {CALLS} training calls, so the penalty leaves them out. If a head was replaced "
     "after attaching, call .remove() and build the regularizer anew."
 )
+_ALONE = (
+    f"never two tasks have come together in {ALONE} training calls, so the penalty was 0 in all of them: it compares tasks "
+    "on the same samples. {advice}"
+)
+_RUN_ALL = "Pass run_all_heads=True, or run all heads in each forward and take the loss of one."
+_RUN_ALL_IN_FORWARD = "Run all heads in each forward, and take the loss of one."
+_SEVERAL_LOSSES = "Pass the losses of all tasks that have one in the same call."
+_NOT_CALLED = (
+    "{count} and regularizer() was not called with gradients enabled since: no penalty is in the loss, and the relations do "
+    "not move. Call it after each training forward and add it, loss = losses + regularizer(); set .enabled = False if it is "
+    "not to act."
+)
+_STEPS = f"the attached optimizer took {CALLS} steps"
+_FORWARDS = f"the heads ran in {CALLS} training forwards"
+_NOT_DIFFERENTIATED = (
+    f"no backward pass has reached the penalty in {CALLS} training calls: it was computed and changed no gradient. Add what "
+    "regularizer() returns to the loss before loss.backward(), without .item() or .detach()."
+)
+_NO_GRAPH = (
+    f"regularizer() returned 0 in {CALLS} calls, because the outputs of the heads carry no graph. Run the model with "
+    "gradients enabled and heads that require grad, or call regularizer() under torch.no_grad() where none is meant."
+)
+_REPLACED = (
+    "{name!r} is no longer the module that the regularizer is attached to, but a {kind}: what the heads in the model "
+    "compute now is not what the penalty is of. Call .remove(), and build the regularizer anew."
+)
+_DROWNED = (
+    "The penalty is %.3g times the task losses with strength=%g, which drowns them. With strength=%.2g it would be about as "
+    "large as they are; start with a share of 0.01 to 0.1 of them, strength=%.2g (report.share)."
+)
 
 
-class Reminders:
+class Reminders(PartlyCopied):
     """Counts training calls, and warns once of each thing that should have happened by now."""
+
+    in_a_copy: ClassVar[dict[str, Any]] = {"_hooks": None, "_places": []}
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tuple(tasks)
-        self._seen: set[int] = set()
         self._told: set[str] = set()
         self._calls = 0
         self._since_step = 0
+        self._steps_without_call = 0
+        self._forwards_without_call = 0
+        self._calls_without_graph = 0
+        self._together = False
+        #: The number of the latest call in which a task's head ran.
+        self._latest = [0] * len(self._tasks)
+        self._differentiated: list[bool] = []
+        self._undifferentiated = 0
+        #: The penalty at a strength of 1 as a share of the task losses, from one of the first calls with losses.
+        self._share: float | None = None
+        self.enabled = True
+        self._hooks: ModuleHooks | None = None
+        self._places: list[tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module], str]] = []
+
+    def attach(self, model: nn.Module, names: Sequence[str], heads: Sequence[nn.Module]) -> None:
+        """Count the forwards of the heads, and remember where in the model they are."""
+        self._hooks = ModuleHooks(self, tells=False)  # the capture does
+        self._hooks.after(heads[0], self._ran)
+        places: dict[str, tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module], str]] = {}
+        for name in names:
+            parent, path = model, ""
+            for key in name.split(".") if name else ():
+                path = f"{path}.{key}" if path else key
+                child = parent._modules.get(key)
+                if child is None:
+                    break
+                places[path] = weakref.ref(parent), key, weakref.ref(child), path
+                parent = child
+        self._places = list(places.values())
+
+    def remove(self) -> None:
+        if self._hooks is not None:
+            self._hooks.remove()
 
     def stepped(self) -> None:
         """Note that the relations were given the chance to move."""
         self._since_step = 0
+        if self.enabled:
+            self._steps_without_call += 1
+            if self._steps_without_call == CALLS:
+                self._tell("not called", _NOT_CALLED.format(count=_STEPS))
 
-    def called(self, present: Iterable[int], has_optimizer: bool) -> None:
-        """Note a training call with these tasks."""
-        self._seen.update(present)
+    def without_graph(self) -> None:
+        """Note a call with gradients enabled for a forward without a graph."""
+        self._calls_without_graph += 1
+        self._forwards_without_call = 0
+        if self._calls_without_graph == CALLS:
+            self._tell("graph", _NO_GRAPH)
+
+    def called(self, ran: Sequence[int], present: Sequence[int], has_optimizer: bool, several_processes: bool) -> None:
+        """Note a training call in which the heads of some tasks ``ran``, of which those ``present`` have a saliency."""
         self._calls += 1
         self._since_step += 1
+        self._steps_without_call = self._forwards_without_call = self._calls_without_graph = 0
+        self._together = self._together or len(present) != 1  # without any, others do
+        for task in ran:
+            self._latest[task] = self._calls
+        if self._places:
+            self._check_places()
         if self._since_step == CALLS:
-            self._tell("steps", _NO_STEP if has_optimizer else _NO_OPTIMIZER)
-        if self._calls == CALLS and len(self._seen) < len(self._tasks):
-            missing = [task for index, task in enumerate(self._tasks) if index not in self._seen]
-            self._tell("tasks", _NEVER_RAN.format(tasks=missing))
+            unused = f" Also, {_NOT_DIFFERENTIATED}" if self._undifferentiated >= CALLS - 1 else ""
+            self._tell("steps", (_NO_STEP if has_optimizer else _NO_OPTIMIZER) + unused)
+            if unused:
+                self._told.add("backward")
+        if self._calls == ALONE and not self._together:
+            advice = _RUN_ALL_IN_FORWARD if several_processes else _RUN_ALL
+            self._tell("alone", _ALONE.format(advice=advice if len(ran) == 1 else _SEVERAL_LOSSES))
+        if ran and self._calls % CALLS == 0:
+            missing = [task for task, latest in zip(self._tasks, self._latest) if latest <= self._calls - CALLS]
+            if missing and not self._told & {"alone", "replaced"}:
+                self._tell("tasks", _NEVER_RAN.format(tasks=missing))
+
+    def returned(self, penalty: Tensor) -> None:
+        """Watch, until it has been seen once, whether a backward pass reaches what the calls return."""
+        if self._differentiated or not penalty.requires_grad:
+            return
+        self._undifferentiated += 1
+        if self._undifferentiated == CALLS:
+            self._tell("backward", _NOT_DIFFERENTIATED)
+        seen = self._differentiated
+        penalty.register_hook(lambda _: None if seen else seen.append(True))  # type: ignore[no-untyped-call]
+
+    def weighed_up(self, report: SaliencyReport, factor: float) -> None:
+        """Compare the penalty with the losses in one of the first calls that have them, at the strength after warm-up.
+
+        ``factor`` is what a sum over some pairs of tasks stands for.
+        """
+        if self._share is not None or report.losses is None:
+            return
+        pairs = torch.nan_to_num(report.distances, nan=0.0) * report.relations.to(report.distances)
+        share = factor * float(pairs.triu(1).sum()) / (abs(float(report.losses)) or torch.inf)
+        if 0 < share < torch.inf or self._calls > 2:  # a few tries; each waits for the device
+            self._share = share if 0 < share < torch.inf else 0.0
+
+    def strength_is(self, strength: float) -> None:
+        """Tell, once it is known how large the penalty is, if it drowns the losses at this strength."""
+        if self._share is None or self._share * strength <= SHARE or "share" in self._told:
+            return
+        self._told.add("share")
+        balanced = 1 / self._share
+        logger.warning(_DROWNED, self._share * strength, strength, balanced, balanced / 20)
+
+    def _ran(self, module: nn.Module, *_: Any) -> None:
+        if self.enabled and module.training and torch.is_grad_enabled() and not in_backward():
+            self._forwards_without_call += 1
+            if self._forwards_without_call == CALLS:
+                self._tell("not called", _NOT_CALLED.format(count=_FORWARDS))
+
+    def _check_places(self) -> None:
+        for parent, key, child, path in self._places:
+            holder = parent()
+            now = None if holder is None else holder._modules.get(key)
+            if now is not None and now is not child():
+                self._places = []
+                # A wrapper that runs the same module is no replacement.
+                if not derives_from(now, "FullyShardedDataParallel", "CheckpointWrapper", "OptimizedModule"):
+                    self._tell("replaced", _REPLACED.format(name=path, kind=type(now).__name__))
+                return
 
     def _tell(self, what: str, message: str) -> None:
         if what not in self._told:
             self._told.add(what)
             warn_user(message)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_tasks"])  # type: ignore[misc]  # earlier versions counted less
+        vars(self).update(state)

@@ -1,8 +1,9 @@
 """Tools that torch does not have. Nothing here knows of tasks, heads or penalties.
 
 Read ``hooks`` (hooks on modules) and ``autograd`` (gradients and walks through the graph) first; look up the rest when you
-meet it: ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts, seeded draws), ``attachment`` (objects that
-are detached again, and not copied), ``precision`` (number formats), ``checks`` (of arguments; warnings at the user's line).
+meet it: ``readers`` (for whom hooks step aside), ``optimizers`` (hooks on steps), ``state`` (buffers as state, counts,
+seeded draws), ``attachment`` (objects that are detached again, and not copied), ``precision`` (number formats), ``checks``
+(of arguments; warnings at the user's line).
 """
 
 from .attachment import PartlyCopied, Removable
@@ -33,6 +34,7 @@ from .checks import (
 from .hooks import ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
 from .optimizers import StepGuard, StepHook, check_not_closure_only, unwrap_optimizer
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
+from .readers import are_batched, reader, refuse_reader
 from .state import SeededModule, StateModule, names_from_bytes, names_to_bytes, state_dtype
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "StepGuard",
     "StepHook",
     "added",
+    "are_batched",
     "at_least_float32",
     "check_choice",
     "check_not_closure_only",
@@ -65,6 +68,8 @@ __all__ = [
     "non_negative_number",
     "owners_of_hooks",
     "positive_number",
+    "reader",
+    "refuse_reader",
     "same_tensor",
     "share_below_one",
     "state_dtype",

@@ -14,6 +14,10 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ScriptingError
+from .checks import warn_user
+from .readers import reader
+
 #: nn.Module keeps the ids of hooks with special calling conventions in tables beside these two.
 _SIDE_TABLES = {
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
@@ -40,6 +44,55 @@ class Hook:
     def __reduce__(self) -> Any:
         # Only reached for modules that copy their hooks in a way of their own: the copy gets one without effect.
         return _inert, ()
+
+
+#: Owners of hooks that were found on modules which took the place of theirs.
+_told: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class _ModuleHook(Hook):
+    """Calls a method before or after a forward of one module; it steps aside where that is read by others.
+
+    Whoever swaps modules may take hooks along, to where nobody knows of them and without their keyword arguments: there
+    the hook takes itself off, and says so.
+    """
+
+    def __init__(
+        self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...], keep: bool, tells: bool
+    ) -> None:
+        super().__init__(method, *bound, keep=keep)
+        self._module = weakref.ref(module)
+        self._tells = tells
+
+    @property
+    def __name__(self) -> str:
+        raise ScriptingError(
+            "TorchScript cannot compile the hooks of an attached regularizer or surgery. Call .remove() on it before "
+            "torch.jit.script, or use torch.jit.trace or torch.export, for which they step aside."
+        )
+
+    def is_on(self, module: nn.Module) -> bool:
+        return self._module() is module
+
+    def __call__(self, *args: Any) -> Any:
+        if self._module() is not args[0]:
+            return self._leave(args[0])
+        return None if reader() is not None else super().__call__(*args)
+
+    def _leave(self, module: nn.Module) -> None:
+        if getattr(module, "_is_replica", False):  # of DataParallel: its tables are those of the module
+            return
+        for table in _SIDE_TABLES:
+            for key in [key for key, hook in vars(module)[table].items() if hook is self]:
+                del vars(module)[table][key]
+        owner = self.owner
+        if self._tells and owner is not None and owner not in _told:
+            _told.add(owner)
+            warn_user(
+                f"a {type(module).__name__} has taken the place of a module that a regularizer or surgery is attached to, "
+                "as quantization and fusing of modules do; it is not seen there. Call .remove() before modules are swapped, "
+                "and attach a new one afterwards to go on training with it."
+            )
 
 
 def _inert() -> Callable[..., None]:
@@ -75,11 +128,13 @@ class _CleanState:
 class ModuleHooks:
     """Sets hooks on modules that call methods of their owner. When the owner is garbage collected, the hooks go too.
 
-    With ``keep`` the modules keep the owner alive, for an owner that nobody has to call.
+    With ``keep`` the modules keep the owner alive, for an owner that nobody has to call. ``tells`` is whether the user is
+    told of hooks that others took along to another module.
     """
 
-    def __init__(self, owner: object, keep: bool = False) -> None:
+    def __init__(self, owner: object, keep: bool = False, *, tells: bool = True) -> None:
         self._keep = keep
+        self._tells = tells
         self._handles: list[RemovableHandle] = []
         self._modules: list[weakref.ref[nn.Module]] = []
         # The finalizer must not refer to the owner, so it is given the lists and a function outside of it.
@@ -87,21 +142,21 @@ class ModuleHooks:
 
     def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any, first: bool = False) -> None:
         """Call ``method(*bound, module, args, kwargs)`` before each forward; with ``first``, before the hooks of others."""
-        self._note(module)
-        hook = Hook(method, *bound, keep=self._keep)
+        hook = self._hook(module, method, bound)
         self._handles.append(module.register_forward_pre_hook(hook, prepend=first, with_kwargs=True))
 
     def after(self, module: nn.Module, method: Callable[..., Any], *bound: Any, always: bool = False) -> None:
         """Call ``method(*bound, module, args, output)`` after each forward; with ``always``, also when it raised."""
-        self._note(module)
-        self._handles.append(module.register_forward_hook(Hook(method, *bound, keep=self._keep), always_call=always))
+        hook = self._hook(module, method, bound)
+        self._handles.append(module.register_forward_hook(hook, always_call=always))
 
     def remove(self) -> None:
         remove_all(self._handles, self._modules)
 
-    def _note(self, module: nn.Module) -> None:
+    def _hook(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...]) -> _ModuleHook:
         self._modules.append(weakref.ref(module))
         vars(module)["__getstate__"] = _CleanState(module)
+        return _ModuleHook(module, method, bound, self._keep, self._tells)
 
 
 def remove_all(handles: list[RemovableHandle], modules: list[weakref.ref[nn.Module]]) -> None:
@@ -122,7 +177,7 @@ def owners_of_hooks(module: nn.Module) -> list[object]:
 
 def is_hooked(module: nn.Module) -> bool:
     """Tell whether a hook of this package is on the module."""
-    return any(isinstance(hook, Hook) for hook in _forward_hooks(module))
+    return any(isinstance(hook, _ModuleHook) and hook.is_on(module) for hook in _forward_hooks(module))
 
 
 def has_only_our_hooks(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Hooks around the steps of optimizers, and the optimizers inside of wrappers."""
+"""Hooks around the steps of optimizers, and the optimizers inside of wrappers and of other optimizers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,43 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import ConfigurationError, WrongTypeError
 from .hooks import Hook, remove_all
 
+#: Where wrappers carry an optimizer that is not among their own attributes.
+_PROPERTIES = ("optimizer", "optim", "base_optimizer")
+
 
 def unwrap_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Return the innermost optimizer of wrappers that carry it as ``.optimizer``."""
+    """Return the innermost optimizer of wrappers that carry one: as ``.optimizer``, ``.optim``, ``.base_optimizer``, ...
+
+    It is the one that changes the parameters: a wrapper may have another method for that than ``step``.
+    """
     inner: Any = None if hasattr(optimizer, "get_last_lr") else optimizer  # a scheduler carries .optimizer, too
     for _ in range(8):  # wrappers of wrappers, but no endless chain
-        if getattr(inner, "optimizer", None) is None:
+        carried = _carried_by(inner)
+        if len(carried) != 1:
             break
-        inner = inner.optimizer
+        inner = carried[0]
     if not isinstance(inner, torch.optim.Optimizer):
         raise WrongTypeError(
             f"optimizer must be a torch.optim.Optimizer, or a wrapper with one as .optimizer; found "
             f"{type(optimizer).__name__}. In a loop without one, call regularizer.step() after each update."
         )
+    if not hasattr(inner, "_optimizer_step_post_hooks"):
+        raise WrongTypeError(
+            f"{type(inner).__name__} derives from torch.optim.Optimizer, but has none of its hooks on steps, as it did not "
+            "call its __init__. Pass the optimizer inside of it, or leave optimizer= out and call regularizer.step() after "
+            "each update."
+        )
     return inner
+
+
+def _carried_by(wrapper: Any) -> list[Any]:
+    """Return what a wrapper may hold on to as the optimizer; of several, nobody knows which counts."""
+    own = getattr(wrapper, "__dict__", {}).values()
+    found = {id(one): one for one in own if isinstance(one, torch.optim.Optimizer) and one is not wrapper}
+    if not found:
+        named = (getattr(wrapper, name, None) for name in _PROPERTIES)
+        return [one for one in named if one is not None and one is not wrapper][:1]
+    return list(found.values())
 
 
 def check_not_closure_only(optimizer: torch.optim.Optimizer) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...distributed import Ranks
 from ...errors import ConfigurationError, SurgeryError
 from ...report import SurgeryReport
-from ...torch_tools import Gradient, StateModule
+from ...torch_tools import Gradient, StateModule, warn_user
 from .. import Weighting, check_weighting, gramian_over, task_weights, weighted_sum
 
 
@@ -59,6 +59,15 @@ class SeparateGradients:
         return self.gradients
 
 
+#: Training forwards without any gradient weighed after which the user is told.
+FORWARDS = 100
+_NEVER_WEIGHED = (
+    f"surgery has weighed no gradient in {FORWARDS} training forwards: no backward pass has brought it gradients of task "
+    "losses. It leaves backward passes with create_graph=True as they are, and those that stop before the feature map (a "
+    "frozen backbone). Call loss.backward() without create_graph on losses of the heads' outputs, or leave surgery out."
+)
+
+
 class _Mode(Enum):
     COMBINE = "weigh the task gradients"
     PASS = "add them up, as without surgery"
@@ -68,6 +77,8 @@ class _Mode(Enum):
 class GradientCombiner(StateModule):
     """Weighs the gradients that the heads send back to the feature map they share, and keeps figures of that."""
 
+    #: Forwards so far, until gradients are weighed or the user is told that they never were.
+    _idle: int | None = 0
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None, "_task_gradients": None, "_mode": _Mode.COMBINE}
 
     def __init__(self, tasks: Sequence[str], weighting: Any, ranks: Ranks) -> None:
@@ -134,6 +145,11 @@ class GradientCombiner(StateModule):
         """Forget the latest backward pass. All processes are here: the backward of one may not reach the fork."""
         self._report = self._task_gradients = None
         self.ranks.prepare()
+        if self._idle is not None and self.enabled:
+            self._idle += 1
+            if self._idle > FORWARDS:
+                self._idle = None
+                warn_user(_NEVER_WEIGHED)
 
     @property
     def combines(self) -> bool:
@@ -155,6 +171,7 @@ class GradientCombiner(StateModule):
         gramian = self.ranks.add(gramian.clone()) / self.ranks.size**2
         if self.ranks.size > 1 and not bool(gramian.any()):
             return None
+        self._idle = None
         weights = task_weights(self.weighting, gramian, self.ranks)
         self._report = SurgeryReport.of(self.tasks, gramian, weights)
         if self.keep_task_gradients:

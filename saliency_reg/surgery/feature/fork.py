@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import SurgeryError
-from ...torch_tools import Gradient, added, this_pass
+from ...torch_tools import Gradient, added, are_batched, this_pass
 from .combiner import GradientCombiner, SeparateGradients, TaskGradients
 
 
@@ -68,6 +68,8 @@ class GradientFork:
         """Turn ``heads * sources`` gradients of the aliases and ``sources`` of the anchors into one for each source."""
         per_source = [list(gradients[source : -self.sources : self.sources]) for source in range(self.sources)]
         blocker, combiner = self._combiner(), self.combiner_now()
+        if are_batched(gradients):  # many backward passes at once: somebody measures here, too (a Jacobian)
+            combiner = None
         if blocker is not None and blocker.blocks:
             return [None] * self.sources
         combined = [added(*own) for own in per_source]
