@@ -47,7 +47,7 @@ class PCGrad(SeededModule):
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
         """The order of one call (by default the next), ``[T, T-1]``: row ``i`` has the others as task ``i`` meets them."""
-        generator = self.generator_of(self._count("calls") if call is None else call)
+        generator = self.generator_of(self._value("calls") if call is None else call)
         keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
         return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
@@ -55,7 +55,7 @@ class PCGrad(SeededModule):
     def forward(self, gramian: Tensor) -> Tensor:
         """Return the weights."""
         order = self.order(len(gramian)).to(gramian.device)
-        self._count_up("calls")
+        self._set_value("calls", self._value("calls") + 1)
         norms = gramian.diagonal()
         inverse = torch.where(norms == 0, torch.zeros_like(norms), norms.reciprocal())[order]  # [T, T-1]
         products = gramian.clone()  # row i: of what has become of g_i, with all gradients
