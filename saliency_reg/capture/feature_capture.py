@@ -19,7 +19,7 @@ from .aliases import HeadAliases
 from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
 from .heads import Heads
 from .lookup import NamedFeature, locate_feature
-from .nested import Item, contents, first_tensor, pick, put, put_argument
+from .nested import Item, contents, first_tensor, pick, put, put_argument, taken_by
 
 #: What the public ``feature=`` accepts.
 FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
@@ -149,7 +149,7 @@ class FeatureCapture:
                 if index not in recorded.runs:
                     # Running statistics are copies, so that samples of another task do not move them.
                     statistics = {name: buffer.clone() for name, buffer in module.named_buffers()}
-                    functional_call(module, statistics, args, kwargs)
+                    functional_call(module, statistics, *taken_by(self.heads.names[index], module, args, kwargs))
 
     def _forget(self, why: str) -> None:
         self._latest = None

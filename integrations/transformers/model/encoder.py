@@ -82,6 +82,11 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
         check_has_model(config)
     try:
         own = getattr(transformers, class_name, None) if class_name is not None else None
+        if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):
+            raise EncoderError(
+                f"encoder_class={class_name!r} is no class of models in transformers. Pass the name of one, such as "
+                "'BertModel', or leave it out for that of AutoModel."
+            )
         model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)
     except ValueError as error:
         raise EncoderError(
