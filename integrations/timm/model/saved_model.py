@@ -111,7 +111,7 @@ def _check_sizes(description: Mapping[str, Any], weights: Path) -> None:
     for name, value in description.items():
         most = max(found, _LARGEST_SIDE if name == "image_size" else _NOT_COMPARED)
         if (largest := max(_numbers_in(value), default=0)) > most:
-            raise ValueError(f"{name} has {largest:g}, more than any size in {weights.name}: expected at most {most}")
+            raise ValueError(f"{name} has {largest:g}, more than any size in {weights.name}, at most {most}")
 
 
 def _numbers_in(value: Any) -> Iterator[float]:
