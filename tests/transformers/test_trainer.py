@@ -124,6 +124,17 @@ class OrderedTrainer(InOrder, SaliencyTrainer):
     pass
 
 
+def loss_of_step(model: Any, output: Any, batch: Any, step: Any) -> Tensor:
+    """The part of this micro-batch in the loss of a step, times their number: all labels of a task count alike."""
+    if not isinstance(model, MultiTaskModel):
+        return output.loss
+    total = output.loss * 0
+    for task, loss in output.losses.items():
+        here, of_all = (sum(int((one["labels"][task] != -100).sum()) for one in own) for own in ([batch], step))
+        total = total + model.head_configs[task].weight * loss * here * len(step) / of_all
+    return total
+
+
 def loop_by_hand(
     model: nn.Module, regularizer: SaliencyRegularizer, data: list[dict[str, Any]], collate: Any, epochs: int = 2
 ) -> None:
@@ -137,7 +148,8 @@ def loop_by_hand(
             optimizer.zero_grad()
             for batch in step:
                 output = model(**collate(batch))
-                ((output.loss + regularizer(losses=output.loss.detach())) / len(step)).backward()
+                loss = loss_of_step(model, output, collate(batch), [collate(other) for other in step])
+                ((loss + regularizer(losses=loss.detach())) / len(step)).backward()
             optimizer.step()
 
 
@@ -230,7 +242,7 @@ def loop_with_sample_losses(model: Any, regularizer: SaliencyRegularizer, data: 
             for batch in step:
                 output = model(**batch)
                 losses = model.sample_losses(output.logits, batch["labels"])
-                ((output.loss + regularizer(losses=losses)) / len(step)).backward()
+                ((loss_of_step(model, output, batch, step) + regularizer(losses=losses)) / len(step)).backward()
             optimizer.step()
 
 

@@ -166,8 +166,8 @@ def _existing(folder: str | os.PathLike[str], name: str) -> Path:
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{str(path)!r} could not be read ({type(error).__name__}: {first_line(error)}). The file is not whole: save or copy "
-        "it again."
+        f"{str(path)!r} could not be read ({type(error).__name__}: {first_line(error)}). The file is not whole: save or "
+        "copy it again."
     )
 
 

@@ -330,8 +330,8 @@ class ParameterSurgery(StateModule, Removable):
         names = [] if saved is None else names_from_bytes(saved)
         if names and self.tasks is not None and tuple(names) != self.tasks:
             raise StateMismatchError(
-                f"the state dict was saved for the tasks {names}, but this surgery has {list(self.tasks)}. Build it with the "
-                "same tasks in the same order."
+                f"the state dict was saved for the tasks {names}, but this surgery has {list(self.tasks)}. Build it with "
+                "the same tasks in the same order."
             )
         if saved is not None and weights is not None and len(weights) != len(names):
             raise StateMismatchError(f"the state dict has {len(weights)} weights for the tasks {names}. Save it again.")
