@@ -360,13 +360,25 @@ def weights_after_same_batch(weighting: Any, without: str) -> list[float]:
 # Changing sets of tasks.
 
 
+class MayRead(nn.Module):
+    """A head that may read the output of another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 1), nn.Tanh())
+
+    def forward(self, feature: Tensor, other: Tensor | None = None) -> Tensor:
+        own = self.layers(feature)
+        return own if other is None else own * other
+
+
 class Chained(nn.Module):
     """Head ``b`` reads the output of ``a``, if that ran."""
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Linear(6, 8)
-        self.heads = nn.ModuleDict({task: nn.Sequential(nn.Linear(8, 1), nn.Tanh()) for task in "abcd"})
+        self.heads = nn.ModuleDict({task: MayRead() for task in "abcd"})
 
     def forward(self, x: Tensor, tasks: str) -> dict[str, Tensor]:
         return self.from_feature(self.backbone(x), tasks)
@@ -374,9 +386,7 @@ class Chained(nn.Module):
     def from_feature(self, feature: Tensor, tasks: str) -> dict[str, Tensor]:
         outputs: dict[str, Tensor] = {}
         for task in tasks:
-            outputs[task] = self.heads[task](feature)
-            if task == "b" and "a" in outputs:
-                outputs[task] = outputs[task] * outputs["a"]
+            outputs[task] = self.heads[task](feature, outputs.get("a") if task == "b" else None)
         return outputs
 
 

@@ -469,7 +469,7 @@ def test_an_encoder_class_that_is_no_model(name: str) -> None:
         {"heads": [{"task": ["a"]}]},
     ],
 )
-def test_configurations_that_make_no_model(options: dict[str, Any]) -> None:
+def test_entries_of_a_configuration_file(options: dict[str, Any]) -> None:
     with pytest.raises(SaliencyRegError):
         MultiTaskConfig(
             **{"encoder_config": transformers.BertConfig(**TINY_SIZES), "heads": {"a": HeadConfig()}, **options}
