@@ -81,7 +81,7 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     if class_name is None:
         check_has_model(config)
     try:
-        own = getattr(transformers, class_name, None) if class_name is not None else None
+        own: Any = getattr(transformers, class_name, None) if class_name is not None else None
         if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):
             raise EncoderError(
                 f"encoder_class={class_name!r} is no class of models in transformers. Pass the name of one, such as "

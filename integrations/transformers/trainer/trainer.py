@@ -98,7 +98,7 @@ class SaliencyTrainerMixin:
         loss, outputs = base.compute_loss(model, inputs, True, None if means else num_items_in_batch, **kwargs)
         steps = _micro_batches(trainer) if divided else 1
         self._note(self._train_losses, outputs, labels)
-        if loss is getattr(outputs, "loss", None):
+        if loss is not None and loss is getattr(outputs, "loss", None):
             loss = self._over_the_step(loss, outputs, labels)
         if means:
             loss = loss / steps
