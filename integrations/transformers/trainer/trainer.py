@@ -153,7 +153,7 @@ class SaliencyTrainerMixin:
             device = next(iter(losses.values())).device
             sums.add(losses, label_counts(labels, sums.tasks, device))
 
-    def _over_the_step(self, loss: Tensor, outputs: Any, labels: Any) -> Tensor:
+    def _over_the_step(self, loss: Any, outputs: Any, labels: Any) -> Any:
         """Let each label of a task count alike, whichever micro-batch (of whichever process) of the step it is in."""
         trainer: Any = self
         steps, losses = _micro_batches(trainer), getattr(outputs, "losses", None)
