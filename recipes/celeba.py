@@ -20,6 +20,7 @@ from .fingerprints import fingerprint_of
 from .hub import load_splits
 from .images import single_run
 from .images.columns import with_images
+from .images.files import as_seen
 from .images.label_columns import check_columns, labels_of, without_constant_tasks
 from .images.pictured import Picture, first_images
 from .images.run_arguments import add_run_arguments
@@ -97,7 +98,7 @@ class HubImages:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = self._rows[index]
         try:
-            image = self._split[row]["image"].convert("RGB")
+            image = as_seen(self._split[row]["image"])
         except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"row {row} of the data has no readable image ({error}). Remove it.") from error
         return self._transform(image), self._labels[index]

@@ -70,6 +70,7 @@ def test_state_holds_tensors_only_and_no_parameters() -> None:
     assert set(state) == {
         "task_names",
         "steps",
+        "steps_as_float",
         "sampler.calls",
         "sampler.seed_in_use",
         "relations.running_distances",

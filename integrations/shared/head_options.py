@@ -14,6 +14,8 @@ from ...torch_tools import check_choice, share_below_one, whole_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 
+#: Beyond any layer that fits into a memory.
+_MOST = 10**8
 _Config = TypeVar("_Config")
 
 
@@ -22,7 +24,7 @@ def set_checked(config: Any, outputs: str, **choices: Sequence[str]) -> None:
 
     ``outputs`` is its field with the number of outputs, ``choices`` are the values that further fields may have.
     """
-    values: dict[str, Any] = {outputs: whole_number(outputs, getattr(config, outputs), least=1)}
+    values: dict[str, Any] = {outputs: _size(outputs, getattr(config, outputs))}
     values["hidden"] = _checked_widths(config.hidden)
     for name, allowed in {"activation": tuple(ACTIVATIONS), **choices}.items():
         check_choice(name, getattr(config, name), allowed)
@@ -37,7 +39,14 @@ def _checked_widths(hidden: object) -> tuple[int, ...]:
         raise WrongTypeError(
             f"hidden must be a tuple of widths, found {hidden!r}. Pass hidden=(64,) for one hidden layer."
         )
-    return tuple(whole_number("each width in hidden", width, least=1) for width in hidden)
+    return tuple(_size("each width in hidden", width) for width in hidden)
+
+
+def _size(name: str, value: object) -> int:
+    number = whole_number(name, value, least=1)
+    if number > _MOST:
+        raise ConfigurationError(f"{name} must be at most {_MOST}, found {number}. Pass the size of a layer.")
+    return number
 
 
 def check_number(name: str, value: object, *, above_zero: bool = False) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..extras import need
+from .files import as_seen
 
 __all__ = ["decoded_pixels", "with_images"]
 
@@ -42,7 +43,7 @@ def decoded_pixels(split: Any, column: str, place: str) -> Tensor:
         try:
             source = io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
             with image.open(source) as opened:
-                arrays.append(np.asarray(opened.convert("RGB")))
+                arrays.append(np.asarray(as_seen(opened)))
         except (OSError, ValueError, TypeError) as error:
             raise DataError(f"row {row} of the {place} has no readable image ({error}).") from error
         if arrays[-1].shape != arrays[0].shape:

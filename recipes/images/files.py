@@ -13,11 +13,11 @@ from torch import Tensor
 from ..errors import DataError
 from ..extras import need
 
-__all__ = ["FileImages", "readable"]
+__all__ = ["FileImages", "as_seen", "readable"]
 
 
 class FileImages:
-    """Images of files, with labels ``[N, T]``.
+    """Images of files as a person sees them, with labels ``[N, T]``: turned as EXIF says, 16 bits of grey scaled to 8.
 
     Args:
         paths: one for each row of the labels.
@@ -37,7 +37,7 @@ class FileImages:
         path = self.paths[index]
         try:
             with need("PIL.Image").open(path) as image:
-                converted = image.convert("RGB")
+                converted = as_seen(image)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(
                 f"{path} cannot be read ({error}). Use --check decode to find and skip such files before the training."
@@ -77,10 +77,35 @@ def readable(paths: Sequence[Path], check: str, strict: bool) -> list[int]:
     return [index for index in range(len(paths)) if index not in bad]
 
 
+def as_seen(image: Any) -> Any:
+    """Return a PIL image in RGB as a person sees it.
+
+    Raises:
+        ValueError: grey values of 32 bits, which may mean anything.
+    """
+    if why := _not_to_be_seen(image):
+        raise ValueError(why)
+    upright = need("PIL.ImageOps").exif_transpose(image)
+    if upright.mode.startswith("I"):
+        numpy = need("numpy")
+        scaled = (numpy.asarray(upright).astype("int64") + 128) // 257
+        upright = need("PIL.Image").fromarray(scaled.clip(0, 255).astype("uint8"))
+    return upright.convert("RGB")
+
+
+def _not_to_be_seen(image: Any) -> str | None:
+    """Say what keeps an image from being shown. Pillow gives 16 bits of some formats as 32."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return "32 bits of grey, and nothing says which are black and white: save it with 8 or 16"
+    return None
+
+
 def _reason(path: Path, check: str) -> str | None:
     image = need("PIL.Image")
     try:
         with image.open(path) as opened:
+            if why := _not_to_be_seen(opened):
+                return why
             if check == "decode":
                 opened.load()
             else:

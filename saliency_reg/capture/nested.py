@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import CaptureError
 
 #: A part of a return value: an index, a key, an attribute, or a function of the value.
 Item = Union[int, str, Callable[[Any], Any]]
@@ -85,6 +88,25 @@ def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple
             waiting += [((*path, key), part) for key, part in value.items()]
         elif isinstance(value, (list, tuple)):
             waiting += [((*path, index), part) for index, part in enumerate(value)]
+
+
+def taken_by(
+    name: str, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of another head as this one takes them, which may call the feature map by another name."""
+    if not kwargs:
+        return args, kwargs
+    parameters = inspect.signature(head.forward).parameters.values()
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    if open_ended or kwargs.keys() <= {parameter.name for parameter in parameters}:
+        return args, kwargs
+    if not args and len(kwargs) == 1:
+        return tuple(kwargs.values()), {}
+    raise CaptureError(
+        f"head {name!r} did not run in this forward, and cannot be run as another one was, with {list(kwargs)} by name: its "
+        f"forward takes {[parameter.name for parameter in parameters]}. Use the same names in all heads, or call them with "
+        "positions only."
+    )
 
 
 def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int | str, Any]]:

@@ -12,7 +12,7 @@ from ..errors import CaptureError, SaliencyRegError
 from ..torch_tools import warn_user
 from .forward import RecordedForward
 from .heads import Heads
-from .nested import first_tensor
+from .nested import first_tensor, taken_by
 
 
 class OtherHeads:
@@ -39,7 +39,8 @@ class OtherHeads:
                     continue
                 try:
                     with _buffers_kept(module):
-                        module(*args, **kwargs)
+                        own_args, own_kwargs = taken_by(self._heads.names[index], module, args, kwargs)
+                        module(*own_args, **own_kwargs)
                 except (SaliencyRegError, torch.cuda.OutOfMemoryError):
                     raise
                 except (RuntimeError, TypeError, ValueError, LookupError) as error:

@@ -17,14 +17,14 @@ from ..report import SaliencyReport
 from ..saliency import Given, Saliencies, SaliencyExtractor, batch_first, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
 from ..tasks import sum_of_losses
-from ..torch_tools import StateModule, names_to_bytes
+from ..torch_tools import StateModule, names_to_bytes, real_device
 from .earlier_pickles import as_now
 from .obstacles import Obstacles
 from .options import Options, check_weighting_level
 from .reach import Reach
 from .reminders import Reminders
 from .sample_mixing import SampleMixing
-from .saved_state import check_state
+from .saved_state import check_state, check_state_in_use
 from .strength import strength_at
 from .task_sample import TaskSampler
 
@@ -37,7 +37,10 @@ class Penalty(StateModule):
     """
 
     steps: Tensor
+    steps_as_float: Tensor
     task_names: Tensor
+    #: The buffer with the names that was found to hold those of the tasks.
+    _checked_names: Tensor | None = None
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None}
 
     def __init__(
@@ -69,8 +72,10 @@ class Penalty(StateModule):
             check_weighting_level(surgery)
             self.surgery = GradientCombiner(self.tasks, surgery, ranks)
         self.register_buffer("task_names", names_to_bytes(self.tasks))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._has_pending = False
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=real_device()))
+        # Averages of buffers (EMA, SWA) round whole numbers down; beside this one it is seen.
+        self.register_buffer("steps_as_float", torch.zeros((), dtype=torch.float64, device=real_device()))
+        self._checked_names = self.task_names
         self._static_graph = StaticGraphCheck()
         self._mixing = SampleMixing(options.cross_sample)
         self._obstacles = Obstacles()
@@ -128,7 +133,7 @@ class Penalty(StateModule):
     @property
     def current_strength(self) -> float:
         """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
-        return strength_at(self._count("steps"), self._options)
+        return strength_at(self._steps_so_far(), self._options)
 
     @property
     def follows_optimizer(self) -> bool:
@@ -147,13 +152,25 @@ class Penalty(StateModule):
 
         An attached optimizer calls this; call it yourself, after each update, in a loop without one.
         """
-        if self._has_pending:
+        if self.pending.any:
             distances, seen = self.pending.take()
             self.relations.update(distances, self.current_strength, observed=seen)
-            self._has_pending = False
         self._reminders.stepped()
-        self._count_up("steps")
+        self._set_steps(self._steps_so_far() + 1)
         self._strength_changes()
+
+    def _steps_so_far(self) -> int:
+        """Return the optimizer steps so far, whoever wrote them."""
+        check_state_in_use(self)
+        return int(self._value("steps"))
+
+    def _names_as_bytes(self) -> Tensor:
+        return names_to_bytes(self.tasks)
+
+    def _set_steps(self, steps: int) -> None:
+        self._set_value("steps", steps)
+        if "steps_as_float" in self._buffers:  # which older pickles lack
+            self._set_value("steps_as_float", steps)
 
     # How it is done.
 
@@ -217,7 +234,6 @@ class Penalty(StateModule):
                 "GradScaler skip the step."
             )
         self.pending.add(joined.distances, joined.samples)
-        self._has_pending = True
 
     def _report_of(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor) -> SaliencyReport:
         if joined.factors is not None:  # of several processes, not what this one returns
@@ -238,7 +254,7 @@ class Penalty(StateModule):
             "tasks": self.tasks,
             **self._options.words(),
             "seed": self.sampler.seed,
-            "optimizer steps so far": self._count("steps"),
+            "optimizer steps so far": self._steps_so_far(),
             "relations": repr(self.relations),
             "surgery": None if self.surgery is None else type(self.surgery.weighting).__name__,
         }
@@ -256,7 +272,7 @@ class Penalty(StateModule):
             if self.follows_optimizer
             else "moved by .step() alone, as no optimizer is attached"
         )
-        step = f"in optimizer step {self._count('steps')}"
+        step = f"in optimizer step {self._steps_so_far()}"
         lines = {
             "saliency": self._options.saliency(),
             "form": "closed form: the heads' weight rows" if closed_form else self._reach.form.value,
@@ -273,11 +289,13 @@ class Penalty(StateModule):
         self._obstacles = Obstacles()
         super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
 
+    def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Also refuse the state of other tasks, or of another surgery."""
+        check_state(self, state_dict, prefix)
+        super().check_loaded(state_dict, prefix)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        check_state(state_dict, prefix, self.tasks, self.task_names, self.surgery)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        pending = state_dict.get(prefix + "pending.samples")
-        self._has_pending = pending is not None and bool((pending > 0).any())
         self._strength_changes()
 
 

@@ -1,34 +1,97 @@
-"""Whether a state dict belongs to a regularizer."""
+"""Whether a state, in a state dict or in use, belongs to a regularizer and counts what it should."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import StateMismatchError
-from ..surgery.feature import GradientCombiner
-from ..torch_tools import names_from_bytes
+from ..torch_tools import names_from_bytes, warn_user
+
+if TYPE_CHECKING:
+    from .penalty import Penalty
+
+_TWIN = "steps_as_float"
 
 
-def check_state(
-    state: Mapping[str, Any], prefix: str, tasks: Sequence[str], task_names: Tensor, surgery: GradientCombiner | None
-) -> None:
-    """Check the tasks and the surgery; put surgery that is new in a resumed run into ``state`` as it is."""
-    saved = state.get(prefix + "task_names")
-    if saved is not None and not torch.equal(saved.cpu(), task_names.cpu()):
+def check_state(own: Penalty, state: Mapping[str, Any], prefix: str) -> None:
+    """Check the tasks and the surgery; put into ``state`` what it cannot have: of an earlier version, or of new surgery."""
+    given = cast("dict[str, Any]", state)
+    steps = state.get(prefix + "steps")
+    if _TWIN not in own._buffers:  # from an older pickle
+        given.pop(prefix + _TWIN, None)
+    elif isinstance(steps, Tensor) and prefix + _TWIN not in state:
+        given[prefix + _TWIN] = steps.double()
+    saved, average = state.get(prefix + "task_names"), _is_average(state, prefix)
+    if isinstance(saved, Tensor) and not _same_names(saved, own._names_as_bytes(), rounded=average):
         raise StateMismatchError(
-            f"the state dict was saved for the tasks {names_from_bytes(saved)}, but this regularizer has {list(tasks)}. "
-            "Build it with the same tasks in the same order."
+            f"the state dict was saved for the tasks {_names(saved)}, but this regularizer has {list(own.tasks)}. Build it "
+            "with the same tasks in the same order."
         )
     with_surgery = any(key.startswith(prefix + "surgery.") for key in state)
-    if with_surgery and surgery is None:
+    if with_surgery and own.surgery is None:
         raise StateMismatchError(
             "the state dict was saved with gradient surgery, but this regularizer has none. Build it with surgery=..., "
             "or leave out the keys that begin with 'surgery.'."
         )
-    if surgery is not None and not with_surgery:
-        own = {f"{prefix}surgery.{key}": value for key, value in surgery.state_dict().items()}
-        cast("dict[str, Any]", state).update(own)
+    if own.surgery is not None and not with_surgery and any(key.startswith(prefix) for key in state):
+        given.update({f"{prefix}surgery.{key}": value for key, value in own.surgery.state_dict().items()})
+    if average:
+        steps = torch.tensor(_steps_of_average(own, float(state[prefix + _TWIN])))
+        given.update({prefix + name: steps for name in ("steps", _TWIN, "relations.updates")})
+        given[prefix + "task_names"] = own._names_as_bytes()
+
+
+def check_state_in_use(own: Penalty) -> None:
+    """Mend the counts of an averaged state, and refuse buffers that are not the state of these tasks.
+
+    Tools that load models may replace buffers without a word, also by memory as it lies.
+    """
+    average = _TWIN in own._buffers and own._value(_TWIN) != own._value("steps")
+    if own._checked_names is not own.task_names:
+        if not _same_names(own.task_names, own._names_as_bytes(), rounded=average):
+            raise StateMismatchError(
+                f"the state of this regularizer is not that of its tasks {list(own.tasks)}: it was replaced by one of other "
+                "tasks, or by values that nobody has set, as loading code does for weights that a file lacks. Build the "
+                "regularizer after the model was loaded, or load a state that was saved with one."
+            )
+        own._checked_names = own.task_names
+    if average:
+        steps = _steps_of_average(own, own._value(_TWIN))
+        own._set_steps(steps)
+        own.relations.updates.fill_(steps)
+        own.task_names.copy_(own._names_as_bytes())
+
+
+def _steps_of_average(own: Penalty, seen: float) -> int:
+    """Return the optimizer steps to go on from, which an average does not tell, and say so."""
+    end = own._options.start_step + own._options.warmup_steps
+    steps = max(end, math.ceil(seen) if math.isfinite(seen) else 0)
+    warn_user(
+        f"the state of this regularizer is an average (EMA or SWA of buffers), in which counts mean nothing: it goes on "
+        f"in optimizer step {steps}, behind start_step and warmup_steps. To keep the position, average parameters alone "
+        "(use_buffers=False), or load regularizer.state_dict() of the model that was trained."
+    )
+    return steps
+
+
+def _is_average(state: Mapping[str, Any], prefix: str) -> bool:
+    steps, twin = state.get(prefix + "steps"), state.get(prefix + _TWIN)
+    return isinstance(steps, Tensor) and isinstance(twin, Tensor) and bool((twin != steps).any())
+
+
+def _same_names(found: Tensor, own: Tensor, *, rounded: bool) -> bool:
+    """Whether the bytes are the same; those of an average are ``rounded`` down by one now and then."""
+    if found.is_meta:
+        return True
+    if found.shape != own.shape:
+        return False
+    return bool(((found.cpu().int() - own.cpu().int()).abs() <= int(rounded)).all())
+
+
+def _names(saved: Tensor) -> list[str]:
+    return names_from_bytes(saved) if saved.ndim == 1 else [f"(a tensor {list(saved.shape)})"]

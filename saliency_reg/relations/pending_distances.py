@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
-from ..torch_tools import StateModule
+from ..torch_tools import StateModule, real_device, version_of
 
 
 class PendingDistances(StateModule):
@@ -16,12 +18,23 @@ class PendingDistances(StateModule):
 
     distances: Tensor
     samples: Tensor
+    #: What was written last when nothing was pending; ``None`` where that is not known.
+    _emptied: tuple[Tensor, int] | None = None
+    in_a_copy: ClassVar[dict[str, Any]] = {"_emptied": None}
 
     def __init__(self, num_tasks: int, reduction: str) -> None:
         super().__init__()
         self.reduction = reduction
-        self.register_buffer("distances", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
-        self.register_buffer("samples", torch.zeros(num_tasks, num_tasks, dtype=torch.float64))
+        for name in ("distances", "samples"):
+            zeros = torch.zeros(num_tasks, num_tasks, dtype=torch.float64, device=real_device())
+            self.register_buffer(name, zeros)
+        self._emptied = self._now()
+
+    @property
+    def any(self) -> bool:
+        """Whether there may be some: anything was written since they were taken. A device is not waited for."""
+        buffer, version = self._emptied or (None, -1)
+        return buffer is not self.samples or version != version_of(self.samples)
 
     @torch.no_grad()
     def add(self, distances: Tensor, samples: Tensor) -> None:
@@ -44,4 +57,8 @@ class PendingDistances(StateModule):
             distances /= self.samples.clamp(min=1)
         self.distances.zero_()
         self.samples.zero_()
+        self._emptied = self._now()
         return distances, seen
+
+    def _now(self) -> tuple[Tensor, int]:
+        return self.samples, version_of(self.samples)

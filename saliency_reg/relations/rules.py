@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
-from ..torch_tools import StateModule
+from ..torch_tools import StateModule, real_device
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Rule:
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         """Return the state before the first step."""
-        return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64)}
+        return {"pair_weights": torch.full((pairs,), mass / pairs, dtype=torch.float64, device=real_device())}
 
     def weights(self, own: RuleState) -> Tensor:
         """Return the weights ``[P]`` of the distances."""
@@ -67,7 +67,7 @@ class Entropic(Rule):
     options = ("temperature", "momentum", "scale")
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
-        zeros = torch.zeros(pairs, dtype=torch.float64)
+        zeros = torch.zeros(pairs, dtype=torch.float64, device=real_device())
         return {"running_distances": zeros, "running_weights": zeros.clone()}
 
     def weights(self, own: RuleState) -> Tensor:
@@ -106,7 +106,7 @@ class Authors(Rule):
     options = ("learning_rate",)
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
-        return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64)}
+        return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64, device=real_device())}
 
     def weights(self, own: RuleState) -> Tensor:
         return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
@@ -156,6 +156,11 @@ def pairs_of_matrix(matrix: Tensor, num_tasks: int) -> Tensor:
     if matrix.shape != (num_tasks, num_tasks):
         raise ShapeError(
             f"matrix must be [{num_tasks}, {num_tasks}] for {num_tasks} tasks, found {list(matrix.shape)}."
+        )
+    if matrix.is_meta:
+        raise ConfigurationError(
+            "matrix is on the device 'meta' and has no values. Use torch.tensor(..., device='cpu') for it, or build the "
+            "relations outside of torch.device('meta')."
         )
     matrix = matrix.detach().to(torch.float64)
     if not torch.isfinite(matrix).all():

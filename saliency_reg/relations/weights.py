@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
-from ..torch_tools import check_choice, non_negative_number, positive_number, share_below_one
+from ..torch_tools import check_choice, non_negative_number, positive_number, real_device, share_below_one
 from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
 
 
@@ -92,7 +92,7 @@ class RelationWeights(RuleState):
             buffers["pair_weights"] = pairs_of_matrix(matrix, num_tasks)
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=real_device()))
 
     def matrix(self) -> Tensor:
         """Return what multiplies the distances: ``[T, T]``, symmetric, ``>= 0``, zero diagonal, float64.
@@ -162,7 +162,8 @@ class RelationWeights(RuleState):
         row, column = self._pair_indices()
         return matrix.detach().to(row.device)[row, column]
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Also refuse the state of another rule."""
         own = dict(self.named_buffers(recurse=False))
         found = {key[len(prefix) :] for key in state_dict if key.startswith(prefix)}
         if found and found != set(own):
@@ -170,14 +171,7 @@ class RelationWeights(RuleState):
                 f"the state dict holds {sorted(found)}, but rule {self.rule!r} keeps {sorted(own)}: it was saved with "
                 "another rule. Build RelationWeights with that rule before loading."
             )
-        for name, buffer in own.items():
-            value = state_dict.get(prefix + name)
-            if value is not None and value.shape != buffer.shape:
-                raise StateMismatchError(
-                    f"{name} in the state dict has shape {list(value.shape)}, expected {list(buffer.shape)} for "
-                    f"{self.num_tasks} tasks: it was saved with another number of tasks."
-                )
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super().check_loaded(state_dict, prefix)
 
     def extra_repr(self) -> str:
         options = (f"{name}={getattr(self, name)!r}" for name in RULES[self.rule].options)

@@ -68,7 +68,8 @@ class SaliencyExtractor:
     pool: str | None
     channel_axis: int | Sequence[int | None] | None
     loss_reduction: str
-    _known_separate: dict[tuple[int, ...], set[int]] = field(init=False, default_factory=dict)
+    #: Task to the tasks whose feature it is known not to read, as a bit mask.
+    _known_separate: dict[int, int] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
@@ -213,15 +214,16 @@ class SaliencyExtractor:
         return scalars
 
     def _mix(self, scalars: Mapping[int, Tensor], ran: Sequence[int], feature: FeatureMap) -> bool:
-        """Whether heads read each other's outputs, which needs a call per task. Checked once for each task.
+        """Whether heads read each other's outputs, which needs a call per task. Checked once for each pair of tasks.
 
         Against all heads that ran, also those whose tasks are not in this step: a path may lead through them.
         """
-        known = self._known_separate.setdefault(tuple(ran), set())
-        if not self._heads_mix and not known.issuperset(scalars):
-            pairs = ((scalar, ran.index(task)) for task, scalar in scalars.items())
-            self._heads_mix = any(reads_another(scalar, own, feature.edges) for scalar, own in pairs)
-            known.update(scalars)
+        here = sum(1 << task for task in ran)
+        known = self._known_separate
+        unknown = [task for task in scalars if here & ~(known.get(task, 0) | 1 << task)]
+        if unknown and not self._heads_mix:
+            self._heads_mix = any(reads_another(scalars[task], ran.index(task), feature.edges) for task in unknown)
+            known.update({task: known.get(task, 0) | here for task in unknown})
         return self._heads_mix
 
     def _closed_form(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..distributed import Ranks
 from ..errors import ShapeError, WrongTypeError
 from ..tasks import spread
-from ..torch_tools import SeededModule, derives_from
+from ..torch_tools import SeededModule, derives_from, warn_user
 
 #: ``[T, T]`` inner products of the task gradients to ``[T]`` weights of their sum.
 Weighting = Callable[[Tensor], Tensor]
@@ -47,7 +47,7 @@ class PCGrad(SeededModule):
 
     def order(self, num_tasks: int, call: int | None = None) -> Tensor:
         """The order of one call (by default the next), ``[T, T-1]``: row ``i`` has the others as task ``i`` meets them."""
-        generator = self.generator_of(self._count("calls") if call is None else call)
+        generator = self.generator_of(self._value("calls") if call is None else call)
         keys = torch.rand(num_tasks, num_tasks, generator=generator, dtype=torch.float64, device="cpu")
         return keys.fill_diagonal_(2).argsort(1)[:, :-1]  # itself comes last, and goes
 
@@ -55,7 +55,7 @@ class PCGrad(SeededModule):
     def forward(self, gramian: Tensor) -> Tensor:
         """Return the weights."""
         order = self.order(len(gramian)).to(gramian.device)
-        self._count_up("calls")
+        self._set_value("calls", self._value("calls") + 1)
         norms = gramian.diagonal()
         inverse = torch.where(norms == 0, torch.zeros_like(norms), norms.reciprocal())[order]  # [T, T-1]
         products = gramian.clone()  # row i: of what has become of g_i, with all gradients
@@ -105,6 +105,8 @@ class _OfSquareRoot(nn.Module):
     def __init__(self, weighting: nn.Module) -> None:
         super().__init__()
         self.weighting = weighting
+        if callable(reset := getattr(weighting, "reset", None)):
+            self.reset = reset
 
     def forward(self, gramian: Tensor) -> Tensor:
         values, vectors = torch.linalg.eigh(gramian)
@@ -115,6 +117,9 @@ class _OfSquareRoot(nn.Module):
 @torch.no_grad()
 def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     """Apply a weighting to the tasks whose gradient is not zero; the others get 1, which means nothing.
+
+    A weighting that keeps state, by position, begins anew where other tasks have a gradient than in its latest call; one
+    that cannot leave tasks out (fixed weights) sees all of them.
 
     A Gramian that is not finite gives weights that are not, so that GradScaler finds them. Every process gets the same
     weights to the bit, given the same Gramian.
@@ -127,9 +132,33 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     present = gramian.diagonal().cpu().nonzero().flatten().tolist()
     if len(present) < 2:
         return torch.ones_like(gramian.diagonal())
-    among_present = gramian if len(present) == len(gramian) else gramian[present][:, present]
-    weights = _weights_of(weighting, among_present)
+    _keep_state_apart(weighting, present)
+    if len(present) == len(gramian):
+        weights = _weights_of(weighting, gramian)
+    else:
+        try:
+            weights = _weights_of(weighting, gramian[present][:, present])
+        except (ShapeError, ValueError, RuntimeError):  # whatever it raises for another number of tasks
+            weights = _weights_of(weighting, gramian)[present]
     return ranks.from_first(spread(weights, present, len(gramian), 1.0).clone())
+
+
+def _keep_state_apart(weighting: Any, present: list[int]) -> None:
+    """Reset a weighting with state, which has a ``reset()``, if its state belongs to other tasks than those ``present``."""
+    reset = getattr(weighting, "reset", None)
+    if not callable(reset):
+        return
+    before = vars(weighting).get(_TASKS_OF_STATE, present)
+    vars(weighting)[_TASKS_OF_STATE] = present
+    if before != present:
+        reset()
+        if not vars(weighting).get(_TOLD):
+            vars(weighting)[_TOLD] = True
+            warn_user(
+                f"{_name(weighting)} keeps state, and is begun anew whenever other tasks have a gradient than in the step "
+                "before: what it keeps would go to other tasks. Give each batch labels of all tasks, or use a weighting "
+                "without state, such as PCGrad() or UPGradWeighting()."
+            )
 
 
 def _weights_of(weighting: Weighting, gramian: Tensor) -> Tensor:
@@ -147,6 +176,7 @@ def _name(weighting: Any) -> str:
     return f"the class {weighting.__name__}" if isinstance(weighting, type) else type(weighting).__name__
 
 
+_TASKS_OF_STATE, _TOLD = "_saliency_reg_tasks_of_state", "_saliency_reg_told"
 _EXPECTED = "a weighting maps a Gramian [T, T] to weights [T]"
 _ADVICE = (
     "Pass PCGrad(), a Gramian weighting of torchjd.aggregation such as UPGradWeighting(), or a function of your own."

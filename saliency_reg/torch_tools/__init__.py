@@ -35,7 +35,7 @@ from .hooks import ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
 from .optimizers import StepGuard, StepHook, check_not_closure_only, unwrap_optimizer
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 from .readers import are_batched, reader, refuse_reader
-from .state import SeededModule, StateModule, names_from_bytes, names_to_bytes, state_dtype
+from .state import SeededModule, StateModule, names_from_bytes, names_to_bytes, real_device, state_dtype
 
 __all__ = [
     "DDP_SINK",
@@ -69,6 +69,7 @@ __all__ = [
     "owners_of_hooks",
     "positive_number",
     "reader",
+    "real_device",
     "refuse_reader",
     "same_tensor",
     "share_below_one",

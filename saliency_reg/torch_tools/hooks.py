@@ -6,8 +6,9 @@ travel: a deep copy or a pickle of a hooked module is a clean module.
 
 from __future__ import annotations
 
+import copyreg
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -103,26 +104,23 @@ def _do_nothing(*args: Any) -> None:
     return None
 
 
-class _CleanState:
-    """Stands in for a hooked module's ``__getstate__``, which ``copy`` and ``pickle`` ask: its state without us."""
+#: How many hooks are on modules of a class, whose instances are then copied and pickled by :func:`_reduced`.
+_HOOKED_CLASSES: Counter[type[nn.Module]] = Counter()
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module = weakref.ref(module)
 
-    def __call__(self) -> Any:
-        module = self._module()
-        own: Any = getattr(type(module), "__getstate__", None)
-        inherited = getattr(object, "__getstate__", None)  # there is none before Python 3.11
-        state = vars(module) if own is inherited else own(module)
-        if not isinstance(state, dict):
-            return state
-        state = {name: value for name, value in state.items() if name != "__getstate__"}
-        for table, side_tables in _SIDE_TABLES.items():
-            ours = {key for key, hook in (state.get(table) or {}).items() if isinstance(hook, Hook)}
-            for name in (table, *side_tables):
-                if name in state:
-                    state[name] = OrderedDict((key, value) for key, value in state[name].items() if key not in ours)
-        return state
+def _reduced(module: nn.Module) -> Any:
+    """Tell ``copy`` and ``pickle`` what a module of a hooked class consists of: all but our hooks, on whichever object."""
+    reduced = module.__reduce_ex__(4)
+    if not isinstance(reduced, tuple) or len(reduced) < 3 or not isinstance(reduced[2], dict):
+        return reduced
+    state = dict(reduced[2])
+    for table, side_tables in _SIDE_TABLES.items():
+        hooks = (state.get(table) or {}).items()
+        ours = {key for key, hook in hooks if isinstance(hook, Hook) or hook is _do_nothing}
+        for name in (table, *side_tables) if ours else ():
+            if name in state:
+                state[name] = OrderedDict((key, value) for key, value in state[name].items() if key not in ours)
+    return (*reduced[:2], state, *reduced[3:])
 
 
 class ModuleHooks:
@@ -136,9 +134,9 @@ class ModuleHooks:
         self._keep = keep
         self._tells = tells
         self._handles: list[RemovableHandle] = []
-        self._modules: list[weakref.ref[nn.Module]] = []
+        self._classes: list[type[nn.Module]] = []
         # The finalizer must not refer to the owner, so it is given the lists and a function outside of it.
-        weakref.finalize(owner, remove_all, self._handles, self._modules).atexit = False
+        weakref.finalize(owner, remove_all, self._handles, self._classes).atexit = False
 
     def before(self, module: nn.Module, method: Callable[..., Any], *bound: Any, first: bool = False) -> None:
         """Call ``method(*bound, module, args, kwargs)`` before each forward; with ``first``, before the hooks of others."""
@@ -151,24 +149,28 @@ class ModuleHooks:
         self._handles.append(module.register_forward_hook(hook, always_call=always))
 
     def remove(self) -> None:
-        remove_all(self._handles, self._modules)
+        remove_all(self._handles, self._classes)
 
     def _hook(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...]) -> _ModuleHook:
-        self._modules.append(weakref.ref(module))
-        vars(module)["__getstate__"] = _CleanState(module)
+        kind = type(module)
+        self._classes.append(kind)
+        _HOOKED_CLASSES[kind] += 1
+        copyreg.dispatch_table.setdefault(kind, _reduced)
         return _ModuleHook(module, method, bound, self._keep, self._tells)
 
 
-def remove_all(handles: list[RemovableHandle], modules: list[weakref.ref[nn.Module]]) -> None:
-    """Take the hooks off, and everything else of ours off those modules on which none is left."""
+def remove_all(handles: list[RemovableHandle], classes: list[type[nn.Module]]) -> None:
+    """Take the hooks off, and let the classes on which none is left be copied by themselves."""
     for handle in handles:
         handle.remove()
     handles.clear()
-    for reference in modules:
-        module = reference()
-        if module is not None and not is_hooked(module) and isinstance(vars(module).get("__getstate__"), _CleanState):
-            del vars(module)["__getstate__"]
-    modules.clear()
+    for kind in classes:
+        _HOOKED_CLASSES[kind] -= 1
+        if not _HOOKED_CLASSES[kind]:
+            del _HOOKED_CLASSES[kind]
+            if copyreg.dispatch_table.get(kind) is _reduced:
+                del copyreg.dispatch_table[kind]
+    classes.clear()
 
 
 def owners_of_hooks(module: nn.Module) -> list[object]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, WrongTypeError
+from ..errors import ConfigurationError, StateMismatchError, WrongTypeError
 from .attachment import PartlyCopied
+from .autograd import version_of
 
 
 def state_dtype(device: torch.device) -> torch.dtype:
@@ -17,54 +19,112 @@ def state_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def real_device() -> torch.device:
+    """Return the device on which tensors are made now, but never ``meta``: state has values from the beginning."""
+    device = torch.get_default_device()
+    return torch.device("cpu") if device.type == "meta" else device
+
+
 def names_to_bytes(names: Sequence[str]) -> Tensor:
     """Return the names as a tensor, which is all that some checkpoints can hold."""
-    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8)
+    return torch.tensor(list("\n".join(names).encode()), dtype=torch.uint8, device=real_device())
 
 
 def names_from_bytes(names: Tensor) -> list[str]:
     return bytes(names.tolist()).decode(errors="replace").split("\n") if len(names) else []
 
 
+_ANOTHER = "Pass the state dict of an object that was built alike; nothing was loaded."
+
+
 class StateModule(PartlyCopied, nn.Module):
-    """An ``nn.Module`` whose buffers keep their dtype under ``.to(bfloat16)``, ``.half()`` and the like."""
+    """An ``nn.Module`` whose buffers are state: they keep their dtype under ``.to(bfloat16)``, ``.half()`` and the like.
 
-    #: Values of counting buffers, so that a device is never waited for; read anew from a copy or a loaded state.
-    _on_host: Any = None
-    in_a_copy: ClassVar[dict[str, Any]] = {"_on_host": None}
+    They keep their values, too: where the model is moved to the meta device or materialised from it (``to_empty``), and
+    where a state dict does not fit, which is found before anything of it is loaded.
+    """
 
-    def _count(self, name: str) -> int:
-        """Return the value of a counting buffer."""
-        if self._on_host is None:
-            self._on_host = {}
-        if name not in self._on_host:
-            buffer = getattr(self, name)
-            self._on_host[name] = 0 if buffer.is_meta else int(buffer)
-        return int(self._on_host[name])
+    #: Buffers that may hold any value; all others are finite and not negative.
+    any_values: ClassVar[tuple[str, ...]] = ()
+    #: Buffers on a device that were read, with their version and value then: a device is waited for when they changed.
+    _read: Any = None
+    in_a_copy: ClassVar[dict[str, Any]] = {"_read": None}
 
-    def _count_up(self, name: str) -> None:
-        count = self._count(name) + 1
-        self._on_host[name] = count
-        getattr(self, name).fill_(count)
+    def _value(self, name: str) -> Any:
+        """Return the value of a 0-dim buffer, whoever wrote it."""
+        buffer = self._buffers[name]
+        assert buffer is not None
+        if buffer.device.type == "cpu":
+            return buffer.item()
+        known, version = (self._read or {}).get(name), version_of(buffer)
+        if known is None or known[0] is not buffer or known[1] != version:
+            known = buffer, version, 0 if buffer.is_meta else buffer.item()
+            self._read = {**(self._read or {}), name: known}
+        return known[2]
+
+    def _set_value(self, name: str, value: float) -> None:
+        buffer = self._buffers[name]
+        assert buffer is not None
+        buffer.fill_(value)
+        if buffer.device.type != "cpu":
+            self._read = {**(self._read or {}), name: (buffer, version_of(buffer), value)}
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        super().register_buffer(name, tensor, persistent)
+        self._buffers[name] = tensor  # tools that build on the meta device replace it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            if tensor.dtype == torch.float64:
-                device = fn(torch.zeros((), dtype=torch.float32, device=tensor.device)).device
-                if state_dtype(device) != torch.float64:
-                    return fn(tensor.to(state_dtype(device)))
-            moved = fn(tensor)
-            if moved.dtype == tensor.dtype:
-                return moved
-            # Not moved.to(...): the digits are gone there already.
-            dtype = state_dtype(moved.device) if tensor.is_floating_point() else tensor.dtype
-            return tensor.to(device=moved.device, dtype=dtype)
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.is_meta:
+                return fn(tensor)
+            device = fn(torch.zeros((), dtype=torch.float32, device=tensor.device)).device
+            if device.type == "meta":
+                return tensor
+            if device == tensor.device:
+                fn(tensor)  # in place, or for nothing:
+                return tensor  # what fn made has fewer digits, or no values
+            return tensor.to(device=device, dtype=state_dtype(device) if tensor.is_floating_point() else tensor.dtype)
 
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(keep, recurse)  # type: ignore[no-untyped-call]
+
+    def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raise :class:`StateMismatchError` for what this and the modules in it cannot take."""
+        for name, buffer in self._buffers.items():
+            value = state_dict.get(prefix + name)
+            if buffer is None or value is None:
+                continue
+            what = f"{prefix + name!r} in the state dict"
+            if not isinstance(value, Tensor):
+                raise StateMismatchError(f"{what} is a {type(value).__name__}, expected a tensor. {_ANOTHER}")
+            if value.shape != buffer.shape and not (buffer.ndim == 0 and value.shape == (1,)):
+                raise StateMismatchError(
+                    f"{what} has shape {list(value.shape)}, expected {list(buffer.shape)}: it was saved with another number "
+                    f"of tasks. {_ANOTHER}"
+                )
+            if name not in self.any_values and not value.is_meta and not bool(((value >= 0) & value.isfinite()).all()):
+                raise StateMismatchError(f"{what} holds NaN, infinite or negative values. {_ANOTHER}")
+        for name, child in self.named_children():
+            if isinstance(child, StateModule):
+                child.check_loaded(state_dict, f"{prefix}{name}.")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict, or nothing of it if it does not fit."""
+        state: Any = OrderedDict(state_dict)
+        if hasattr(state_dict, "_metadata"):
+            state._metadata = state_dict._metadata
+        self.check_loaded(state, "")
+        own = self.state_dict()
+        if strict and state.keys() != own.keys():
+            missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+            raise StateMismatchError(
+                f"the state dict lacks {missing[:6]} and has {unexpected[:6]} without a place. Pass the state_dict() of an "
+                "object that was built alike, or strict=False to load what fits."
+            )
+        return super().load_state_dict(state, strict, assign)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.check_loaded(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._on_host = None
 
 
 class SeededModule(StateModule):
@@ -74,6 +134,7 @@ class SeededModule(StateModule):
     the state: a loaded one counts, not the one this was built with.
     """
 
+    any_values: ClassVar[tuple[str, ...]] = ("seed_in_use",)
     calls: Tensor
     seed_in_use: Tensor
 
@@ -83,19 +144,19 @@ class SeededModule(StateModule):
             raise WrongTypeError(f"seed must be an int, found {type(seed).__name__}.")
         if not -(2**63) <= seed < 2**63:
             raise ConfigurationError(f"seed must fit into 64 bits, found {seed}.")
-        self.seed = seed
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("seed_in_use", torch.tensor(seed))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=real_device()))
+        self.register_buffer("seed_in_use", torch.tensor(seed, device=real_device()))
+
+    @property
+    def seed(self) -> int:
+        """The seed in use."""
+        return int(self._value("seed_in_use"))
 
     def generator_of(self, call: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + call) % 2**63)
 
     def next_generator(self) -> torch.Generator:
         """Return the generator of the next draw, and count it."""
-        generator = self.generator_of(self._count("calls"))
-        self._count_up("calls")
-        return generator
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.seed = int(self.seed_in_use)
+        call = self._value("calls")
+        self._set_value("calls", call + 1)
+        return self.generator_of(call)

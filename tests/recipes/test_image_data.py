@@ -3,10 +3,13 @@
 import io
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from recipes.batches import Feed, GlobalBatches
 from recipes.errors import DataError, OptionError
@@ -484,3 +487,36 @@ class TestImages:
         assert large.dtype == torch.uint8
         flat = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
         assert (resized(flat, 20) == 255).all()
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "pgm"])
+def test_sixteen_bits_of_grey_are_seen_as_they_are(form: str, tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 16 * 16).round().astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(values)
+    path = tmp_path / f"x.{form}"
+    (image if form != "pgm" else image.convert("I")).save(path)
+    seen, _ = FileImages([path], torch.zeros(1, 1), np.asarray)[0]
+    assert seen.shape == (16, 16, 3)
+    assert np.abs(seen[..., 0] - values / 257).max() <= 0.5
+
+
+@pytest.mark.parametrize(("turn", "shape"), [(1, (4, 8, 3)), (3, (4, 8, 3)), (6, (8, 4, 3)), (8, (8, 4, 3))])
+def test_images_are_turned_as_exif_says(turn: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
+    seen, _ = FileImages([tmp_path / "x.png"], torch.zeros(1, 1), np.asarray)[0]
+    assert seen.shape == shape
+    assert seen[{1: (0, 0), 3: (3, 7), 6: (0, 3), 8: (7, 0)}[turn]].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_grey_of_thirty_two_bits_is_refused(dtype: Any, tmp_path: Path) -> None:
+    path = tmp_path / "x.tiff"
+    Image.fromarray(np.full((4, 4), 3, dtype)).save(path)
+    with pytest.raises(DataError, match="32 bits of grey"):
+        FileImages([path], torch.zeros(1, 1), np.asarray)[0]
+    with pytest.raises(DataError, match="32 bits of grey"):
+        readable([path], "header", False)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 
-from saliency_reg.errors import ConfigurationError, MissingPackageError, ShapeError, TaskError, WrongTypeError
+from saliency_reg.errors import (
+    ConfigurationError,
+    MissingPackageError,
+    SaliencyRegError,
+    ShapeError,
+    TaskError,
+    WrongTypeError,
+)
 from saliency_reg.integrations.timm import (
+    CheckpointError,
     HeadConfig,
     ImageSizeError,
     NoSpatialFeatureError,
@@ -237,3 +250,67 @@ def test_a_missing_package(missing: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_backbone_without_features() -> None:
     with pytest.raises(WrongTypeError, match=r"model must be what timm.create_model returns, found Linear"):
         find_classifier(torch.nn.Linear(1, 1))
+
+
+class Evil:
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.mark,)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("place", ["beside", "inside", "whole"])
+def test_no_file_of_weights_runs_code(
+    place: str, wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with versions of timm that unpickle whatever there is."""
+    monkeypatch.setattr(timm.models, "load_state_dict", lambda path, *_, **__: torch.load(path, weights_only=False))
+    mark = tmp_path / "ran"
+    evil: Any = Evil(str(mark))
+    weights = {"x": torch.zeros(1), "y": evil} if place == "inside" else {"x": torch.zeros(1)}
+    content = {"state_dict": weights, "evil": evil} if place == "beside" else evil if place == "whole" else weights
+    path = tmp_path / ("model.pth" if wrapped else "model.bin")
+    torch.save({"model": content} if wrapped else content, path)
+    with pytest.raises(CheckpointError):
+        TimmMultiTaskModel("test_resnet", {"a": 1, "b": 1}, checkpoint_path=path)
+    assert not mark.exists()
+
+
+def test_options_of_a_training_beside_its_weights(tmp_path: Path) -> None:
+    model = TimmMultiTaskModel("test_resnet", {"a": 1, "b": 1})
+    state = {f"_orig_mod.module.{name}": value for name, value in model.backbone.model.state_dict().items()}
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=0.1)}, tmp_path / "checkpoint.pth.tar")
+    again = TimmMultiTaskModel("test_resnet", {"a": 1, "b": 1}, checkpoint_path=tmp_path / "checkpoint.pth.tar")
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(again.backbone.eval()(images), model.backbone.eval()(images))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"in_chans": float("inf")},
+        {"in_chans": 3.5},
+        {"dtype": "int8"},
+        {"dtype": 3},
+        {"heads": [{"task": task, "classes": 10**12} for task in "ab"]},
+        {"heads": [{"task": "a", "classes": 50_000}]},
+        {"heads": [{"task": "a"}, {"task": "a"}]},
+        {"heads": [{"task": "a", "hidden": [10**7]}]},
+        {"backbone_options": {"layers": [1_000_000, 1, 1, 1]}},
+        {"backbone_options": {"deep": [[[[10**9]]]]}},
+        {"image_size": [10**6, 10**6]},
+        {"drop_rate": float("nan")},
+        {"name": 7},
+    ],
+)
+def test_configurations_are_checked_before_anything_is_built(change: dict[str, Any], tmp_path: Path) -> None:
+    TimmMultiTaskModel("test_resnet", {"a": 1, "b": 3}, image_size=64).save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(SaliencyRegError):
+        TimmMultiTaskModel.from_pretrained(tmp_path)
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(CheckpointError, match="no JSON"):
+        TimmMultiTaskModel.from_pretrained(tmp_path)

@@ -448,3 +448,38 @@ def test_what_the_regularizer_knows_already() -> None:
             built().regularizer(**option)
     with pytest.raises(ConfigurationError, match="unknown scalarize 'mean'. Choose one of 'auto', 'max'"):
         built("mixed").regularizer(scalarize="mean")
+
+
+@pytest.mark.parametrize("name", ["pipeline", "__version__", "BertConfig"])
+def test_an_encoder_class_that_is_no_model(name: str) -> None:
+    config = MultiTaskConfig(
+        transformers.BertConfig(**TINY_SIZES), {"a": HeadConfig(), "b": HeadConfig()}, encoder_class=name
+    )
+    with pytest.raises(EncoderError, match="no class of models"):
+        MultiTaskModel(config)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_config": {"model_type": "unheard_of"}},
+        {"hidden_width": 0},
+        {"heads": [{"task": "a", "num_labels": 10**12}]},
+        {"heads": [{"task": "a", "hidden": [10**12]}]},
+        {"heads": [{"task": ["a"]}]},
+    ],
+)
+def test_entries_of_a_configuration_file(options: dict[str, Any]) -> None:
+    with pytest.raises(SaliencyRegError):
+        MultiTaskConfig(
+            **{"encoder_config": transformers.BertConfig(**TINY_SIZES), "heads": {"a": HeadConfig()}, **options}
+        )
+
+
+TINY_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 50,
+}

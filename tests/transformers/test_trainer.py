@@ -124,6 +124,17 @@ class OrderedTrainer(InOrder, SaliencyTrainer):
     pass
 
 
+def loss_of_step(model: Any, output: Any, batch: Any, step: Any) -> Tensor:
+    """The part of this micro-batch in the loss of a step, times their number: all labels of a task count alike."""
+    if not isinstance(model, MultiTaskModel):
+        return output.loss
+    total = output.loss * 0
+    for task, loss in output.losses.items():
+        here, of_all = (sum(int((one["labels"][task] != -100).sum()) for one in own) for own in ([batch], step))
+        total = total + model.head_configs[task].weight * loss * here * len(step) / of_all
+    return total
+
+
 def loop_by_hand(
     model: nn.Module, regularizer: SaliencyRegularizer, data: list[dict[str, Any]], collate: Any, epochs: int = 2
 ) -> None:
@@ -137,7 +148,8 @@ def loop_by_hand(
             optimizer.zero_grad()
             for batch in step:
                 output = model(**collate(batch))
-                ((output.loss + regularizer(losses=output.loss.detach())) / len(step)).backward()
+                loss = loss_of_step(model, output, collate(batch), [collate(other) for other in step])
+                ((loss + regularizer(losses=loss.detach())) / len(step)).backward()
             optimizer.step()
 
 
@@ -230,7 +242,7 @@ def loop_with_sample_losses(model: Any, regularizer: SaliencyRegularizer, data: 
             for batch in step:
                 output = model(**batch)
                 losses = model.sample_losses(output.logits, batch["labels"])
-                ((output.loss + regularizer(losses=losses)) / len(step)).backward()
+                ((loss_of_step(model, output, batch, step) + regularizer(losses=losses)) / len(step)).backward()
             optimizer.step()
 
 
@@ -774,3 +786,38 @@ def test_without_a_count_of_labels_a_loss_is_a_mean(way: str, tmp_path: Path) ->
             PlainTrainer(compute_loss_func=saliency, callbacks=[saliency], **options).train()
         found.append(model)
     assert difference(*found) < 1e-9
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_losses_of_tasks_are_in_the_logs(size: int, tmp_path: Path) -> None:
+    model = multi_task()
+    collate = MultiTaskCollator(model)
+    options = arguments(
+        tmp_path,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=16 // size,
+        per_device_eval_batch_size=5,
+        max_steps=1,
+        logging_strategy="steps",
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        learning_rate=0.0,
+    )
+    data = rows("tasks")[:16]
+    trainer = OrderedTrainer(
+        model,
+        options,
+        train_dataset=data,
+        eval_dataset=data,
+        data_collator=collate,
+        regularizer=model.regularizer(strength=0.0),
+    )
+    trainer.train()
+    history = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
+    with torch.no_grad():
+        output = model(**collate(data))
+    for task, loss in output.losses.items():
+        assert history[f"{task}/loss"] == pytest.approx(float(loss))
+        assert history[f"eval_{task}_loss"] == pytest.approx(float(loss))
+    assert history["loss"] == pytest.approx(float(output.loss), abs=1e-3)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...shared.libraries import need
@@ -14,6 +18,8 @@ from ...shared.looking import first_line
 from ..errors import CheckpointError, CheckpointNotFoundError
 from .probing import calls_noted, published_config, published_names
 
+#: Of names behind wrappers for several devices and compiled code.
+_WRAPPERS = re.compile(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?")
 #: Of names in a saved multi-task model.
 _OF_BACKBONE = "backbone.model."
 
@@ -32,7 +38,7 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
             f"there is no file {str(file)!r}. Pass checkpoint_path= with the path of a .safetensors or .pth file."
         )
     try:
-        state: dict[str, Any] = timm.models.load_state_dict(str(file))
+        state = _state_in(file)
     except Exception as error:  # whatever a reader makes of it
         raise CheckpointError(
             f"{str(file)!r} could not be read as weights ({type(error).__name__}: {first_line(error)}). Expected a "
@@ -64,6 +70,24 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], in_chans: int)
         found = [f"{len(missing)} tensors are missing ({', '.join(missing[:3])})"] if missing else []
         found += [f"{len(unexpected)} have no place ({', '.join(unexpected[:3])})"] if unexpected else []
         raise _of_another(model, file, "; ".join(found))
+
+
+def _state_in(file: Path) -> dict[str, Any]:
+    """Read a file as timm does: the averaged weights of a training checkpoint, if it has some. No code of it ever runs.
+
+    Not by timm, some versions of which unpickle whatever is there.
+    """
+    if file.suffix == ".safetensors":
+        found: Any = need("safetensors.torch").load_file(str(file))
+    else:
+        allowing: Any = getattr(torch.serialization, "safe_globals", lambda _: contextlib.nullcontext())
+        with allowing([argparse.Namespace]):  # the options of a training, beside its weights
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    return {_WRAPPERS.sub("", name): value for name, value in found.items()}
 
 
 def _unexpected(model: nn.Module, names: list[str]) -> list[str]:

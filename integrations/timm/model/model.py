@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .... import SaliencyRegularizer
 from ....errors import ConfigurationError, ShapeError, WrongTypeError
-from ....torch_tools import share_below_one
+from ....torch_tools import share_below_one, whole_number
 from ...shared.libraries import need
 from ..backbone.backbone import Backbone, checked_options, create_backbone, image_size_pair
 from ..backbone.backbone_checkpoint import load_backbone
@@ -89,11 +89,12 @@ class TimmMultiTaskModel(nn.Module):
             raise ConfigurationError(
                 "pretrained=True and checkpoint_path= both name weights for the backbone. Leave one of them out."
             )
+        in_chans = whole_number("in_chans", in_chans, least=1)
         size = image_size_pair(image_size)
         #: All that is needed to build the model again, without its weights.
         self.description: dict[str, Any] = {
             "name": name,
-            "in_chans": int(in_chans),
+            "in_chans": in_chans,
             "image_size": size,
             "drop_rate": float(drop_rate),
             "drop_path_rate": None if drop_path_rate is None else float(drop_path_rate),

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ....errors import ConfigurationError, SaliencyRegError
+from ....torch_tools import whole_number
 from ...shared.libraries import need
 from ...shared.looking import first_line
 from ..errors import CheckpointError, CheckpointNotFoundError
@@ -22,6 +23,8 @@ from .head_config import HeadConfig
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 _FORMAT = "saliency_reg.integrations.timm"
+#: Sides of images, and other numbers of a configuration, up to which they are not compared with the weights.
+_LARGEST_SIDE, _NOT_COMPARED = 4096, 512
 #: Of the file format, raised when older code could not read it.
 _VERSION = 1
 
@@ -59,8 +62,8 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     """Return arguments that build the model again, its number format as ``"dtype"``, and the configurations of its heads."""
     path = _existing(folder, CONFIG)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(
             f"{str(path)!r} is no JSON ({first_line(error)}). Save the model again with model.save(folder)."
         ) from error
@@ -78,17 +81,51 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         as_they_are = ("name", "in_chans", "drop_rate", "drop_path_rate", "backbone_options")
         description = {name: content[name] for name in as_they_are}
         description["image_size"] = None if size is None else tuple(size)
+        whole_number("in_chans", description["in_chans"], least=1)
         description["dtype"] = _dtype_named(content["dtype"])
         heads = {}
         for entry in content["heads"]:
             options = {name: value for name, value in entry.items() if name != "task"}
             heads[entry["task"]] = HeadConfig(**options)
-    except (KeyError, TypeError, AttributeError, SaliencyRegError) as error:
+        if len(heads) < len(content["heads"]):
+            raise ValueError("a task occurs twice")
+        _check_sizes({**description, "dtype": None, "heads": content["heads"]}, _existing(folder, WEIGHTS))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SaliencyRegError) as error:
         raise CheckpointError(
             f"{str(path)!r} lacks an entry or has a wrong one ({type(error).__name__}: {first_line(error)}). Save the model "
             "again with model.save(folder)."
         ) from error
     return description, heads
+
+
+def _check_sizes(description: Mapping[str, Any], weights: Path) -> None:
+    """Refuse numbers that no model with these weights has: it would be built for ever, or not fit into the memory."""
+    try:
+        with need("safetensors").safe_open(str(weights), framework="pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except Exception as error:  # a SafetensorError, which is no class of its own in all versions
+        raise _unreadable(weights, error) from error
+    found = max([len(shapes), *(side for shape in shapes for side in shape)])
+    for name, value in description.items():
+        most = max(found, _LARGEST_SIDE if name == "image_size" else _NOT_COMPARED)
+        if (largest := max(_numbers_in(value), default=0)) > most:
+            raise ValueError(f"{name} has {largest:g}, more than any size in {weights.name}, at most {most}")
+
+
+def _numbers_in(value: Any) -> Iterator[float]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _numbers_in(one)
+    elif isinstance(value, (int, float)):
+        yield abs(value)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
@@ -97,8 +134,8 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 def _dtype_named(name: str) -> torch.dtype:
     found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
-        raise TypeError(f"dtype is {name!r}")
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise TypeError(f"dtype is {name!r}, expected a floating-point one")
     return found
 
 
@@ -110,10 +147,7 @@ def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     except RuntimeError as error:
         raise _of_another(path, first_line(error)) from error
     except Exception as error:  # a SafetensorError, which is no class of its own in all versions
-        raise CheckpointError(
-            f"{str(path)!r} could not be read ({type(error).__name__}: {first_line(error)}). The file is not whole: save "
-            "or copy it again."
-        ) from error
+        raise _unreadable(path, error) from error
     if missing or unexpected:
         raise _of_another(path, f"missing {sorted(missing)[:3]}, without a place {sorted(unexpected)[:3]}")
 
@@ -128,6 +162,13 @@ def _existing(folder: str | os.PathLike[str], name: str) -> Path:
             f"{WEIGHTS}."
         )
     return path
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{str(path)!r} could not be read ({type(error).__name__}: {first_line(error)}). The file is not whole: save or "
+        "copy it again."
+    )
 
 
 def _of_another(path: Path, reason: str) -> CheckpointError:

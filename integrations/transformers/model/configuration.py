@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from ....errors import ConfigurationError, WrongTypeError
+from ....torch_tools import whole_number
 from ...shared.libraries import need
 from .head_config import HeadConfig
 
@@ -56,6 +57,11 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
             kind = given.pop("model_type", None)
             if kind is None:
                 raise ConfigurationError("the encoder's configuration does not name its model_type. Save it again.")
+            if kind not in _transformers.CONFIG_MAPPING:
+                raise ConfigurationError(
+                    f"transformers {_transformers.__version__} has no configuration with model_type={kind!r}. Use "
+                    "AutoConfig.for_model('bert'), or update transformers."
+                )
             encoder_config = _transformers.AutoConfig.for_model(kind, **given)
         if encoder_config is not None and not isinstance(encoder_config, _transformers.PretrainedConfig):
             raise WrongTypeError(
@@ -68,7 +74,7 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
         self.heads = {} if heads is None else _described(heads)
         self.encoder_class = encoder_class
         self.encoder_part = encoder_part
-        self.hidden_width = hidden_width
+        self.hidden_width = None if hidden_width is None else whole_number("hidden_width", hidden_width, least=1)
         # What Trainer must not take for predictions.
         options.setdefault("keys_to_ignore_at_inference", ["losses", "hidden_states", "attentions"])
         # Otherwise the base class takes the encoder's choice away.
@@ -103,7 +109,9 @@ class MultiTaskConfig(_transformers.PretrainedConfig):  # type: ignore[misc,name
 
 def _described(heads: Any) -> dict[str, dict[str, Any]]:
     """Bring ``{task: HeadConfig}``, or what a file has in place of it, to ``{task: dictionary}``."""
-    if isinstance(heads, (list, tuple)) and all(isinstance(own, Mapping) and "task" in own for own in heads):
+    if isinstance(heads, (list, tuple)) and all(
+        isinstance(own, Mapping) and isinstance(own.get("task"), str) for own in heads
+    ):
         heads = {own["task"]: {name: value for name, value in own.items() if name != "task"} for own in heads}
     if not isinstance(heads, Mapping):
         raise WrongTypeError(

@@ -81,8 +81,13 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     if class_name is None:
         check_has_model(config)
     try:
-        own = getattr(transformers, class_name, None) if class_name is not None else None
-        model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)
+        own: Any = getattr(transformers, class_name, None) if class_name is not None else None
+        if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):
+            raise EncoderError(
+                f"encoder_class={class_name!r} is no class of models in transformers. Pass the name of one, such as "
+                "'BertModel', or leave it out for that of AutoModel."
+            )
+        model = transformers.AutoModel.from_config(config) if own is None else own._from_config(config)  # type: ignore[attr-defined]
     except ValueError as error:
         raise EncoderError(
             f"no encoder could be built from this {type(config).__name__} ({first_line(error)}). Choose another "

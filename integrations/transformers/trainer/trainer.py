@@ -19,6 +19,7 @@ from ..model.model import MultiTaskModel
 from ..unwrapping import unwrapped_model
 from .callback import SaliencyCallback, check_attached
 from .measurement import takes_means
+from .task_losses import TaskLosses, label_counts, over_the_step
 
 logger = logging.getLogger("saliency_reg")
 _transformers = need("transformers")
@@ -48,6 +49,9 @@ class SaliencyTrainerMixin:
             )
         self._saliency = SaliencyCallback(regularizer, log_pairs=log_pairs)
         self._means: bool | None = None
+        self._labels_of_step: Tensor | None = None
+        self._train_losses: TaskLosses | None = None
+        self._eval_losses: TaskLosses | None = None
         if kwargs.get("model_init") is not None:
             raise UnsupportedTrainerError(
                 "model_init builds a new model, to which no regularizer is attached. Pass model=, with the regularizer on "
@@ -65,6 +69,8 @@ class SaliencyTrainerMixin:
                 "MultiTaskModel has a dictionary of them. Leave it out."
             )
         check_attached(regularizer, trainer.model)
+        if isinstance(inner := unwrapped_model(trainer.model), MultiTaskModel):
+            self._train_losses, self._eval_losses = TaskLosses(inner.tasks), TaskLosses(inner.tasks)
 
     @property
     def regularizer(self) -> SaliencyRegularizer:
@@ -82,19 +88,82 @@ class SaliencyTrainerMixin:
         """Return the Trainer's loss, and in training the penalty; divided as the Trainer expects it."""
         trainer: Any = self
         base: Any = super()
-        if not torch.is_grad_enabled():
-            return base.compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+        if not torch.is_grad_enabled():
+            loss, outputs = base.compute_loss(model, inputs, True, num_items_in_batch, **kwargs)
+            self._note(self._eval_losses, outputs, labels)
+            return (loss, outputs) if return_outputs else loss
         divided = _is_divided(trainer, num_items_in_batch)
         means = divided and self._takes_means(model, inputs, num_items_in_batch, kwargs)
         loss, outputs = base.compute_loss(model, inputs, True, None if means else num_items_in_batch, **kwargs)
         steps = _micro_batches(trainer) if divided else 1
+        self._note(self._train_losses, outputs, labels)
+        if loss is not None and loss is getattr(outputs, "loss", None):
+            loss = self._over_the_step(loss, outputs, labels)
         if means:
             loss = loss / steps
         penalty = self._penalty(model, loss.detach() * steps, outputs, labels)
         # Added behind what Trainer may have multiplied its loss by: the penalty is that of all processes as it is.
         total = loss + (penalty / steps).to(loss.dtype)
         return (total, outputs) if return_outputs else total
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the micro-batches of the step that begins, and count the labels of each task in them."""
+        trainer: Any = self
+        base: Any = super()
+        batches, items = base.get_batch_samples(*args, **kwargs)
+        inner = unwrapped_model(trainer.model)
+        if isinstance(inner, MultiTaskModel):
+            own = [label_counts(batch.get("labels"), inner.tasks) for batch in batches if isinstance(batch, Mapping)]
+            counts = sum(own, start=torch.zeros(len(inner.tasks)))
+            if self._gather is not None:
+                counts = self._gather(counts).view(-1, len(counts)).mean(0)
+            self._labels_of_step = counts
+        return batches, items
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Write the mean loss of each task beside that of all."""
+        if self._train_losses is not None and {"loss", "learning_rate"} <= logs.keys():  # all processes write these
+            losses = self._train_losses.take(self._gather)
+            logs.update({f"{task}/loss": loss for task, loss in losses.items()})
+        base: Any = super()
+        base.log(logs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Return the Trainer's figures, and the mean loss of each task as ``eval_joy_loss``."""
+        base: Any = super()
+        if self._eval_losses is not None:
+            self._eval_losses.take(None)
+        output = base.evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._eval_losses is not None and output.metrics is not None:
+            losses = self._eval_losses.take(self._gather)
+            output.metrics.update({f"{metric_key_prefix}_{task}_loss": loss for task, loss in losses.items()})
+        return output
+
+    @property
+    def _gather(self) -> Any:
+        accelerator = getattr(self, "accelerator")  # noqa: B009
+        if accelerator.num_processes == 1:
+            return None
+        return lambda own: accelerator.gather(own.to(accelerator.device))
+
+    def _note(self, sums: TaskLosses | None, outputs: Any, labels: Any) -> None:
+        losses = getattr(outputs, "losses", None)
+        if sums is not None and losses:
+            device = next(iter(losses.values())).device
+            sums.add(losses, label_counts(labels, sums.tasks, device))
+
+    def _over_the_step(self, loss: Any, outputs: Any, labels: Any) -> Any:
+        """Let each label of a task count alike, whichever micro-batch (of whichever process) of the step it is in."""
+        trainer: Any = self
+        steps, losses = _micro_batches(trainer), getattr(outputs, "losses", None)
+        inner, in_step = unwrapped_model(trainer.model), self._labels_of_step
+        alone = steps == 1 and trainer.accelerator.num_processes == 1
+        if alone or in_step is None or not losses or not isinstance(inner, MultiTaskModel):
+            return loss
+        shares = label_counts(labels, inner.tasks, loss.device) * steps / in_step.to(loss.device).clamp(min=1)
+        weights = {task: own.weight for task, own in inner.head_configs.items()}
+        return over_the_step(loss, losses, weights, dict(zip(inner.tasks, shares)))
 
     def _penalty(self, model: Any, loss: Tensor, outputs: Any, labels: Any) -> Tensor:
         regularizer = self.regularizer
@@ -151,7 +220,9 @@ class SaliencyTrainer(SaliencyTrainerMixin, _transformers.Trainer):  # type: ign
     there again with ``resume_from_checkpoint``. ``saliency/penalty``, ``saliency/share``, mean distances, relations, those
     of the closest pairs if you ask for them, and conflicts under ``surgery=`` are beside the loss in every log.
 
-    Under gradient accumulation the penalty is the mean over the micro-batches, and so is a loss that is a mean itself. Many
+    Under gradient accumulation the penalty is the mean over the micro-batches, and so is a loss that is a mean itself. With
+    a :class:`MultiTaskModel` the loss of each task is the mean over its labels in the whole optimizer step, of all
+    processes, and is in the logs: ``joy/loss``, and ``eval_joy_loss`` in evaluations. Many
     classifiers of transformers say that they accept ``num_items_in_batch`` and ignore it, so that a plain Trainer adds up
     the micro-batches' means; this is measured, said once in the log, and put right here. Losses that do use it are left as
     they are.

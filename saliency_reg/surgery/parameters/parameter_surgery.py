@@ -19,6 +19,7 @@ from ...torch_tools import (
     check_not_closure_only,
     names_from_bytes,
     names_to_bytes,
+    real_device,
     unwrap_optimizer,
     whole_number,
 )
@@ -87,6 +88,7 @@ class ParameterSurgery(StateModule, Removable):
     """
 
     steps: Tensor
+    any_values: ClassVar[tuple[str, ...]] = ("weights",)
     weights: Tensor
     task_names: Tensor
 
@@ -130,7 +132,7 @@ class ParameterSurgery(StateModule, Removable):
                 "parameters only: pass a part of shared=."
             )
         self._set_tasks(names or ())
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=real_device()))
         self._has_weights = False
         self.ranks = Ranks(process_group, model)
         self._agreed = False
@@ -208,7 +210,7 @@ class ParameterSurgery(StateModule, Removable):
             self._unfinished = step
             return
         write(gradients)
-        self._count_up("steps")
+        self._set_value("steps", self._value("steps") + 1)
         self._ready = True
 
     def discard(self) -> None:
@@ -248,7 +250,7 @@ class ParameterSurgery(StateModule, Removable):
         self, step: StepGradients, batch: LossBatch, shared: list[Tensor], measured: list[Tensor], accumulate: bool
     ) -> Gradients | None:
         """Take the gradients of one call; with the last call of a step, return those to write to ``.grad``."""
-        due = self._count("steps") % self.every == 0 or not self._has_weights
+        due = self._value("steps") % self.every == 0 or not self._has_weights
         many_calls = accumulate or step.calls > 1
         present = members(step.present)
         weights = self.weights
@@ -300,7 +302,7 @@ class ParameterSurgery(StateModule, Removable):
     def _set_tasks(self, tasks: Sequence[str]) -> None:
         self.tasks: tuple[str, ...] | None = tuple(tasks) or None
         self.register_buffer("task_names", names_to_bytes(tasks))
-        self.register_buffer("weights", torch.full((len(tasks),), torch.nan, dtype=torch.float64))
+        self.register_buffer("weights", torch.full((len(tasks),), torch.nan, dtype=torch.float64, device=real_device()))
 
     def _before_step(self) -> None:
         if self._unfinished is not None:
@@ -317,18 +319,31 @@ class ParameterSurgery(StateModule, Removable):
     def _after_step(self) -> None:
         self._ready = False
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        saved = state_dict.get(prefix + "task_names")
-        known = self.tasks
-        if saved is not None:
-            names = names_from_bytes(saved)
-            if names and known is not None and tuple(names) != known:
+    def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Also refuse the state of other tasks; before the first call, the tasks are those of the state."""
+        saved, weights = (state_dict.get(prefix + name) for name in ("task_names", "weights"))
+        for name, value in {"task_names": saved, "weights": weights}.items():
+            if value is not None and not (isinstance(value, Tensor) and value.ndim == 1):
                 raise StateMismatchError(
-                    f"the state dict was saved for the tasks {names}, but this surgery has {list(known)}. Build it with the "
-                    "same tasks in the same order."
+                    f"{prefix + name!r} in the state dict must be a tensor with one axis. Save it again."
                 )
-            self._set_tasks(names)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        names = [] if saved is None else names_from_bytes(saved)
+        if names and self.tasks is not None and tuple(names) != self.tasks:
+            raise StateMismatchError(
+                f"the state dict was saved for the tasks {names}, but this surgery has {list(self.tasks)}. Build it with "
+                "the same tasks in the same order."
+            )
+        if saved is not None and weights is not None and len(weights) != len(names):
+            raise StateMismatchError(f"the state dict has {len(weights)} weights for the tasks {names}. Save it again.")
+        rest = {key: value for key, value in state_dict.items() if value is not saved and value is not weights}
+        super().check_loaded(rest, prefix)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.check_loaded(state_dict, prefix)
+        saved, known = state_dict.get(prefix + "task_names"), self.tasks
+        if saved is not None:
+            self._set_tasks(names_from_bytes(saved))
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args, **kwargs)  # type: ignore[no-untyped-call]
         if self.tasks is None and known is not None:  # it was saved before its first call
             self._set_tasks(known)
         self._has_weights = len(self.weights) > 0 and bool(torch.isfinite(self.weights).all())
