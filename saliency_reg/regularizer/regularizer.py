@@ -175,18 +175,12 @@ class SaliencyRegularizer(Penalty, Removable):
             >>> SaliencyRegularizer.authors(nn.ModuleDict({"heads": heads})).relations.rule
             'authors'
         """
-        fixed: dict[str, Any] = {
-            "pool": "sum",
-            "reduction": "sum",
-            "metric": "l1",
-            "relations": "authors",
-            "target": "output",
-        }
+        fixed = {"pool": "sum", "reduction": "sum", "metric": "l1", "relations": "authors", "target": "output"}
         if clash := sorted(set(fixed) & set(options)):
             raise ConfigurationError(
                 f"{clash} are fixed by the authors' conventions. Use SaliencyRegularizer(...) instead."
             )
-        return cls(model, heads, strength=strength, **fixed, **options)
+        return cls(model, heads, strength=strength, **{**options, **fixed})
 
     @_disable_dynamo  # within a compiled function it runs as it is written, and says what does not work there
     def forward(
@@ -298,8 +292,7 @@ class SaliencyRegularizer(Penalty, Removable):
         width = max(map(len, lines))
         return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
 
-    def __repr__(self) -> str:
-        return self.describe()
+    __repr__ = describe
 
     def _captured_in(self, model: nn.Module, heads: Heads, feature: FeatureChoice, output: Any) -> FeatureCapture:
         aliases: HeadAliases | None = None
