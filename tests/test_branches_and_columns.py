@@ -33,7 +33,10 @@ def expected_penalty(feature: Tensor, outputs: Callable[[Tensor], Sequence[Tenso
     for sample in feature.split(1):
         own = sample.detach().requires_grad_()
         for task, output in enumerate(outputs(own)):
-            scalar = output.sum() if output.numel() == 1 else output.amax() - output.mean()
+            logits = output.flatten()
+            scalar = logits.amax() - logits.mean()
+            if len(logits) <= 2:
+                scalar = logits[1] - logits[0] if len(logits) == 2 else logits.sum()
             saliencies[task].append(torch.autograd.grad(scalar, own, retain_graph=True)[0][0])
     count = len(saliencies)
     weights = torch.full((count, count), 2 / (count * (count - 1)), dtype=torch.float64)

@@ -323,7 +323,8 @@ def test_the_error_says_batch_axis() -> None:
     "kind", ["linear heads", "columns", "mlp", "tokens", "tokens, a mask of samples", "tokens, mean"]
 )
 def test_rows_of_padding_do_not_count(kind: str, metric: str, reduction: str) -> None:
-    tokens, options = kind.startswith("tokens"), {"metric": metric, "reduction": reduction}
+    tokens = kind.startswith("tokens")
+    options: dict[str, Any] = {"metric": metric, "reduction": reduction}
     if kind == "columns":
         net: nn.Module = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
         options |= {"tasks": list("abc")}
