@@ -19,7 +19,7 @@ from ..surgery.feature import GradientCombiner
 from ..tasks import check_task_names
 from ..torch_tools import check_choice, non_negative_number, whole_number
 
-CROSS_SAMPLE = ("warn", "error", "ignore")
+CROSS_SAMPLE = ("fix", "warn", "error", "ignore")
 #: Options that each process may choose for itself; the seed in use is compared as a part of the state.
 _MAY_DIFFER = ("cross_sample", "seed")
 
@@ -69,6 +69,7 @@ class Options:
         words = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _MAY_DIFFER}
         if not isinstance(self.scalarize, str):
             words["scalarize"] = "one per task, or a function"
+        words["fixed statistics"] = self.cross_sample == "fix"
         return words
 
     def saliency(self) -> str:

@@ -58,6 +58,7 @@ class Penalty(StateModule):
             pool=options.pool,
             channel_axis=options.channel_axis,
             loss_reduction=options.loss_reduction,
+            fix_statistics=options.cross_sample == "fix",
         )
         self.relations = options.relations_of(relations, self.tasks)
         self.pending = PendingDistances(len(self.tasks), options.reduction)

@@ -135,7 +135,7 @@ class SaliencyRegularizer(Penalty, Removable):
         max_tasks_per_step: int | None = None,
         seed: int = 0,
         run_all_heads: bool = False,
-        cross_sample: str = "warn",
+        cross_sample: str = "fix",
         check_finite: bool = False,
     ) -> None:
         options = Options.among(locals())

@@ -1,13 +1,14 @@
 """From a captured forward to distances between tasks.
 
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
-``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers) and ``pooling`` (over
-positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
+``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers; ``fixed_statistics`` for
+their way through a BatchNorm) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
 scalarisations into ``scalars``.
 """
 
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
+from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .pooling import check_pool, resolve_channel_axis
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, axis_of_columns, check_scalarize, scalar_of
 from .task_saliencies import captured_by_hand, task_saliencies
@@ -18,6 +19,7 @@ __all__ = [
     "PIECEWISE_LINEAR_SCALARIZATIONS",
     "REDUCTIONS",
     "Given",
+    "HeadsNow",
     "Saliencies",
     "SaliencyExtractor",
     "ScalarizeChoice",
@@ -25,6 +27,8 @@ __all__ = [
     "captured_by_hand",
     "check_pool",
     "check_scalarize",
+    "fixed_statistics",
+    "heads_as_they_are",
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",

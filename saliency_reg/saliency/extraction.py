@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from ..capture import CapturedForward, FeatureMap, is_plain_linear
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
+from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
 from .scalars import ScalarizeChoice, axis_of_columns, scalar_of, scalarize_per_task
@@ -40,6 +42,7 @@ class Saliencies:
     #: Whether each head has one output per sample and nothing was pooled away: the gradient of a task's loss at the feature
     #: map is then dL/ds[b] * saliency[b].
     determine_gradients: bool = False
+    heads_now: HeadsNow | None = None  # if that was looked at
 
     @property
     def comparable(self) -> bool:
@@ -58,8 +61,10 @@ class SaliencyExtractor:
     pool: str | None
     channel_axis: int | Sequence[int | None] | None
     loss_reduction: str
+    fix_statistics: bool = False  # of a BatchNorm in train mode, in the derivative
     _known_separate: dict[tuple[int, ...], set[int]] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
+    _without_batch_norm: set[tuple[int, tuple[bool, ...]]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         check_choice("target", self.target, ("output", "loss"))
@@ -120,9 +125,16 @@ class SaliencyExtractor:
             edges, at_once = [feature.edges] * len(present), False
         else:
             edges, at_once = [[feature.edges[forward.ran.index(task)]] for task in present], feature.separate
-        values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
+        # Behind a named feature map there may be a BatchNorm outside of the heads.
+        heads_now = heads_as_they_are(forward) if self.fix_statistics else None
+        fix = heads_now is not None and not (feature.direct and heads_now <= self._without_batch_norm)
+        with fixed_statistics(forward.outputs, feature.edges) if fix else nullcontext(False) as fixed:
+            values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
+        if heads_now is not None and fix and not fixed:
+            self._without_batch_norm |= heads_now
         determine_gradients = (
             at_once
+            and not fixed
             and feature.direct
             and self.target == "output"
             and pooling.keeps_all
@@ -130,7 +142,7 @@ class SaliencyExtractor:
             and all(output.numel() == len(tensor) for output in forward.outputs)
             and not any(map(callable, self.choices))
         )
-        return Saliencies(present, values, len(tensor), determine_gradients=determine_gradients)
+        return Saliencies(present, values, len(tensor), determine_gradients=determine_gradients, heads_now=heads_now)
 
     def _of_outputs(
         self, forward: CapturedForward, shape: torch.Size, axis: int, labels: Mapping[int, Tensor], chosen: set[int]
