@@ -231,7 +231,7 @@ def test_accumulation_and_a_later_switch_to_eval_mode() -> None:
             for one in model["heads"].values():
                 one(feature)
             penalty = regularizer()
-            with regularizer_off(regularizer):
+            with Off(regularizer):
                 if step == 1:
                     outputs = [one(feature) for one in model["heads"].values()]
                     saliencies = torch.stack(
@@ -244,7 +244,7 @@ def test_accumulation_and_a_later_switch_to_eval_mode() -> None:
             penalty.backward()
 
 
-class regularizer_off:  # noqa: N801
+class Off:
     def __init__(self, regularizer: SaliencyRegularizer) -> None:
         self.regularizer = regularizer
 
@@ -287,7 +287,7 @@ def ddp(rank: int) -> list[Tensor]:
     regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, relations="fixed", metric="sqeuclidean")
     outputs = model(net.x[4 * rank : 4 * rank + 4])
     penalty = regularizer()
-    with regularizer_off(regularizer):
+    with Off(regularizer):
         parts = nn.ModuleDict({"backbone": net.backbone, "heads": net.heads})
         expected = expected_penalty(parts, net.backbone(net.x[4 * rank : 4 * rank + 4]))
     (sum(output.sum() for output in outputs) + penalty).backward()

@@ -2,13 +2,15 @@
 
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
-known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``nested`` finds tensors in nested arguments.
+known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``nested`` finds tensors in nested arguments;
+``linear`` tells whether a head's output is what its weight says.
 """
 
 from .aliases import HeadAliases
 from .feature_capture import FeatureCapture, FeatureChoice
 from .forward import CapturedForward, FeatureMap, HeadRun
-from .heads import Heads, HeadsChoice, check_not_compiled, is_plain_linear, resolve_heads
+from .heads import Heads, HeadsChoice, check_not_compiled, resolve_heads
+from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
 
@@ -27,8 +29,10 @@ __all__ = [
     "contents",
     "find_module",
     "is_plain_linear",
+    "is_product",
     "put",
     "put_argument",
     "resolve_heads",
     "tensors_in",
+    "weight_as_now",
 ]

@@ -18,6 +18,7 @@ from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_o
 from .aliases import HeadAliases
 from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
 from .heads import Heads
+from .linear import weight_as_now
 from .lookup import NamedFeature, locate_feature
 from .nested import Item, contents, first_tensor, pick, put, put_argument
 
@@ -250,7 +251,7 @@ class FeatureCapture:
             return None
         run, items = recorded.runs[index], self._output_items[index]
         run.output = pick(output, items)
-        run.whole = not items
+        run.whole, run.weight = not items, weight_as_now(module)
         if run.output is None and items:
             recorded.problem = (
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, same_tensor, version_of
 from .heads import Heads
+from .linear import Weight
 from .lookup import listed
 
 
@@ -29,6 +30,7 @@ class HeadRun:
     output_version: int = -1
     changed_source: bool = False
     whole: bool = True  # the output is all that the head returned
+    weight: Weight = None  # of a plain Linear, when it ran
 
 
 @dataclass
@@ -77,6 +79,7 @@ class CapturedForward:
     modules: Sequence[nn.Module] = ()  # the heads; a single one if ``columns``, none where outputs were passed by hand
     columns: bool = False  # whether a single module has a column for each task
     carried: Any = None  # what the aliases left with this forward; only those who made them know
+    weights: Sequence[Weight] = ()  # of plain Linear heads, when they ran
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
@@ -130,7 +133,8 @@ def checked_forward(
     if not feature_names:
         features.append(_what_the_heads_read(runs, recorded.aliased))
     outputs, device = [run.output for run in runs], features[0].tensor.device
-    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, carried)
+    weights = [run.weight for run in runs]
+    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, carried, weights)
 
 
 def _have_graphs(runs: Sequence[HeadRun]) -> bool:

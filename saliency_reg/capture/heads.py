@@ -18,7 +18,6 @@ from ..errors import (
     WrongTypeError,
 )
 from ..tasks import check_task_names
-from ..torch_tools import has_only_our_hooks
 from .lookup import find_module, match_names, name_of
 
 _OneHead = Union[str, nn.Module]
@@ -99,11 +98,6 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
 def _is_compiled(module: nn.Module) -> bool:
     # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the output is nothing but ``x @ weight.T + bias``: no subclass, no parametrisation, no foreign hook."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and has_only_our_hooks(module)
 
 
 def _columns_head(name: str, module: nn.Module, tasks: list[str] | None) -> Heads:

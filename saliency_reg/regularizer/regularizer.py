@@ -83,8 +83,10 @@ class SaliencyRegularizer(Penalty, Removable):
         run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: run the other heads
             on the same feature map, for their saliency, with a copy of the random state and of their running statistics.
             In several processes run all heads in the model's forward instead.
-        cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
-            one sample depend on the feature map of another. Measured until it is known, in each mode (train, eval).
+        cross_sample: if outputs of one sample depend on the feature map of another: ``"fix"``: statistics of a BatchNorm in
+            train mode are constants in the derivative, so that a sample's saliency is its own; what else mixes samples is
+            told once. ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it, in each case
+            differentiating the statistics, too. Measured until it is known, in each mode (train, eval).
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
             into the loss, so that GradScaler skips the step; the relations do not move then.
 

@@ -2,8 +2,8 @@
 
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
 ``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers; ``fixed_statistics`` for
-their way through a BatchNorm) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is the same as a pure function. New metrics go into ``distances``, new
-scalarisations into ``scalars``.
+their way through a BatchNorm) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is the same as a
+pure function. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances

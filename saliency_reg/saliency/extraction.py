@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture import CapturedForward, FeatureMap, is_plain_linear
+from ..capture import CapturedForward, FeatureMap, is_product, weight_as_now
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
@@ -202,14 +202,23 @@ class SaliencyExtractor:
     def _closed_form(
         self, forward: CapturedForward, feature: FeatureMap, pooling: Pooling, chosen: set[int]
     ) -> Saliencies | None:
-        """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
+        """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample.
+
+        Only if they are what the outputs of this forward were computed with.
+        """
         shape = feature.tensor.shape
         if not forward.modules or not feature.direct or pooling.channel_axis != len(shape) - 1:
             return None
         heads = [forward.modules[index] for index in forward.ran]
         width = len(self.tasks) if forward.columns else 1
-        linear = all(is_plain_linear(head) and head.out_features == width for head in heads)
-        if not linear or any(map(callable, self.choices)):
+        runs = zip(heads, forward.weights, forward.outputs, feature.edges)
+        if any(map(callable, self.choices)) or not all(
+            weight is not None
+            and weight == weight_as_now(head)
+            and head.out_features == width
+            and is_product(head, output, edge)
+            for head, weight, output, edge in runs
+        ):
             return None
         rows = torch.cat([head.get_parameter("weight") for head in heads])  # [T, C]
         ran = forward.tasks(len(self.tasks))

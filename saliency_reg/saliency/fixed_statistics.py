@@ -1,4 +1,4 @@
-"""BatchNorm in train mode, differentiated as if the statistics of the batch were constants: a sample's saliency is its own."""
+"""BatchNorm in train mode, differentiated as if the batch's statistics were constants: a sample's saliency is its own."""
 
 from __future__ import annotations
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ...capture import is_plain_linear
+from ...capture import is_product, weight_as_now
 from ...torch_tools import Edge, Gradient, added, at_least_float32, gradients_of, this_pass, without_autocast
 from .. import column_gramian, weighted_sum
 from .combiner import SeparateGradients, TaskGradients
@@ -23,14 +22,18 @@ def watch_columns(
     ``head`` is the module, if the output is all that it returned. For a plain ``Linear`` that read one alias the gradients
     are closed form; other heads are passed through backwards once for each column.
     """
-    if isinstance(head, nn.Linear) and is_plain_linear(head) and column_axis == output.ndim - 1 and len(aliases) == 1:
-        columns: Callable[[Tensor], TaskGradients] = partial(_ClosedForm, head.weight.detach())
-    else:
-        columns = partial(_OneByOne, output, column_axis, aliases, fork.device)
+    weight = None if head is None or column_axis != output.ndim - 1 or len(aliases) != 1 else weight_as_now(head)
+    closed_form = weight is not None and head is not None and is_product(head, output, aliases[0])
 
     def note(gradient: Gradient) -> None:
-        if gradient is not None and fork.combiner_now() is not None:
-            fork.columns = this_pass(), columns(gradient)
+        if gradient is None or fork.combiner_now() is None:
+            return
+        columns: TaskGradients
+        if closed_form and head is not None and weight_as_now(head) == weight:
+            columns = _ClosedForm(head.get_parameter("weight").detach(), gradient)
+        else:
+            columns = _OneByOne(output, column_axis, aliases, fork.device, gradient)
+        fork.columns = this_pass(), columns
 
     return noted(output, note)
 
