@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any, Optional
 
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from ..torch_tools import Edge, has_only_our_hooks, version_of
 #: A parameter's in-place changes so far, and where its entries are.
 Weight = Optional[tuple[int, int]]
 
-_VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
+_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
 #: Nodes that a tensor may pass on its way into the product: views, and the casts of autocast.
-_ON_THE_WAY = (*_VIEWS, "ToCopyBackward0", "TBackward0", "CloneBackward0", "UnsqueezeBackward0")
+_ON_THE_WAY = {*_VIEWS, "ToCopyBackward0", "TBackward0", "CloneBackward0", "UnsqueezeBackward0"}
 #: Products, with the places of input, weight and bias among what they are made of.
 _PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "LinearBackward0": (0, 1)}
 
@@ -31,43 +32,47 @@ def is_plain_linear(module: nn.Module) -> bool:
 
 def weight_as_now(module: nn.Module) -> Weight:
     """Return what tells whether the weight of a plain ``Linear`` has changed since; ``None`` for another module."""
-    if not is_plain_linear(module):
-        return None
-    weight = module.get_parameter("weight")
-    return version_of(weight), weight.data_ptr()
+    return _state_of(module) if is_plain_linear(module) else None
 
 
-def is_product(head: nn.Module, output: Tensor, source: Edge) -> bool:
-    """Whether the graph of ``output`` says that it is the product of ``source`` and the weight that the head has now.
+def is_product(head: nn.Module, weight: Weight, output: Tensor, source: Edge) -> bool:
+    """Whether ``output`` is the product of ``source`` and a weight that the head still has, as ``weight_as_now`` gave it.
 
-    A few nodes are looked at. Frozen weights are not in the graph: then it cannot be told.
+    The graph tells, by a few of its nodes; of frozen weights, which are not in it, it does not.
     """
-    node: Any = output.grad_fn
-    while node is not None and node.name() in _VIEWS:
-        node = node.next_functions[0][0]
-    if node is not None and node.name() == "AddBackward0":  # the bias was added apart
-        node, bias = (following for following, _ in node.next_functions)
+    if weight is None or weight != _state_of(head):
+        return False
+    node: Any = _behind(output.grad_fn, _VIEWS)
+    if type(node).__name__ == "AddBackward0":  # the bias was added apart
+        (node, _), (bias, _) = node.next_functions
         if bias is not None and _leaf(bias) is not head.bias:
             return False
-        while node is not None and node.name() in _VIEWS:
-            node = node.next_functions[0][0]
-    places = None if node is None else _PRODUCTS.get(node.name())
-    if places is None:
+        node = _behind(node, _VIEWS)
+    if (places := _PRODUCTS.get(type(node).__name__)) is None:
         return False
-    read, weight = (node.next_functions[place][0] for place in places)
-    return weight is not None and _leaf(weight) is head.weight and _comes_from(read, source)
+    made_of = node.next_functions
+    return _leaf(made_of[places[1]][0]) is head._parameters["weight"] and _comes_from(made_of[places[0]][0], source)
+
+
+def _state_of(module: nn.Module) -> Weight:
+    weight = module._parameters.get("weight")
+    return None if weight is None else (version_of(weight), weight.data_ptr())
+
+
+def _behind(node: Any, passed: Container[str]) -> Any:
+    while type(node).__name__ in passed:
+        node = node.next_functions[0][0]
+    return node
 
 
 def _leaf(node: Any) -> Any:
-    while node is not None and node.name() in _ON_THE_WAY:
-        node = node.next_functions[0][0]
-    return getattr(node, "variable", None)
+    return getattr(_behind(node, _ON_THE_WAY), "variable", None)
 
 
 def _comes_from(node: Any, source: Edge) -> bool:
-    if not isinstance(source, GradientEdge) and source.grad_fn is None:
-        return _leaf(node) is source
     at = source.node if isinstance(source, GradientEdge) else source.grad_fn
-    while node is not None and node != at and node.name() in _ON_THE_WAY:
+    if at is None:
+        return _leaf(node) is source
+    while node != at and type(node).__name__ in _ON_THE_WAY:
         node = node.next_functions[0][0]
-    return node is not None and bool(node == at)
+    return bool(node == at)

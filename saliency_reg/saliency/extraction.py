@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture import CapturedForward, FeatureMap, is_product, weight_as_now
+from ..capture import CapturedForward, FeatureMap, is_product
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
@@ -213,10 +213,7 @@ class SaliencyExtractor:
         width = len(self.tasks) if forward.columns else 1
         runs = zip(heads, forward.weights, forward.outputs, feature.edges)
         if any(map(callable, self.choices)) or not all(
-            weight is not None
-            and weight == weight_as_now(head)
-            and head.out_features == width
-            and is_product(head, output, edge)
+            weight is not None and head.out_features == width and is_product(head, weight, output, edge)
             for head, weight, output, edge in runs
         ):
             return None

@@ -23,13 +23,12 @@ def watch_columns(
     are closed form; other heads are passed through backwards once for each column.
     """
     weight = None if head is None or column_axis != output.ndim - 1 or len(aliases) != 1 else weight_as_now(head)
-    closed_form = weight is not None and head is not None and is_product(head, output, aliases[0])
 
     def note(gradient: Gradient) -> None:
         if gradient is None or fork.combiner_now() is None:
             return
         columns: TaskGradients
-        if closed_form and head is not None and weight_as_now(head) == weight:
+        if head is not None and is_product(head, weight, output, aliases[0]):
             columns = _ClosedForm(head.get_parameter("weight").detach(), gradient)
         else:
             columns = _OneByOne(output, column_axis, aliases, fork.device, gradient)
