@@ -21,7 +21,7 @@ from ..torch_tools import check_choice, non_negative_number, whole_number
 
 CROSS_SAMPLE = ("fix", "warn", "error", "ignore")
 #: Options that each process may choose for itself; the seed in use is compared as a part of the state.
-_MAY_DIFFER = ("cross_sample", "seed")
+_MAY_DIFFER = ("cross_sample", "custom_backward", "seed")
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Options:
     run_all_heads: bool
     cross_sample: str
     check_finite: bool
+    custom_backward: str = "warn"
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, tuple(METRICS))
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("cross_sample", self.cross_sample, CROSS_SAMPLE)
+        check_choice("custom_backward", self.custom_backward, ("warn", "ignore"))
         check_scalarize(self.scalarize)
         check_pool(self.pool)
         for name, checked in {
@@ -62,7 +64,7 @@ class Options:
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Options:
         """Pick the fields among the arguments of a call."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     def words(self) -> dict[str, Any]:
         """What has to be the same in all processes."""

@@ -3,9 +3,11 @@
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
 ``scalars`` (an output to one number per sample), ``input_gradients`` (gradients of these numbers; ``fixed_statistics`` for
 their way through a BatchNorm) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is the same as a
-pure function. New metrics go into ``distances``, new scalarisations into ``scalars``.
+pure function, and ``derivatives`` looks once whether a head's gradients are its derivatives. New metrics go into
+``distances``, new scalarisations into ``scalars``.
 """
 
+from .derivatives import Derivatives, custom_functions, derivatives_of, is_torchs_own
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
 from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
@@ -18,6 +20,7 @@ __all__ = [
     "METRICS",
     "PIECEWISE_LINEAR_SCALARIZATIONS",
     "REDUCTIONS",
+    "Derivatives",
     "Given",
     "HeadsNow",
     "Saliencies",
@@ -27,8 +30,11 @@ __all__ = [
     "captured_by_hand",
     "check_pool",
     "check_scalarize",
+    "custom_functions",
+    "derivatives_of",
     "fixed_statistics",
     "heads_as_they_are",
+    "is_torchs_own",
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",
