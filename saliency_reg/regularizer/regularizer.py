@@ -37,8 +37,8 @@ class SaliencyRegularizer(Penalty, Removable):
     their heads share, and ``w`` are relation weights that are learned by :class:`RelationWeights`.
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
-    graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It has no parameters, draws no random number
-    and runs no module a second time (but in the first call copies of heads with code of their own, on two samples). Hooks on
+    graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It has no parameters, draws no random
+    number, and runs no module twice (but in the first call copies of heads with code of their own, on two samples). Hooks on
     tensors between the feature map and the outputs (full backward hooks of heads included) see the gradient taken here.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
@@ -85,10 +85,9 @@ class SaliencyRegularizer(Penalty, Removable):
             In several processes run all heads in the model's forward instead.
         cross_sample: where outputs of one sample depend on the feature map of another. ``"fix"``: a BatchNorm in train mode
             has constant statistics in the derivative, so that a sample's saliency is its own; all else is told once.
-            ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it: then a BatchNorm counts, too.
+            ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it: with a BatchNorm.
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
             into the loss, so that GradScaler skips the step; the relations do not move then.
-
         custom_backward: ``"warn"`` once if the backward of a part between feature map and outputs is not its derivative
             (gradient reversal, scaling, straight-through), or ``"ignore"`` it.
 
