@@ -37,14 +37,14 @@ _NO_REACH = (
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "not implemented for", "does not support")
 
 _NO_GRADIENT = (
-    "the penalty has a value and no gradient, so that it trains nothing: neither a parameter of the heads nor the feature "
-    "map changes the saliency (frozen heads, or a backward that detaches). Train the heads, use a smooth activation in them, or "
+    "the penalty has a value and no gradient, so that it trains nothing: neither a parameter of the heads nor the "
+    "feature map changes the saliency (frozen heads, or a backward that detaches). Train the heads, use a smooth activation in them, or "
     "set strength=0."
 )
 _TENSOR_PARALLEL = (
     "the heads of {tasks} are tensor-parallel (their parameters are DTensors), through which torch has no second "
-    "derivative: the penalty would have a value and no gradient. Leave the heads out of "
-    "parallelize_module, or use fully_shard for them."
+    "derivative: the penalty would have a value and no gradient. Leave the heads out "
+    "of parallelize_module, or use fully_shard for them."
 )
 _NOT_FIRST = (
     "what is between the feature map and the output of {tasks} has a backward that is not its derivative{names}, as "

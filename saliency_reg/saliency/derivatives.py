@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
-from ..torch_tools import Edge, gradients_of, has_only_our_hooks, nodes_behind, without_autocast
+from ..torch_tools import Edge, gradients_of, nodes_behind, without_autocast
 
 _SAMPLES = 2
 _MOST_PARAMETERS = 5_000_000
@@ -41,21 +42,14 @@ def custom_functions(outputs: Sequence[Tensor], features: Sequence[Edge]) -> lis
 
 def is_torchs_own(head: nn.Module) -> bool:
     """Whether all of its code is torch's, whose derivatives are right."""
-    return all(
-        type(part).__module__.startswith("torch.nn.")
-        and "forward" not in vars(part)
-        and has_only_our_hooks(part)
-        and not part._backward_hooks
-        and not part._backward_pre_hooks
-        for part in head.modules()
-    )
+    return all(type(part).__module__.startswith("torch.nn.") and "forward" not in vars(part) for part in head.modules())
 
 
 def derivatives_of(head: nn.Module, feature: Tensor) -> Derivatives:
     """Compare first and second derivatives of ``head(feature)`` with finite differences, for a few samples.
 
-    The head itself does not run, but a copy of it: parameters, buffers and what the forward keeps stay as they are, and the
-    random numbers that it draws are put back.
+    The head itself does not run, but a copy of it, without hooks: parameters, buffers and what the forward keeps stay as they
+    are, and the random numbers that it draws are put back.
     """
     devices = [feature.device] if feature.device.type == "cuda" else []
     parameters = list(head.parameters())
@@ -107,7 +101,7 @@ class _Copy:
             for one, scale in zip(tensors, scales)
         ]
 
-    def run(self, feature: Tensor, step: float, directions: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def run(self, feature: Tensor, step: float, directions: Sequence[Tensor]) -> tuple[Tensor, list[nn.Parameter]]:
         """Return a random sum of the outputs, and the parameters, moved by the step."""
         twin = _twin(self.head, {}, {})
         twin.double()
@@ -119,7 +113,8 @@ class _Copy:
         with torch.random.fork_rng(devices=devices):  # the same dropout each time
             output = twin(feature)
         seed = torch.linspace(-1, 2, output.numel(), dtype=torch.float64, device=output.device).sin().view_as(output)
-        return (output * seed).sum(), trained
+        total: Tensor = (output * seed).sum()
+        return total, trained
 
     def at(self, step: float, directions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the sum's derivative along the feature's direction, and at step 0 that one's along all directions."""
@@ -131,9 +126,8 @@ class _Copy:
         curve = torch.zeros_like(slope)
         if step == 0 and slope.requires_grad:
             found = gradients_of([slope], [feature, *trained])
-            curve = sum(
-                ((one * direction).sum() for one, direction in zip(found, directions) if one is not None), start=curve
-            )
+            for one, direction in zip(found, directions):
+                curve = curve if one is None else curve + (one * direction).sum()
         return slope.detach(), curve
 
     def along_feature(self, step: float, directions: Sequence[Tensor]) -> Tensor:
@@ -145,6 +139,9 @@ def _twin(module: nn.Module, modules: dict[nn.Module, nn.Module], tensors: dict[
     """Copy modules, parameters and buffers, and nothing else that they refer to."""
     if module not in modules:
         twin = modules[module] = copy.copy(module)
+        for name in vars(twin):
+            if name.startswith(("_forward_", "_backward_")) and "hooks" in name:
+                vars(twin)[name] = OrderedDict()
         for name in ("_parameters", "_buffers"):
             own = {}
             for key, value in vars(module)[name].items():
