@@ -37,9 +37,9 @@ _NO_REACH = (
 _NO_SECOND_DERIVATIVE = ("is not implemented", "double backward", "not implemented for", "does not support")
 
 _NO_GRADIENT = (
-    "the penalty has a value and no gradient, so that it trains nothing: neither a parameter of the heads nor the "
-    "feature map changes the saliency (frozen heads, or a backward that detaches). Train the heads, use a smooth activation in them, or "
-    "set strength=0."
+    "the penalty has a value and no gradient, so that it trains nothing: neither a parameter of the heads nor the feature "
+    "map changes the saliency (frozen heads, or a backward that detaches). Train the heads, use a smooth activation in "
+    "them, or set strength=0."
 )
 _TENSOR_PARALLEL = (
     "the heads of {tasks} are tensor-parallel (their parameters are DTensors), through which torch has no second "

@@ -48,8 +48,8 @@ def is_torchs_own(head: nn.Module) -> bool:
 def derivatives_of(head: nn.Module, feature: Tensor) -> Derivatives:
     """Compare first and second derivatives of ``head(feature)`` with finite differences, for a few samples.
 
-    The head itself does not run, but a copy of it, without hooks: parameters, buffers and what the forward keeps stay as they
-    are, and the random numbers that it draws are put back.
+    The head itself does not run, but a copy of it, without hooks: parameters, buffers and what the forward keeps stay as
+    they are, and the random numbers that it draws are put back.
     """
     devices = [feature.device] if feature.device.type == "cuda" else []
     parameters = list(head.parameters())
@@ -108,7 +108,7 @@ class _Copy:
         trained = [one for one in twin.parameters() if one.requires_grad]
         with torch.no_grad():
             for one, direction in zip(trained, directions):
-                one += step * direction
+                one.add_(direction, alpha=step)
         devices = [feature.device] if feature.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # the same dropout each time
             output = twin(feature)
