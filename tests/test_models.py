@@ -509,7 +509,7 @@ class BatchNormHead(nn.Sequential):
 
 
 def test_batch_norm_in_heads() -> None:
-    """One warning in train mode, an error on request, nothing in eval mode."""
+    """Its statistics are constants in the derivative; on request a warning, an error, or neither."""
 
     def build(**options: Any) -> tuple[nn.ModuleDict, Callable[[], Tensor]]:
         heads = nn.ModuleList([BatchNormHead() for _ in range(3)])
@@ -524,17 +524,18 @@ def test_batch_norm_in_heads() -> None:
 
         return model, run
 
-    _, run = build()
+    build()[1]()  # warnings are errors here
+    _, run = build(cross_sample="warn")
     with pytest.warns(UserWarning, match="BatchNorm in train mode") as caught:
         run()
     assert caught[0].filename == __file__
-    run()  # told once; warnings are errors here
+    run()  # told once
     _, run = build(cross_sample="error")
     for _ in range(2):
         with pytest.raises(CrossSampleError, match="use LayerNorm or GroupNorm"):
             run()
     build(cross_sample="ignore")[1]()
-    model, run = build()
+    model, run = build(cross_sample="error")
     model.eval()
     run()
 
@@ -542,6 +543,10 @@ def test_batch_norm_in_heads() -> None:
 def test_batch_norm_between_feature_and_heads() -> None:
     model = ResNet()
     regularizer = attached(model, "fc", feature="bn1")
+    model(torch.randn(4, 3, 16, 16))
+    regularizer()
+    regularizer.remove()
+    regularizer = attached(model, "fc", feature="bn1", cross_sample="warn")
     model(torch.randn(4, 3, 16, 16))
     with pytest.warns(UserWarning, match="choose a feature map behind it"):
         regularizer()

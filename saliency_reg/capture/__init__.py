@@ -4,14 +4,15 @@ Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``
 they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
 known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``head_search`` without, and ``graph_names``
 in the graph of a forward. ``branches`` are heads of several modules, ``column_groups`` several columns of one for each task.
-``nested`` finds tensors in nested arguments.
+``nested`` finds tensors in nested arguments; ``linear`` tells whether a head's output is what its weight says.
 """
 
 from .aliases import HeadAliases
 from .column_groups import ColumnGroups, ColumnsChoice
 from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
-from .heads import Heads, HeadsChoice, check_not_compiled, is_plain_linear, resolve_heads
+from .heads import Heads, HeadsChoice, check_not_compiled, resolve_heads
+from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
 
@@ -32,8 +33,10 @@ __all__ = [
     "contents",
     "find_module",
     "is_plain_linear",
+    "is_product",
     "put",
     "put_argument",
     "resolve_heads",
     "tensors_in",
+    "weight_as_now",
 ]

@@ -21,6 +21,7 @@ from .branches import Branch, comes_from, first_part, goes_on_message, last_part
 from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
 from .graph_names import shared_by, tell_of_readers
 from .heads import Heads, items_per_head, of_methods
+from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
 from .nested import Item, contents, first_tensor, pick, put, put_argument
 from .other_heads import OtherHeads
@@ -261,7 +262,7 @@ class FeatureCapture:
             return None
         run, items = recorded.runs[index], self._output_items[index]
         run.output = pick(output, items)
-        run.whole = not items and module is self.heads.modules[index]
+        run.whole, run.weight = not items and module is self.heads.modules[index], weight_as_now(module)
         run.ended = True
         if run.output is None and items:
             recorded.problem = (

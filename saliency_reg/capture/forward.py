@@ -14,6 +14,7 @@ from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, same_tensor, version_of
 from .column_groups import ColumnGroups
 from .heads import Heads, of_methods
+from .linear import Weight
 from .lookup import listed
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
@@ -32,6 +33,7 @@ class HeadRun:
     output_version: int = -1
     changed_source: bool = False
     whole: bool = True  # the output is all that the head returned, and the head is one module
+    weight: Weight = None  # of a plain Linear, when it ran
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
 
@@ -87,6 +89,7 @@ class CapturedForward:
     columns: bool = False  # whether a single module has the outputs of all tasks
     groups: ColumnGroups | None = None  # which of its columns are those of each task, if not one each
     carried: Any = None  # what the aliases left with this forward; only those who made them know
+    weights: Sequence[Weight] = ()  # of plain Linear heads, when they ran
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
@@ -148,7 +151,8 @@ def checked_forward(
     if not feature_names:
         features.append(_what_the_heads_read(runs, recorded.aliased, shared))
     outputs, device = [run.output for run in runs], features[0].tensor.device
-    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, heads.groups, carried)
+    weights = [run.weight for run in runs]
+    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, heads.groups, carried, weights)
 
 
 def _have_graphs(runs: Sequence[HeadRun]) -> bool:

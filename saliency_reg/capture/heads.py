@@ -10,7 +10,6 @@ from torch import nn
 
 from ..errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
 from ..tasks import check_task_names
-from ..torch_tools import has_only_our_hooks
 from .branches import Branch, continuations, last_part
 from .column_groups import ColumnGroups, ColumnsChoice
 from .head_search import find_heads, is_container, last_layer, widths
@@ -143,11 +142,6 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
 def _is_compiled(module: nn.Module) -> bool:
     # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
-
-
-def is_plain_linear(module: nn.Module) -> bool:
-    """Whether the output is nothing but ``x @ weight.T + bias``: no subclass, no parametrisation, no foreign hook."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and has_only_our_hooks(module)
 
 
 def _columns_head(name: str, module: nn.Module, tasks: list[str] | None, groups: ColumnGroups | None) -> Heads:

@@ -19,9 +19,9 @@ from ..surgery.feature import GradientCombiner
 from ..tasks import check_task_names
 from ..torch_tools import check_choice, non_negative_number, whole_number
 
-CROSS_SAMPLE = ("warn", "error", "ignore")
+CROSS_SAMPLE = ("fix", "warn", "error", "ignore")
 #: Options that each process may choose for itself; the seed in use is compared as a part of the state.
-_MAY_DIFFER = ("cross_sample", "seed")
+_MAY_DIFFER = ("cross_sample", "custom_backward", "seed")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,13 @@ class Options:
     cross_sample: str
     check_finite: bool
     batch_axis: int | Sequence[int] = 0
+    custom_backward: str = "warn"
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, tuple(METRICS))
         check_choice("reduction", self.reduction, REDUCTIONS)
         check_choice("cross_sample", self.cross_sample, CROSS_SAMPLE)
+        check_choice("custom_backward", self.custom_backward, ("warn", "ignore"))
         check_scalarize(self.scalarize)
         check_pool(self.pool)
         for name, checked in {
@@ -63,7 +65,7 @@ class Options:
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Options:
         """Pick the fields among the arguments of a call."""
-        return cls(**{field.name: arguments[field.name] for field in fields(cls)})
+        return cls(**{field.name: arguments[field.name] for field in fields(cls) if field.name in arguments})
 
     def words(self) -> dict[str, Any]:
         """What has to be the same in all processes."""
@@ -72,6 +74,7 @@ class Options:
             words["scalarize"] = "one per task, or a function"
         if isinstance(self.channel_axis, Sequence):  # a list would be compared as numbers
             words["channel_axis"] = tuple(self.channel_axis)
+        words["fixed statistics"] = self.cross_sample == "fix"
         return words
 
     def saliency(self) -> str:

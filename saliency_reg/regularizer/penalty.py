@@ -62,6 +62,7 @@ class Penalty(StateModule):
             pool=options.pool,
             channel_axis=options.channel_axis,
             loss_reduction=options.loss_reduction,
+            fix_statistics=options.cross_sample == "fix",
         )
         self.relations = options.relations_of(relations, self.tasks)
         self.pending = PendingDistances(len(self.tasks), options.reduction)
@@ -79,7 +80,7 @@ class Penalty(StateModule):
         self._static_graph = StaticGraphCheck()
         self._mixing = SampleMixing(options.cross_sample)
         self._obstacles = Obstacles()
-        self._reach = Reach(heads, options.target, options.scalarize)
+        self._reach = Reach(heads, options.target, options.scalarize, options.custom_backward)
         self._reminders = Reminders(self.tasks)
         self._report: SaliencyReport | None = None
         self._seen: tuple[list[int], bool] | None = None  # shape of the feature map; whether the form was closed
@@ -200,7 +201,7 @@ class Penalty(StateModule):
         self._keep_pending(joined, saliencies.present)
         penalty = _weighed(distances, relations, joined, saliencies.present, strength * factor)
         if strength * factor > 0 and saliencies.comparable:
-            self._reach.measure(penalty, saliencies, forward, self.tasks)
+            self._reach.measure(penalty, saliencies, forward, self.tasks, alone=ranks.size == 1)
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form

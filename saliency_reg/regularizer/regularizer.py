@@ -39,9 +39,10 @@ class SaliencyRegularizer(Penalty, Removable):
     their heads share, and ``w`` are relation weights that are learned by :class:`RelationWeights`.
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
-    graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It runs no module a second time, draws
-    no random number and has no parameters. Hooks on tensors between the feature map and the outputs see the gradient that
-    is taken here; full backward hooks of modules there, of which libraries of per-sample gradients consist, are refused.
+    graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It has no parameters, draws no random
+    number, and runs no module twice (but in the first call copies of heads with code of their own, on two samples). Hooks on
+    tensors between the feature map and the outputs see the gradient taken here; full backward hooks of modules there, of
+    which libraries of per-sample gradients consist, are refused.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
     every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
@@ -88,10 +89,13 @@ class SaliencyRegularizer(Penalty, Removable):
         run_all_heads: for batches that each belong to one task, whose head alone runs in the forward: run the other heads
             on the same feature map, for their saliency, with a copy of the random state and of their running statistics.
             In several processes run all heads in the model's forward instead.
-        cross_sample: ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it if outputs of
-            one sample depend on the feature map of another. Measured until it is known, in each mode (train, eval).
+        cross_sample: where outputs of one sample depend on the feature map of another. ``"fix"``: a BatchNorm in train mode
+            has constant statistics in the derivative, so that a sample's saliency is its own; all else is told once.
+            ``"warn"`` once, raise an ``"error"`` (:class:`CrossSampleError`), or ``"ignore"`` it: with a BatchNorm.
         check_finite: raise :class:`NonFiniteError` in a call whose distances are not finite. By default they propagate
             into the loss, so that GradScaler skips the step; the relations do not move then.
+        custom_backward: ``"warn"`` once if the backward of a part between feature map and outputs is not its derivative
+            (gradient reversal, scaling, straight-through), or ``"ignore"`` it.
 
     Raises:
         SaliencyRegError: one of its kinds, for arguments that cannot work; the model is then left as it was.
@@ -142,8 +146,9 @@ class SaliencyRegularizer(Penalty, Removable):
         max_tasks_per_step: int | None = None,
         seed: int = 0,
         run_all_heads: bool = False,
-        cross_sample: str = "warn",
+        cross_sample: str = "fix",
         check_finite: bool = False,
+        custom_backward: str = "warn",
     ) -> None:
         options = Options.among(locals())
         of_a_model = {"feature": feature, "output": output, "surgery": surgery}

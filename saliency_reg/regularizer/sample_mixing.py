@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 
 from ..capture import CapturedForward
 from ..errors import CrossSampleError
-from ..saliency import Saliencies
+from ..saliency import HeadsNow, Saliencies, fixed_statistics, heads_as_they_are
 from ..torch_tools import gradients_of, warn_user
 
 #: Give up after so many measurements that told nothing, because no output reacts to the feature map (zero weights).
 _MOST_UNDECIDED = 20
 _MIXES = (
-    "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own. That is "
-    "what a BatchNorm in train mode does between the feature map and the outputs: choose a feature map behind it, use "
-    "LayerNorm or GroupNorm, put it in eval mode, or pass cross_sample='ignore' if it is meant."
+    "an output of one sample depends on the feature map of another one, so the saliency of a sample is not its own, and the "
+    "penalty compares noise. {} or pass cross_sample='ignore' if it is meant."
 )
+_ADVICE = {
+    True: "Attention over the batch or a normalisation of your own does that (a BatchNorm in train mode does not, with "
+    "cross_sample='fix'): choose a feature map behind it,",
+    False: "That is what a BatchNorm in train mode does between the feature map and the outputs: pass cross_sample='fix', "
+    "choose a feature map behind it, use LayerNorm or GroupNorm, put it in eval mode,",
+}
 
 
 class SampleMixing:
@@ -36,7 +43,7 @@ class SampleMixing:
         """
         if saliencies.closed_form or not saliencies.comparable or (self._warned and not needed):
             return False
-        now = _heads_as_they_are(forward)
+        now = heads_as_they_are(forward) if saliencies.heads_now is None else saliencies.heads_now
         if not (now <= self._unmixed or now & self._mixed or self._undecided >= _MOST_UNDECIDED):
             self._measure(forward, now)
         if forward.batch_size == 1:
@@ -45,31 +52,24 @@ class SampleMixing:
             return not now & self._mixed
         return now <= self._unmixed
 
-    def _measure(self, forward: CapturedForward, now: set[tuple[int, tuple[bool, ...]]]) -> None:
-        mixes = mixes_samples(forward)
+    def _measure(self, forward: CapturedForward, now: HeadsNow) -> None:
+        fix = self._cross_sample == "fix"
+        mixes, words = mixes_samples(forward, fix=fix), _MIXES.format(_ADVICE[fix])
         if mixes is None:
             self._undecided += 1
         elif not mixes:
             self._unmixed |= now
         elif self._cross_sample == "error":
-            raise CrossSampleError(_MIXES[0].upper() + _MIXES[1:])
+            raise CrossSampleError(words[0].upper() + words[1:])
         else:
             self._mixed |= now
             if not self._warned:
                 self._warned = True
-                warn_user(_MIXES)
+                warn_user(words)
 
 
-def _heads_as_they_are(forward: CapturedForward) -> set[tuple[int, tuple[bool, ...]]]:
-    modules = forward.modules
-    return {
-        (index, tuple(module.training for module in modules[index].modules()) if modules else ())
-        for index in forward.ran
-    }
-
-
-def mixes_samples(forward: CapturedForward) -> bool | None:
-    """Whether the outputs of sample 0 depend on a feature map at other samples.
+def mixes_samples(forward: CapturedForward, *, fix: bool) -> bool | None:
+    """Whether the outputs of sample 0 depend on a feature map at other samples; with ``fix``, past any BatchNorm.
 
     ``None`` where that cannot be told: for a single sample, and where a head is blind to its own sample (zero weights).
     """
@@ -87,7 +87,9 @@ def mixes_samples(forward: CapturedForward) -> bool | None:
             for output in outputs
         ]
         edges = list(dict.fromkeys(feature.edges))
-        for gradient in gradients_of(first, edges):
+        with fixed_statistics(outputs, edges) if fix else nullcontext():
+            found = gradients_of(first, edges)
+        for gradient in found:
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return None
             if gradient is not None and bool(gradient[1:].any()):

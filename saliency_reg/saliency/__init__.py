@@ -2,13 +2,16 @@
 
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
 ``task_columns`` (the outputs of all tasks in one tensor), ``scalars`` (an output to one number per sample),
-``input_gradients`` (gradients of these numbers) and ``pooling`` (over positions); then ``distances``. ``task_saliencies`` is
-the same as a pure function. New metrics go into ``distances``, new scalarisations into ``scalars``.
+``input_gradients`` (gradients of these numbers; ``fixed_statistics`` for their way through a BatchNorm) and ``pooling``
+(over positions); then ``distances``. ``task_saliencies`` is the same as a pure function, and ``derivatives`` looks once whether a
+head's gradients are its derivatives. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
 from .channel_axis import channel_axis_by_origin
+from .derivatives import Derivatives, custom_functions, derivatives_of, is_torchs_own
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
+from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .pooling import check_pool, resolve_channel_axis
 from .samples import batch_first
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, check_scalarize, scalar_of
@@ -20,7 +23,9 @@ __all__ = [
     "METRICS",
     "PIECEWISE_LINEAR_SCALARIZATIONS",
     "REDUCTIONS",
+    "Derivatives",
     "Given",
+    "HeadsNow",
     "Saliencies",
     "SaliencyExtractor",
     "ScalarizeChoice",
@@ -30,6 +35,11 @@ __all__ = [
     "channel_axis_by_origin",
     "check_pool",
     "check_scalarize",
+    "custom_functions",
+    "derivatives_of",
+    "fixed_statistics",
+    "heads_as_they_are",
+    "is_torchs_own",
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..capture import CapturedForward, FeatureMap, is_plain_linear
+from ..capture import CapturedForward, FeatureMap, is_product
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
 from .channel_axis import channel_axis_by_origin
+from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
 from .samples import Rows, per_feature
@@ -45,6 +47,7 @@ class Saliencies:
     determine_gradients: bool = False
     real: Tensor | None = None  # [B], the samples that have a real position and count; None: all
     left_out: bool = False  # whether tasks that ran are missing, because their saliency is nothing but rounding
+    heads_now: HeadsNow | None = None  # if that was looked at
 
     @property
     def samples(self) -> int | Tensor:
@@ -68,9 +71,11 @@ class SaliencyExtractor:
     pool: str | None
     channel_axis: int | Sequence[int | None] | None
     loss_reduction: str
+    fix_statistics: bool = False  # of a BatchNorm in train mode, in the derivative
     #: Task to the tasks whose feature it is known not to read, as a bit mask.
     _known_separate: dict[int, int] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
+    _without_batch_norm: set[tuple[int, tuple[bool, ...]]] = field(init=False, default_factory=set)
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
     _vanishing: Vanishing | None = field(init=False, default=None)
@@ -156,9 +161,16 @@ class SaliencyExtractor:
             edges, at_once = [feature.edges] * len(present), False
         else:
             edges, at_once = [[feature.edges[forward.ran.index(task)]] for task in present], feature.separate
-        values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
+        # Behind a named feature map there may be a BatchNorm outside of the heads.
+        heads_now = heads_as_they_are(forward) if self.fix_statistics else None
+        fix = heads_now is not None and not (feature.direct and heads_now <= self._without_batch_norm)
+        with fixed_statistics(forward.outputs, feature.edges) if fix else nullcontext(False) as fixed:
+            values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
+        if heads_now is not None and fix and not fixed:
+            self._without_batch_norm |= heads_now
         determine_gradients = (
             at_once
+            and not fixed
             and feature.direct
             and self.target == "output"
             and pooling.keeps_all
@@ -168,7 +180,9 @@ class SaliencyExtractor:
             and not any(map(callable, self.choices))
         )
         real = None if pooling.real is None else pooling.real.to(values.device)
-        return Saliencies(present, values, shape[0], determine_gradients=determine_gradients, real=real)
+        return Saliencies(
+            present, values, shape[0], determine_gradients=determine_gradients, real=real, heads_now=heads_now
+        )
 
     def _of_outputs(
         self, forward: CapturedForward, shape: torch.Size, axis: int, labels: Mapping[int, Tensor], chosen: set[int]
@@ -229,7 +243,10 @@ class SaliencyExtractor:
     def _closed_form(
         self, forward: CapturedForward, feature: FeatureMap, pooling: Pooling, chosen: set[int]
     ) -> Saliencies | None:
-        """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample."""
+        """Return the weight rows of ``Linear`` heads that read the feature map itself: theirs, whatever the sample.
+
+        Only if they are what the outputs of this forward were computed with.
+        """
         shape = feature.tensor.shape
         last = len(shape) - 1
         if (
@@ -242,8 +259,11 @@ class SaliencyExtractor:
             return None
         heads = [forward.modules[index] for index in forward.ran]
         width = len(self.tasks) if forward.columns else 1
-        linear = all(is_plain_linear(head) and head.out_features == width for head in heads)
-        if not linear or any(map(callable, self.choices)):
+        runs = zip(heads, forward.weights, forward.outputs, feature.edges)
+        if any(map(callable, self.choices)) or not all(
+            weight is not None and head.out_features == width and is_product(head, weight, output, edge)
+            for head, weight, output, edge in runs
+        ):
             return None
         rows = torch.cat([head.get_parameter("weight") for head in heads])  # [T, C]
         ran = forward.tasks(len(self.tasks))

@@ -67,6 +67,11 @@ def _gradients(
     try:
         return gradients_of(scalars, features, seeds, create_graph=create_graph)
     except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            raise NotConnectedError(
+                "a tensor of this forward was changed in place before its gradient was taken (weights, by an optimizer's "
+                "step or an average put in their place). Call regularizer() between the model's forward and that change."
+            ) from error
         if "backward through the graph a second time" not in str(error):
             raise
         raise NotConnectedError(

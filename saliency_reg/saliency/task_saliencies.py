@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from ..capture import CapturedForward, FeatureMap
 from ..errors import MissingArgumentError, NonFiniteError, NotConnectedError, ShapeError, TaskError, WrongTypeError
 from ..tasks import names_of, per_task
+from ..torch_tools import check_choice
 from .channel_axis import channel_axis_by_origin
+from .fixed_statistics import fixed_statistics
 from .input_gradients import check_graph, input_gradients
 from .pooling import Pooling, check_pool
 from .scalars import ScalarizeChoice, scalar_of, scalarize_per_task
@@ -27,13 +30,14 @@ def task_saliencies(
     mask: Tensor | None = None,
     channel_axis: int | None = None,
     batch_axis: int = 0,
+    cross_sample: str = "fix",
     create_graph: bool = True,
 ) -> Tensor:
     r"""Saliency (input gradient) of each task with respect to a shared feature map.
 
     ``G_t = d (sum_b s_t[b]) / dA``, where ``s_t[b]`` is the scalarised output of task ``t`` for sample ``b``, and
     then pooled over positions. Sample ``b`` of the result is the gradient of that sample's own output as long
-    as no head mixes samples (a BatchNorm in train mode does).
+    as no head mixes samples, as attention over the batch does. For a BatchNorm in train mode see ``cross_sample``.
 
     Bai and Zhao (KDD 2022), section 3.2: the gradient of the logit, before the sigmoid. The paper averages over
     positions; the authors' code sums (``Z = 1``), and so do we by default: behind global average pooling the
@@ -64,6 +68,8 @@ def task_saliencies(
             a BatchNorm or a GroupNorm made the map, but pass it where that is not sure).
         batch_axis: the axis of the samples, in a feature and in outputs with as many axes: 1 for ``[L, B, C]``. A mask is
             ``[B, ...]`` all the same, and so is what is returned.
+        cross_sample: ``"fix"``: the statistics of a BatchNorm in train mode are constants in this derivative, so that the
+            saliency of a sample is its own. ``"ignore"``: they are differentiated, too.
         create_graph: whether the saliencies can be differentiated. The graph of the outputs is kept either way.
 
     Returns:
@@ -85,6 +91,7 @@ def task_saliencies(
     aliases, separate = _checked_features(features, len(tasks))
     labels = {} if targets is None else per_task(targets, tasks, "targets")
     check_pool(pool)
+    check_choice("cross_sample", cross_sample, ("fix", "ignore"))
     if channel_axis is None and batch_axis == 0:
         channel_axis = channel_axis_by_origin(aliases[0], None, None)
     pooling = Pooling(aliases[0].shape, channel_axis, pool, mask, batch_axis)
@@ -99,7 +106,8 @@ def task_saliencies(
         scalars.append(scalar(output, choice, labels.get(index), task=task))
     check_graph(scalars, tasks, "output")
     edges = [[alias] for alias in aliases]
-    saliencies = input_gradients(scalars, edges, tasks, pooling, at_once=separate, create_graph=create_graph)
+    with fixed_statistics(scalars, aliases) if cross_sample == "fix" else nullcontext():
+        saliencies = input_gradients(scalars, edges, tasks, pooling, at_once=separate, create_graph=create_graph)
     if not torch.isfinite(saliencies).all():
         bad = [task for task, saliency in zip(tasks, saliencies) if not torch.isfinite(saliency).all()]
         raise NonFiniteError(

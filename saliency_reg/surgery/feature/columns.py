@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ...capture import is_plain_linear
+from ...capture import is_product, weight_as_now
 from ...saliency import TaskColumns
 from ...torch_tools import Edge, Gradient, added, at_least_float32, gradients_of, this_pass, without_autocast
 from .. import column_gramian, weighted_sum
@@ -24,14 +23,17 @@ def watch_columns(
     ``head`` is the module, if the output is all that it returned. For a plain ``Linear`` that read one alias the gradients
     are closed form; other heads are passed through backwards once for each column.
     """
-    if isinstance(head, nn.Linear) and is_plain_linear(head) and tasks.axis == output.ndim - 1 and len(aliases) == 1:
-        columns: Callable[[Tensor], TaskGradients] = partial(_ClosedForm, head.weight.detach(), _owners(tasks, output))
-    else:
-        columns = partial(_OneByOne, output, tasks, aliases, fork.device)
+    weight = None if head is None or tasks.axis != output.ndim - 1 or len(aliases) != 1 else weight_as_now(head)
 
     def note(gradient: Gradient) -> None:
-        if gradient is not None and fork.combiner_now() is not None:
-            fork.columns = this_pass(), columns(gradient)
+        if gradient is None or fork.combiner_now() is None:
+            return
+        columns: TaskGradients
+        if head is not None and is_product(head, weight, output, aliases[0]):
+            columns = _ClosedForm(head.get_parameter("weight").detach(), _owners(tasks, output), gradient)
+        else:
+            columns = _OneByOne(output, tasks, aliases, fork.device, gradient)
+        fork.columns = this_pass(), columns
 
     return noted(output, note)
 
