@@ -3,8 +3,8 @@
 Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to the saliencies of all tasks), which calls
 ``task_columns`` (the outputs of all tasks in one tensor), ``scalars`` (an output to one number per sample),
 ``input_gradients`` (gradients of these numbers; ``fixed_statistics`` for their way through a BatchNorm) and ``pooling``
-(over positions); then ``distances``. ``task_saliencies`` is the same as a pure function, and ``derivatives`` looks once whether a
-head's gradients are its derivatives. New metrics go into ``distances``, new scalarisations into ``scalars``.
+(over positions); then ``distances``. ``task_saliencies`` is the same as a pure function, and ``derivatives`` looks once
+whether a head's gradients are its derivatives. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
 from .channel_axis import channel_axis_by_origin
