@@ -5,24 +5,32 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..distributed import ShardedHeads, is_sharded
-from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError, TaskError, WrongTypeError
+from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError
 from ..tasks import first_few
-from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of
+from ..torch_tools import (
+    ModuleHooks,
+    in_backward,
+    is_hooked,
+    owners_of_hooks,
+    same_tensor,
+    version_of,
+    warn_user,
+)
 from .aliases import HeadAliases
-from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
+from .choices import FeatureChoice, feature_list, items_per_head
+from .forward import CapturedForward, HeadRun, RecordedForward, Ways, checked_forward, have_equal_values
 from .heads import Heads
 from .lookup import NamedFeature, locate_feature
-from .nested import Item, contents, first_tensor, pick, put, put_argument
-
-#: What the public ``feature=`` accepts.
-FeatureChoice = Union[str, nn.Module, Sequence[Union[str, nn.Module]], None]
+from .nested import Item, contents, first_tensor, pick, put, put_argument, why_unusable
+from .places import Place
+from .raw_inputs import RawInputs
 
 
 class FeatureCapture:
@@ -59,19 +67,24 @@ class FeatureCapture:
         self.heads = heads
         self.run_all = run_all
         self.aliases = HeadAliases(heads) if aliases is None else aliases
-        self._output_items = _items_per_head(output, heads)
+        self._output_items = items_per_head(output, heads)
         self.sharded = ShardedHeads(model, heads.modules)
         self._latest: RecordedForward | None = None
         self._why_none = "the model has not run a forward yet. Call the model before the regularizer"
         self._running = False  # the model's own forward
         self._exception_before: object = None
-        features = [locate_feature(model, one) for one in _listed(feature)]
+        features = [locate_feature(model, one) for one in feature_list(feature)]
         self.feature_names = [named.name for named in features]
         self._feature_items = [named.items for named in features]
         if len(set(self.feature_names)) < len(self.feature_names):
             raise ConfigurationError(f"feature= names a feature map twice: {self.feature_names}. Name each once.")
         # All has been checked: nothing was set on the model before this line.
         self._hooks = ModuleHooks(self, keep)
+        self._ways = [Ways() for _ in features]
+        self._raw_inputs = RawInputs(self.aliases, any(named.port == "input" for named in features) and not keep)
+        #: Heads, and whether the model changes in place what they return; not known of those that are not in it.
+        self._changes_output: dict[int, bool] = dict.fromkeys(range(len(heads.modules)), False) if keep else {}
+        self._told_of_unread = False
         self._set_hooks(model, features)
 
     @classmethod
@@ -111,11 +124,22 @@ class FeatureCapture:
             return None
         if self.run_all and recorded.problem is None:
             self._run_others(recorded)
+        if recorded.unread and not self._told_of_unread:
+            self._told_of_unread = True
+            warn_user(
+                f"{recorded.unread + 1} forwards ran before this call, whose penalty is that of the latest one alone. Call "
+                "the regularizer after each forward, and add up what it returns; run those that it is not meant for under "
+                "no_grad."
+            )
+        for index, run in recorded.runs.items():
+            self._changes_output[index] = self._changes_output.get(index, False) or run.output_changed
         carried = self.aliases.end_forward()
         self._forget("the latest forward was read already, and each is read once. Call the model before each call")
         self._running = False
         try:
-            return checked_forward(recorded, self.heads, self.feature_names, carried)
+            forward = checked_forward(recorded, self.heads, self.feature_names, carried, self._ways)
+            self._raw_inputs.look(forward)
+            return forward
         except NoHeadRanError as error:
             if empty_on is None:
                 raise
@@ -159,15 +183,16 @@ class FeatureCapture:
     # What the hooks call, in the order in which a forward runs. Checkpointing runs modules again during the backward pass:
     # that is no new forward, but it has to go the way that the forward went.
 
-    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self.enabled or in_backward():
-            return
+            return None
         self._running = True
         self.sharded.release()
         self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
         if torch.is_grad_enabled() or self._latest is None or not self._latest.active:
             self._begin()
+        return self._raw_inputs.replaced(args, kwargs) if torch.is_grad_enabled() else None
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._running or in_backward():
@@ -187,28 +212,38 @@ class FeatureCapture:
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         items = self._feature_items[index] or first_tensor(args, kwargs)[0]
         whole = args if items and isinstance(items[0], int) else kwargs
-        replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
+        feature = pick(whole, items) if items else None
+        replaced = None
+        if isinstance(feature, Tensor) and feature.is_floating_point() and self._live() and not in_backward():
+            replaced = self._raw_inputs.see(self.feature_names[index], feature)
+        in_its_place = self._on_feature(index, feature, whole)
+        replaced = in_its_place if replaced is None else replaced
         return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
     def _on_feature(self, index: int, feature: Any, whole: Any) -> Tensor | None:
         """Record a named feature; return what takes its place."""
         if not self._live():
+            if self.enabled and self._running and self._latest is not None and not in_backward():
+                self._latest.without_grad.add(index)
             return None
         if in_backward():
             return self.aliases.of_feature(index, feature, recorded=False) if isinstance(feature, Tensor) else None
         recorded = self._current()
         if not self._running and recorded.runs:
             recorded = self._begin()
-        if not isinstance(feature, Tensor) or not feature.is_floating_point():
+        why = why_unusable(feature)
+        if why or not isinstance(feature, Tensor) or not feature.is_floating_point():
+            name = self.feature_names[index]
             recorded.problem = (
-                f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point "
-                f"tensor; found {contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
+                f"the feature {name!r} {why}."
+                if why
+                else f"the feature {name!r} is a {type(feature).__name__}, expected a floating-point tensor; found "
+                f"{contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
                 "'encoder:output.last_hidden_state'."
             )
             return None
         replaced = self.aliases.of_feature(index, feature, recorded=True)
-        seen = feature if replaced is None else replaced
-        recorded.features[index] = SeenFeature(seen, edge_of(seen), version_of(seen))
+        recorded.features[index] = Place.of(feature if replaced is None else replaced)
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -216,19 +251,28 @@ class FeatureCapture:
             if self.enabled and not in_backward() and not self._running and self._latest is None:
                 self._latest = RecordedForward(active=False)
             return None
+        source = first_tensor(args, kwargs)[1]
         if in_backward():
+            if source is not None and not source.requires_grad:
+                args, kwargs = self.aliases.with_stand_ins(args, kwargs, source, recorded=False)
             return self.aliases.hand_out(index, args, kwargs, (), recorded=False)[0]
-        recorded = self._forward_of(index)
-        run = _run_of(self.heads.names[index], first_tensor(args, kwargs)[1], recorded)
-        if self.run_all and run.source is not None and recorded.call is None:
-            recorded.call = args, dict(kwargs), _autocast_as_now(run.source.device.type)
+        recorded, name = self._forward_of(index, source), self.heads.names[index]
+        if why := next(filter(None, map(why_unusable, (*args, *kwargs.values()) if source is None else (source,))), ""):
+            recorded.runs[index] = HeadRun(name, None, -1, unusable=why)
+            return None
+        if self.run_all and source is not None and recorded.call is None:
+            recorded.call = args, dict(kwargs), _autocast_as_now(source.device.type)
+        if source is not None and not source.requires_grad:
+            args, kwargs = self.aliases.with_stand_ins(args, kwargs, source)
+            source = first_tensor(args, kwargs)[1]
+        run = _run_of(name, source, recorded)
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
         recorded.aliased |= new_args is not args or new_kwargs is not kwargs
         return new_args, new_kwargs
 
-    def _forward_of(self, index: int) -> RecordedForward:
+    def _forward_of(self, index: int, source: Tensor | None) -> RecordedForward:
         """Return the forward that this head runs in, which begins here where the model is not called as a whole."""
         recorded = self._current()
         if self._running and index in recorded.runs:
@@ -242,6 +286,10 @@ class FeatureCapture:
             displaced = len(recorded.runs) if recorded.complete else 0
             recorded = self._begin()
             recorded.displaced = displaced
+        elif not self._running and source is not None and not self.feature_names and not _may_share(source, recorded):
+            others = {**recorded.other_runs, **recorded.runs}
+            recorded = self._begin()
+            recorded.other_runs = others
         return recorded
 
     def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
@@ -256,8 +304,11 @@ class FeatureCapture:
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
                 "Pass a key, an attribute or an index of it."
             )
-        run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
-        run.changed_source = run.source is not None and version_of(run.source) != run.version
+        if isinstance(run.output, Tensor):
+            run.output_version = version_of(run.output)
+            if self._changes_output.get(index, True):
+                run.kept = run.output.clone()
+        run.version_after = -1 if run.source is None else version_of(run.source)
         named = recorded.features.get(0)
         return self.aliases.after_head(index, output, run, items, None if named is None else named.tensor)
 
@@ -269,7 +320,10 @@ class FeatureCapture:
         return latest if latest is not None and latest.active else self._begin()
 
     def _begin(self) -> RecordedForward:
+        before = self._latest
         self._latest = RecordedForward(active=torch.is_grad_enabled())
+        if before is not None and before.active and len(before.runs) >= (1 if self.heads.columns else 2):
+            self._latest.unread = before.unread + 1
         self.aliases.begin_forward(self._latest.active)
         return self._latest
 
@@ -277,9 +331,15 @@ class FeatureCapture:
 def _run_of(name: str, source: Tensor | None, recorded: RecordedForward) -> HeadRun:
     """Begin a head's run; heads that read one tensor share its place before any of them ran."""
     if source is None:
-        return HeadRun(name, None, None, -1)
-    known = [run.source_edge for run in recorded.runs.values() if run.source is source]
-    return HeadRun(name, source, known[-1] if known else edge_of(source), version_of(source))
+        return HeadRun(name, None, -1)
+    known = [run.place for run in recorded.runs.values() if run.source is source]
+    return HeadRun(name, known[-1] if known else Place.of(source), version_of(source))
+
+
+def _may_share(source: Tensor, recorded: RecordedForward) -> bool:
+    """Whether a head that reads this may belong to a forward in which others have run."""
+    sources = [run.source for run in recorded.runs.values() if run.source is not None]
+    return not sources or any(same_tensor(source, one) for one in sources) or have_equal_values([source, sources[0]])
 
 
 def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
@@ -287,31 +347,3 @@ def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
     if not torch.amp.is_autocast_available(kind):
         return nullcontext()
     return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))
-
-
-def _listed(feature: FeatureChoice) -> list[Any]:
-    if feature is None:
-        return []
-    if isinstance(feature, nn.Module) or not isinstance(feature, Sequence) or isinstance(feature, str):
-        return [feature]
-    if not feature:
-        raise ConfigurationError("feature= is an empty list. Name a feature map, or leave it out.")
-    return list(feature)
-
-
-def _items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:
-    if isinstance(output, Mapping):
-        if heads.columns or set(output) != set(heads.tasks):
-            raise TaskError(
-                f"output= names {list(output)}, but the tasks are {list(heads.tasks)}. Give a part for each head (None for "
-                "all of it), or one for all heads: output='logits'."
-            )
-        parts = [output[task] for task in heads.tasks]
-    else:
-        parts = [output] * len(heads.modules)
-    for part in parts:
-        if isinstance(part, bool) or not (part is None or callable(part) or isinstance(part, (int, str))):
-            raise WrongTypeError(
-                f"output= must be a key, an attribute, an index or a function, found {type(part).__name__}."
-            )
-    return [() if part is None else (part,) for part in parts]

@@ -87,7 +87,7 @@ def mixes_samples(forward: CapturedForward) -> bool | None:
             for output in outputs
         ]
         edges = list(dict.fromkeys(feature.edges))
-        for gradient in gradients_of(first, edges):
+        for gradient in map(feature.gradient, gradients_of(first, edges)):
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return None
             if gradient is not None and bool(gradient[1:].any()):

@@ -120,7 +120,9 @@ class SaliencyExtractor:
             edges, at_once = [feature.edges] * len(present), False
         else:
             edges, at_once = [[feature.edges[forward.ran.index(task)]] for task in present], feature.separate
-        values = input_gradients(scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph)
+        values = input_gradients(
+            scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph, of_map=feature.gradient
+        )
         determine_gradients = (
             at_once
             and feature.direct
