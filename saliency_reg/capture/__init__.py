@@ -2,9 +2,9 @@
 
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``places`` (where a tensor is in the graph, whatever is done to it in place), ``aliases``
-(:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is known here), ``raw_inputs`` (where
-the input of a module was named). ``choices``, ``heads`` and ``lookup`` find what the user names, ``nested`` finds tensors in
-nested arguments.
+(:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is known here), ``raw_inputs``
+(where the input of a module was named). ``choices``, ``heads`` and ``lookup`` find what the user names, ``nested`` finds
+tensors in nested arguments.
 """
 
 from .aliases import HeadAliases, is_plainly

@@ -15,7 +15,7 @@ from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, Gradient, same_tensor, version_of
 from .heads import Heads
 from .lookup import listed
-from .places import Place, read_elsewhere
+from .places import Place, as_edge, read_elsewhere
 
 
 @dataclass
@@ -141,7 +141,7 @@ def checked_forward(
         if missing[0] in recorded.without_grad:
             raise CaptureError(
                 f"the feature {name!r} ran under no_grad, so that no gradient leads there. Leave feature= out: then it is "
-                "what the heads are called with. Or call the module with gradients, and freeze it with requires_grad_(False)."
+                "what the heads are called with. Or call the module with gradients, and freeze it by requires_grad_(False)."
             )
         raise CaptureError(
             f"the feature {name!r} did not run with gradients in the latest forward. Choose a module that the "
@@ -177,7 +177,10 @@ class Ways:
     def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
         edge = seen.edge
         if not self.others and edge is not None and not self._known.issuperset(recorded.runs) and recorded.aliased:
-            self.others = read_elsewhere(edge, [run.edge for run in recorded.runs.values()], outputs)
+            # Ways that lead through another named feature map are those of that one.
+            others = [place.edge for place in recorded.features.values() if place is not seen]
+            named = [other for other in others if other is not None and as_edge(other) != as_edge(edge)]
+            self.others = read_elsewhere(edge, [*(run.edge for run in recorded.runs.values()), *named], outputs)
             self._known.update(recorded.runs)
         return self.others
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..errors import CaptureError
-from ..torch_tools import Edge, edge_of, nodes_behind, version_of
+from ..torch_tools import Edge, edge_of, version_of
 
 
 @dataclass(eq=False)
@@ -63,6 +63,17 @@ def as_edge(edge: Edge) -> tuple[Node, int]:
 
 def read_elsewhere(edge: Edge, aliases: Sequence[Edge | None], outputs: Sequence[Tensor]) -> bool:
     """Whether outputs depend on the place of a tensor on another way than through the aliases of it."""
-    place, stop = as_edge(edge), {as_edge(alias) for alias in aliases if alias is not None}
-    roots = [output.grad_fn for output in outputs if output.grad_fn and (output.grad_fn, output.output_nr) not in stop]
-    return any(place in node.next_functions for node in nodes_behind(roots, stop))
+    place, seen = as_edge(edge), {as_edge(alias) for alias in aliases if alias is not None}
+    waiting = [(output.grad_fn, output.output_nr) for output in outputs]
+    while waiting:
+        node, output_nr = waiting.pop()
+        # Of a node with an input for every so many outputs, such as a fork, only that one is behind an output.
+        apart = getattr(node, "inputs_apart", 0)
+        if node is None or (at := (node, output_nr if apart or (node, output_nr) in seen else -1)) in seen:
+            continue
+        seen.add(at)
+        behind = node.next_functions[output_nr % apart :][:1] if apart else node.next_functions
+        if place in behind:
+            return True
+        waiting += behind
+    return False

@@ -121,6 +121,7 @@ class _ForkNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.fork = fork
         ctx.weighs_task_gradients = True  # by which surgery on parameters knows this node
+        ctx.inputs_apart = len(sources)
         return tuple(source.detach() for _ in range(fork.heads + 1) for source in sources)
 
     @staticmethod
