@@ -141,7 +141,8 @@ def checked_forward(
         if missing[0] in recorded.without_grad:
             raise CaptureError(
                 f"the feature {name!r} ran under no_grad, so that no gradient leads there. Leave feature= out: then it is "
-                "what the heads are called with. Or call the module with gradients, and freeze it by requires_grad_(False)."
+                "what the heads are called with. Or run it with gradients, and freeze it by requires_grad_(False); inside a "
+                "checkpoint, use_reentrant=False is needed."
             )
         raise CaptureError(
             f"the feature {name!r} did not run with gradients in the latest forward. Choose a module that the "
@@ -251,7 +252,7 @@ def _what_the_heads_read(recorded: RecordedForward) -> FeatureMap:
         )
     sources = [run.source for run in runs if run.source is not None]
     changed = any(run.changed_source for run in runs)
-    if not _same_memory(runs) and (changed or not recorded.aliased or not have_equal_values(sources)):
+    if not _same_memory(runs) and (changed or not have_equal_values(sources)):
         raise CaptureError(_other_tensors(runs))
     if between := _changed_between(recorded):
         raise CaptureError(
