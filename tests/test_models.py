@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances, task_saliencies
 from saliency_reg.errors import CrossSampleError, SecondDerivativeError
 
+from . import test_which_tensor
+
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 TASKS = ["age", "gender", "smile"]
 
@@ -585,4 +587,5 @@ def test_many_tasks_are_sampled_without_bias() -> None:
 def test_the_page_names_these_tests() -> None:
     named = set(re.findall(r"`(test_\w+)`", PAGE.read_text()))
     here = {name for name in globals() if name.startswith("test_")} - {"test_the_page_names_these_tests"}
-    assert named == here
+    assert here <= named
+    assert named - here <= set(vars(test_which_tensor))

@@ -40,7 +40,8 @@ class Place:
 
 def _entries(view: Tensor, base: Tensor) -> Callable[[Tensor], Tensor]:
     """Return what picks, out of a gradient of the base, that of its view."""
-    order = sorted(range(base.ndim), key=lambda axis: -base.stride(axis))
+    strides = base.stride()
+    order = sorted(range(base.ndim), key=strides.__getitem__, reverse=True)
     if view.dtype != base.dtype or not base.permute(order).is_contiguous():
         raise CaptureError(
             f"the feature map {list(view.shape)} is a view that was changed in place, of a {base.dtype} tensor whose "
