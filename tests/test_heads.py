@@ -160,12 +160,13 @@ def test_an_in_place_operation_between_the_feature_and_the_heads() -> None:
     model, x = InPlaceTrunk(), torch.randn(5, 4)
     regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=1.0)
     model(x)
+    penalty = regularizer()
     before_relu = model.backbone(x)
     read = before_relu.relu()
     expected = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0)(
         outputs=[head(read) for head in model.heads], features=before_relu
     )
-    torch.testing.assert_close(regularizer(), expected)
+    torch.testing.assert_close(penalty, expected)
 
 
 def test_two_regularizers_on_different_heads() -> None:

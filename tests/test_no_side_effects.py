@@ -49,15 +49,10 @@ def test_strength_zero_where_each_head_is_given_its_own_view(view) -> None:
             views = [view(feature) for _ in heads]
             for head, own in zip(heads, views):
                 head(own)
-            if views[0].data_ptr() != views[1].data_ptr():
-                with pytest.raises(CaptureError, match="do not read the same tensor"):
-                    regularizer()
-                continue
             regularizer()
             assert regularizer.report is not None
             found.append(regularizer.report.distances)
-    if found:
-        torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_strength_zero_prints_no_nan() -> None:
@@ -214,7 +209,8 @@ def test_heads_called_one_by_one_after_an_unread_forward() -> None:
         feature = model.backbone(batch(1)[0])
         for head in model.heads.values():
             head(feature)
-    assert torch.equal(regularizer(), expected)
+    with pytest.warns(UserWarning, match="3 forwards ran before this call"):
+        assert torch.equal(regularizer(), expected)
     model(batch(0)[0])
     model.heads["left"](feature)
     with pytest.raises(CaptureError, match=r"heads \['heads.left'\] ran again on their own"):
@@ -229,7 +225,8 @@ def test_the_latest_forward_counts() -> None:
     expected = regularizer()
     model(batch(0)[0])
     model(batch(1)[0])
-    assert torch.equal(regularizer(), expected)
+    with pytest.warns(UserWarning, match="2 forwards ran before this call"):
+        assert torch.equal(regularizer(), expected)
 
 
 def test_eval_mode_is_not_consulted() -> None:

@@ -264,8 +264,6 @@ class Odd(Net):
         outputs = [head(feature) for head in self.heads.values()]
         if self.mode == "twice":
             self.heads["left"](feature)
-        if self.mode == "in place":
-            outputs[1].sigmoid_()
         return outputs
 
 
@@ -285,7 +283,6 @@ FORWARDS = {
     "no head": (errors.CaptureError, "no head ran in the latest forward"),
     "different features": (errors.CaptureError, "heads do not read the same tensor.*feature='backbone'"),
     "twice": (errors.CaptureError, "head 'heads.left' ran twice in one forward"),
-    "in place": (errors.CaptureError, "'heads.right' was changed in place after"),
     "no tensor": (errors.CaptureError, "called without a floating-point tensor"),
 }
 

@@ -1,20 +1,21 @@
 """Capturing one forward: the shared feature maps, the heads that ran, and their outputs.
 
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
-they leave behind), ``aliases`` (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is
-known here). ``heads`` and ``lookup`` find modules by what the user calls them, ``head_search`` without, and ``graph_names``
-in the graph of a forward. ``branches`` are heads of several modules, ``column_groups`` several columns of one for each task.
-``nested`` finds tensors in nested arguments; ``linear`` tells whether a head's output is what its weight says.
+they leave behind), ``places`` (where a tensor is in the graph, whatever is done to it in place), ``aliases``
+(:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is known here), ``raw_inputs``
+(where the input of a module was named). ``heads`` and ``lookup`` find modules by their names, ``graph_names`` in
+the graph of a forward; ``other_heads`` runs those that did not run. ``nested`` finds tensors in nested arguments; ``linear``
+tells whether a head's output is what its weight says.
 """
 
-from .aliases import HeadAliases
-from .column_groups import ColumnGroups, ColumnsChoice
+from .aliases import HeadAliases, is_plainly
 from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
-from .heads import Heads, HeadsChoice, check_not_compiled, resolve_heads
+from .heads import ColumnGroups, ColumnsChoice, Heads, HeadsChoice, check_not_compiled, resolve_heads
 from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
+from .places import as_edge
 
 __all__ = [
     "CapturedForward",
@@ -29,10 +30,12 @@ __all__ = [
     "HeadsChoice",
     "Item",
     "Path",
+    "as_edge",
     "check_not_compiled",
     "contents",
     "find_module",
     "is_plain_linear",
+    "is_plainly",
     "is_product",
     "put",
     "put_argument",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..torch_tools import Edge, edge_of
+from ..torch_tools import Edge, edge_of, same_tensor
 from .forward import HeadRun
 from .heads import Heads
-from .nested import Item, first_tensor, put_argument
+from .nested import Item, first_tensor, put_argument, tensors_in, why_unusable
 
 
 class HeadAliases:
@@ -24,6 +25,8 @@ class HeadAliases:
         self.heads = heads
         #: Whether a penalty is taken. Without (its strength is 0), the model's graph is left exactly as it is.
         self.for_penalty = True
+        # Tensors of this forward that do not require grad, and what all their readers are handed in place of them.
+        self._stand_ins: list[tuple[Tensor, Tensor]] = []
 
     @property
     def done(self) -> bool:
@@ -32,6 +35,7 @@ class HeadAliases:
 
     def begin_forward(self, active: bool) -> None:
         """Note that a forward begins, with gradients if it is ``active``."""
+        self._stand_ins = []
 
     def end_forward(self) -> Any:
         """Return what the captured forward has to carry."""
@@ -39,13 +43,14 @@ class HeadAliases:
 
     def forget(self) -> None:
         """Forget the latest forward."""
+        self._stand_ins = []
 
     def of_feature(self, index: int, feature: Tensor, *, recorded: bool) -> Tensor | None:
         """Return what takes the place of a named feature map; ``None`` for nothing.
 
         ``recorded`` is false where checkpointing recomputes it, which has to go the way that the forward went.
         """
-        return self._requiring_grad(feature)
+        return None if feature.requires_grad else self._requiring_grad(feature)
 
     def hand_out(
         self, head: int, args: tuple[Any, ...], kwargs: dict[str, Any], features: Sequence[Tensor], *, recorded: bool
@@ -54,15 +59,16 @@ class HeadAliases:
 
         ``features`` are the named feature maps of this forward; ``recorded`` is as in :meth:`of_feature`.
         """
-        path, source = first_tensor(args, kwargs)
+        source = first_tensor(args, kwargs)[1]
         if source is None:
             return (args, kwargs), None
-        alias = self._requiring_grad(source)
-        if alias is None and self.for_penalty and source.requires_grad:
-            alias = source.view_as(source)
-        if alias is None:
+        if not (source.requires_grad and (self.for_penalty or self.stands_in(source))):
             return (args, kwargs), edge_of(source)
-        return put_argument(args, kwargs, path, alias), edge_of(alias)
+        alias = source.view_as(source)
+        for path, tensor in list(tensors_in(args, kwargs)):
+            if is_plainly(tensor, source):
+                args, kwargs = put_argument(args, kwargs, path, alias)
+        return (args, kwargs), edge_of(alias)
 
     def after_head(self, head: int, returned: Any, run: HeadRun, items: Sequence[Item], feature: Tensor | None) -> Any:
         """Return what takes the place of all that a head ``returned``; ``None`` for nothing.
@@ -71,10 +77,38 @@ class HeadAliases:
         """
         return None
 
+    def with_stand_ins(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], only: Tensor | None = None, *, recorded: bool = True
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with stand-ins that require grad for tensors (or ``only`` for one) that do not.
+
+        A tensor has one stand-in in a forward: who changes it in place changes it for all, as where it requires grad.
+        """
+        for path, tensor in list(tensors_in(args, kwargs)):
+            if tensor.requires_grad or why_unusable(tensor) or not (only is None or tensor is only):
+                continue
+            if (stand_in := self._stand_in_of(tensor, recorded)) is not None:
+                args, kwargs = put_argument(args, kwargs, path, stand_in)
+        return args, kwargs
+
+    def stands_in(self, tensor: Tensor) -> bool:
+        """Whether it stands in for a tensor that does not require grad."""
+        return any(tensor is new for _, new in self._stand_ins)
+
+    def stand_in_edges(self) -> list[Edge]:
+        return [edge for _, new in self._stand_ins if (edge := edge_of(new)) is not None]
+
+    def _stand_in_of(self, tensor: Tensor, recorded: bool) -> Tensor | None:
+        for known, new in self._stand_ins if recorded else ():
+            if same_tensor(tensor, known):
+                return new
+        stand_in = self._requiring_grad(tensor)
+        if recorded and stand_in is not None:
+            self._stand_ins.append((tensor, stand_in))
+        return stand_in
+
     def _requiring_grad(self, tensor: Tensor) -> Tensor | None:
         """Return the same values as a tensor that requires grad, behind a frozen backbone, if any head can be trained."""
-        if tensor.requires_grad:
-            return None
         if not any(parameter.requires_grad for head in self.heads.modules for parameter in head.parameters()):
             return None
         alias: Tensor = _RequireGrad.apply(tensor, torch.empty(0, device=tensor.device, requires_grad=True))
@@ -92,3 +126,33 @@ class _RequireGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None  # nothing in front of here is trained
+
+
+#: Nodes of one argument, and with a gradient that is a view too.
+_PLAIN_VIEW = re.compile(
+    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
+)
+
+
+def is_plainly(tensor: Tensor, other: Tensor) -> bool:
+    """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
+
+    A view of the same memory is not enough: gradient reversal is ``x.view_as(x)`` with a backward of its own.
+    """
+    if tensor is other:
+        return True
+    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
+        return False
+    behind = _behind_views(tensor)
+    return behind is not None and behind == _behind_views(other)
+
+
+def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
+    if tensor.grad_fn is None:
+        return (id(tensor), 0) if tensor.requires_grad else None
+    node, output = tensor.grad_fn, tensor.output_nr
+    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
+        node, output = node.next_functions[0]  # type: ignore[assignment]
+    variable = getattr(node, "variable", None)
+    return (node, output) if variable is None else (id(variable), 0)

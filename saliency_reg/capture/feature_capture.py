@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,16 +14,17 @@ from torch import Tensor, nn
 from ..distributed import ShardedHeads, is_sharded
 from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError
 from ..tasks import first_few
-from ..torch_tools import ModuleHooks, edge_of, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
+from ..torch_tools import ModuleHooks, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
-from .branches import Branch, comes_from, first_part, goes_on_message, last_part
-from .forward import CapturedForward, HeadRun, RecordedForward, SeenFeature, checked_forward
+from .forward import CapturedForward, HeadRun, RecordedForward, Ways, checked_forward
 from .graph_names import shared_by, tell_of_readers
-from .heads import Heads, items_per_head, of_methods
+from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
-from .nested import Item, contents, first_tensor, pick, put, put_argument
-from .other_heads import OtherHeads
+from .nested import Item, contents, first_tensor, pick, put, put_argument, why_unusable
+from .other_heads import OtherHeads, autocast_as_now
+from .places import Place
+from .raw_inputs import RawInputs
 
 
 class FeatureCapture:
@@ -84,6 +84,11 @@ class FeatureCapture:
         self._feature_items = [named.items for named in features]
         # All has been checked: nothing was set on the model before this line.
         self._hooks = ModuleHooks(self, keep)
+        self._ways = [Ways() for _ in features]
+        self._raw_inputs = RawInputs(self.aliases, any(named.port == "input" for named in features) and not keep)
+        #: Heads, and whether the model changes in place what they return; not known of those that are not in it.
+        self._changes_output: dict[int, bool] = dict.fromkeys(range(len(heads.modules)), False) if keep else {}
+        self._told_of_unread = False
         self._set_hooks(model, features)
 
     @classmethod
@@ -119,26 +124,35 @@ class FeatureCapture:
         """
         recorded = self._latest
         if recorded is None:
-            raise CaptureError(f"{self._why_none.rstrip('.')}.")
+            raise CaptureError(f"{self._why_none}.")
         if not recorded.active:
             return None
         if self.run_all and recorded.problem is None:
             self._running = True  # it is no new forward
             self._other_heads.run(recorded)
+        if recorded.unread and not self._told_of_unread:
+            self._told_of_unread = True
+            warn_user(
+                f"{recorded.unread + 1} forwards ran before this call, whose penalty is that of the latest one alone. Call "
+                "the regularizer after each forward, and add up what it returns; run those that it is not meant for under "
+                "no_grad."
+            )
+        for index, run in recorded.ended.items():
+            self._changes_output[index] = self._changes_output.get(index, False) or run.output_changed
         carried = self.aliases.end_forward()
         self._forget(
             "the latest forward was read already, and each is read once. Call the model before each call of the regularizer"
         )
         self._running = False
         try:
-            forward = checked_forward(
-                recorded, self.heads, self.feature_names, carried, partial(shared_by, self._model())
-            )
+            shared = partial(shared_by, self._model())
+            forward = checked_forward(recorded, self.heads, self.feature_names, carried, self._ways, shared)
         except NoHeadRanError as error:
             if empty_on is None:
                 raise
             modules, columns = self.heads.modules, self.heads.columns
             return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
+        self._raw_inputs.look(forward)
         if forward is not None and recorded.returned is not None and not self._looked_behind:
             self._looked_behind = True
             tell_of_readers(self._model(), self.heads, dict(zip(forward.ran, forward.outputs)), recorded.returned)
@@ -170,15 +184,16 @@ class FeatureCapture:
     # What the hooks call, in the order in which a forward runs. Checkpointing runs modules again during the backward pass:
     # that is no new forward, but it has to go the way that the forward went.
 
-    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _before_model(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self.enabled or in_backward():
-            return
+            return None
         self._running = True
         self.sharded.release()
         self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
         if torch.is_grad_enabled() or self._latest is None or not self._latest.active:
             self._begin()
+        return self._raw_inputs.replaced(args, kwargs) if torch.is_grad_enabled() else None
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._running or in_backward():
@@ -199,28 +214,38 @@ class FeatureCapture:
     def _before_feature(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
         items = self._feature_items[index] or first_tensor(args, kwargs)[0]
         whole = args if items and isinstance(items[0], int) else kwargs
-        replaced = self._on_feature(index, pick(whole, items) if items else None, whole)
+        feature = pick(whole, items) if items else None
+        replaced = None
+        if isinstance(feature, Tensor) and feature.is_floating_point() and self._live() and not in_backward():
+            replaced = self._raw_inputs.see(self.feature_names[index], feature)
+        in_its_place = self._on_feature(index, feature, whole)
+        replaced = in_its_place if replaced is None else replaced
         return None if replaced is None else put_argument(args, kwargs, items, replaced)
 
     def _on_feature(self, index: int, feature: Any, whole: Any, made_by: nn.Module | None = None) -> Tensor | None:
         """Record a named feature; return what takes its place."""
         if not self._live():
+            if self.enabled and self._running and self._latest is not None and not in_backward():
+                self._latest.without_grad.add(index)
             return None
         if in_backward():
             return self.aliases.of_feature(index, feature, recorded=False) if isinstance(feature, Tensor) else None
         recorded = self._current()
         if not self._running and recorded.runs:
             recorded = self._begin()
-        if not isinstance(feature, Tensor) or not feature.is_floating_point():
+        why = why_unusable(feature)
+        if why or not isinstance(feature, Tensor) or not feature.is_floating_point():
+            name = self.feature_names[index]
             recorded.problem = (
-                f"the feature {self.feature_names[index]!r} is a {type(feature).__name__}, expected a floating-point "
-                f"tensor; found {contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
+                f"the feature {name!r} {why}."
+                if why
+                else f"the feature {name!r} is a {type(feature).__name__}, expected a floating-point tensor; found "
+                f"{contents(whole)}. Name the part that is one, e.g. 'encoder:output.0' or "
                 "'encoder:output.last_hidden_state'."
             )
             return None
         replaced = self.aliases.of_feature(index, feature, recorded=True)
-        seen = feature if replaced is None else replaced
-        recorded.features[index] = SeenFeature(seen, edge_of(seen), version_of(seen), made_by)
+        recorded.features[index] = Place.of(feature if replaced is None else replaced, made_by)
         return replaced
 
     def _before_head(self, index: int, module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -228,19 +253,28 @@ class FeatureCapture:
             if self.enabled and not in_backward() and not self._running and self._latest is None:
                 self._latest = RecordedForward(active=False)
             return None
+        source = first_tensor(args, kwargs)[1]
         if in_backward():
+            if source is not None and not source.requires_grad:
+                args, kwargs = self.aliases.with_stand_ins(args, kwargs, source, recorded=False)
             return self.aliases.hand_out(index, args, kwargs, (), recorded=False)[0]
-        recorded = self._forward_of(index)
-        run = _run_of(self.heads.names[index], first_tensor(args, kwargs)[1], recorded)
-        if self.run_all and run.source is not None and recorded.call is None:
-            recorded.call = args, dict(kwargs), _autocast_as_now(run.source.device.type)
+        recorded, name = self._forward_of(index, source), self.heads.names[index]
+        if why := next(filter(None, map(why_unusable, (*args, *kwargs.values()) if source is None else (source,))), ""):
+            recorded.runs[index] = HeadRun(name, None, -1, unusable=why)
+            return None
+        if self.run_all and source is not None and recorded.call is None:
+            recorded.call = args, dict(kwargs), autocast_as_now(source.device.type)
+        if source is not None and not source.requires_grad:
+            args, kwargs = self.aliases.with_stand_ins(args, kwargs, source)
+            source = first_tensor(args, kwargs)[1]
+        run = recorded.run_of(name, source)
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
         recorded.aliased |= new_args is not args or new_kwargs is not kwargs
         return new_args, new_kwargs
 
-    def _forward_of(self, index: int) -> RecordedForward:
+    def _forward_of(self, index: int, source: Tensor | None) -> RecordedForward:
         """Return the forward that this head runs in, which begins here where the model is not called as a whole."""
         recorded = self._current()
         if self._running and index in recorded.runs:
@@ -254,6 +288,10 @@ class FeatureCapture:
             displaced = len(recorded.runs) if recorded.complete else 0
             recorded = self._begin()
             recorded.displaced = displaced
+        elif not self._running and source is not None and not self.feature_names and not recorded.may_hold(source):
+            others = {**recorded.other_runs, **recorded.runs}
+            recorded = self._begin()
+            recorded.other_runs = others
         return recorded
 
     def _after_head(self, index: int, module: nn.Module, args: Any, output: Any) -> Any:
@@ -269,8 +307,11 @@ class FeatureCapture:
                 f"output={items[0]!r} is no part of what head {self.heads.names[index]!r} returned: {contents(output)}. "
                 "Pass a key, an attribute or an index of it."
             )
-        run.output_version = version_of(run.output) if isinstance(run.output, Tensor) else -1
-        run.changed_source = run.source is not None and version_of(run.source) != run.version
+        if isinstance(run.output, Tensor):
+            run.output_version = version_of(run.output)
+            if self._changes_output.get(index, True):
+                run.kept = run.output.clone()
+        run.version_after = -1 if run.source is None else version_of(run.source)
         named = recorded.features.get(0)
         return self.aliases.after_head(index, output, run, items, None if named is None else named.tensor)
 
@@ -297,21 +338,9 @@ class FeatureCapture:
         return latest if latest is not None and latest.active else self._begin()
 
     def _begin(self) -> RecordedForward:
+        before = self._latest
         self._latest = RecordedForward(active=torch.is_grad_enabled())
+        if before is not None and before.active and len(before.runs) >= (1 if self.heads.columns else 2):
+            self._latest.unread = before.unread + 1
         self.aliases.begin_forward(self._latest.active)
         return self._latest
-
-
-def _run_of(name: str, source: Tensor | None, recorded: RecordedForward) -> HeadRun:
-    """Begin a head's run; heads that read one tensor share its place before any of them ran."""
-    if source is None:
-        return HeadRun(name, None, None, -1)
-    known = [run.source_edge for run in recorded.runs.values() if run.source is source]
-    return HeadRun(name, source, known[-1] if known else edge_of(source), version_of(source))
-
-
-def _autocast_as_now(kind: str) -> AbstractContextManager[Any]:
-    """Return a context with the autocast that is on now for this kind of device."""
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext()
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError, NoHeadRanError
-from ..torch_tools import Edge, same_tensor, version_of
-from .column_groups import ColumnGroups
-from .heads import Heads, of_methods
+from ..torch_tools import Edge, Gradient, same_tensor, version_of
+from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
+from .places import Place, as_edge, read_elsewhere
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 
@@ -25,27 +26,31 @@ class HeadRun:
     """One head's part in a forward."""
 
     name: str
-    source: Tensor | None  # the tensor that the head was called with
-    source_edge: Edge | None  # where that was in the graph before any head ran on it
-    version: int  # of the source, before this head ran
+    place: Place | None  # of the tensor that the head was called with, before any head ran on it
+    version: int  # of that tensor, before this head ran
+    version_after: int = -1
+    unusable: str = ""  # why what the head was called with is no feature map
     edge: Edge | None = None  # of the alias that the head read
     output: Any = None
     output_version: int = -1
-    changed_source: bool = False
+    kept: Tensor | None = None  # a copy of the output, for a model that changes it in place later
     whole: bool = True  # the output is all that the head returned, and the head is one module
     weight: Weight = None  # of a plain Linear, when it ran
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
 
+    @property
+    def source(self) -> Tensor | None:
+        return None if self.place is None else self.place.tensor
 
-@dataclass
-class SeenFeature:
-    """A named feature map."""
+    @property
+    def changed_source(self) -> bool:
+        return self.version_after != self.version
 
-    tensor: Tensor
-    edge: Edge | None
-    version: int
-    made_by: nn.Module | None = None  # whose output it is
+    @property
+    def output_changed(self) -> bool:
+        """Whether the output was changed in place since the head returned it."""
+        return isinstance(self.output, Tensor) and version_of(self.output) != self.output_version
 
 
 @dataclass
@@ -54,15 +59,38 @@ class RecordedForward:
 
     active: bool
     runs: dict[int, HeadRun] = field(default_factory=dict)
-    features: dict[int, SeenFeature] = field(default_factory=dict)
+    features: dict[int, Place] = field(default_factory=dict)
+    without_grad: set[int] = field(default_factory=set)  # named feature maps that ran under no_grad
     aliased: bool = False  # heads were handed aliases
     complete: bool = False  # the model's own forward has ended with heads in it
     # How a head was called (args, kwargs, autocast), to call the others like it.
     call: tuple[Any, Any, AbstractContextManager[Any]] | None = None
     # Heads in the unread forward that this one replaced, because a head was called outside the model.
     displaced: int = 0
+    # Heads that read another tensor before this forward began with one, where parts are called one by one.
+    other_runs: dict[int, HeadRun] = field(default_factory=dict)
+    unread: int = 0  # forwards before it that were not read
     problem: str | None = None
     returned: Any = None  # by the model, where it is to be looked at
+
+    @property
+    def ended(self) -> dict[int, HeadRun]:
+        """The heads that have an output, in the order in which they began."""
+        return {index: run for index, run in self.runs.items() if run.ended}
+
+    def run_of(self, name: str, source: Tensor | None) -> HeadRun:
+        """Begin a head's run; heads that read one tensor share its place before any of them ran."""
+        if source is None:
+            return HeadRun(name, None, -1)
+        known = [run.place for run in self.runs.values() if run.source is source]
+        return HeadRun(name, known[-1] if known else Place.of(source), version_of(source))
+
+    def may_hold(self, source: Tensor) -> bool:
+        """Whether a head that reads this may belong to the forward in which the others have run."""
+        sources = [run.source for run in self.runs.values() if run.source is not None]
+        return (
+            not sources or any(same_tensor(source, one) for one in sources) or _have_equal_values([source, sources[0]])
+        )
 
 
 @dataclass
@@ -73,8 +101,14 @@ class FeatureMap:
     edges: Sequence[Edge]  # one per head that ran
     separate: bool  # whether each head has an alias of its own
     direct: bool  # whether the heads read the feature map itself
+    # What picks its gradient out of that at the edges, where these are of a larger tensor.
+    entries: Callable[[Tensor], Tensor] | None = None
     made_by: nn.Module | None = None  # the module that returned it, where that is known
     batch_axis: int = 0
+
+    def gradient(self, at_edge: Gradient) -> Gradient:
+        """Return the gradient of the feature map, of that at one of the edges."""
+        return at_edge if at_edge is None or self.entries is None else self.entries(at_edge)
 
 
 @dataclass
@@ -107,15 +141,16 @@ def checked_forward(
     heads: Heads,
     feature_names: Sequence[str],
     carried: Any,
+    ways: Sequence[Ways],
     shared: Callable[[Sequence[Tensor]], str],
 ) -> CapturedForward | None:
     """Return what was recorded if it can be used, ``None`` if the outputs carry no graph; else raise a CaptureError.
 
-    ``shared`` says which modules tensors have in common.
+    ``ways`` is what is known of each named feature map; ``shared`` says which modules tensors have in common.
     """
     if recorded.problem is not None:
         raise CaptureError(recorded.problem)
-    ran = sorted(index for index, run in recorded.runs.items() if run.ended)
+    ran = sorted(recorded.ended)
     runs = [recorded.runs[index] for index in ran]
     if not runs:
         raise NoHeadRanError(
@@ -128,31 +163,93 @@ def checked_forward(
             f"heads {[run.name for run in runs]} ran again on their own after the model's forward, which had "
             "not been read. Call regularizer() right after the model, before heads are called on their own."
         )
+    if set(recorded.other_runs) - set(recorded.runs):
+        raise CaptureError(_other_tensors([*recorded.other_runs.values(), *runs], shared))
     if not _have_graphs(runs):
         return None
-    if missing := [name for index, name in enumerate(feature_names) if index not in recorded.features]:
+    if missing := [index for index in range(len(feature_names)) if index not in recorded.features]:
+        name = feature_names[missing[0]]
+        if missing[0] in recorded.without_grad:
+            raise CaptureError(
+                f"the feature {name!r} ran under no_grad, so that no gradient leads there. Leave feature= out: then it is "
+                "what the heads are called with. Or run it with gradients, and freeze it by requires_grad_(False); inside a "
+                "checkpoint, use_reentrant=False is needed."
+            )
         raise CaptureError(
-            f"the feature {missing[0]!r} did not run with gradients in the latest forward. Choose a module that the "
+            f"the feature {name!r} did not run with gradients in the latest forward. Choose a module that the "
             "forward calls as a module; inside a checkpoint, use_reentrant=False is needed."
         )
+    outputs = [_output_as_returned(run) for run in runs]
     features = []
     for index, name in enumerate(feature_names):
         seen = recorded.features[index]
-        # The same memory in another version is another tensor: an in-place ReLU came in between.
-        if all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs) and seen.version == min(
-            run.version for run in runs
-        ):
-            features.append(replace(_what_the_heads_read(runs, recorded.aliased, shared), made_by=seen.made_by))
+        if _heads_read(seen, recorded) and not ways[index].others_read(seen, recorded, outputs):
+            features.append(replace(_what_the_heads_read(recorded, shared), made_by=seen.made_by))
             continue
-        if seen.edge is None:
+        edge, entries = seen.differentiable()
+        if edge is None:
             raise CaptureError(f"the feature {name!r} does not require grad, and no head can be trained.")
-        edges = [seen.edge for _ in runs]
-        features.append(FeatureMap(seen.tensor, edges, separate=False, direct=False, made_by=seen.made_by))
+        edges = [edge for _ in runs]
+        features.append(FeatureMap(seen.tensor, edges, False, False, entries, seen.made_by))
     if not feature_names:
-        features.append(_what_the_heads_read(runs, recorded.aliased, shared))
-    outputs, device = [run.output for run in runs], features[0].tensor.device
-    weights = [run.weight for run in runs]
+        features.append(_what_the_heads_read(recorded, shared))
+    device, weights = features[0].tensor.device, [run.weight for run in runs]
     return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, heads.groups, carried, weights)
+
+
+class Ways:
+    """Whether outputs depend on a named feature map on other ways than through what the heads are called with.
+
+    Looked at once for each head.
+    """
+
+    def __init__(self) -> None:
+        self.others = False
+        self._known: set[int] = set()
+
+    def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
+        edge = seen.edge
+        if not self.others and edge is not None and not self._known.issuperset(recorded.ended) and recorded.aliased:
+            # Ways that lead through another named feature map are those of that one.
+            others = [place.edge for place in recorded.features.values() if place is not seen]
+            named = [other for other in others if other is not None and as_edge(other) != as_edge(edge)]
+            self.others = read_elsewhere(edge, [*(run.edge for run in recorded.ended.values()), *named], outputs)
+            self._known.update(recorded.ended)
+        return self.others
+
+
+def _heads_read(seen: Place, recorded: RecordedForward) -> bool:
+    """Whether the heads are called with this tensor, in the version that it had."""
+    runs = recorded.ended.values()
+    return (
+        all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs)
+        and seen.version == min(run.version for run in runs)
+        and _changed_between(recorded) is None
+    )
+
+
+def _changed_between(recorded: RecordedForward) -> tuple[HeadRun, HeadRun] | None:
+    """Return two heads between which the model changed in place what they read."""
+    runs = list(recorded.ended.values())  # in the order in which they ran
+    pairs = (pair for pair in pairwise(runs) if pair[0].version_after != pair[1].version)
+    return next((pair for pair in pairs if _same_memory(pair)), None)
+
+
+def _same_memory(runs: Sequence[HeadRun]) -> bool:
+    sources = [run.source for run in runs if run.source is not None]
+    return len(sources) == len(runs) and all(same_tensor(source, sources[0]) for source in sources)
+
+
+def _output_as_returned(run: HeadRun) -> Tensor:
+    if not run.output_changed:
+        return run.output  # type: ignore[no-any-return]
+    if run.kept is None:
+        raise CaptureError(
+            f"the output of head {run.name!r} was changed in place after the head returned it (sigmoid_(), +=, ...), "
+            "which it was not in the first forward. Use the operation that makes a new tensor, or pass "
+            "output=lambda out: out.clone()."
+        )
+    return run.kept
 
 
 def _have_graphs(runs: Sequence[HeadRun]) -> bool:
@@ -168,11 +265,6 @@ def _have_graphs(runs: Sequence[HeadRun]) -> bool:
                 f"the output of head {run.name!r} is {run.output.dtype}, which has no gradient. Choose the module that "
                 "returns the logits, or say which part they are with output=."
             )
-        if run.output_version != version_of(run.output):
-            raise CaptureError(
-                f"the output of head {run.name!r} was changed in place after the head returned it (sigmoid_(), +=, ...). "
-                "Use the operation that makes a new tensor."
-            )
     without = [run.name for run in runs if not run.output.requires_grad]
     if without and len(without) < len(runs):
         raise CaptureError(
@@ -181,25 +273,54 @@ def _have_graphs(runs: Sequence[HeadRun]) -> bool:
     return not without
 
 
-def _what_the_heads_read(
-    runs: Sequence[HeadRun], aliased: bool, shared: Callable[[Sequence[Tensor]], str]
-) -> FeatureMap:
-    if without := [run.name for run in runs if run.source is None]:
+def _what_the_heads_read(recorded: RecordedForward, shared: Callable[[Sequence[Tensor]], str]) -> FeatureMap:
+    ended = recorded.ended
+    runs = [ended[index] for index in sorted(ended)]
+    if without := [run for run in runs if run.source is None]:
+        if without[0].unusable:
+            raise CaptureError(f"what head {without[0].name!r} is called with {without[0].unusable}.")
         raise CaptureError(
-            f"head {without[0]!r} was called without a floating-point tensor. Name the feature map, e.g. "
+            f"head {without[0].name!r} was called without a floating-point tensor. Name the feature map, e.g. "
             "feature='backbone', choose the module that reads it, or pass regularizer(outputs=..., features=...)."
         )
     sources = [run.source for run in runs if run.source is not None]
-    if not all(same_tensor(source, sources[0]) for source in sources):
-        shapes = {run.name: list(source.shape) for run, source in zip(runs, sources)}
-        read = listed([f"{name} reads {shape}" for name, shape in shapes.items()], most=4)
+    changed = any(run.changed_source for run in runs)
+    if not _same_memory(runs) and (changed or not _have_equal_values(sources)):
+        raise CaptureError(_other_tensors(runs, shared))
+    if between := _changed_between(recorded):
         raise CaptureError(
-            f"the heads do not read the same tensor: {read}. {shared(sources) or _NAME_IT}, or 'pool:input' for the input "
-            "of a module."
+            f"the heads do not read the same tensor: it was changed in place (mul_, +=, ...) after head {between[0].name!r} "
+            f"and before {between[1].name!r}. Name the module whose output they share, e.g. feature='backbone', whose "
+            "gradient is then taken through these changes, or make them a part of the heads."
         )
     # Heads that work in place write into the shared tensor: their aliases are not where they started.
-    changed = any(run.changed_source for run in runs)
-    separate = aliased and not (changed and runs[0].source_edge is not None)
-    found = [run.edge if separate else run.source_edge for run in runs]
+    entries, first = None, next(iter(ended.values())).place
+    if changed and first is not None and first.edge is not None:
+        edge, entries = first.differentiable()
+        found: list[Edge | None] = [edge] * len(runs)
+        separate = False
+    else:
+        separate = recorded.aliased
+        found = [run.edge if separate or run.place is None else run.place.edge for run in runs]
     edges = [edge for edge in found if edge is not None]
-    return FeatureMap(sources[0], edges, separate=separate, direct=not changed and all(run.whole for run in runs))
+    direct = not changed and all(run.whole for run in runs)
+    return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries)
+
+
+def _have_equal_values(tensors: Sequence[Tensor]) -> bool:
+    """Whether they hold the same values: each head has a copy, or the backbone ran again for each."""
+    first = tensors[0]
+    return all(
+        (one.shape, one.dtype, one.device) == (first.shape, first.dtype, first.device) and torch.equal(one, first)
+        for one in tensors
+    )
+
+
+def _other_tensors(runs: Sequence[HeadRun], shared: Callable[[Sequence[Tensor]], str]) -> str:
+    sources = {run.name: run.source for run in runs}
+    shapes = [f"{name} reads {None if source is None else list(source.shape)}" for name, source in sources.items()]
+    common = shared([source for source in sources.values() if source is not None])
+    return (
+        f"the heads do not read the same tensor: {listed(shapes, most=4)}. {common or _NAME_IT}, or 'pool:input' for the "
+        "input of a module."
+    )

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ..torch_tools import leaves_behind_each, nodes_behind, warn_user
-from .head_search import is_container
-from .heads import Heads
+from ..torch_tools import leaves_behind_each, nodes_between, warn_user
+from .heads import Heads, is_container
 from .lookup import listed
 from .nested import tensors_in
 
@@ -78,7 +77,7 @@ def _readers_of(model: nn.Module, outputs: Mapping[int, Tensor], returned: Itera
     """Return the modules with weights between the outputs of heads and what the model returned: ``{name: head}``."""
     ends = {output.grad_fn: head for head, output in outputs.items() if output.grad_fn is not None}
     before: dict[Node, list[Node]] = defaultdict(list)
-    for node in nodes_behind([tensor.grad_fn for tensor in returned], ends):
+    for node in nodes_between(list(returned), [output for output in outputs.values() if output.grad_fn is not None]):
         for following, _ in node.next_functions:
             if following is not None:
                 before[following].append(node)

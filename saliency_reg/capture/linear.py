@@ -6,14 +6,16 @@ from collections.abc import Container
 from typing import Any, Optional
 
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from ..torch_tools import Edge, has_only_our_hooks, version_of
+from .places import as_edge
 
 #: A parameter's in-place changes so far, and where its entries are.
 Weight = Optional[tuple[int, int]]
 
 _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
+#: Nodes behind an output: views, and the copy that is kept of one that the model changes in place.
+_OF_THE_OUTPUT = {*_VIEWS, "CloneBackward0"}
 #: Nodes that a tensor may pass on its way into the product: views, and the casts of autocast.
 _ON_THE_WAY = {*_VIEWS, "ToCopyBackward0", "TBackward0", "CloneBackward0", "UnsqueezeBackward0"}
 #: Products, with the places of input, weight and bias among what they are made of.
@@ -42,7 +44,7 @@ def is_product(head: nn.Module, weight: Weight, output: Tensor, source: Edge) ->
     """
     if weight is None or weight != _state_of(head):
         return False
-    node: Any = _behind(output.grad_fn, _VIEWS)
+    node: Any = _behind(output.grad_fn, _OF_THE_OUTPUT)
     if type(node).__name__ == "AddBackward0":  # the bias was added apart
         (node, _), (bias, _) = node.next_functions
         if bias is not None and _leaf(bias) is not head.bias:
@@ -51,7 +53,7 @@ def is_product(head: nn.Module, weight: Weight, output: Tensor, source: Edge) ->
     if (places := _PRODUCTS.get(type(node).__name__)) is None:
         return False
     made_of = node.next_functions
-    return _leaf(made_of[places[1]][0]) is head._parameters["weight"] and _comes_from(made_of[places[0]][0], source)
+    return _leaf(made_of[places[1]][0]) is head._parameters["weight"] and _comes_from(made_of[places[0]], source)
 
 
 def _state_of(module: nn.Module) -> Weight:
@@ -69,10 +71,8 @@ def _leaf(node: Any) -> Any:
     return getattr(_behind(node, _ON_THE_WAY), "variable", None)
 
 
-def _comes_from(node: Any, source: Edge) -> bool:
-    at = source.node if isinstance(source, GradientEdge) else source.grad_fn
-    if at is None:
-        return _leaf(node) is source
-    while node != at and type(node).__name__ in _ON_THE_WAY:
-        node = node.next_functions[0][0]
-    return bool(node == at)
+def _comes_from(edge: tuple[Any, int], source: Edge) -> bool:
+    place = as_edge(source)
+    while edge != place and type(edge[0]).__name__ in _ON_THE_WAY:
+        edge = edge[0].next_functions[0]
+    return edge == place

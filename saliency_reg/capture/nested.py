@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Union
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError
@@ -46,7 +47,7 @@ def put(value: Any, items: Sequence[int | str], new: Tensor) -> Any:
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     twin = copy.copy(value)
     if isinstance(value, Mapping):
-        twin[item] = replaced
+        twin[_key(value, item)] = replaced
     else:
         object.__setattr__(twin, str(item), replaced)
     return twin
@@ -63,6 +64,8 @@ def put_argument(
 
 def contents(value: Any) -> str:
     """Say what can be picked from a value, for an error."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor"
     kind = f"a {type(value).__name__}"
     if isinstance(value, Mapping):
         return f"{kind} with the keys {list(value)}"
@@ -75,6 +78,20 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Path, 
         if isinstance(value, Tensor) and value.is_floating_point():
             return (name,), value
     return (), None
+
+
+def why_unusable(value: Any) -> str:
+    """Say what a tensor has to be made into before it can be a feature map; nothing for one that can."""
+    if not isinstance(value, Tensor):
+        return ""
+    if value.is_complex():
+        return (
+            "is complex, and the saliency is of real numbers. Pass torch.view_as_real(feature) on, and complex inside"
+        )
+    if value.is_nested or value.layout != torch.strided:
+        kind = "nested (jagged)" if value.is_nested else str(value.layout)
+        return f"is {kind}, expected a dense tensor. Pad the batch (feature.to_padded_tensor(0.0)), and pass mask="
+    return ""
 
 
 def tensors_in(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[Path, Tensor]]:
@@ -114,4 +131,16 @@ def _named(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[int | s
 
 
 def _child(value: Any, item: int | str) -> Any:
-    return getattr(value, item) if isinstance(item, str) and not isinstance(value, Mapping) else value[item]
+    if isinstance(value, Mapping):
+        return value[_key(value, item)]
+    return getattr(value, item) if isinstance(item, str) else value[item]
+
+
+def _key(value: Mapping[Any, Any], item: int | str) -> int | str:
+    """Return the key that is meant: that of digits may be a number, or a string."""
+    if item not in value:
+        if isinstance(item, int):
+            return str(item)
+        if item.lstrip("-").isdigit() and int(item) in value:
+            return int(item)
+    return item

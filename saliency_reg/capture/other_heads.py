@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,3 +78,10 @@ def _buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         for own, name, buffer in before:
             own._buffers[name] = buffer
+
+
+def autocast_as_now(kind: str) -> AbstractContextManager[Any]:
+    """Return a context with the autocast that is on now for this kind of device."""
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from torch.autograd.graph import GradientEdge
 from torch.utils.hooks import RemovableHandle
 
 from ..capture import CapturedForward, is_plain_linear
 from ..errors import ReaderError, SaliencyRegError, SecondDerivativeError
-from ..torch_tools import nodes_behind, warn_user
+from ..torch_tools import nodes_between, warn_user
 
 _WATCHED = (
     "there are backward hooks on {where}, for which the pass that takes the saliencies looks like that of the losses: "
@@ -60,9 +59,7 @@ class Obstacles:
         where = next(_hooked_parts(forward, tasks), None)
         if thoroughly:
             edges = [edge for feature in forward.features for edge in feature.edges]
-            starts = [edge.node if isinstance(edge, GradientEdge) else edge.grad_fn for edge in edges]
-            stop = {node for node in starts if node is not None}
-            names = {node.name() for node in nodes_behind((output.grad_fn for output in forward.outputs), stop)}
+            names = {node.name() for node in nodes_between(forward.outputs, edges)}
             self._compiled = any("CompiledFunction" in name for name in names)
             if where is None and "BackwardHookFunctionBackward" in names:
                 where = "a module between the feature map and the outputs"

@@ -75,7 +75,7 @@ def mixes_samples(forward: CapturedForward, *, fix: bool) -> bool | None:
     """
     decided = True
     for feature in forward.features:
-        size = len(feature.tensor)
+        size = feature.tensor.shape[feature.batch_axis]
         outputs = [output for output in forward.outputs if output.ndim > 0 and len(output) == size]
         if size < 2 or not outputs:
             return None
@@ -89,7 +89,9 @@ def mixes_samples(forward: CapturedForward, *, fix: bool) -> bool | None:
         edges = list(dict.fromkeys(feature.edges))
         with fixed_statistics(outputs, edges) if fix else nullcontext():
             found = gradients_of(first, edges)
-        for gradient in found:
+        for at_edge in found:
+            gradient = feature.gradient(at_edge)
+            gradient = None if gradient is None else gradient.movedim(feature.batch_axis, 0)
             if gradient is not None and not bool(torch.isfinite(gradient).all()):
                 return None
             if gradient is not None and bool(gradient[1:].any()):

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import GradientEdge
 
-from ..torch_tools import Edge, gradients_of, nodes_behind, without_autocast
+from ..torch_tools import Edge, gradients_of, nodes_between, without_autocast
 
 _SAMPLES = 2
 _MOST_PARAMETERS = 5_000_000
@@ -33,8 +32,7 @@ class Derivatives(Enum):
 
 def custom_functions(outputs: Sequence[Tensor], features: Sequence[Edge]) -> list[str]:
     """Return the names of the autograd Functions between features and outputs that neither torch nor this package wrote."""
-    stop = [edge.node if isinstance(edge, GradientEdge) else edge.grad_fn for edge in features]
-    behind = nodes_behind((output.grad_fn for output in outputs), [node for node in stop if node is not None])
+    behind = nodes_between(outputs, features)
     found = [getattr(type(node), "_forward_cls", None) for node in behind if isinstance(node, BackwardCFunction)]
     theirs = [one for one in found if one is not None and one.__module__.partition(".")[0] not in ("torch", _OURS)]
     return sorted({one.__name__ for one in theirs})

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from ..capture import CapturedForward
-from ..torch_tools import Edge, Gradient, at_least_float32, nodes_behind
+from ..torch_tools import Edge, Gradient, at_least_float32, nodes_between
 
 #: Heads, each with the modes (train or eval) that it and its parts were in.
 HeadsNow = frozenset[tuple[int, tuple[bool, ...]]]
@@ -34,8 +33,7 @@ def fixed_statistics(outputs: Sequence[Tensor], features: Sequence[Edge]) -> Ite
     is gone afterwards, so that the gradients of the losses are what they were. ``std`` stays a function of the batch: what
     is differentiated a second time is the saliency as it is defined here. Yields whether there is such a layer.
     """
-    stop = [edge.node if isinstance(edge, GradientEdge) else edge.grad_fn for edge in features]
-    behind = nodes_behind((output.grad_fn for output in outputs), [node for node in stop if node is not None])
+    behind = nodes_between(outputs, features)
     handles = [node.register_hook(partial(_passed, node)) for node in behind if _has_batch_statistics(node)]
     try:
         yield bool(handles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,11 +20,12 @@ def input_gradients(
     *,
     at_once: bool,
     create_graph: bool,
+    of_map: Callable[[Gradient], Gradient] = lambda gradient: gradient,
 ) -> Tensor:
     """Return ``[t, B, ...]``: the gradient of each scalar with respect to its features, added up and pooled.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
-    returns all gradients. Otherwise there is one call per scalar.
+    returns all gradients. Otherwise there is one call per scalar. ``of_map`` is :meth:`FeatureMap.gradient`.
     """
     found: Sequence[Gradient]
     with without_autocast(scalars[0]):
@@ -39,7 +40,9 @@ def input_gradients(
             f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
             "pass the tensor itself, not a copy or a detached one."
         )
-    return torch.stack([pooling.pooled(gradient, pooling.scale) for gradient in found if gradient is not None])
+    return torch.stack(
+        [pooling.pooled(gradient, pooling.scale) for gradient in map(of_map, found) if gradient is not None]
+    )
 
 
 def check_graph(scalars: Sequence[Tensor], tasks: Sequence[str], what: str) -> None:

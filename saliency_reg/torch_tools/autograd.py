@@ -80,9 +80,9 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> Iterator[Node]:
-    """Yield each node once, from the roots towards the leaves; not beyond those of ``stop``, which are left out."""
-    seen = set(stop)
+def nodes_behind(roots: Iterable[Node | None], stop: Collection[_Output] = ()) -> Iterator[Node]:
+    """Yield each node once, from the roots towards the leaves; not by way of the outputs of nodes in ``stop``."""
+    seen = set()
     waiting = [node for node in roots if node is not None]
     while waiting:
         node = waiting.pop()
@@ -90,13 +90,22 @@ def nodes_behind(roots: Iterable[Node | None], stop: Collection[Node] = ()) -> I
             continue
         seen.add(node)
         yield node
-        waiting += [following for following, _ in node.next_functions if following is not None]
+        waiting += [edge[0] for edge in node.next_functions if edge[0] is not None and edge not in stop]
 
 
-def leaves_behind(tensors: Sequence[Tensor], stop: Collection[Node] = ()) -> list[Tensor]:
+def nodes_between(tensors: Sequence[Tensor], places: Iterable[Edge]) -> Iterator[Node]:
+    """Yield the nodes that the tensors come from, each once, up to these places in the graph."""
+    edges = [place if isinstance(place, GradientEdge) else edge_of(place) for place in places]
+    found = [get_gradient_edge(edge) if isinstance(edge, Tensor) else edge for edge in edges if edge is not None]
+    stop = {(edge.node, edge.output_nr) for edge in found}
+    return nodes_behind([one.grad_fn for one in tensors if (one.grad_fn, one.output_nr) not in stop], stop)
+
+
+def leaves_behind(tensors: Sequence[Tensor], stop: Collection[_Output] = ()) -> list[Tensor]:
     """Return the leaf tensors (parameters, mostly) that the tensors depend on, each once, in the order of the walk."""
     leaves = {tensor: None for tensor in tensors if tensor.requires_grad and tensor.grad_fn is None}
-    for node in nodes_behind((tensor.grad_fn for tensor in tensors), stop):
+    roots = [tensor.grad_fn for tensor in tensors if (tensor.grad_fn, tensor.output_nr) not in stop]
+    for node in nodes_behind(roots, stop):
         if (leaf := _leaf_of(node)) is not None:
             leaves[leaf] = None
     return list(leaves)

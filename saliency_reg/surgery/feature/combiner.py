@@ -71,7 +71,6 @@ _NEVER_WEIGHED = (
 class _Mode(Enum):
     COMBINE = "weigh the task gradients"
     PASS = "add them up, as without surgery"
-    BLOCK = "let nothing through"
 
 
 class GradientCombiner(StateModule):
@@ -127,10 +126,6 @@ class GradientCombiner(StateModule):
         """Let gradients pass through the fork unchanged: for measurements of reach and sample mixing, or of single tasks."""
         return self._in_mode(_Mode.PASS)
 
-    def blocking(self) -> AbstractContextManager[None]:
-        """Let no gradient through the fork."""
-        return self._in_mode(_Mode.BLOCK)
-
     @contextmanager
     def _in_mode(self, mode: _Mode) -> Iterator[None]:
         before, self._mode = self._mode, mode
@@ -155,11 +150,6 @@ class GradientCombiner(StateModule):
     def combines(self) -> bool:
         """Whether gradients that arrive now are weighed."""
         return self.enabled and self._mode is _Mode.COMBINE
-
-    @property
-    def blocks(self) -> bool:
-        """Whether nothing is let through now."""
-        return self._mode is _Mode.BLOCK
 
     def combine(self, gradients: TaskGradients, totals: Sequence[Gradient]) -> list[Gradient] | None:
         """Return one gradient for each tensor, of the ``totals`` there; ``None`` if no process has a task gradient."""

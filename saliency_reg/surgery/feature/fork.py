@@ -67,11 +67,9 @@ class GradientFork:
     def backward(self, gradients: Sequence[Gradient]) -> list[Gradient]:
         """Turn ``heads * sources`` gradients of the aliases and ``sources`` of the anchors into one for each source."""
         per_source = [list(gradients[source : -self.sources : self.sources]) for source in range(self.sources)]
-        blocker, combiner = self._combiner(), self.combiner_now()
+        combiner = self.combiner_now()
         if are_batched(gradients):  # many backward passes at once: somebody measures here, too (a Jacobian)
             combiner = None
-        if blocker is not None and blocker.blocks:
-            return [None] * self.sources
         combined = [added(*own) for own in per_source]
         if combiner is not None:
             self.done = True
@@ -125,6 +123,7 @@ class _ForkNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.fork = fork
         ctx.weighs_task_gradients = True  # by which surgery on parameters knows this node
+        ctx.inputs_apart = len(sources)
         return tuple(source.detach() for _ in range(fork.heads + 1) for source in sources)
 
     @staticmethod
@@ -147,15 +146,12 @@ class _Noted(torch.autograd.Function):
 
 
 class Anchor(torch.autograd.Function):
-    """A named feature map for the model and, as second output, for a gradient that was computed before the backward pass."""
+    """A way to a tensor for a gradient that was computed before the backward pass. No output of the model comes from it."""
 
     @staticmethod
-    def forward(ctx: Any, combiner: GradientCombiner, feature: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        ctx.combiner = weakref.ref(combiner)
-        return feature.detach(), feature.detach()
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.detach()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Gradient) -> tuple[None, Gradient]:
-        combiner = ctx.combiner()
-        return None, None if combiner is not None and combiner.blocks else added(*gradients)
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient

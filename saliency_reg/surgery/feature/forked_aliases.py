@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ...capture import HeadAliases, HeadRun, Heads, Item, Path, contents, put, put_argument, tensors_in
+from ...capture import (
+    HeadAliases,
+    HeadRun,
+    Heads,
+    Item,
+    Path,
+    as_edge,
+    contents,
+    is_plainly,
+    put,
+    put_argument,
+    tensors_in,
+)
 from ...errors import CaptureError, ConfigurationError
 from ...saliency import channel_axis_by_origin, resolve_channel_axis, task_columns
-from ...torch_tools import Edge, edge_of, same_tensor, version_of, warn_user
+from ...torch_tools import Edge, edge_of, version_of, warn_user
 from .columns import watch_columns
 from .combiner import GradientCombiner
 from .fork import Anchor, GradientFork
@@ -57,8 +68,8 @@ class ForkedAliases(HeadAliases):
             )
         self._combiner = combiner
         self._named = named
-        # One for each of several maps says nothing of what a head reads.
-        self._channel_axis = channel_axis if isinstance(channel_axis, int) else None
+        # Of the first feature map: by its shape the columns are found.
+        self._channel_axis = next(iter(channel_axis), None) if isinstance(channel_axis, (list, tuple)) else channel_axis
         self._latest: _ForkedForward | None = None
         self._named_cuts: dict[int, Cut] = {}
         self._ran_with_gradients: set[int] = set()
@@ -69,6 +80,7 @@ class ForkedAliases(HeadAliases):
         return self._latest is not None and self._latest.fork.done
 
     def begin_forward(self, active: bool) -> None:
+        super().begin_forward(active)
         self.forget()
         self._ran_with_gradients.clear()
         if active:
@@ -81,26 +93,28 @@ class ForkedAliases(HeadAliases):
         return CarriedFork(self._latest.fork, cuts + self._latest.cuts)
 
     def forget(self) -> None:
+        super().forget()
         self._latest = None  # the graph still has it
         self._named_cuts = {}
 
     def of_feature(self, index: int, feature: Tensor, *, recorded: bool) -> Tensor | None:
-        """Return a tensor that has, beside it, an anchor for the penalty's gradient; see :class:`HeadAliases`."""
+        """Note where the penalty's gradient is taken and let in again; see :class:`HeadAliases`."""
         if recorded:
             self._named_cuts.pop(index, None)
-        if not (recorded and self.for_penalty and self._combiner.enabled and feature.requires_grad):
-            return super().of_feature(index, feature, recorded=recorded)
-        replaced: Tensor
-        replaced, anchor = Anchor.apply(self._combiner, feature)
-        self._named_cuts[index] = _cut_at([replaced], anchor)
-        return replaced
+        if recorded and self.for_penalty and self._combiner.enabled and feature.requires_grad:
+            # A view may lose its node, what it is a view of does not.
+            root = feature._base if feature._is_view() and feature._base is not None else feature
+            cut = _cut_at([root], Anchor.apply(root))
+            if not any(as_edge(cut.edges[0]) == as_edge(known.edges[0]) for known in self._named_cuts.values()):
+                self._named_cuts[index] = cut
+        return super().of_feature(index, feature, recorded=recorded)
 
     def hand_out(
         self, head: int, args: tuple[Any, ...], kwargs: dict[str, Any], features: Sequence[Tensor], *, recorded: bool
     ) -> tuple[tuple[tuple[Any, ...], dict[str, Any]], Edge | None]:
         """Return the arguments of a head with aliases of all that the heads share; see :class:`HeadAliases`."""
         found = list(tensors_in(args, kwargs))
-        paths = [(path, tensor) for path, tensor in found if tensor.requires_grad]
+        paths = [(path, tensor) for path, tensor in found if tensor.requires_grad and not self.stands_in(tensor)]
         name = self.heads.names[head]
         if self._combiner.enabled and recorded:
             self._ran_with_gradients.add(head)
@@ -112,7 +126,12 @@ class ForkedAliases(HeadAliases):
         if not (paths and recorded and self._combiner.enabled):
             return super().hand_out(head, args, kwargs, features, recorded=recorded)
         source = next((tensor for path, tensor in found if len(path) == 1), None)
-        read = [feature for feature in features if any(_is_plainly(tensor, feature) for _, tensor in paths)]
+        read: list[Tensor] = []
+        for feature in features:
+            if any(is_plainly(tensor, feature) for _, tensor in paths) and not any(
+                is_plainly(feature, known) for known in read
+            ):
+                read.append(feature)  # once, if it was named twice
         if not read:
             read = self._first_of(name, source, paths)
         if self._latest is None:
@@ -125,12 +144,17 @@ class ForkedAliases(HeadAliases):
                 "Or make that a part of the heads, or use ParameterSurgery. If the heads before it ran for something "
                 "else, run them under no_grad."
             )
+        elif self._latest.changed:
+            raise CaptureError(
+                "under surgery all heads must read the same tensors, and these were changed in place (mul_, +=, ...) before "
+                f"head {name!r}. Use the operation that makes a new tensor, within the heads, or use ParameterSurgery."
+            )
         edge: Edge | None = None
         for alias, shared in zip(self._latest.aliases[head], read):
             for path, tensor in paths:
-                if _is_plainly(tensor, shared):
+                if is_plainly(tensor, shared):
                     args, kwargs = put_argument(args, kwargs, path, alias)
-            if edge is None and source is not None and _is_plainly(source, shared):
+            if edge is None and source is not None and is_plainly(source, shared):
                 edge = edge_of(alias)
         return (args, kwargs), edge
 
@@ -139,7 +163,7 @@ class ForkedAliases(HeadAliases):
         forked, name = self._latest, self.heads.names[head]
         if forked is None:
             return None
-        if forked.versions != [version_of(source) for source in forked.sources]:
+        if forked.changed and len(self.heads.modules) > 1:
             raise CaptureError(
                 f"head {name!r} changes the feature map in place (ReLU(inplace=True), +=, ...), so that under surgery the "
                 "other heads would read what its gradient does not tell. Use inplace=False."
@@ -172,8 +196,8 @@ class ForkedAliases(HeadAliases):
 
     def _first_of(self, name: str, source: Tensor | None, paths: Sequence[tuple[Path, Tensor]]) -> list[Tensor]:
         """Return what a head shares with the others where no feature is named."""
-        others = [tensor for _, tensor in paths if source is None or not _is_plainly(tensor, source)]
-        if source is None or not source.requires_grad:
+        others = [tensor for _, tensor in paths if source is None or not is_plainly(tensor, source)]
+        if source is None or not source.requires_grad or self.stands_in(source):
             raise CaptureError(
                 f"under surgery it must be clear what the heads share: head {name!r} reads tensors that require grad, "
                 f"{_shapes(others)}, but not as its first argument. Name the modules that they come from: "
@@ -198,8 +222,13 @@ class _ForkedForward:
         self.aliases, anchors = self.fork.hand_out(sources)
         self.cuts = [_cut_at(aliases, anchor) for aliases, anchor in zip(zip(*self.aliases), anchors)]
 
+    @property
+    def changed(self) -> bool:
+        """Whether one was changed in place."""
+        return self.versions != [version_of(source) for source in self.sources]
+
     def reads_the_same(self, tensors: Sequence[Tensor]) -> bool:
-        return len(tensors) == len(self.sources) and all(map(_is_plainly, tensors, self.sources))
+        return len(tensors) == len(self.sources) and all(map(is_plainly, tensors, self.sources))
 
 
 def _cut_at(aliases: Sequence[Tensor], anchor: Tensor) -> Cut:
@@ -208,33 +237,3 @@ def _cut_at(aliases: Sequence[Tensor], anchor: Tensor) -> Cut:
 
 def _shapes(tensors: Sequence[Tensor]) -> list[list[int]]:
     return [list(tensor.shape) for tensor in tensors]
-
-
-#: Nodes of one argument, and with a gradient that is a view too.
-_PLAIN_VIEW = re.compile(
-    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
-)
-
-
-def _is_plainly(tensor: Tensor, other: Tensor) -> bool:
-    """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
-
-    A view of the same memory is not enough: gradient reversal is ``x.view_as(x)`` with a backward of its own.
-    """
-    if tensor is other:
-        return True
-    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
-        return False
-    behind = _behind_views(tensor)
-    return behind is not None and behind == _behind_views(other)
-
-
-def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
-    if tensor.grad_fn is None:
-        return (id(tensor), 0) if tensor.requires_grad else None
-    node, output = tensor.grad_fn, tensor.output_nr
-    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
-        node, output = node.next_functions[0]  # type: ignore[assignment]
-    variable = getattr(node, "variable", None)
-    return (node, output) if variable is None else (id(variable), 0)

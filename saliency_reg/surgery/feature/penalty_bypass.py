@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import Node
 
-from ...capture import CapturedForward
+from ...capture import CapturedForward, as_edge
 from ...saliency import Saliencies
 from ...torch_tools import Gradient, added, gradients_of, leaves_behind, without_autocast
 from .. import column_gramian, row_sum
@@ -48,7 +49,7 @@ def kept_out_of_surgery(
             _SaliencyGradients, saliencies.values.detach(), saliencies.present, len(combiner.tasks)
         )
         return penalty
-    return replayed(penalty, forward, carried.cuts, combiner)
+    return replayed(penalty, forward, carried.cuts)
 
 
 def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: GradientCombiner) -> Tensor:
@@ -70,7 +71,7 @@ def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: Gra
     return noted(penalty.clone(), join, *anchors)
 
 
-def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut], combiner: GradientCombiner) -> Tensor:
+def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut]) -> Tensor:
     """Return the same value, with a graph that leads around the fork.
 
     Evaluating the heads a second time on the feature map would draw another dropout mask, update statistics and call
@@ -78,9 +79,10 @@ def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut], comb
     parameters), is taken here from the graph there is.
     """
     edges = [edge for cut in cuts for edge in cut.edges]
-    leaves = leaves_behind([scalar], {edge.node for edge in edges if isinstance(edge, GradientEdge)})
+    places = {as_edge(edge) for edge in edges}
+    leaves = leaves_behind([scalar], places)
     factor = _FLOAT16_SCALE if any(output.dtype == torch.float16 for output in forward.outputs) else 1.0
-    with combiner.blocking(), without_autocast(scalar):
+    with _not_beyond(places), without_autocast(scalar):
         found = gradients_of([scalar], [*edges, *leaves], [torch.full_like(scalar, factor)])
     gradients = iter(found)
     pairs = [(cut.anchor, added(*[next(gradients) for _ in cut.edges])) for cut in cuts]
@@ -91,6 +93,21 @@ def replayed(scalar: Tensor, forward: CapturedForward, cuts: Sequence[Cut], comb
     inputs, known = zip(*kept)
     result: Tensor = _Replay.apply(scalar.detach(), 1 / factor, known, *inputs)
     return result
+
+
+@contextmanager
+def _not_beyond(places: Iterable[tuple[Node, int]]) -> Iterator[None]:
+    """Let gradients arrive at these outputs of nodes, and not go on from there."""
+    handles = [node.register_prehook(partial(_without, output)) for node, output in places]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _without(output: int, gradients: tuple[Gradient, ...]) -> tuple[Gradient, ...]:
+    return tuple(None if number == output else gradient for number, gradient in enumerate(gradients))
 
 
 class _Replay(torch.autograd.Function):

@@ -8,13 +8,13 @@ from typing import Union
 
 from torch import nn
 
-from ..errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
-from ..tasks import check_task_names
+from ...errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
+from ...tasks import check_task_names
+from ..lookup import find_module, listed, match_names, name_of
+from ..nested import Item
 from .branches import Branch, continuations, last_part
 from .column_groups import ColumnGroups, ColumnsChoice
 from .head_search import find_heads, is_container, last_layer, widths
-from .lookup import find_module, listed, match_names, name_of
-from .nested import Item
 
 _OneModule = Union[str, nn.Module]
 #: One head; a list is one of several modules, from where it begins to its output.

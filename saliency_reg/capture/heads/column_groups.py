@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Union
 
-from ..errors import TaskError, WrongTypeError
+from ...errors import TaskError, WrongTypeError
 
 #: What the public ``columns=`` accepts.
 ColumnsChoice = Union[Mapping[str, Union[slice, int, Sequence[int]]], None]

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from ..errors import AmbiguousHeadsError, HeadNotFoundError
-from .lookup import listed
+from ...errors import AmbiguousHeadsError, HeadNotFoundError
+from ..lookup import listed
 
 # Names of a container of heads, and of heads that are siblings (decoder_embed and decoder_norm are parts of one decoder).
 _CONTAINER_WORD = re.compile(r"(?i)(?:^|_)(head|classifier|decoder|tower|predictor|readout|task)s?\d*(?:_|$)")

@@ -1,0 +1,82 @@
+"""Where a tensor is in the graph, whatever is done to it in place later on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+from ..errors import CaptureError
+from ..torch_tools import Edge, edge_of, version_of
+
+
+@dataclass(eq=False)
+class Place:
+    """A tensor as it was when it was noted.
+
+    Autograd gives a view another node as soon as its memory is written to, and may leave the first one out; what it is a
+    view of keeps its node.
+    """
+
+    tensor: Tensor
+    edge: Edge | None
+    version: int
+    base: Tensor | None  # what it is a view of
+    base_edge: Edge | None
+    made_by: nn.Module | None = None  # whose output it is
+
+    @classmethod
+    def of(cls, tensor: Tensor, made_by: nn.Module | None = None) -> Place:
+        base = tensor._base if tensor.requires_grad and tensor._is_view() else None
+        base_edge = None if base is None else edge_of(base)
+        return cls(tensor, edge_of(tensor), version_of(tensor), base, base_edge, made_by)
+
+    def differentiable(self) -> tuple[Edge | None, Callable[[Tensor], Tensor] | None]:
+        """Return where to take the gradient, and what makes that of the tensor out of it, if it is of a larger one."""
+        if self.base is None or self.base_edge is None or version_of(self.tensor) == self.version:
+            return self.edge, None
+        return self.base_edge, _entries(self.tensor, self.base)
+
+
+def _entries(view: Tensor, base: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what picks, out of a gradient of the base, that of its view."""
+    strides = base.stride()
+    order = sorted(range(base.ndim), key=strides.__getitem__, reverse=True)
+    if view.dtype != base.dtype or not base.permute(order).is_contiguous():
+        raise CaptureError(
+            f"the feature map {list(view.shape)} is a view that was changed in place, of a {base.dtype} tensor whose "
+            "entries do not lie side by side. Use the operation that makes a new tensor, or feature.clone() before it."
+        )
+    shape, stride, start = view.shape, view.stride(), view.storage_offset() - base.storage_offset()
+
+    def pick(gradient: Tensor) -> Tensor:
+        laid_out = gradient.permute(order).contiguous()
+        return laid_out.as_strided(shape, stride, laid_out.storage_offset() + start)
+
+    return pick
+
+
+def as_edge(edge: Edge) -> tuple[Node, int]:
+    """Return the node and the number of its output."""
+    found = edge if isinstance(edge, GradientEdge) else get_gradient_edge(edge)
+    return found.node, found.output_nr
+
+
+def read_elsewhere(edge: Edge, aliases: Sequence[Edge | None], outputs: Sequence[Tensor]) -> bool:
+    """Whether outputs depend on the place of a tensor on another way than through the aliases of it."""
+    place, seen = as_edge(edge), {as_edge(alias) for alias in aliases if alias is not None}
+    waiting = [(output.grad_fn, output.output_nr) for output in outputs]
+    while waiting:
+        node, output_nr = waiting.pop()
+        # Of a node with an input for every so many outputs, such as a fork, only that one is behind an output.
+        apart = getattr(node, "inputs_apart", 0)
+        if node is None or (at := (node, output_nr if apart or (node, output_nr) in seen else -1)) in seen:
+            continue
+        seen.add(at)
+        behind = node.next_functions[output_nr % apart :][:1] if apart else node.next_functions
+        if place in behind:
+            return True
+        waiting += behind
+    return False
