@@ -129,7 +129,7 @@ class FeatureCapture:
             return None
         if self.run_all and recorded.problem is None:
             self._running = True  # it is no new forward
-            self._other_heads.run(recorded)
+            self._other_heads.run(recorded, alone=empty_on is None)
         if recorded.unread and not self._told_of_unread:
             self._told_of_unread = True
             warn_user(

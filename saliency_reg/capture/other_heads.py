@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CaptureError, SaliencyRegError
+from ..errors import CaptureError, ConfigurationError, SaliencyRegError
 from ..torch_tools import warn_user
 from .forward import RecordedForward
 from .heads import Heads
@@ -24,8 +24,16 @@ class OtherHeads:
         self._axes: dict[int, int] = {}
         self._told: set[int] = set()
 
-    def run(self, recorded: RecordedForward) -> None:
-        """Call the heads that did not run; what they draw is drawn apart from the model's random numbers."""
+    def run(self, recorded: RecordedForward, *, alone: bool) -> None:
+        """Call the heads that did not run; what they draw is drawn apart from the model's random numbers.
+
+        ``alone``: in this process, of which there are no others.
+        """
+        if not alone:
+            raise ConfigurationError(
+                "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
+                "In several processes run all heads in the forward, and take the loss of one."
+            )
         if recorded.call is None:
             return
         args, kwargs, autocast = recorded.call

@@ -326,15 +326,9 @@ class SaliencyRegularizer(Penalty, Removable):
                 "this regularizer is attached to no model (it was built without one, or is a copy). Build it with the "
                 "model, or pass regularizer(outputs=..., features=...)."
             )
-        several = self._joined_batch.ranks.size > 1
-        forward = self._capture.take(empty_on=self.steps.device if several else None)
+        forward = self._capture.take(empty_on=self.steps.device if self._joined_batch.ranks.size > 1 else None)
         if forward is None:
             self._reminders.without_graph()
-        elif several and self._capture.run_all:
-            raise ConfigurationError(
-                "run_all_heads=True runs heads behind the model's forward, where DistributedDataParallel does not see them. "
-                "In several processes run all heads in the forward, and take the loss of one."
-            )
         return forward
 
     def _checked_optimizer(self, optimizer: Any) -> torch.optim.Optimizer:
