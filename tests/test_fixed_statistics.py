@@ -308,7 +308,7 @@ class OverTheBatch(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x).tanh()
-        return self.last(x - x.mean(0))
+        return self.last(x - 0.5 * x.mean(0))
 
 
 def test_what_mixes_samples_beside_a_batch_norm_is_still_told() -> None:

@@ -104,8 +104,8 @@ class Vanishing:
         edges: list[Edge] = [feature.edges[row] for feature in forward.features]
         pooled = [
             pooling.pooled(gradient.abs())
-            for pooling, gradient in zip(poolings, gradients_of([weighed.sum()], edges))
-            if gradient is not None
+            for pooling, feature, at_edge in zip(poolings, forward.features, gradients_of([weighed.sum()], edges))
+            if (gradient := feature.gradient(at_edge)) is not None
         ]
         return max((float(each.max()) for each in pooled), default=0.0)
 
