@@ -128,3 +128,10 @@ def test_functions_and_what_was_told() -> None:
     assert now["_mixing"]._warned
     assert now["_mixing"]._mixed == {(0, (True,))}
     assert now["_reach"]._differentiated == {"a"}
+
+
+def test_classes_for_the_trainer() -> None:
+    pytest.importorskip("transformers")
+    place = b"saliency_reg.integrations.transformers."
+    for module, name in ((b"trainer_loss", b"SaliencyLoss"), (b"trainer_callback", b"SaliencyCallback")):
+        assert pickle.loads(b"c" + place + module + b"\n" + name + b"\n.").__name__ == name.decode()

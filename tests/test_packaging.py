@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -29,19 +30,25 @@ def test_integrations_from_the_checkout(tmp_path: Path) -> None:
         assert Path(run_python(code, folder)).resolve().parent == ROOT / "integrations"
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    # A copy: building in place would leave a build folder in the checkout.
-    source = folder / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "saliency_reg", "integrations"):
+FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "integrations")
+
+
+def wheel_of(source: Path, folder: Path) -> Path:
+    """The wheel, in the folder, of these sources: links, as building in place would leave a build folder in the checkout."""
+    for name in FILES:
         (source / name).symlink_to(ROOT / name)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (found,) = folder.glob("*.whl")
     return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    (source / "saliency_reg").symlink_to(ROOT / "saliency_reg")
+    return wheel_of(source, folder)
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -58,6 +65,18 @@ def test_every_module_on_disk_is_in_the_wheel(wheel: Path) -> None:
     core = {str(path.relative_to(ROOT)) for path in (ROOT / "saliency_reg").rglob("*.py")}
     guests = {f"saliency_reg/{path.relative_to(ROOT)}" for path in (ROOT / "integrations").rglob("*.py")}
     assert names == core | guests
+
+
+def test_without_links_the_wheel_is_the_same(wheel: Path, tmp_path: Path) -> None:
+    """Out of a zip, or on Windows, the link to the integrations is a file with its text."""
+    source = tmp_path / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "saliency_reg", source / "saliency_reg", ignore=shutil.ignore_patterns("integrations"))
+    (source / "saliency_reg" / "integrations").write_text("../integrations")
+    found = wheel_of(source, tmp_path)
+    with zipfile.ZipFile(wheel) as ours, zipfile.ZipFile(found) as theirs:
+        assert sorted(theirs.namelist()) == sorted(ours.namelist())
+        assert all(theirs.read(name) == ours.read(name) for name in ours.namelist() if name.endswith(".py"))
 
 
 def test_type_checkers_see_the_package(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ _MOVED = {
     f"{_TRANSFORMERS}.masked": f"{_TRANSFORMERS}.model.masked",
     f"{_TRANSFORMERS}.output": f"{_TRANSFORMERS}.model.output",
     f"{_TRANSFORMERS}.pooling": f"{_TRANSFORMERS}.model.pooling",
+    f"{_TRANSFORMERS}.trainer_callback": f"{_TRANSFORMERS}.trainer.callback",
+    f"{_TRANSFORMERS}.trainer_loss": f"{_TRANSFORMERS}.trainer.loss",
     f"{_TRANSFORMERS}.unmodified": f"{_TRANSFORMERS}.classifier.unmodified",
 }
 #: Classes with another name now, or that are only read from here.

@@ -45,10 +45,11 @@ def positive_number(name: str, value: object) -> float:
 
 
 def share_below_one(name: str, value: object) -> float:
-    number = non_negative_number(name, value)
-    if number >= 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise WrongTypeError(f"{name} must be a number in [0, 1), found {value!r} ({type(value).__name__}).")
+    if not 0 <= float(value) < 1:
         raise ConfigurationError(f"{name} must be in [0, 1), found {value}.")
-    return number
+    return float(value)
 
 
 def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:

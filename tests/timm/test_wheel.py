@@ -8,18 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from ..test_packaging import ROOT, wheel_of
 
 
 def test_the_wheel_has_the_integration(tmp_path: Path) -> None:
-    source = tmp_path / "source"  # building in place would leave a build folder in the checkout
+    source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "saliency_reg", "integrations"):
-        (source / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path)]
-    done = subprocess.run([*command, str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (source / "saliency_reg").symlink_to(ROOT / "saliency_reg")
+    wheel = wheel_of(source, tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
     files = {f"saliency_reg/{path.relative_to(ROOT)}" for path in (ROOT / "integrations" / "timm").rglob("*.py")}
     assert len(files) > 15

@@ -101,7 +101,7 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
         ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Pass hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
         ({"dropout": 1.0}, ConfigurationError, "dropout must be in \\[0, 1\\), found 1.0"),
-        ({"dropout": "0.1"}, WrongTypeError, "dropout must be a number, found '0.1'"),
+        ({"dropout": "0.1"}, WrongTypeError, "dropout must be a number in \\[0, 1\\), found '0.1'"),
         (
             {"num_labels": 2, "problem": "binary"},
             ConfigurationError,
