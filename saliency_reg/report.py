@@ -91,7 +91,7 @@ class SaliencyReport:
         >>> from saliency_reg import SaliencyRegularizer
         >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5)
         >>> feature = torch.ones(4, 2, requires_grad=True)
-        >>> outputs = {"a": feature.sum(1), "b": 3 * feature.sum(1)}
+        >>> outputs = {"a": feature.square().sum(1), "b": 2 * feature.square().sum(1)}
         >>> penalty = regularizer(outputs=outputs, features=feature, losses={"a": 3.0, "b": 5.0})
         >>> regularizer.report.distances
         tensor([[0., 4.],

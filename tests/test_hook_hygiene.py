@@ -128,6 +128,7 @@ def test_an_exception_in_a_forward_leaves_no_capture_and_the_next_forward_works(
         assert torch.equal(found, fresh())
 
 
+@pytest.mark.filterwarnings("ignore:2 forwards ran before this call")
 def test_an_interrupted_forward_does_not_break_the_next_ones() -> None:
     """A keyboard interrupt passes torch's own hooks for failed forwards."""
 
@@ -178,7 +179,7 @@ def tensors_alive() -> int:
     return sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
 
 
-@pytest.mark.filterwarnings("ignore:the heads ran in 100 training forwards")
+@pytest.mark.filterwarnings("ignore:the heads ran in 100 training forwards", "ignore:203 forwards ran before this call")
 def test_forwards_without_a_call_leave_memory_flat() -> None:
     model, _ = make_model()
     regularizer = SaliencyRegularizer(model)

@@ -67,7 +67,8 @@ def _by_graph(tensor: Tensor) -> int | None:
             return axes[1]
         if name.startswith("NativeLayerNorm") and len(node._saved_normalized_shape) == 1:
             return axes[-1]
-        if name.startswith("View") and list(node._saved_self_sym_sizes)[:2] == [1, tensor.shape[0] * tensor.shape[1]]:
+        joined = [1, tensor.shape[0] * tensor.shape[1]]
+        if name.startswith("View") and tensor.shape[0] > 1 and list(node._saved_self_sym_sizes)[:2] == joined:
             return axes[1]  # an InstanceNorm's
         before = _axes_before(node, name, axes, tensor.shape)
         if before is not None:

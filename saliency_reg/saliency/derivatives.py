@@ -70,6 +70,8 @@ def _compared(copied: _Copy) -> Derivatives:
         directions = copied.directions(generator)
         slope, curve = copied.at(0.0, directions)
         before, after = (copied.at(sign * step, directions)[0] for sign in (-1.0, 1.0))
+        if not bool(torch.stack([slope, curve, before, after]).isfinite().all()):
+            return Derivatives.UNKNOWN
         floor = 1e-3 * float(slope.abs())
         right_first |= _close(slope, copied.along_feature(step, directions), floor)
         right_second |= _close(curve, (after - before) / (2 * step), floor)
