@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from .. import FeatureSurgery, ParameterSurgery, SaliencyRegularizer, SaliencyReport
-from ..errors import CaptureError, ConfigurationError, SaliencyRegError, StateMismatchError, WrongTypeError
+from ..errors import CaptureError, ConfigurationError, StateMismatchError, WrongTypeError
 from ..tasks import Losses
 from ..torch_tools import check_not_closure_only, derives_from, unwrap_optimizer, whole_number
 from .shared.libraries import need
@@ -249,8 +249,6 @@ class _Checkpoint:
     def load_state_dict(self, state: Any) -> None:
         try:
             self.object.load_state_dict(state)
-        except SaliencyRegError:
-            raise
         except (RuntimeError, TypeError) as error:
             raise StateMismatchError(
                 f"this is not the state of a {type(self.object).__name__} that was built in this way ({error}). Files "

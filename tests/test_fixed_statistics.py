@@ -304,15 +304,18 @@ def test_two_processes() -> None:
 class OverTheBatch(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.last = nn.BatchNorm1d(6), nn.Linear(6, 1)
+        self.norm, self.last, self.share = nn.BatchNorm1d(6), nn.Linear(6, 1), 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x).tanh()
-        return self.last(x - 0.5 * x.mean(0))
+        return self.last(x - self.share * x.mean(0))
 
 
-def test_what_mixes_samples_beside_a_batch_norm_is_still_told() -> None:
+@pytest.mark.parametrize("share", [0.5, 1.0])  # with all of the mean, changes of one sample cancel over the batch
+def test_what_mixes_samples_beside_a_batch_norm_is_still_told(share: float) -> None:
     model, x = model_of(OverTheBatch, (7, 6))
+    for head in model["heads"].values():
+        head.share = share
 
     def run(regularizer: SaliencyRegularizer) -> None:
         feature = model["backbone"](x)

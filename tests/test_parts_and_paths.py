@@ -185,7 +185,9 @@ def test_wrong_parts() -> None:
         regularizer()
     model, regularizer = two_heads(output={"a": "logits", "b": 0})
     run(model)
-    with pytest.raises(CaptureError, match="output=0 is no part of what head 'heads.b' returned: a torch.float32 tensor"):
+    with pytest.raises(
+        CaptureError, match="output=0 is no part of what head 'heads.b' returned: a torch.float32 tensor"
+    ):
         regularizer()
     with pytest.raises(WrongTypeError, match="a key, an attribute, an index or a function, found float"):
         two_heads(output=1.5)

@@ -194,6 +194,7 @@ class Penalty(StateModule):
         chosen, factor = self.sampler.choose(drawn_from)
         saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
         apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
+        self._mixing.tell_left_out(forward, saliencies)
         distances = self._distances(saliencies)
         brought = Brought(saliencies.present, distances.detach(), saliencies.samples, losses, forward.no_heads)
         relations = self.relations.matrix()
@@ -220,7 +221,9 @@ class Penalty(StateModule):
         present, values = saliencies.present, saliencies.values
         if not saliencies.comparable:
             zeros = torch.zeros(len(present), len(present), device=values.device)
-            return zeros + values[:0].sum() if saliencies.left_out else zeros  # with a graph, for a lone backward()
+            return (
+                zeros + values[:0].sum() if saliencies.left_out is not None else zeros
+            )  # with a graph, for a lone backward()
         distances = pairwise_distances(values, self._options.metric, self._options.reduction, saliencies.real)
         if self._options.reduction == "sum" and values.shape[1] != saliencies.batch_size:
             distances = distances * saliencies.batch_size  # one row stands for all samples

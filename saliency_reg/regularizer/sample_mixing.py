@@ -41,7 +41,9 @@ class SampleMixing:
 
         Otherwise it returns false, and measures nothing any more once the user was told.
         """
-        if saliencies.closed_form or not saliencies.comparable or (self._warned and not needed):
+        if saliencies.closed_form or not (saliencies.comparable or saliencies.left_out):
+            return False
+        if self._warned and not needed:
             return False
         now = heads_as_they_are(forward) if saliencies.heads_now is None else saliencies.heads_now
         if not (now <= self._unmixed or now & self._mixed or self._undecided >= _MOST_UNDECIDED):
@@ -51,6 +53,12 @@ class SampleMixing:
             # begins with a single sample goes the way of the uninterrupted run.
             return not now & self._mixed
         return now <= self._unmixed
+
+    def tell_left_out(self, forward: CapturedForward, saliencies: Saliencies) -> None:
+        """Tell why tasks have no saliency, where it is not that samples are mixed, of which the user was told."""
+        if saliencies.left_out and not heads_as_they_are(forward) & self._mixed:
+            for message in saliencies.left_out:
+                warn_user(message)
 
     def _measure(self, forward: CapturedForward, now: HeadsNow) -> None:
         fix = self._cross_sample == "fix"

@@ -46,7 +46,8 @@ class Saliencies:
     #: map is then dL/ds[b] * saliency[b].
     determine_gradients: bool = False
     real: Tensor | None = None  # [B], the samples that have a real position and count; None: all
-    left_out: bool = False  # whether tasks that ran are missing, because their saliency is nothing but rounding
+    #: What to tell of tasks that ran and are missing, because their saliency is nothing but rounding; None: there are none.
+    left_out: Sequence[str] | None = None
     heads_now: HeadsNow | None = None  # if that was looked at
 
     @property
@@ -127,11 +128,12 @@ class SaliencyExtractor:
         """Leave out tasks whose saliency is nothing but rounding."""
         if self._vanishing is None:
             self._vanishing = Vanishing(self.tasks, self.choices)
-        if not (without := self._vanishing.among(found.present, found.values, forward, poolings, found.real)):
+        without, why = self._vanishing.among(found.present, found.values, forward, poolings, found.real)
+        if not without:
             return found
         kept = [row for row, task in enumerate(found.present) if task not in without]
         present, values = [found.present[row] for row in kept], found.values[kept]
-        return replace(found, present=present, values=values, determine_gradients=False, left_out=True)
+        return replace(found, present=present, values=values, determine_gradients=False, left_out=why)
 
     def _at_feature(
         self,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..capture import CapturedForward
-from ..torch_tools import Edge, gradients_of, warn_user
+from ..torch_tools import Edge, gradients_of
 from .pooling import Pooling
 from .scalars import LABEL_SCALARIZATIONS, Scalarize
 
@@ -30,7 +30,8 @@ _POOLED = (
     "channel_axis=, or choose a feature map behind it"
 )
 _DEAD = (
-    "their outputs do not react to the feature map (rounding, a threshold, a dead activation, weights of zero). Choose the "
+    "their outputs do not react to the feature map (rounding, a threshold, a dead activation, weights of zero), or only to "
+    "what tells the samples of a batch apart. Choose the "
     "module that returns the logits, or say which part they are with output="
 )
 
@@ -52,13 +53,16 @@ class Vanishing:
         forward: CapturedForward,
         poolings: Sequence[Pooling],
         real: Tensor | None,
-    ) -> set[int]:
-        """Return the tasks without a saliency in this forward; ``values`` ``[t, B, ...]`` are those of ``present``."""
+    ) -> tuple[set[int], list[str]]:
+        """Return the tasks without a saliency in this forward, and what to tell of them.
+
+        ``values`` ``[t, B, ...]`` are the saliencies of ``present``.
+        """
         if self._have_one.issuperset(present) or not (real is None or bool(real.any())):
-            return set()
+            return set(), []
         sizes: list[float] = values.detach().abs().flatten(1).amax(1).tolist()
         if not all(map(math.isfinite, sizes)):
-            return set()
+            return set(), []
         reference = max(*sizes, self._reaction(forward, present[0], poolings))
         found: dict[int, str] = {}
         for task, size in zip(present, sizes):
@@ -70,10 +74,9 @@ class Vanishing:
                 self._have_one.add(task)
             elif reaction > 0 or not self._may_begin(forward, task):
                 found[task] = self._reason(forward, task) if reaction > 0 else _DEAD
-        self._tell(found)
-        return set(found)
+        return set(found), list(self._messages(found))
 
-    def _tell(self, found: dict[int, str]) -> None:
+    def _messages(self, found: dict[int, str]) -> Iterator[str]:
         for reason in dict.fromkeys(found.values()):
             tasks = [task for task, own in found.items() if own == reason and task not in self._told]
             if not tasks:
@@ -82,7 +85,7 @@ class Vanishing:
             choice = self._choices[tasks[0]]
             shown = repr(choice) if isinstance(choice, str) else "<function>"
             why = reason.format(choice=shown, task=self._tasks[tasks[0]])
-            warn_user(
+            yield (
                 f"the saliency of {[self._tasks[task] for task in tasks]} is zero, or nothing but rounding, at every sample "
                 f"of this batch, and is not compared with those of other tasks: {why}."
             )
