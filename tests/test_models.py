@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -639,3 +640,6 @@ def test_the_page_names_these_tests() -> None:
     }
     assert here <= named
     assert named - here <= set(vars(test_which_tensor))
+    elsewhere = re.findall(r"`(test_\w+)\.py::(test_\w+)`", PAGE.read_text())
+    assert len(elsewhere) > 5
+    assert all(hasattr(import_module(f"{__package__}.{file}"), name) for file, name in elsewhere)
