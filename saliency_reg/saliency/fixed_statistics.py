@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def fixed_statistics(outputs: Sequence[Tensor], features: Sequence[Edge]) -> Ite
     is differentiated a second time is the saliency as it is defined here. Yields whether there is such a layer.
     """
     behind = nodes_between(outputs, features)
-    handles = [node.register_hook(partial(_passed, node)) for node in behind if _has_batch_statistics(node)]
+    handles = [node.register_hook(_FixedStatistics(node).passed) for node in behind if _has_batch_statistics(node)]
     try:
         yield bool(handles)
     finally:
@@ -44,17 +43,34 @@ def fixed_statistics(outputs: Sequence[Tensor], features: Sequence[Edge]) -> Ite
 
 def _has_batch_statistics(node: Any) -> bool:
     # NativeBatchNormBackward0, and those of cuDNN and MIOpen.
-    return "BatchNormBackward" in node.name() and getattr(node, "_saved_training", False)
+    return (
+        "BatchNormBackward" in node.name() and getattr(node, "_saved_training", False) and not _is_of_an_instance_norm(node)
+    )
 
 
-def _passed(node: Any, gradients: Sequence[Gradient], arriving: Sequence[Gradient]) -> tuple[Gradient, ...] | None:
-    gradient, own = arriving[0], gradients[0]
-    if gradient is None or own is None or len(own) == 1:  # InstanceNorm is a BatchNorm of one sample
-        return None
-    values: Tensor = node._saved_input
-    values = values.to(at_least_float32(values.dtype))
-    epsilon = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
-    factor = torch.rsqrt(values.var([0, *range(2, values.ndim)], correction=0) + epsilon)
-    if node._saved_weight is not None:
-        factor = factor * node._saved_weight
-    return (gradient * factor.view(-1, *[1] * (values.ndim - 2))).to(own.dtype), *gradients[1:]
+def _is_of_an_instance_norm(node: Any) -> bool:
+    """Tell a BatchNorm of one sample, ``[1, B*C, ...]``, which is a view of ``[B, C, ...]``."""
+    before = node.next_functions[0][0]
+    own, viewed = getattr(node, "_saved_input", None), getattr(before, "_saved_self_sym_sizes", ())
+    if own is None or len(own) != 1 or not len(viewed) == own.ndim > 2:
+        return False
+    return bool(viewed[0] * viewed[1] == own.shape[1])
+
+
+class _FixedStatistics:
+    """The way of a gradient through one BatchNorm. What the node saved is read at once: a checkpoint gives it only once."""
+
+    def __init__(self, node: Any) -> None:
+        self._values: Tensor = node._saved_input
+        self._weight: Tensor | None = node._saved_weight
+        self._epsilon: float = node._saved_eps if hasattr(node, "_saved_eps") else node._saved_epsilon
+
+    def passed(self, gradients: Sequence[Gradient], arriving: Sequence[Gradient]) -> tuple[Gradient, ...] | None:
+        gradient, own = arriving[0], gradients[0]
+        if gradient is None or own is None:
+            return None
+        values = self._values.to(at_least_float32(self._values.dtype))
+        factor = torch.rsqrt(values.var([0, *range(2, values.ndim)], correction=0) + self._epsilon)
+        if self._weight is not None:
+            factor = factor * self._weight
+        return (gradient * factor.view(-1, *[1] * (values.ndim - 2))).to(own.dtype), *gradients[1:]
