@@ -1,4 +1,4 @@
-"""Tries the blocks of docs/your_loop.md: each with its library, with the penalty, with strength 0, and without a regularizer."""
+"""Tries the blocks of docs/your_loop.md, each with its library: with the penalty, with strength 0, and without anything."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def run(code: str, network: str) -> Run:
     module = eval(network, names)
     weights = {name: value.detach().clone() for name, value in module.state_dict().items() if torch.is_tensor(value)}
     optimizers = list({id(optimizer): optimizer for optimizer in stepped}.values())
-    ours = [str(warning.message) for warning in caught if "saliency" in str(warning.message) + str(warning.filename)]
+    told += [str(warning.message) for warning in caught]
     by_name = [name for name, parameter in module.named_parameters() if id(parameter) in reached]
-    return Run(names, module, weights, by_name, len(stepped), optimizers, told + ours)
+    return Run(names, module, weights, by_name, len(stepped), optimizers, told)
 
 
 def failures(library: str) -> list[str]:
@@ -158,7 +158,7 @@ def failures(library: str) -> list[str]:
         plain = plain.replace(old, new)
     without, off, on = (run(text, loop.network) for text in (plain, code.replace("strength=0.1", "strength=0.0"), code))
 
-    found = [f"told: {text}" for text in on.told]
+    found = [f"told: {text}" for text in on.told if text not in without.told]
     regularizer = eval(loop.regularizer, on.names)
     if without.steps == 0 or on.steps != without.steps:
         found.append(f"{on.steps} optimizer steps, {without.steps} without a regularizer")
