@@ -209,9 +209,11 @@ def in_its_own_environment(library: str, folder: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("libraries", nargs="*", default=list(LOOPS), choices=[[], *LOOPS], metavar="LIBRARY")
+    parser.add_argument("libraries", nargs="*", metavar="LIBRARY", help=f"all, or some of {', '.join(LOOPS)}")
     parser.add_argument("--here", action="store_true", help="in this environment, and print JSON")
     arguments = parser.parse_args()
+    if unknown := set(arguments.libraries) - set(LOOPS):
+        parser.error(f"no such libraries: {sorted(unknown)}. Name some of {', '.join(LOOPS)}")
     if arguments.here:
         (library,) = arguments.libraries
         found = failures(library)
@@ -219,7 +221,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         lines = []
-        for library in arguments.libraries:
+        for library in arguments.libraries or LOOPS:
             lines.append(in_its_own_environment(library, Path(folder)))
             print(lines[-1], flush=True)
     return int(any(": failed: " in line for line in lines))

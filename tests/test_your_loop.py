@@ -46,9 +46,18 @@ def test_every_block_is_one_of_a_loop() -> None:
     [
         ("loss = loss + regularizer(losses=loss)  # line 2", "regularizer(losses=loss)  # line 2", "not reached"),
         (', feature="2", strength', ", strength", "does not reach the backbone"),
-        ("register(regularizer, accelerator, optimizer=optimizer)", "register(regularizer, accelerator)", "moved 0 times"),
+        (
+            "register(regularizer, accelerator, optimizer=optimizer)",
+            "register(regularizer, accelerator)",
+            "moved 0 times",
+        ),
         ("optimizer.step()", "optimizer.step(), regularizer.step()  # line 2", "3 optimizer steps"),
-        ("strength=0.1", "strength=0.1, relations='fixed'", "the penalty is"),
+        ("loss = loss + regularizer", "loss = 1.1 * loss + regularizer", "with strength 0 these differ"),
+        (
+            "=optimizer)  # line 1",
+            "=optimizer), model[0].register_forward_hook(lambda *_: None)  # line 1",
+            "remove() left",
+        ),
     ],
 )
 def test_the_script_finds_what_is_wrong(old: str, new: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
