@@ -189,9 +189,10 @@ def in_its_own_environment(library: str, folder: Path) -> str:
         home = folder / library
         venv.create(home, symlinks=True)
         python = home / "bin" / "python"
-        paths = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)}, scheme="venv")
-        line = f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n"
-        Path(paths["purelib"], "below.pth").write_text(line)
+        ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+        packages_of_it = Path(subprocess.check_output(ask, text=True).strip())
+        below = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        (packages_of_it / "below.pth").write_text(below)
         install = [python, "-m", "pip", "install", "-q", "--prefer-binary", *packages]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -201,6 +202,8 @@ def in_its_own_environment(library: str, folder: Path) -> str:
         one, capture_output=True, text=True, check=False, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     last = (done.stdout.strip().splitlines() or [""])[-1]
+    if done.returncode:
+        print(done.stderr[-3000:], file=sys.stderr)
     if done.returncode or not last.startswith("{"):
         return f"{library}: failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
     said = json.loads(last)
