@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -227,6 +228,20 @@ def test_the_latest_forward_counts() -> None:
     model(batch(1)[0])
     with pytest.warns(UserWarning, match="2 forwards ran before this call"):
         assert torch.equal(regularizer(), expected)
+
+
+@pytest.mark.parametrize("modes", [(0, 0, 1), (0, 1), (0, 1, 1), (1, 0), (1, 0, 1)])
+def test_evaluations_with_gradients_between_two_steps(modes: tuple[int, ...]) -> None:
+    """As loops have them that evaluate without no_grad: only training forwards before one of training are told of."""
+    model, _ = make_model()
+    regularizer = SaliencyRegularizer(model, strength=1.0)
+    for mode in modes:
+        model.train(bool(mode))
+        model(batch(0)[0])
+    unread = sum(modes[:-1]) if modes[-1] else len(modes) - 1
+    told = pytest.warns(UserWarning, match=f"{unread + 1} forwards ran") if unread else nullcontext()
+    with told:
+        regularizer()
 
 
 def test_eval_mode_is_not_consulted() -> None:

@@ -130,10 +130,12 @@ class FeatureCapture:
         if self.run_all and recorded.problem is None:
             self._running = True  # it is no new forward
             self._other_heads.run(recorded, alone=empty_on is None)
-        if recorded.unread and not self._told_of_unread:
+        evaluated, trained = recorded.unread
+        unread = trained if recorded.training else trained + evaluated  # loops evaluate between their steps
+        if unread and not self._told_of_unread:
             self._told_of_unread = True
             warn_user(
-                f"{recorded.unread + 1} forwards ran before this call, whose penalty is that of the latest one alone. Call "
+                f"{unread + 1} forwards ran before this call, whose penalty is that of the latest one alone. Call "
                 "the regularizer after each forward, and add up what it returns; run those that it is not meant for under "
                 "no_grad."
             )
@@ -339,8 +341,8 @@ class FeatureCapture:
 
     def _begin(self) -> RecordedForward:
         before = self._latest
-        self._latest = RecordedForward(active=torch.is_grad_enabled())
+        self._latest = RecordedForward(active=torch.is_grad_enabled(), training=self.heads.modules[0].training)
         if before is not None and before.active and len(before.runs) >= (1 if self.heads.columns else 2):
-            self._latest.unread = before.unread + 1
+            self._latest.unread = before.unread[0] + (not before.training), before.unread[1] + before.training
         self.aliases.begin_forward(self._latest.active)
         return self._latest

@@ -69,7 +69,8 @@ class RecordedForward:
     displaced: int = 0
     # Heads that read another tensor before this forward began with one, where parts are called one by one.
     other_runs: dict[int, HeadRun] = field(default_factory=dict)
-    unread: int = 0  # forwards before it that were not read
+    training: bool = True  # the mode of the first head
+    unread: tuple[int, int] = (0, 0)  # forwards before it that were not read: in eval mode, in train mode
     problem: str | None = None
     returned: Any = None  # by the model, where it is to be looked at
 
