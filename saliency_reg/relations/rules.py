@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from ..torch_tools import StateModule, real_device
 
 @dataclass(frozen=True)
 class PairDistances:
-    """Holds the distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row."""
+    """Holds the distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row.
+
+    Of a rule that is ``local``, they may be those among some tasks, and so is the state it is called with.
+    """
 
     values: Tensor  # 0 where a pair was not seen, and everywhere if nothing moves
     seen: Tensor  # bool
@@ -44,6 +47,8 @@ class Rule:
 
     #: The options that this rule uses, for the text of :class:`RelationWeights`.
     options: ClassVar[tuple[str, ...]] = ()
+    #: Whether a step reads and moves nothing but the pairs that were seen. Otherwise it is always given all pairs.
+    local: ClassVar[bool] = False
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         """Return the state before the first step."""
@@ -52,6 +57,10 @@ class Rule:
     def weights(self, own: RuleState) -> Tensor:
         """Return the weights ``[P]`` of the distances."""
         return own.pair_weights
+
+    def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
+        """Return the weights of some pairs, of ``[P]``."""
+        return self.weights(own)[index]
 
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Tell whether the state admits a step by these pairs."""
@@ -65,6 +74,7 @@ class Entropic(Rule):
     """``w = mass * softmax(-D / (temperature * scale))`` of a bias-corrected running mean of ``D``."""
 
     options = ("temperature", "momentum", "scale")
+    local = True
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         zeros = torch.zeros(pairs, dtype=torch.float64, device=real_device())
@@ -90,6 +100,7 @@ class Projected(Rule):
     """A gradient step, then the Euclidean projection on the simplex: the paper's constrained problem."""
 
     options = ("learning_rate", "scale")
+    local = True
 
     def update(self, own: RuleState, pairs: PairDistances) -> None:
         weights, seen = own.pair_weights, pairs.seen
@@ -104,12 +115,16 @@ class Authors(Rule):
     """The published code: an Adam step with fresh moments on coefficients ``c``, then ReLU; ``w = mass * c / sum(c)``."""
 
     options = ("learning_rate",)
+    local = True
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64, device=real_device())}
 
     def weights(self, own: RuleState) -> Tensor:
-        return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
+        return self.weights_at(own, ...)
+
+    def weights_at(self, own: RuleState, index: Any) -> Tensor:
+        return own.mass * own.pair_coefficients[index] / own.pair_coefficients.sum()
 
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
@@ -132,6 +147,8 @@ class Authors(Rule):
 
 class Fixed(Rule):
     """A given matrix, or uniform weights, which do not move."""
+
+    local = True
 
 
 #: The rules by the names that users give them.
