@@ -64,8 +64,9 @@ class JoinedBatch(PartlyCopied):
     ) -> Joined:
         """Add up over the processes; errors are raised in all of them at once.
 
-        What was brought is of some of the ``tasks``. These, ``relations`` ``[s, s]`` among them, and ``settings`` have to be the same on all processes; ``settings(True)`` are all of them,
-        ``settings(False)`` those that are told quickly. The collectives work on the device of the relations.
+        What was brought is of some of the ``tasks``. These, ``relations`` ``[s, s]`` among them, and ``settings`` have to be
+        the same on all processes; ``settings(True)`` are all of them, ``settings(False)`` those that are told quickly. The
+        collectives work on the device of the relations.
         """
         device = relations.device
         ran = torch.ones_like(brought.distances, dtype=state_dtype(device), device=device) * brought.samples

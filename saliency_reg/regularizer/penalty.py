@@ -28,7 +28,7 @@ from .saved_state import check_state, check_state_in_use
 from .strength import strength_at
 from .task_sample import TaskSampler
 
-#: With up to so many tasks, each call and each step of the relations deals with all pairs; with more, with those that it needs.
+#: With up to so many tasks, calls and steps of the relations deal with all pairs; with more, with those that they need.
 ALL_PAIRS = 128
 
 

@@ -77,7 +77,7 @@ class PendingDistances(StateModule):
         """Return the place of some tasks in a matrix of all."""
         if len(tasks) == len(self.samples):
             return ...
-        index = torch.tensor(tasks, device=self.samples.device)
+        index = torch.tensor(tasks, dtype=torch.int64, device=self.samples.device)
         return index.unsqueeze(1), index
 
     def _now(self) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +11,10 @@ from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
 from ..torch_tools import StateModule, real_device
+from .partition_sum import PartitionSum
+
+#: With more pairs, the sum over all of them is kept, and not made anew.
+MANY_PAIRS = 4096
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class RuleState(StateModule):
     scale: str | float
     _auto_scale: str | float  # what "auto" means
     updates: Tensor
+    _sum: PartitionSum | None = None
+    in_a_copy: ClassVar[dict[str, Any]] = {"_sum": None}
     # The rule decides which of these there are.
     running_distances: Tensor
     running_weights: Tensor
@@ -62,6 +69,11 @@ class Rule:
         """Return the weights of some pairs, of ``[P]``."""
         return self.weights(own)[index]
 
+    def put(self, own: RuleState, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Write the state of some pairs."""
+        for name, values in state.items():
+            own.get_buffer(name)[index] = values
+
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Tell whether the state admits a step by these pairs."""
         return True
@@ -86,6 +98,24 @@ class Entropic(Rule):
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
         return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
+
+    def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
+        state = own.running_distances, own.running_weights
+        found = None
+        if state[0].device.type != "cpu" or len(state[0]) <= max(MANY_PAIRS, 16 * len(index)):
+            own._sum = None  # a device goes through all pairs faster than it would be waited for
+        else:
+            if own._sum is None or not own._sum.is_of(*state):
+                own._sum = PartitionSum(*state)
+            scale = own._auto_scale if own.scale == "auto" else own.scale
+            found = own._sum.weights_at(index, own.temperature, None if isinstance(scale, str) else scale)
+        return super().weights_at(own, index) if found is None else own.mass * found
+
+    def put(self, own: RuleState, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        known = own._sum is not None and own._sum.is_of(own.running_distances, own.running_weights)
+        super().put(own, index, state)
+        if own._sum is not None and known:
+            own._sum.moved(index)
 
     def update(self, own: RuleState, pairs: PairDistances) -> None:
         keep, gain = own.momentum, 1 - own.momentum

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
-from ..torch_tools import check_choice, non_negative_number, positive_number, real_device, share_below_one
 from ..tasks import first_few
+from ..torch_tools import check_choice, non_negative_number, positive_number, real_device, share_below_one
 from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
 
 
@@ -146,7 +146,7 @@ class RelationWeights(RuleState):
             TaskError: ``tasks`` that are not distinct indices of tasks.
         """
         size = self.num_tasks if tasks is None else len(tasks)
-        if tasks is not None and not (len(set(tasks)) == size and set(tasks) <= set(range(self.num_tasks))):
+        if tasks is not None and not (len(set(tasks)) == size and all(0 <= task < self.num_tasks for task in tasks)):
             raise TaskError(
                 f"tasks must be distinct indices below {self.num_tasks}, found {first_few(list(map(str, tasks)))}."
             )
@@ -160,6 +160,8 @@ class RelationWeights(RuleState):
         if tasks is None or list(tasks) == list(range(self.num_tasks)):
             self._move(self, pairs, seen, strength)
             return
+        if size < 2:
+            return
         index = self._pairs_among(tasks)
         if not RULES[self.rule].local:
             whole = torch.zeros(self.num_tasks * (self.num_tasks - 1) // 2, dtype=pairs.dtype, device=pairs.device)
@@ -168,8 +170,7 @@ class RelationWeights(RuleState):
         state = {name: buffer for name, buffer in self.named_buffers() if buffer.ndim}
         of_these = {name: buffer[index] for name, buffer in state.items()}
         self._move(SimpleNamespace(**{**vars(self), "updates": self.updates, **of_these}), pairs, seen, strength)
-        for name, buffer in state.items():
-            buffer[index] = of_these[name]
+        RULES[self.rule].put(self, index, of_these)
 
     def _move(self, own: Any, pairs: Tensor, seen: Tensor, strength: float) -> None:
         rule = RULES[self.rule]
@@ -187,7 +188,9 @@ class RelationWeights(RuleState):
 
     def _pairs_among(self, tasks: Sequence[int]) -> Tensor:
         """Return where the pairs of some tasks are in ``[P]``."""
-        of_pairs = torch.tensor(tasks, device=self.updates.device)[_pair_indices(len(tasks), self.updates.device)]
+        of_pairs = torch.tensor(tasks, dtype=torch.int64, device=self.updates.device)[
+            _pair_indices(len(tasks), self.updates.device)
+        ]
         first, second = of_pairs.amin(0), of_pairs.amax(0)
         return first * (2 * self.num_tasks - first - 1) // 2 + second - first - 1
 
