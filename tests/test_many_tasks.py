@@ -279,7 +279,8 @@ def test_a_sampled_run_is_the_one_that_deals_with_all_pairs(case: str, calls: in
     torch.testing.assert_close(dict(state), dict(expected), rtol=1e-11, atol=1e-13)
     found, whole = few.regularizer.report, every.regularizer.report
     torch.testing.assert_close(found.distances, whole.distances, rtol=1e-10, atol=1e-13, equal_nan=True)
-    assert found.present == whole.present and len(found.present) == 10
+    assert found.present == whole.present
+    assert len(found.present) == 10
     known = ~found.relations.isnan()
     assert int(known.sum()) == 100
     torch.testing.assert_close(found.relations[known], whole.relations[known], rtol=1e-10, atol=0)
@@ -302,7 +303,8 @@ def test_resumed_between_two_calls(case: str) -> None:
     assert torch.equal(torch.stack(run.steps(range(5, 9), 2)), torch.stack(again.steps(range(5, 9), 2)))
     for name, value in run.regularizer.state_dict().items():
         assert torch.equal(value, again.regularizer.state_dict()[name]), name
-    assert not run.regularizer.pending.samples.any() and not run.regularizer.pending.distances.any()
+    assert not run.regularizer.pending.samples.any()
+    assert not run.regularizer.pending.distances.any()
 
 
 class Separate(nn.Module):
@@ -405,7 +407,8 @@ def test_the_report_of_a_sample() -> None:
     torch.testing.assert_close(report.penalty, by_hand)
     for name in ("samples", "distances", "relations"):
         torch.testing.assert_close(getattr(again, name), getattr(report, name), rtol=0, atol=0, equal_nan=True)
-    assert len(report.to_dict()["relations"]) == 150 and "relations=tensor" in repr(report)
+    assert len(report.to_dict()["relations"]) == 150
+    assert "relations=tensor" in repr(report)
     figures = figures_of(report, 3, "srdml")
     assert figures["srdml/relation_max"] == float(report.relations.nan_to_num(0.0).max())
     assert len([name for name in figures if name.startswith("srdml/distance/")]) == 3

@@ -20,22 +20,23 @@ _WIDEST = 200.0
 
 
 class PartitionSum:
-    """Weights ``exp(-D_p / unit) / sum_q exp(-D_q / unit)`` of some of P pairs, where a pair never seen has the mean of ``D``.
+    """Weights ``exp(-D_p / unit) / sum_q exp(-D_q / unit)`` of some of P pairs; one never seen has the mean of ``D``.
 
     Kept for each block of pairs are the number seen, the sum of ``D``, and ``sum exp(-t) t^k`` for
-    ``t = (D - centre) / unit`` about a centre near the mean. Where ``unit`` is the mean times a factor it changes in each step; the sum at the new one
-    follows from its Taylor series, and all blocks are gone through only when the mean has left the surroundings of the
-    centre. All of it is a function of the state alone, to the bit, whatever the way to it: a resumed run goes on alike.
+    ``t = (D - centre) / unit`` about a centre near the mean. Where ``unit`` is the mean times a factor it changes in each
+    step; the sum at the new one follows from its Taylor series, and all blocks are gone through only when the mean has
+    left the surroundings of the centre. All of it is a function of the state alone, to the bit, whatever the way to it: so
+    a resumed run goes on as the uninterrupted one.
     """
 
     def __init__(self, distances: Tensor, weights: Tensor) -> None:
         self._distances, self._weights = distances, weights
         blocks = -(-len(weights) // _BLOCK)
-        self._seen, self._sums = torch.zeros(2, blocks, dtype=torch.float64)
-        self._moments = torch.zeros(_TERMS, blocks, dtype=torch.float64)
+        self._seen, self._sums = torch.zeros(2, blocks, dtype=torch.float64, device="cpu")
+        self._moments = torch.zeros(_TERMS, blocks, dtype=torch.float64, device="cpu")
         self._around: tuple[float, float] | None = None  # centre and unit of the moments
         self._stale: list[Tensor] = []
-        self._refresh_sums(torch.arange(blocks))
+        self._refresh_sums(torch.arange(blocks, device="cpu"))
         self._is_now()
 
     def is_of(self, distances: Tensor, weights: Tensor) -> bool:
@@ -58,7 +59,7 @@ class PartitionSum:
         pairs, seen = len(self._weights), int(self._seen.sum())
         mean = float(self._sums.sum()) / max(seen, 1)
         if seen == 0:
-            return torch.full(index.shape, 1 / pairs, dtype=torch.float64)
+            return torch.full(index.shape, 1 / pairs, dtype=torch.float64, device="cpu")
         if not 0 < mean < math.inf:
             return None
         width = min(temperature, 1.0) / 8
@@ -81,7 +82,7 @@ class PartitionSum:
 
     def _means(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[blocks, _BLOCK]`` distances, and which of them were seen."""
-        at = blocks.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK)
+        at = blocks.unsqueeze(1) * _BLOCK + torch.arange(_BLOCK, device="cpu")
         inside = at.clamp(max=len(self._weights) - 1)
         weights = self._weights[inside].double()
         seen = (weights > 0) & (at == inside)
