@@ -251,9 +251,9 @@ class Run:
 
     def call(self, number: int, rows: slice = slice(None)) -> Tensor:
         x = torch.randn(6, 5, generator=torch.Generator().manual_seed(number), dtype=torch.float64)[rows]
-        outputs = self.net(x)
-        penalty = self.regularizer()
-        (penalty + outputs.square().mean()).backward()
+        loss = self.net(x).square().mean()
+        penalty = self.regularizer(losses=loss)
+        (penalty + loss).backward()
         return penalty.detach()
 
     def steps(self, numbers: range, calls: int = 1) -> list[Tensor]:
@@ -388,7 +388,7 @@ def test_no_matrix_of_all_tasks_is_made(case: str) -> None:
     run.steps(range(1), 2)
     with Largest() as largest:
         run.steps(range(1, 4), 2)
-        assert math.isfinite(float(run.regularizer.report.penalty))
+        assert run.regularizer.report.share > 0
     assert 0 < largest.numel < tasks * tasks / 8, largest.what
     with Largest() as largest:
         assert run.regularizer.report.distances.shape == (tasks, tasks)

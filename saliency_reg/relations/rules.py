@@ -102,9 +102,9 @@ class Entropic(Rule):
     def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
         state = own.running_distances, own.running_weights
         found = None
-        if state[0].device.type != "cpu" or len(state[0]) <= max(MANY_PAIRS, 16 * len(index)):
-            own._sum = None  # a device goes through all pairs faster than it would be waited for
-        else:
+        if state[0].device.type != "cpu":
+            own._sum = None  # it goes through all pairs faster than it would be waited for
+        elif len(state[0]) > max(MANY_PAIRS, 16 * len(index)):
             if own._sum is None or not own._sum.is_of(*state):
                 own._sum = PartitionSum(*state)
             scale = own._auto_scale if own.scale == "auto" else own.scale
