@@ -126,7 +126,7 @@ class SlowRelations:
 @pytest.mark.parametrize("case", RULES)
 def test_steps_by_some_tasks_are_those_of_all_pairs(case: str) -> None:
     relations, slow = relations_of(case), SlowRelations(relations_of(case))
-    for number in range(24):
+    for number in range(15):
         chosen, distances, observed = step_of(number)
         if number % 6 == 0:
             expected = slow.matrix()
@@ -137,7 +137,7 @@ def test_steps_by_some_tasks_are_those_of_all_pairs(case: str) -> None:
         relations.update(distances, 0.5, observed=observed, tasks=chosen)
         slow.update(chosen, distances, observed, 0.5)
     torch.testing.assert_close(relations.matrix(), slow.matrix(), rtol=1e-11, atol=1e-14)
-    assert int(relations.updates) == slow.updates == 21
+    assert int(relations.updates) == slow.updates == 13
     assert case == "fixed" or relations.matrix()[0].unique().numel() > 3
 
 
@@ -158,7 +158,7 @@ def test_the_order_of_the_tasks_is_that_of_the_matrix(case: str) -> None:
 def test_the_sum_depends_on_the_state_alone(case: str) -> None:
     """To the bit, so that a resumed run goes on as the uninterrupted one; and the way of few is the one that was taken."""
     relations, rebuilt = relations_of(case), 0
-    for number in range(40):
+    for number in range(20):
         chosen, distances, observed = step_of(number)
         known = relations._sum
         found = relations.among(chosen)
@@ -266,14 +266,13 @@ class Run:
 
 
 @pytest.mark.parametrize("case", RULES)
-@pytest.mark.parametrize("calls", [1, 3])
-def test_a_sampled_run_is_the_one_that_deals_with_all_pairs(case: str, calls: int, monkeypatch) -> None:
+def test_a_sampled_run_is_the_one_that_deals_with_all_pairs(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"warmup_steps": 3, "start_step": 1}
     few = Run(150, case, **options)
-    penalties = few.steps(range(6), calls)
+    penalties = few.steps(range(5), 3)
     monkeypatch.setattr(penalty_module, "ALL_PAIRS", 1000)
     every = Run(150, case, **options)
-    torch.testing.assert_close(penalties, every.steps(range(6), calls), rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(penalties, every.steps(range(5), 3), rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(few.net.state_dict(), every.net.state_dict(), rtol=1e-11, atol=1e-13)
     state, expected = few.regularizer.state_dict(), every.regularizer.state_dict()
     torch.testing.assert_close(dict(state), dict(expected), rtol=1e-11, atol=1e-13)

@@ -89,7 +89,7 @@ class PartitionSum:
         return torch.where(seen, self._distances[inside] / weights, 0.0), seen
 
     def _refresh_sums(self, blocks: Tensor) -> None:
-        for some in blocks.split(_AT_ONCE):
+        for some in blocks.split(_AT_ONCE):  # type: ignore[no-untyped-call]
             means, seen = self._means(some)
             self._seen[some], self._sums[some] = seen.sum(1).double(), means.sum(1)
 
@@ -99,7 +99,7 @@ class PartitionSum:
             self._around = centre, unit
         if not self._stale:
             return
-        for some in torch.unique(torch.cat(self._stale)).split(_AT_ONCE):
+        for some in torch.unique(torch.cat(self._stale)).split(_AT_ONCE):  # type: ignore[no-untyped-call]
             means, seen = self._means(some)
             exponents = (means - centre) / unit
             power = torch.where(seen, torch.exp(-exponents), 0.0)
