@@ -138,7 +138,7 @@ def test_steps_by_some_tasks_are_those_of_all_pairs(case: str) -> None:
         slow.update(chosen, distances, observed, 0.5)
     torch.testing.assert_close(relations.matrix(), slow.matrix(), rtol=1e-11, atol=1e-14)
     assert int(relations.updates) == slow.updates == 13
-    assert case == "fixed" or relations.matrix()[0].unique().numel() > 3
+    assert case == "fixed" or relations.matrix().unique().numel() > 4
 
 
 @pytest.mark.parametrize("case", RULES)
