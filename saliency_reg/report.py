@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+#: What the matrices of a :class:`SaliencyReport` hold for tasks that had no part in the step.
+_ELSEWHERE = {"samples": 0.0, "distances": math.nan, "relations": math.nan}
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class SaliencyReport:
         losses: 0-dim, the sum of the task losses, if they were given; its mean over the processes (0 for one without heads,
             and NaN if another one gave none).
         distances: ``[T, T]``, ``D``; NaN for pairs of which a head did not run.
-        relations: ``[T, T]``, the weights ``w`` that multiplied them.
+        relations: ``[T, T]``, the weights ``w`` that multiplied them. Of more than 128 tasks NaN for tasks that had no part
+            in this step; ``regularizer.relations.matrix()`` has all.
         surgery: conflicts between the task gradients, once the backward pass has been; ``None`` without surgery.
 
     Example:
@@ -108,6 +112,26 @@ class SaliencyReport:
     distances: Tensor
     relations: Tensor
     surgery: SurgeryReport | None = None
+
+    @classmethod
+    def among(cls, some: Sequence[int], **figures: Any) -> SaliencyReport:
+        """Build a report with matrices among some tasks: those of all are made when they are read."""
+        if len(some) == len(figures["tasks"]):
+            return cls(**figures)
+        report = object.__new__(cls)
+        small = {name: figures.pop(name) for name in _ELSEWHERE}
+        vars(report).update(figures, _among=some, _small=small)
+        return report
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in vars(self).get("_small", ()):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        small: Tensor = vars(self)["_small"][name]
+        index = torch.tensor(list(vars(self)["_among"]), dtype=torch.int64, device=small.device)
+        whole = small.new_full((len(self.tasks),) * small.ndim, _ELSEWHERE[name])
+        whole[index if small.ndim == 1 else (index.unsqueeze(1), index)] = small
+        vars(self)[name] = whole
+        return whole
 
     @property
     def present(self) -> tuple[str, ...]:

@@ -83,6 +83,12 @@ def spread(matrix: Tensor, present: Sequence[int], size: int, elsewhere: float) 
     return full
 
 
+def places_in(tasks: Sequence[int], some: Sequence[int]) -> list[int]:
+    """Return where some of the tasks are among them."""
+    place = {task: index for index, task in enumerate(tasks)}
+    return [place[task] for task in some]
+
+
 def first_few(names: Sequence[str], most: int = 6) -> str:
     """Return the first names and the last, for a line of text."""
     return ", ".join(names[:most]) + (f", ... {names[-1]}" if len(names) > most else "")

@@ -18,6 +18,7 @@ from saliency_reg import PCGrad, RelationWeights, SaliencyRegularizer
 
 from .reference.slow_ranks import Share, slow_joined_step
 from .reference.slow_surgery import textbook_pcgrad
+from .test_many_tasks import Run as SampledRun
 from .two_processes import run_on_two_processes
 from .zoo import TASKS, mlp
 
@@ -350,3 +351,29 @@ def test_two_backward_passes() -> None:
     first, _ = run_on_two_processes(two_backward_passes)
     for name, wanted in expected.gradients.items():
         torch.testing.assert_close(first[name], wanted, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def few_of_many_tasks(rank: int) -> tuple[list[Tensor], dict[str, Tensor], Tensor, int]:
+    run, sent = SampledRun(150), []
+    ranks = run.regularizer._joined_batch.ranks
+    add = ranks.add
+    ranks.add = lambda tensor: sent.append(tensor.numel()) or add(tensor)  # type: ignore[method-assign]
+    penalties = []
+    for number in range(4):
+        penalties.append(run.call(number, slice(2) if rank else slice(2, 6)))
+        run.regularizer.step()
+    return penalties, dict(run.regularizer.state_dict()), run.regularizer.report.distances, max(sent)
+
+
+def test_two_processes_exchange_the_sample_alone() -> None:
+    (first, state, distances, sent), (second, other, _, _) = run_on_two_processes(few_of_many_tasks)
+    alone = SampledRun(150)
+    for number in range(4):
+        expected = alone.call(number)
+        torch.testing.assert_close((first[number] + second[number]) / 2, expected, rtol=1e-10, atol=0)
+        alone.regularizer.step()
+    torch.testing.assert_close(distances, alone.regularizer.report.distances, rtol=1e-10, atol=1e-14, equal_nan=True)
+    for name, value in alone.regularizer.state_dict().items():
+        assert torch.equal(state[name], other[name]), name
+        torch.testing.assert_close(state[name], value, rtol=1e-10, atol=1e-14)
+    assert sent <= 2 * 10 * 10 + 20

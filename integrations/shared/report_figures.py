@@ -24,9 +24,9 @@ def _figures_of_relations(report: SaliencyReport, max_pairs: int) -> dict[str, f
     # To plain numbers at once: a device is waited for a few times, not for each pair.
     distances, relations = report.distances.tolist(), report.relations.tolist()
     size = len(report.tasks)
-    pairs = [(i, j) for i in range(size) for j in range(i + 1, size)]
+    pairs = [(i, j) for i in range(size) for j in range(i + 1, size) if not math.isnan(relations[i][j])]
     known = [distances[i][j] for i, j in pairs if math.isfinite(distances[i][j])]
-    weights = [relations[i][j] for i, j in pairs]
+    weights = [relations[i][j] for i, j in pairs] or [math.nan]
     figures = {
         "penalty": float(report.penalty),
         "strength": float(report.strength),

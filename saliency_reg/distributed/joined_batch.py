@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NoHeadRanError
-from ..tasks import spread
+from ..tasks import places_in, spread
 from ..torch_tools import PartlyCopied, state_dtype
 from .ranks import Ranks
 from .settings_check import CALLS_BETWEEN_CHECKS, Settings, compare_settings, marks_differ, marks_of
@@ -31,11 +31,13 @@ class Brought:
 class Joined:
     """Holds what all processes have together; the same on each of them to the bit, but for ``factors``."""
 
-    #: ``[T, T]``, of each pair over the samples of all processes on which both heads ran; 0 if there are none.
+    #: The s tasks that the matrices are among.
+    tasks: Sequence[int]
+    #: ``[s, s]``, of each pair over the samples of all processes on which both heads ran; 0 if there are none.
     distances: Tensor
-    #: ``[T, T]``, the number of these samples; on the diagonal, of those that each head ran on.
+    #: ``[s, s]``, the number of these samples; on the diagonal, of those that each head ran on.
     samples: Tensor
-    #: ``[T, T]``, multiply this process' own distances, so that the mean over the processes (of the gradients, as
+    #: ``[s, s]``, multiply this process' own distances, so that the mean over the processes (of the gradients, as
     #: DistributedDataParallel takes it) is that of the joined batch; ``None`` for a single process.
     factors: Tensor | None
     #: 0-dim, mean over the processes, 0 for one without heads; NaN if another one gave none. ``None`` if this one has heads
@@ -52,23 +54,26 @@ class JoinedBatch(PartlyCopied):
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_calls": 0}  # a copy is compared anew
 
-    def __init__(self, num_tasks: int, reduction: str, ranks: Ranks) -> None:
+    def __init__(self, reduction: str, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._num_tasks = num_tasks
         self._reduction = reduction
         self._calls = 0
 
-    def join(self, brought: Brought, relations: Tensor, settings: Callable[[bool], Settings]) -> Joined:
+    def join(
+        self, brought: Brought, tasks: Sequence[int], relations: Tensor, settings: Callable[[bool], Settings]
+    ) -> Joined:
         """Add up over the processes; errors are raised in all of them at once.
 
-        ``relations`` ``[T, T]`` and ``settings`` have to be the same on all processes; ``settings(True)`` are all of them,
-        ``settings(False)`` those that are told quickly. The collectives work on the device of the relations.
+        What was brought is of some of the ``tasks``. These, ``relations`` ``[s, s]`` among them, and ``settings`` have to be
+        the same on all processes; ``settings(True)`` are all of them, ``settings(False)`` those that are told quickly. The
+        collectives work on the device of the relations.
         """
         device = relations.device
         ran = torch.ones_like(brought.distances, dtype=state_dtype(device), device=device) * brought.samples
-        summed, own_samples = (spread(each, brought.present, self._num_tasks, 0.0) for each in (brought.distances, ran))
+        present = places_in(tasks, brought.present)
+        summed, own_samples = (spread(each, present, len(tasks), 0.0) for each in (brought.distances, ran))
         if self.ranks.size == 1:
-            return Joined(summed, own_samples, None, brought.losses)
+            return Joined(tasks, summed, own_samples, None, brought.losses)
         if self._calls == 0:  # before anything whose size depends on it
             compare_settings(settings(True), self.ranks)
         self._calls += 1
@@ -98,4 +103,4 @@ class JoinedBatch(PartlyCopied):
         if brought.losses is not None or no_heads:
             all_given = (with_losses > 0) & (with_losses + without_heads >= self.ranks.size)
             mean_losses = torch.where(all_given, losses / self.ranks.size, torch.nan)
-        return Joined(distances, samples, factors, mean_losses)
+        return Joined(tasks, distances, samples, factors, mean_losses)

@@ -16,7 +16,7 @@ from ..relations import PendingDistances, RelationWeights
 from ..report import SaliencyReport
 from ..saliency import Given, Saliencies, SaliencyExtractor, batch_first, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
-from ..tasks import sum_of_losses
+from ..tasks import places_in, sum_of_losses
 from ..torch_tools import StateModule, names_to_bytes, real_device
 from .earlier_pickles import as_now
 from .obstacles import Obstacles
@@ -27,6 +27,9 @@ from .sample_mixing import SampleMixing
 from .saved_state import check_state, check_state_in_use
 from .strength import strength_at
 from .task_sample import TaskSampler
+
+#: With up to so many tasks, calls and steps of the relations deal with all pairs; with more, with those that they need.
+ALL_PAIRS = 128
 
 
 class Penalty(StateModule):
@@ -67,7 +70,7 @@ class Penalty(StateModule):
         self.relations = options.relations_of(relations, self.tasks)
         self.pending = PendingDistances(len(self.tasks), options.reduction)
         self.sampler = TaskSampler(options.max_tasks_per_step, options.seed)
-        self._joined_batch = JoinedBatch(len(self.tasks), options.reduction, ranks)
+        self._joined_batch = JoinedBatch(options.reduction, ranks)
         self.surgery: GradientCombiner | None = None
         if surgery is not None:
             check_weighting_level(surgery)
@@ -154,8 +157,8 @@ class Penalty(StateModule):
         An attached optimizer calls this; call it yourself, after each update, in a loop without one.
         """
         if self.pending.any:
-            distances, seen = self.pending.take()
-            self.relations.update(distances, self.current_strength, observed=seen)
+            distances, seen, tasks = self.pending.take()
+            self.relations.update(distances, self.current_strength, observed=seen, tasks=tasks)
         self._reminders.stepped()
         self._set_steps(self._steps_so_far() + 1)
         self._strength_changes()
@@ -197,8 +200,9 @@ class Penalty(StateModule):
         self._mixing.tell_left_out(forward, saliencies)
         distances = self._distances(saliencies)
         brought = Brought(saliencies.present, distances.detach(), saliencies.samples, losses, forward.no_heads)
-        relations = self.relations.matrix()
-        joined = self._joined_batch.join(brought, relations, self._settings)
+        among = range(len(self.tasks)) if len(self.tasks) <= ALL_PAIRS else drawn_from if chosen is None else chosen
+        relations = self.relations.among(among)
+        joined = self._joined_batch.join(brought, among, relations, self._settings)
         self._keep_pending(joined, saliencies.present)
         penalty = _weighed(distances, relations, joined, saliencies.present, strength * factor)
         if strength * factor > 0 and saliencies.comparable:
@@ -237,12 +241,13 @@ class Penalty(StateModule):
                 "outputs and the feature map of this batch (of all processes), or leave check_finite=False and let "
                 "GradScaler skip the step."
             )
-        self.pending.add(joined.distances, joined.samples)
+        self.pending.add(joined.distances, joined.samples, joined.tasks)
 
     def _report_of(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor) -> SaliencyReport:
         if joined.factors is not None:  # of several processes, not what this one returns
             penalty = factor * (relations.to(joined.distances) * joined.distances).triu(1).sum()
-        return SaliencyReport(
+        return SaliencyReport.among(
+            joined.tasks,
             tasks=self.tasks,
             samples=joined.samples.diagonal(),
             strength=self.current_strength,
@@ -309,7 +314,8 @@ def _weighed(distances: Tensor, relations: Tensor, joined: Joined, present: Sequ
         return distances.new_zeros(())  # also where distances are not finite
     weights = relations if joined.factors is None else relations * joined.factors.to(relations)
     if len(present) < len(relations):
-        weights = weights[present][:, present]
+        places = places_in(joined.tasks, present)
+        weights = weights[places][:, places]
     return factor * (weights.to(distances.dtype) * distances).triu(1).sum()
 
 

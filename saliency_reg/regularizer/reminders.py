@@ -165,7 +165,7 @@ class Reminders(PartlyCopied):
         """
         if self._share is not None or report.losses is None:
             return
-        pairs = torch.nan_to_num(report.distances, nan=0.0) * report.relations.to(report.distances)
+        pairs = torch.nan_to_num(report.distances * report.relations.to(report.distances), nan=0.0)
         share = factor * float(pairs.triu(1).sum()) / (abs(float(report.losses)) or torch.inf)
         if 0 < share < torch.inf or self._calls > 2:  # a few tries; each waits for the device
             self._share = share if 0 < share < torch.inf else 0.0

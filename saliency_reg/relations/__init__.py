@@ -1,7 +1,7 @@
 """Which tasks belong together.
 
 Read ``weights`` first (:class:`RelationWeights`), then ``rules`` (how the weights are learned; the place for a new rule) and
-``pending_distances`` (distances of micro-batches since the last optimizer step).
+``pending_distances`` (distances of micro-batches since the last optimizer step); ``partition_sum`` is for very many tasks.
 """
 
 from .pending_distances import PendingDistances

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +19,11 @@ class PendingDistances(StateModule):
 
     distances: Tensor
     samples: Tensor
+    #: The tasks of which anything may be pending, with the buffer and its version then; ``None``: any may be.
+    _touched: tuple[set[int], Tensor, int] | None = None
     #: What was written last when nothing was pending; ``None`` where that is not known.
     _emptied: tuple[Tensor, int] | None = None
-    in_a_copy: ClassVar[dict[str, Any]] = {"_emptied": None}
+    in_a_copy: ClassVar[dict[str, Any]] = {"_emptied": None, "_touched": None}
 
     def __init__(self, num_tasks: int, reduction: str) -> None:
         super().__init__()
@@ -37,28 +40,45 @@ class PendingDistances(StateModule):
         return buffer is not self.samples or version != version_of(self.samples)
 
     @torch.no_grad()
-    def add(self, distances: Tensor, samples: Tensor) -> None:
-        """Accumulate ``[T, T]`` distances and the sample count behind each pair, 0 where none was seen.
+    def add(self, distances: Tensor, samples: Tensor, tasks: Sequence[int]) -> None:
+        """Accumulate ``[t, t]`` distances among some tasks and the sample count behind each pair, 0 where none was seen.
 
         If any distance is not finite, the whole call is ignored.
         """
         distances, samples = distances.to(self.distances), samples.to(self.samples)
         finite = torch.isfinite(distances).all()
         weight = samples if self.reduction == "mean" else 1
-        self.distances += torch.where(finite, distances * weight, 0.0)
-        self.samples += finite * samples
+        pending, at = self._pending_tasks(), self._at(tasks)
+        self.distances[at] += torch.where(finite, distances * weight, 0.0)
+        self.samples[at] += finite * samples
+        self._touched = None if pending is None else (pending | set(tasks), *self._now())
 
     @torch.no_grad()
-    def take(self) -> tuple[Tensor, Tensor]:
-        """Return ``[T, T]`` distances and which of them were seen, and start anew."""
-        seen = self.samples > 0
-        distances = self.distances.clone()
+    def take(self) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """Return ``[t, t]`` distances, which of them were seen, and the tasks that they are among; and start anew."""
+        pending = self._pending_tasks()
+        tasks = range(len(self.samples)) if pending is None else sorted(pending)
+        at = self._at(tasks)
+        samples, distances = self.samples[at].clone(), self.distances[at].clone()
         if self.reduction == "mean":
-            distances /= self.samples.clamp(min=1)
-        self.distances.zero_()
-        self.samples.zero_()
+            distances /= samples.clamp(min=1)
+        self.distances[at] = 0
+        self.samples[at] = 0
         self._emptied = self._now()
-        return distances, seen
+        return distances, samples > 0, tasks
+
+    def _pending_tasks(self) -> set[int] | None:
+        if not self.any:
+            return set()
+        pending, buffer, version = self._touched or (None, None, -1)
+        return pending if buffer is self.samples and version == version_of(self.samples) else None
+
+    def _at(self, tasks: Sequence[int]) -> Any:
+        """Return the place of some tasks in a matrix of all."""
+        if len(tasks) == len(self.samples):
+            return ...
+        index = torch.tensor(tasks, dtype=torch.int64, device=self.samples.device)
+        return index.unsqueeze(1), index
 
     def _now(self) -> tuple[Tensor, int]:
         return self.samples, version_of(self.samples)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, WrongTypeError
 from ..torch_tools import StateModule, real_device
+from .partition_sum import PartitionSum
+
+#: With more pairs, the sum over all of them is kept, and not made anew.
+MANY_PAIRS = 4096
 
 
 @dataclass(frozen=True)
 class PairDistances:
-    """Holds the distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row."""
+    """Holds the distances of one optimizer step, ``[P]`` for the pairs ``i < j``, row by row.
+
+    Of a rule that is ``local``, they may be those among some tasks, and so is the state it is called with.
+    """
 
     values: Tensor  # 0 where a pair was not seen, and everywhere if nothing moves
     seen: Tensor  # bool
@@ -32,6 +40,8 @@ class RuleState(StateModule):
     scale: str | float
     _auto_scale: str | float  # what "auto" means
     updates: Tensor
+    _sum: PartitionSum | None = None
+    in_a_copy: ClassVar[dict[str, Any]] = {"_sum": None}
     # The rule decides which of these there are.
     running_distances: Tensor
     running_weights: Tensor
@@ -44,6 +54,8 @@ class Rule:
 
     #: The options that this rule uses, for the text of :class:`RelationWeights`.
     options: ClassVar[tuple[str, ...]] = ()
+    #: Whether a step reads and moves nothing but the pairs that were seen. Otherwise it is always given all pairs.
+    local: ClassVar[bool] = False
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         """Return the state before the first step."""
@@ -52,6 +64,15 @@ class Rule:
     def weights(self, own: RuleState) -> Tensor:
         """Return the weights ``[P]`` of the distances."""
         return own.pair_weights
+
+    def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
+        """Return the weights of some pairs, of ``[P]``."""
+        return self.weights(own)[index]
+
+    def put(self, own: RuleState, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Write the state of some pairs."""
+        for name, values in state.items():
+            own.get_buffer(name)[index] = values
 
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Tell whether the state admits a step by these pairs."""
@@ -65,6 +86,7 @@ class Entropic(Rule):
     """``w = mass * softmax(-D / (temperature * scale))`` of a bias-corrected running mean of ``D``."""
 
     options = ("temperature", "momentum", "scale")
+    local = True
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         zeros = torch.zeros(pairs, dtype=torch.float64, device=real_device())
@@ -76,6 +98,24 @@ class Entropic(Rule):
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
         return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
+
+    def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
+        state = own.running_distances, own.running_weights
+        found = None
+        if state[0].device.type != "cpu":
+            own._sum = None  # it goes through all pairs faster than it would be waited for
+        elif len(state[0]) > max(MANY_PAIRS, 16 * len(index)):
+            if own._sum is None or not own._sum.is_of(*state):
+                own._sum = PartitionSum(*state)
+            scale = own._auto_scale if own.scale == "auto" else own.scale
+            found = own._sum.weights_at(index, own.temperature, None if isinstance(scale, str) else scale)
+        return super().weights_at(own, index) if found is None else own.mass * found
+
+    def put(self, own: RuleState, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        known = own._sum is not None and own._sum.is_of(own.running_distances, own.running_weights)
+        super().put(own, index, state)
+        if own._sum is not None and known:
+            own._sum.moved(index)
 
     def update(self, own: RuleState, pairs: PairDistances) -> None:
         keep, gain = own.momentum, 1 - own.momentum
@@ -90,6 +130,7 @@ class Projected(Rule):
     """A gradient step, then the Euclidean projection on the simplex: the paper's constrained problem."""
 
     options = ("learning_rate", "scale")
+    local = True
 
     def update(self, own: RuleState, pairs: PairDistances) -> None:
         weights, seen = own.pair_weights, pairs.seen
@@ -104,12 +145,16 @@ class Authors(Rule):
     """The published code: an Adam step with fresh moments on coefficients ``c``, then ReLU; ``w = mass * c / sum(c)``."""
 
     options = ("learning_rate",)
+    local = True
 
     def buffers(self, pairs: int, mass: float) -> dict[str, Tensor]:
         return {"pair_coefficients": torch.ones(pairs, dtype=torch.float64, device=real_device())}
 
     def weights(self, own: RuleState) -> Tensor:
-        return own.mass * own.pair_coefficients / own.pair_coefficients.sum()
+        return self.weights_at(own, ...)
+
+    def weights_at(self, own: RuleState, index: Any) -> Tensor:
+        return own.mass * own.pair_coefficients[index] / own.pair_coefficients.sum()
 
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
@@ -132,6 +177,8 @@ class Authors(Rule):
 
 class Fixed(Rule):
     """A given matrix, or uniform weights, which do not move."""
+
+    local = True
 
 
 #: The rules by the names that users give them.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigurationError, ShapeError, StateMismatchError, TaskError, WrongTypeError
+from ..tasks import first_few
 from ..torch_tools import check_choice, non_negative_number, positive_number, real_device, share_below_one
 from .rules import RULES, PairDistances, RuleState, pairs_of_matrix
 
@@ -99,7 +101,13 @@ class RelationWeights(RuleState):
 
         The sum over ``i < j`` is ``mass`` (for a given ``matrix``: its own).
         """
-        return self._square(RULES[self.rule].weights(self))
+        return _square(RULES[self.rule].weights(self), self.num_tasks)
+
+    def among(self, tasks: Sequence[int]) -> Tensor:
+        """Return ``matrix()`` among some tasks, ``[t, t]``, without making that of all of them."""
+        if list(tasks) == list(range(self.num_tasks)):
+            return self.matrix()
+        return _square(RULES[self.rule].weights_at(self, self._pairs_among(tasks)), len(tasks))
 
     @property
     def coefficients(self) -> Tensor:
@@ -112,10 +120,17 @@ class RelationWeights(RuleState):
             raise ConfigurationError(
                 f"only rule='authors' has raw coefficients, this is {self.rule!r}. Use .matrix() for the weights."
             )
-        return self._square(self.pair_coefficients)
+        return _square(self.pair_coefficients, self.num_tasks)
 
     @torch.no_grad()
-    def update(self, distances: Tensor, strength: float = 1.0, *, observed: Tensor | None = None) -> None:
+    def update(
+        self,
+        distances: Tensor,
+        strength: float = 1.0,
+        *,
+        observed: Tensor | None = None,
+        tasks: Sequence[int] | None = None,
+    ) -> None:
         """Move the weights once, by the distances of one optimizer step.
 
         Args:
@@ -123,43 +138,67 @@ class RelationWeights(RuleState):
             strength: the factor of the penalty in the loss (``projected`` and ``authors`` follow its gradient).
             observed: ``[T, T]`` bool, symmetric: pairs whose distance is known. The weight of the others does not
                 move by itself (under ``entropic`` a pair never seen counts as having the mean distance).
+            tasks: the indices of ``t`` tasks that both matrices are among, ``[t, t]``; pairs with others are not observed.
 
         Raises:
             ShapeError: a matrix that is not ``[T, T]``.
             ConfigurationError: a negative or non-finite ``strength``.
+            TaskError: ``tasks`` that are not distinct indices of tasks.
         """
-        pairs = self._pairs_of("distances", distances)
+        size = self.num_tasks if tasks is None else len(tasks)
+        if tasks is not None and not (len(set(tasks)) == size and all(0 <= task < self.num_tasks for task in tasks)):
+            raise TaskError(
+                f"tasks must be distinct indices below {self.num_tasks}, found {first_few(list(map(str, tasks)))}."
+            )
+        pairs = self._pairs_of("distances", distances, size)
         seen = (
-            torch.ones_like(pairs, dtype=torch.bool) if observed is None else self._pairs_of("observed", observed) != 0
+            torch.ones_like(pairs, dtype=torch.bool)
+            if observed is None
+            else self._pairs_of("observed", observed, size) != 0
         )
         strength = non_negative_number("strength", strength)
+        if tasks is None or list(tasks) == list(range(self.num_tasks)):
+            self._move(self, pairs, seen, strength)
+            return
+        if size < 2:
+            return
+        index = self._pairs_among(tasks)
+        if not RULES[self.rule].local:
+            whole = torch.zeros(self.num_tasks * (self.num_tasks - 1) // 2, dtype=pairs.dtype, device=pairs.device)
+            self._move(self, whole.index_put((index,), pairs), whole.bool().index_put((index,), seen), strength)
+            return
+        state = {name: buffer for name, buffer in self.named_buffers() if buffer.ndim}
+        of_these = {name: buffer[index] for name, buffer in state.items()}
+        self._move(SimpleNamespace(**{**vars(self), "updates": self.updates, **of_these}), pairs, seen, strength)
+        RULES[self.rule].put(self, index, of_these)
+
+    def _move(self, own: Any, pairs: Tensor, seen: Tensor, strength: float) -> None:
         rule = RULES[self.rule]
         dtype = next(buffer.dtype for buffer in self.buffers() if buffer.is_floating_point())
         # where, not a branch: no waiting for the device.
         pairs = torch.where(seen, pairs.to(dtype), 0.0)
-        moves = torch.isfinite(pairs).all() & seen.any() & rule.can_move(self, seen)
+        moves = torch.isfinite(pairs).all() & seen.any() & rule.can_move(own, seen)
         pairs = torch.where(moves, pairs, 0.0)
         self.updates += moves
-        rule.update(self, PairDistances(pairs, seen, moves, strength))
+        rule.update(own, PairDistances(pairs, seen, moves, strength))
 
     def adapt_to_metric(self, *, bounded: bool) -> None:
         """Set what ``scale="auto"`` means: 1 for a metric with bounded values, else the mean distance."""
         self._auto_scale = 1.0 if bounded else "mean"
 
-    def _pair_indices(self) -> Tensor:
-        return torch.triu_indices(self.num_tasks, self.num_tasks, 1, device=self.updates.device)
+    def _pairs_among(self, tasks: Sequence[int]) -> Tensor:
+        """Return where the pairs of some tasks are in ``[P]``."""
+        of_pairs = torch.tensor(tasks, dtype=torch.int64, device=self.updates.device)[
+            _pair_indices(len(tasks), self.updates.device)
+        ]
+        first, second = of_pairs.amin(0), of_pairs.amax(0)
+        return first * (2 * self.num_tasks - first - 1) // 2 + second - first - 1
 
-    def _square(self, pairs: Tensor) -> Tensor:
-        row, column = self._pair_indices()
-        matrix = torch.zeros(self.num_tasks, self.num_tasks, dtype=pairs.dtype, device=pairs.device)
-        matrix[row, column] = pairs
-        return matrix + matrix.T
-
-    def _pairs_of(self, what: str, matrix: Tensor) -> Tensor:
-        if not isinstance(matrix, Tensor) or matrix.shape != (self.num_tasks, self.num_tasks):
+    def _pairs_of(self, what: str, matrix: Tensor, size: int) -> Tensor:
+        if not isinstance(matrix, Tensor) or matrix.shape != (size, size):
             found = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-            raise ShapeError(f"{what} must be a tensor [{self.num_tasks}, {self.num_tasks}], found {found}.")
-        row, column = self._pair_indices()
+            raise ShapeError(f"{what} must be a tensor [{size}, {size}], found {found}.")
+        row, column = _pair_indices(size, self.updates.device)
         return matrix.detach().to(row.device)[row, column]
 
     def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -176,3 +215,14 @@ class RelationWeights(RuleState):
     def extra_repr(self) -> str:
         options = (f"{name}={getattr(self, name)!r}" for name in RULES[self.rule].options)
         return ", ".join([f"num_tasks={self.num_tasks}", f"rule={self.rule!r}", f"mass={self.mass}", *options])
+
+
+def _pair_indices(size: int, device: torch.device) -> Tensor:
+    return torch.triu_indices(size, size, 1, device=device)
+
+
+def _square(pairs: Tensor, size: int) -> Tensor:
+    row, column = _pair_indices(size, pairs.device)
+    matrix = torch.zeros(size, size, dtype=pairs.dtype, device=pairs.device)
+    matrix[row, column] = pairs
+    return matrix + matrix.T
