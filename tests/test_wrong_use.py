@@ -149,9 +149,9 @@ ATTACHING = {
         lambda m: SaliencyRegularizer(m, scalarize="argmax"),
         errors.ConfigurationError, ValueError, "unknown scalarize 'argmax'.*or pass a callable",
     ),
-    "scalarisation without an entry": Case(
-        lambda m: SaliencyRegularizer(m, scalarize={"left": "max"}),
-        errors.TaskError, ValueError, r"no entry for \['right', 'up'\]",
+    "scalarisation of another task": Case(
+        lambda m: SaliencyRegularizer(m, scalarize={"lef": "max"}),
+        errors.TaskError, ValueError, r"scalarize= names \['lef'\], which are not tasks. The tasks are \['left', 'right', 'up'\]",
     ),
     "unknown target": Case(
         lambda m: SaliencyRegularizer(m, target="logits"), errors.ConfigurationError, ValueError, "unknown target 'logits'",
@@ -205,7 +205,7 @@ ATTACHING = {
         errors.ConfigurationError, ValueError, "'backbone:output.0'",
     ),
     "output parts of other tasks": Case(
-        lambda m: SaliencyRegularizer(m, "heads", output={"left": 0}), errors.TaskError, ValueError, r"output= names \['left'\]",
+        lambda m: SaliencyRegularizer(m, "heads", output={"lef": 0}), errors.TaskError, ValueError, r"output= names \['lef'\]",
     ),
     "half a warm-up step": Case(
         lambda m: SaliencyRegularizer(m, warmup_steps=0.5), errors.WrongTypeError, TypeError, "warmup_steps must be an int",

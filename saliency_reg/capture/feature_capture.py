@@ -110,7 +110,8 @@ class FeatureCapture:
         """Describe the heads and the feature, for a person."""
         names = self.heads.names
         columns = "one column" if self.heads.groups is None else "columns"
-        heads = f"{names[0]!r}, {columns} per task" if self.heads.columns else first_few(names)
+        each = f"{columns} for each of {len(self.heads.tasks)} tasks"
+        heads = f"{names[0]!r}, {each}" if self.heads.columns else first_few(names)
         return heads, ", ".join(self.feature_names) or "what the heads are called with"
 
     def device(self) -> torch.device | None:

@@ -64,7 +64,7 @@ class SaliencyRegularizer(Penalty, Removable):
             A list names several maps, whose saliencies are joined. Left out: the first floating-point tensor that the
             heads are called with.
         output: which part of what a head returns is the task's output: a key, an attribute, an index, a function, or a
-            mapping ``{task: part}``. Left out: all of it.
+            mapping ``{task: part}``. Left out, for some tasks or all: all of it.
         tasks: T task names; by default taken from the heads.
         columns: for one head with several columns for each task: ``{"colour": slice(0, 4), "size": 4, ...}``.
         target: ``"output"``: saliency of the scalarised output (the paper). ``"loss"``: saliency of the task's loss, per

@@ -8,13 +8,13 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from ..errors import ConfigurationError, MissingArgumentError, ShapeError, TaskError, WrongTypeError
+from ..errors import ConfigurationError, MissingArgumentError, ShapeError, WrongTypeError
 from ..tasks import per_task
 from ..torch_tools import at_least_float32
 from .pooling import position_sizes
 
 Scalarize = Union[str, Callable[..., Tensor]]
-#: What the public ``scalarize=`` accepts: one choice for all tasks, or one per task.
+#: What the public ``scalarize=`` accepts: one choice for all tasks, or one per task (a mapping may leave some out).
 ScalarizeChoice = Union[Scalarize, Mapping[str, Scalarize], Sequence[Scalarize]]
 
 #: PyTorch's own default ``ignore_index``: positions with this label contribute nothing.
@@ -65,15 +65,12 @@ def check_scalarize(scalarize: ScalarizeChoice) -> None:
 
 
 def scalarize_per_task(scalarize: ScalarizeChoice, tasks: Sequence[str]) -> list[Scalarize]:
-    """Spread the choice over the tasks: a name or callable serves all, a mapping or sequence one each."""
+    """Spread the choice over the tasks: a name or callable serves all; ``"auto"`` is for those that a mapping leaves out."""
     check_scalarize(scalarize)
     if isinstance(scalarize, str) or callable(scalarize):
         return [scalarize] * len(tasks)
-    if isinstance(scalarize, Mapping):  # which may also name tasks that are not here
-        if missing := [task for task in tasks if task not in scalarize]:
-            raise TaskError(f"scalarize has no entry for {missing}. It needs one for each of {list(tasks)}.")
-        return [scalarize[task] for task in tasks]
-    return list(per_task(scalarize, tasks, "scalarize").values())
+    chosen = per_task(scalarize, tasks, "scalarize=")
+    return [chosen.get(index, "auto") for index in range(len(tasks))]
 
 
 def scalar_of(

@@ -19,7 +19,7 @@ _SMALL = 1e-3
 _MOST_WAITING = 20
 _AUTO = (
     "scalarize={choice} leaves out what the outputs of a sample have in common. For outputs that are no classes (ordinal, "
-    "several labels, numbers, boxes) pass scalarize='sum', or scalarize={{{task!r}: 'sum', ...}} with an entry for each task"
+    "several labels, numbers, boxes) pass scalarize='sum', or scalarize={sums}"
 )
 _OTHERS = (
     "what scalarize={choice} makes of their outputs does not change with the feature map (softmax outputs add up to 1). "
@@ -84,9 +84,10 @@ class Vanishing:
             self._told.update(tasks)
             choice = self._choices[tasks[0]]
             shown = repr(choice) if isinstance(choice, str) else "<function>"
-            why = reason.format(choice=shown, task=self._tasks[tasks[0]])
+            names = [self._tasks[task] for task in tasks]
+            why = reason.format(choice=shown, sums=dict.fromkeys(names, "sum"))
             yield (
-                f"the saliency of {[self._tasks[task] for task in tasks]} is zero, or nothing but rounding, at every sample "
+                f"the saliency of {names} is zero, or nothing but rounding, at every sample "
                 f"of this batch, and is not compared with those of other tasks: {why}."
             )
 

@@ -281,6 +281,9 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
 
         ``[B, L]`` of a token head is one value at each position, and not L classes.
         """
+        if isinstance(choice, Mapping):
+            default = self._scalarize("auto")
+            return {**default, **choice} if isinstance(default, Mapping) else choice
         if not isinstance(choice, str):
             return choice
         check_scalarize(choice)

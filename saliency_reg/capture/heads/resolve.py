@@ -9,7 +9,7 @@ from typing import Union
 from torch import nn
 
 from ...errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
-from ...tasks import check_task_names
+from ...tasks import check_task_names, per_task
 from ..lookup import find_module, listed, match_names, name_of
 from ..nested import Item
 from .branches import Branch, continuations, last_part
@@ -202,12 +202,10 @@ def of_methods(heads: Heads) -> str:
 def items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads) -> list[tuple[Item, ...]]:
     """Return the way to each head's output in what it returns, as the public ``output=`` says."""
     if isinstance(output, Mapping):
-        if heads.columns or set(output) != set(heads.tasks):
-            raise TaskError(
-                f"output= names {list(output)}, but the tasks are {list(heads.tasks)}. Give a part for each head (None for "
-                "all of it), or one for all heads: output='logits'."
-            )
-        parts = [output[task] for task in heads.tasks]
+        if heads.columns:
+            raise TaskError(f"output= names {list(output)}, but {heads.names[0]!r} is one head. Pass output='logits'.")
+        chosen = per_task(output, heads.tasks, "output=", "Pass a part for each head, or for all: output='logits'.")
+        parts = [chosen.get(index) for index in range(len(heads.tasks))]
     else:
         parts = [output] * len(heads.modules)
     for part in parts:
