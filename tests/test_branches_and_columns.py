@@ -477,7 +477,7 @@ class Layers(nn.ModuleDict):
 
 @pytest.mark.parametrize("kind", ["hidden", "read", "embeddings", "a forward of its own", "parts of each task"])
 def test_dictionaries_that_are_no_heads(kind: str) -> None:
-    with pytest.raises(HeadNotFoundError, match="its children: 'stem' with 6 outputs.*Pass heads="):
+    with pytest.raises(HeadNotFoundError, match="its children, the last first: .*'stem' with 6 outputs.*Pass heads="):
         SaliencyRegularizer(Branches(kind))
 
 

@@ -55,7 +55,7 @@ ATTACHING = {
     ),
     "no such head": Case(
         lambda m: SaliencyRegularizer(m, "zzz"),
-        errors.HeadNotFoundError, LookupError, r"no head 'zzz'\. It has 'backbone', 'heads'",
+        errors.HeadNotFoundError, LookupError, r"no head 'zzz'\. It has 'heads', 'backbone'",
     ),
     "no such pattern": Case(
         lambda m: SaliencyRegularizer(m, "branch.*"), errors.HeadNotFoundError, LookupError, r"no head 'branch\.\*'",

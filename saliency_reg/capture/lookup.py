@@ -42,7 +42,9 @@ def match_names(model: nn.Module, wanted: str, what: str) -> list[str]:
         full = dict.fromkeys(name if name in names else by_last[name] for name in near)
         hint = f"Did you mean {listed(map(repr, full))}?"
     else:
-        hint = f"It has {listed(repr(name) for name, _ in model.named_children()) or 'no sub-modules'}."
+        children = [repr(name) for name, _ in model.named_children()]
+        # Heads are among the last ones.
+        hint = f"It has {listed(children[::-1] if what == 'head' else children) or 'no sub-modules'}."
     error = HeadNotFoundError if what == "head" else ModuleNotFoundInModelError
     raise error(
         f"{type(model).__name__} has no {what} {wanted!r}. {hint} Names are those of model.named_modules(); a suffix or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -62,11 +63,44 @@ def find_heads(model: nn.Module, tasks: Sequence[str] | None) -> str | list[str]
         ]
         if len(fitting) == 1:
             return fitting[0]
-    children = listed(f"{name!r}{_outputs(module)}" for name, module in model.named_children()) or "none"
+    children = listed(f"{name!r}{_outputs(module)}" for name, module in [*model.named_children()][::-1]) or "none"
     raise HeadNotFoundError(
-        f"no heads were found in {type(model).__name__} (its children: {children}). Pass heads= with their names, e.g. "
-        "heads=['smiling', 'young'], or heads='fc', tasks=[...] for one layer with a column per task."
+        f"no heads were found in {type(model).__name__} (its children, the last first: {children}). Pass heads= with "
+        f"their names, e.g. {_examples(model)}."
     )
+
+
+def _examples(model: nn.Module) -> str:
+    """Say what heads may be called: with names of this model, where it has modules that may be some."""
+    containers = [(name, module) for name, module in model.named_modules() if _may_be_list_of_heads(model, module)]
+    children = [(name, module) for name, module in model.named_children() if widths(module)[0] is not None]
+    side_by_side: list[str] = []  # the last ones, as long as they read the same and not each other
+    single = True
+    for name, module in reversed(children):
+        inputs, outputs = widths(module)
+        single = single and not is_container(module)
+        if not single or inputs != widths(children[-1][1])[0] or (side_by_side and outputs == inputs):
+            break
+        side_by_side.insert(0, name)
+    if containers and (len(side_by_side) < 2 or _ends(model, containers[-1][1])):
+        return f"heads={containers[-1][0]!r}"
+    if len(side_by_side) >= 2:
+        return f"heads={side_by_side}"
+    joint = side_by_side[0] if side_by_side else "fc"
+    return f"heads=['smiling', 'young'], or heads={joint!r}, tasks=[...] for one layer with a column per task"
+
+
+def _may_be_list_of_heads(model: nn.Module, module: nn.Module) -> bool:
+    if not isinstance(module, (nn.ModuleDict, nn.ModuleList)) or len(module) < 2:
+        return False
+    known = any(widths(member)[1] is not None for member in module.children())
+    return known and not _is_stack(list(module.children())) and (not _is_chain(module) or _ends(model, module))
+
+
+def _ends(model: nn.Module, container: nn.Module) -> bool:
+    """Whether no module with parameters comes behind it."""
+    with_parameters = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
+    return not with_parameters or with_parameters[-1] in set(container.modules())
 
 
 def _outputs(module: nn.Module) -> str:
@@ -115,7 +149,7 @@ def _candidate_groups(model: nn.Module) -> dict[str, list[str]]:
         parent, _, last = name.rpartition(".")
         if isinstance(module, (nn.ModuleDict, nn.ModuleList)) and len(module) >= 2:
             children = [f"{name}.{child}" for child, _ in module.named_children()]
-            if not is_container(module) or _is_stack(list(module.children())):
+            if _is_stack(list(module.children())) or (not is_container(module) and _is_chain(module)):
                 continue
             if _CONTAINER_WORD.search(last):
                 groups[name] = children
@@ -136,6 +170,14 @@ def _is_stack(members: Sequence[nn.Module]) -> bool:
     return fit and len({inputs for inputs, _ in sizes}) > 1
 
 
+def _is_chain(container: nn.Module) -> bool:
+    """Whether each member may read the output of the one before, or members read something else."""
+    sizes = [widths(member) for member in container.children()]
+    inputs = {size for size, _ in sizes if size is not None}
+    fits = all(None in (before[1], after[0]) or before[1] == after[0] for before, after in pairwise(sizes))
+    return fits or len(inputs) > 1
+
+
 def _may_be_heads(model: nn.Module, name: str, dictionaries: Mapping[str, Sequence[str]]) -> bool:
     """Whether a dictionary with any name may hold the heads: nothing comes behind it, and its members end like heads."""
     keys = {label: {child.rpartition(".")[2] for child in children} for label, children in dictionaries.items()}
@@ -147,6 +189,4 @@ def _may_be_heads(model: nn.Module, name: str, dictionaries: Mapping[str, Sequen
         return False
     if len({inputs for member in members if (inputs := widths(member)[0]) is not None}) > 1:
         return False
-    inside = set(container.modules())
-    with_parameters = [module for module in model.modules() if next(module.parameters(recurse=False), None) is not None]
-    return not with_parameters or with_parameters[-1] in inside
+    return _ends(model, container)
