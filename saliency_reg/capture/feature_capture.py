@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from ..tasks import first_few
 from ..torch_tools import ModuleHooks, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
 from .forward import CapturedForward, HeadRun, RecordedForward, Ways, checked_forward
-from .graph_names import shared_by, tell_of_readers
+from .graph_names import Names, Tracing, tell_of_readers
 from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
@@ -73,10 +72,10 @@ class FeatureCapture:
         self._goes_on = heads.goes_on if output is None else ()
         self.sharded = ShardedHeads(model, [*heads.modules, *(module for _, _, module in self._goes_on)])
         self._looked_behind = self._told_of_more = False
+        self._tracing = Tracing()
         self._latest: RecordedForward | None = None
-        self._why_none = "the model has not run a forward yet. Call the model before the regularizer." + of_methods(
-            heads
-        )
+        never = "the model has not run a forward yet. Call the model before the regularizer."
+        self._why_none = never + of_methods(heads)
         self._running = False  # the model's own forward
         self._exception_before: object = None
         features = locate_features(model, feature)
@@ -148,8 +147,8 @@ class FeatureCapture:
         )
         self._running = False
         try:
-            shared = partial(shared_by, self._model())
-            forward = checked_forward(recorded, self.heads, self.feature_names, carried, self._ways, shared)
+            names = Names(self._model(), recorded.trace)
+            forward = checked_forward(recorded, self.heads, self.feature_names, carried, self._ways, names)
         except NoHeadRanError as error:
             if empty_on is None:
                 raise
@@ -195,13 +194,14 @@ class FeatureCapture:
         self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
         if torch.is_grad_enabled() or self._latest is None or not self._latest.active:
-            self._begin()
+            self._begin().trace = None if self._looked_behind else self._tracing.begin(module)
         return self._raw_inputs.replaced(args, kwargs) if torch.is_grad_enabled() else None
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._running or in_backward():
             return
         self._running = False
+        self._tracing.end()
         exception = sys.exc_info()[1]
         if exception is not None and exception is not self._exception_before:
             self._forget("the latest forward raised an exception. Call the model again")
@@ -271,6 +271,7 @@ class FeatureCapture:
             args, kwargs = self.aliases.with_stand_ins(args, kwargs, source)
             source = first_tensor(args, kwargs)[1]
         run = recorded.run_of(name, source)
+        run.given = ((), {}) if source is not None else (args, kwargs)
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, Gradient, same_tensor, version_of
+from .graph_names import Names, Trace
 from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
+from .nested import tensors_in
 from .places import Place, as_edge, read_elsewhere
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
@@ -29,6 +31,7 @@ class HeadRun:
     place: Place | None  # of the tensor that the head was called with, before any head ran on it
     version: int  # of that tensor, before this head ran
     version_after: int = -1
+    given: tuple[Any, Any] = ((), {})  # the arguments, where none of them is a tensor
     unusable: str = ""  # why what the head was called with is no feature map
     edge: Edge | None = None  # of the alias that the head read
     output: Any = None
@@ -72,6 +75,7 @@ class RecordedForward:
     training: bool = True  # the mode of the first head
     unread: tuple[int, int] = (0, 0)  # forwards before it that were not read: in eval mode, in train mode
     problem: str | None = None
+    trace: Trace | None = None
     returned: Any = None  # by the model, where it is to be looked at
 
     @property
@@ -125,6 +129,7 @@ class CapturedForward:
     groups: ColumnGroups | None = None  # which of its columns are those of each task, if not one each
     carried: Any = None  # what the aliases left with this forward; only those who made them know
     weights: Sequence[Weight] = ()  # of plain Linear heads, when they ran
+    shared: Callable[[Sequence[Tensor]], str] = lambda tensors: ""  # says which modules they depend on, for errors
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
@@ -143,11 +148,11 @@ def checked_forward(
     feature_names: Sequence[str],
     carried: Any,
     ways: Sequence[Ways],
-    shared: Callable[[Sequence[Tensor]], str],
+    names: Names,
 ) -> CapturedForward | None:
     """Return what was recorded if it can be used, ``None`` if the outputs carry no graph; else raise a CaptureError.
 
-    ``ways`` is what is known of each named feature map; ``shared`` says which modules tensors have in common.
+    ``ways`` is what is known of each named feature map; ``names`` are those of tensors and modules, for errors.
     """
     if recorded.problem is not None:
         raise CaptureError(recorded.problem)
@@ -157,7 +162,7 @@ def checked_forward(
         raise NoHeadRanError(
             f"no head ran in the latest forward; the heads are {list(heads.names)}. Choose heads that the model's forward "
             "calls as modules, head(feature), not inside a reentrant checkpoint (pass use_reentrant=False), or pass "
-            f"regularizer(outputs=..., features=...).{of_methods(heads)}"
+            f"regularizer(outputs=..., features=...).{of_methods(heads, names.inside)}"
         )
     if len(runs) < recorded.displaced:
         raise CaptureError(
@@ -165,7 +170,7 @@ def checked_forward(
             "not been read. Call regularizer() right after the model, before heads are called on their own."
         )
     if set(recorded.other_runs) - set(recorded.runs):
-        raise CaptureError(_other_tensors([*recorded.other_runs.values(), *runs], shared))
+        raise CaptureError(_other_tensors([*recorded.other_runs.values(), *runs], names))
     if not _have_graphs(runs):
         return None
     if missing := [index for index in range(len(feature_names)) if index not in recorded.features]:
@@ -185,7 +190,7 @@ def checked_forward(
     for index, name in enumerate(feature_names):
         seen = recorded.features[index]
         if _heads_read(seen, recorded) and not ways[index].others_read(seen, recorded, outputs):
-            features.append(replace(_what_the_heads_read(recorded, shared), made_by=seen.made_by))
+            features.append(replace(_what_the_heads_read(recorded, names), made_by=seen.made_by))
             continue
         edge, entries = seen.differentiable()
         if edge is None:
@@ -193,9 +198,10 @@ def checked_forward(
         edges = [edge for _ in runs]
         features.append(FeatureMap(seen.tensor, edges, False, False, entries, seen.made_by))
     if not feature_names:
-        features.append(_what_the_heads_read(recorded, shared))
+        features.append(_what_the_heads_read(recorded, names))
     device, weights = features[0].tensor.device, [run.weight for run in runs]
-    return CapturedForward(ran, outputs, features, device, heads.modules, heads.columns, heads.groups, carried, weights)
+    of_heads = heads.modules, heads.columns, heads.groups
+    return CapturedForward(ran, outputs, features, device, *of_heads, carried, weights, shared=names.shared_by)
 
 
 class Ways:
@@ -274,20 +280,17 @@ def _have_graphs(runs: Sequence[HeadRun]) -> bool:
     return not without
 
 
-def _what_the_heads_read(recorded: RecordedForward, shared: Callable[[Sequence[Tensor]], str]) -> FeatureMap:
+def _what_the_heads_read(recorded: RecordedForward, names: Names) -> FeatureMap:
     ended = recorded.ended
     runs = [ended[index] for index in sorted(ended)]
     if without := [run for run in runs if run.source is None]:
         if without[0].unusable:
             raise CaptureError(f"what head {without[0].name!r} is called with {without[0].unusable}.")
-        raise CaptureError(
-            f"head {without[0].name!r} was called without a floating-point tensor. Name the feature map, e.g. "
-            "feature='backbone', choose the module that reads it, or pass regularizer(outputs=..., features=...)."
-        )
+        raise CaptureError(_without_tensor(without[0], runs, names))
     sources = [run.source for run in runs if run.source is not None]
     changed = any(run.changed_source for run in runs)
     if not _same_memory(runs) and (changed or not _have_equal_values(sources)):
-        raise CaptureError(_other_tensors(runs, shared))
+        raise CaptureError(_other_tensors(runs, names))
     if between := _changed_between(recorded):
         raise CaptureError(
             f"the heads do not read the same tensor: it was changed in place (mul_, +=, ...) after head {between[0].name!r} "
@@ -317,11 +320,39 @@ def _have_equal_values(tensors: Sequence[Tensor]) -> bool:
     )
 
 
-def _other_tensors(runs: Sequence[HeadRun], shared: Callable[[Sequence[Tensor]], str]) -> str:
+def _other_tensors(runs: Sequence[HeadRun], names: Names) -> str:
     sources = {run.name: run.source for run in runs}
     shapes = [f"{name} reads {None if source is None else list(source.shape)}" for name, source in sources.items()]
-    common = shared([source for source in sources.values() if source is not None])
-    return (
-        f"the heads do not read the same tensor: {listed(shapes, most=4)}. {common or _NAME_IT}, or 'pool:input' for the "
-        "input of a module."
-    )
+    common = names.shared_by([source for source in sources.values() if source is not None])
+    return f"the heads do not read the same tensor: {listed(shapes, most=4)}. {common or _NAME_IT}."
+
+
+def _without_tensor(without: HeadRun, runs: Sequence[HeadRun], names: Names) -> str:
+    """Say what to name where a head is called with a list or dictionary of tensors, and what their outputs need then."""
+    given = [dict(tensors_in(*run.given)) if run.source is None else {(): run.source} for run in runs]  # by their paths
+    own = given[runs.index(without)]
+    common = {
+        path: one for path, one in own.items() if all(any(one is other for other in its.values()) for its in given)
+    }
+    addresses = names.of(list(common.values())) or [
+        f"{without.name}:input.{'.'.join(map(str, path))}" for path in common if not any("." in str(at) for at in path)
+    ]
+    if addresses:
+        advice = (
+            f"Name the feature map: feature={addresses[0]!r}"
+            if len(addresses) == 1
+            else f"Name the feature maps: feature={addresses}"
+        )
+    elif shared := names.shared_by([one for its in given for one in its.values()]):
+        advice = f"{shared}"
+    else:
+        advice = "Name the feature map, e.g. feature='backbone'"
+    text = f"head {without.name!r} was called without a floating-point tensor. {advice}"
+    axes = {one.ndim for one in common.values()}
+    other = [run for run in runs if isinstance(run.output, Tensor) and run.output.ndim == 3 and axes and axes != {3}]
+    if other:
+        text += (
+            f"; its output {list(other[0].output.shape)} is no map like these: pass also scalarize=lambda output: "
+            "output.amax(-1) - output.mean(-1) for classes on its last axis, or output.sum(1) for one value per position"
+        )
+    return f"{text}. Or choose the module that reads it, or pass regularizer(outputs=..., features=...)."

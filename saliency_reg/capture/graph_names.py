@@ -5,50 +5,192 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from ..torch_tools import leaves_behind_each, nodes_between, warn_user
-from .heads import Heads, is_container
+from ..torch_tools import ModuleHooks, in_backward, leaves_behind_each, nodes_between, warn_user
+from .heads import Heads, is_compiled, is_container
 from .lookup import listed
-from .nested import tensors_in
+from .nested import first_tensor, tensors_in
+
+#: A place in the graph: a node, and the number of its output.
+_Output = tuple[Node, int]
 
 _VIEW_OF_A_WEIGHT = re.compile("(T|Transpose|Permute|View|Unsqueeze|Expand|ToCopy|_ToCopy)Backward0")
 
 
-def shared_by(model: nn.Module | None, tensors: Sequence[Tensor]) -> str:
-    """Say which modules all ``tensors`` depend on, nearest first, and which of them to pass; nothing where none is known."""
-    if model is None:
-        return ""
-    depth: dict[Node, int] = defaultdict(int)
+class Trace:
+    """What modules returned in one forward, and where that is in its graph."""
 
-    def visit(node: Node) -> None:  # in the order in which gradients come: the longest way counts
-        for following, _ in node.next_functions:
-            if following is not None:
-                depth[following] = max(depth[following], depth[node] + 1)
+    def __init__(self) -> None:
+        self.ran: list[str] = []  # in the order in which they returned
+        self.returned: dict[str, dict[str, _Output]] = {}  # of those that ran: addresses for ``feature=``
+        self.with_input: set[str] = set()  # those that were called with a tensor that can be a feature map
 
-    leaves = leaves_behind_each(dict(enumerate(tensors)), visit)
-    distance = {id(getattr(node, "variable", None)): steps for node, steps in depth.items()}
-    every = (1 << len(tensors)) - 1
-    shared = {id(leaf): distance.get(id(leaf), 0) for leaf, mask in leaves.items() if mask == every}
-    found: dict[str, int] = {}
-    for name, module in model.named_modules():
-        ids = [id(parameter) for parameter in module.parameters() if parameter.requires_grad]
-        whole = ids and shared.keys() >= set(ids) and not is_container(module)
-        if name and whole and not any(name.startswith(outer + ".") for outer in found):
-            found[name] = min(shared[one] for one in ids)
-    groups: dict[str, list[str]] = {}  # the members of a container count as one
-    for name in sorted(found, key=lambda name: found[name]):
-        parent = name.rpartition(".")[0]
-        in_container = bool(parent) and is_container(model.get_submodule(parent))
-        groups.setdefault(parent + "." if in_container else name, []).append(name)
-    if not groups:
-        return ""
-    nearest = list(groups.values())[:4]
-    words = ", ".join(repr(names[0]) if len(names) == 1 else f"{min(names)!r} to {max(names)!r}" for names in nearest)
-    advice = next((repr(names[0]) for names in nearest if len(names) == 1), repr(sorted(nearest[0])))
-    return f"All depend on the outputs of {words} (the nearest first): pass feature={advice}"
+    def note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self.ran.append(name)
+        if first_tensor(args, {})[1] is not None:
+            self.with_input.add(name)
+        if not isinstance(output, (Tensor, Mapping, list, tuple)):
+            output = getattr(output, "__dict__", {})  # a dataclass
+        self.returned[name] = {}
+        for (_, *path), tensor in tensors_in((output,), {}):
+            if tensor.grad_fn is not None and not any("." in str(item) for item in path):
+                address = f"{name}:output.{'.'.join(map(str, path))}" if path else name
+                self.returned[name].setdefault(address, (tensor.grad_fn, tensor.output_nr))
+
+    def once(self, name: str) -> bool:
+        return self.ran.count(name) == 1
+
+    def inside(self, name: str) -> list[str]:
+        """Return the outermost modules inside of one that ran, in their order."""
+        inside = [one for one in self.ran if one.startswith(name + ".")]
+        return list(dict.fromkeys(one for one in inside if not any(one.startswith(outer + ".") for outer in inside)))
+
+
+class Tracing:
+    """Hooks for the first forward of a model, which make a :class:`Trace` of it."""
+
+    def __init__(self) -> None:
+        self._hooks = ModuleHooks(self, tells=False)
+        self._trace: Trace | None = None
+
+    def begin(self, model: nn.Module) -> Trace | None:
+        if torch.compiler.is_dynamo_compiling():
+            return None
+        self._hooks.remove()
+        self._trace = Trace()
+        # Hooks within compiled code would be compiled, too, and again without them.
+        closed = {id(m) for part in model.modules() if is_compiled(part) for m in part.modules()}
+        for name, module in model.named_modules():
+            if name and id(module) not in closed and not is_container(module):
+                self._hooks.after(module, self._note, name)
+        return self._trace
+
+    def end(self) -> None:
+        self._hooks.remove()
+        self._trace = None
+
+    def _note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self._trace is not None and not in_backward():
+            self._trace.note(name, module, args, output)
+
+
+class Names:
+    """What tensors of a forward can be called: by the parameters behind them, and its trace if there is one."""
+
+    def __init__(self, model: nn.Module | None, trace: Trace | None) -> None:
+        self._model = model
+        self._trace = trace
+
+    def inside(self, head: str) -> list[str]:
+        """Return the modules inside of a head that ran."""
+        return [] if self._trace is None else self._trace.inside(head)
+
+    def of(self, tensors: Sequence[Tensor]) -> list[str]:
+        """Return addresses of these tensors; nothing unless there is one for each."""
+        returned = {} if self._trace is None else self._trace.returned
+        known: dict[_Output, list[str]] = defaultdict(list)
+        for name in sorted(returned, key=lambda name: name.count(".")):  # that of the outermost module comes first
+            for address, place in returned[name].items():
+                if self._trace is not None and self._trace.once(name):
+                    known[place].append(address)
+        places = [(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
+        if not places or not all(place in known for place in places):
+            return []
+        return list(dict.fromkeys(known[place][0] for place in places))  # type: ignore[index]  # checked
+
+    def shared_by(self, tensors: Sequence[Tensor]) -> str:
+        """Say which modules all ``tensors`` depend on, nearest first, and which to pass; nothing where none is known."""
+        if self._model is None:
+            return ""
+        depth: dict[Node, int] = defaultdict(int)
+        reach: dict[_Output, int] = defaultdict(int)
+        masks: dict[Node, int] = defaultdict(int)
+        starts: list[_Output] = [(one.grad_fn, one.output_nr) for one in tensors if one.grad_fn is not None]
+        for number, start in enumerate(starts):
+            reach[start] |= 1 << number
+            masks[start[0]] |= 1 << number
+
+        def visit(node: Node) -> None:  # in the order in which gradients come: the longest way counts
+            for following, number in node.next_functions:
+                if following is not None:
+                    depth[following] = max(depth[following], depth[node] + 1)
+                    masks[following] |= masks[node]
+                    reach[following, number] |= masks[node]
+
+        leaves = leaves_behind_each(dict(enumerate(tensors)), visit)
+        every = (1 << len(tensors)) - 1
+        distance = {id(getattr(node, "variable", None)): steps for node, steps in depth.items()}
+        shared = {id(leaf): distance.get(id(leaf), 0) for leaf, mask in leaves.items() if mask == every}
+        found: dict[str, int] = {}  # addresses
+        places: dict[_Output, str] = {}
+        parent: dict[str, str] = {}  # the container of each, whose members count as one
+        names: list[str] = []
+        for name, module in self._model.named_modules():
+            ids = [id(parameter) for parameter in module.parameters() if parameter.requires_grad]
+            whole = ids and shared.keys() >= set(ids) and not is_container(module)
+            if not name or not whole or any(name.startswith(outer + ".") for outer in names):
+                continue
+            addresses = {name: min(shared[one] for one in ids)}
+            container = name.rpartition(".")[0]
+            if not container or not is_container(self._model.get_submodule(container)):
+                container = name
+            if self._trace is not None:
+                returned = self._trace.returned.get(name, {}) if self._trace.once(name) else {}
+                addresses = {one: depth[place[0]] for one, place in returned.items() if reach[place] == every}
+                places.update({place: one for one, place in returned.items() if one in addresses})
+            if addresses:
+                names.append(name)
+                found.update(addresses)
+                parent.update(dict.fromkeys(addresses, container))
+        if not found:
+            return ""
+        order = sorted(found, key=lambda one: found[one])
+        behind = {one: _reached([place], places) for place, one in places.items()}
+        groups: list[list[str]] = []
+        for one in order:
+            for group in groups:
+                if all(parent[one] == parent[other] and one not in behind.get(other, ()) for other in group):
+                    group.append(one)
+                    break
+            else:
+                groups.append([one])
+        nearest = groups[:4]
+        words = ", ".join(
+            repr(group[0]) if len(group) == 1 else f"{min(group)!r} to {max(group)!r}" for group in nearest
+        )
+        chosen = next((group for group in nearest if len(group) == 1), sorted(nearest[0]))
+        advice = f"pass feature={chosen[0]!r}" if len(chosen) == 1 else f"pass feature={chosen}"
+        around = _reached(starts, {place: one for place, one in places.items()}, stop=chosen)
+        if any(not behind[one] & set(chosen) for one in around - set(chosen)):
+            read = _reached(starts, places, stop=order)
+            if len(read) <= 6:
+                advice += f", or feature={[one for one in order if one in read]} for all that they read of it"
+        of_input = chosen[0].partition(":")[0]
+        if self._trace is not None and of_input in self._trace.with_input:
+            advice += f", or '{of_input}:input' for what that module reads"
+        return f"All depend on the outputs of {words} (the nearest first): {advice}"
+
+
+def _reached(starts: Sequence[_Output], places: Mapping[_Output, str], stop: Sequence[str] = ()) -> set[str]:
+    """Return whose places are at or behind ``starts``; not by way of those of ``stop``."""
+    found: set[str] = set()
+    seen: set[_Output] = set()
+    waiting = list(starts)
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        if (one := places.get(at)) is not None:
+            found.add(one)
+        if one is None or one not in stop:
+            waiting += [(node, number) for node, number in at[0].next_functions if node is not None]
+    return found
 
 
 def tell_of_readers(model: nn.Module | None, heads: Heads, outputs: Mapping[int, Tensor], returned: object) -> None:

@@ -168,7 +168,14 @@ class SaliencyExtractor:
         fix = heads_now is not None and not (feature.direct and heads_now <= self._without_batch_norm)
         with fixed_statistics(forward.outputs, feature.edges) if fix else nullcontext(False) as fixed:
             values = input_gradients(
-                scalars, edges, names, pooling, at_once=at_once, create_graph=create_graph, of_map=feature.gradient
+                scalars,
+                edges,
+                names,
+                pooling,
+                at_once=at_once,
+                create_graph=create_graph,
+                of_map=feature.gradient,
+                shared=forward.shared,
             )
         if heads_now is not None and fix and not fixed:
             self._without_batch_norm |= heads_now

@@ -21,11 +21,12 @@ def input_gradients(
     at_once: bool,
     create_graph: bool,
     of_map: Callable[[Gradient], Gradient] = lambda gradient: gradient,
+    shared: Callable[[Sequence[Tensor]], str] = lambda tensors: "",
 ) -> Tensor:
     """Return ``[t, B, ...]``: the gradient of each scalar with respect to its features, added up and pooled.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
-    returns all gradients. Otherwise there is one call per scalar. ``of_map`` is :meth:`FeatureMap.gradient`.
+    returns all gradients. ``shared`` says what to name instead of a feature that one does not depend on. Otherwise there is one call per scalar. ``of_map`` is :meth:`FeatureMap.gradient`.
     """
     found: Sequence[Gradient]
     with without_autocast(scalars[0]):
@@ -37,8 +38,12 @@ def input_gradients(
             found = [added(*_gradients([scalar], own, [seed], create_graph)) for scalar, own, seed in calls]
     if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
         raise NotConnectedError(
-            f"the output of {lost} does not depend on the feature map. Choose a feature that every head reads, and "
-            "pass the tensor itself, not a copy or a detached one."
+            f"the output of {lost} does not depend on the feature map. "
+            + (
+                shared(scalars)
+                or "Choose a feature that every head reads, and pass the tensor itself, not a copy or a detached one"
+            )
+            + "."
         )
     return torch.stack(
         [pooling.pooled(gradient, pooling.scale) for gradient in map(of_map, found) if gradient is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Union
 
@@ -105,7 +105,7 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
         (
             name or "the model"
             for name, module in model.named_modules()
-            if _is_compiled(module) and any(id(part) in ids for part in module.modules())
+            if is_compiled(module) and any(id(part) in ids for part in module.modules())
         ),
         None,
     )
@@ -113,7 +113,7 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
         f"{name}.{inner}" if inner else name
         for name, head in zip(names, heads)
         for inner, module in head.named_modules()
-        if _is_compiled(module)
+        if is_compiled(module)
     )
     if compiled is None and (compiled := next(inside, None)) is None:
         return
@@ -139,7 +139,8 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
     return f"the backbone alone: {', '.join(parts[:3])}" if parts else "the backbone alone, as a module of its own"
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module runs as compiled code."""
     # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 
@@ -183,19 +184,29 @@ def _expand(model: nn.Module, head: _OneHead, containers: bool = True) -> list[t
     return [_one_head(model, head)]
 
 
-def of_methods(heads: Heads) -> str:
-    """Say what to name where methods of heads are called, for an error."""
-    inside = [
-        f"{name}.{child}"
-        for name, module in zip(heads.names, heads.modules)
-        if not isinstance(module, Branch)
-        for child, _ in module.named_children()
-    ]
-    if not inside:
+def of_methods(heads: Heads, ran_inside: Callable[[str], Sequence[str]] = lambda name: ()) -> str:
+    """Say what to name where methods of heads are called, for an error; ``ran_inside`` says which modules of a head ran."""
+    parts: list[list[str]] = []
+    for name, module in zip(heads.names, heads.modules):
+        if isinstance(module, Branch):
+            return ""
+        inside = ran_inside(name) or [
+            f"{name}.{child}" for child, part in module.named_children() if next(part.parameters(), None) is not None
+        ]
+        parts.append(list(inside) if len(inside) <= _MOST_NAMES else [inside[0], inside[-1]])
+    if not all(parts):
         return ""
+    given: list[str | list[str]] = [own[0] if len(own) == 1 else own for own in parts]
+    if heads.columns:
+        words = repr(given[0] if len(parts[0]) == 1 else given)
+    else:
+        named = [f"{task!r}: {own!r}" for task, own in zip(heads.tasks, given)]
+        more = ["..."] if len(named) > _MOST_NAMES else []
+        words = f"{{{', '.join([*named[:_MOST_NAMES], *more])}}}"
+        words += " (for each task from where its head begins to its output)" if more else ""
     return (
         f" Where a method of a head is called, head.step(feature), not {heads.names[0]!r} itself, name the modules in it "
-        f"that are called: {listed(map(repr, inside), 4)}."
+        f"that are called: heads={words}."
     )
 
 
@@ -218,6 +229,8 @@ def items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads
 
 #: Between the names of a head of several modules.
 _TO = " to "
+#: So many names are written out.
+_MOST_NAMES = 6
 
 
 def _one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
