@@ -570,7 +570,7 @@ def test_methods_of_heads_are_told_of() -> None:
     regularizer = SaliencyRegularizer(model, "predictor")
     model["predictor"].logits(model["backbone"](torch.randn(3, 4)))
     with pytest.raises(
-        CaptureError, match=r"'predictor' itself, name the modules in it that are called: 'predictor.net'"
+        CaptureError, match=r"'predictor' itself, name the modules in it that are called: heads='predictor.net'\."
     ):
         regularizer()
     with SaliencyRegularizer(model, "predictor.net") as inner:
@@ -590,7 +590,9 @@ def test_methods_of_heads_in_a_forward_are_told_of() -> None:
     model = Net()
     regularizer = SaliencyRegularizer(model)
     model(torch.randn(3, 4))
-    with pytest.raises(NoHeadRanError, match=r"'heads.a' itself, name the modules in it.*'heads.a.net', 'heads.b.net'"):
+    with pytest.raises(
+        NoHeadRanError, match=r"'heads.a' itself.*called: heads=\{'a': 'heads.a.net', 'b': 'heads.b.net', 'c'"
+    ):
         regularizer()
 
 

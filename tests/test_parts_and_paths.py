@@ -189,7 +189,7 @@ def test_wrong_parts() -> None:
         CaptureError, match="output=0 is no part of what head 'heads.b' returned: a torch.float32 tensor"
     ):
         regularizer()
-    with pytest.raises(WrongTypeError, match="a key, an attribute, an index or a function, found float"):
+    with pytest.raises(WrongTypeError, match="a key, an attribute, an index or a function.*found float"):
         two_heads(output=1.5)
     model, _ = two_heads(output=lambda out: out["nothing"] if isinstance(out, dict) else out)
     with pytest.raises(KeyError, match="nothing"):

@@ -72,10 +72,11 @@ class FeatureCapture:
         self._goes_on = heads.goes_on if output is None else ()
         self.sharded = ShardedHeads(model, [*heads.modules, *(module for _, _, module in self._goes_on)])
         self._looked_behind = self._told_of_more = False
-        self._tracing = Tracing()
+        self._tracing = Tracing(wanted=not keep)
         self._latest: RecordedForward | None = None
-        never = "the model has not run a forward yet. Call the model before the regularizer."
-        self._why_none = never + of_methods(heads)
+        self._why_none = (
+            f"the model has not run a forward yet. Call the model before the regularizer.{of_methods(heads)}"
+        )
         self._running = False  # the model's own forward
         self._exception_before: object = None
         features = locate_features(model, feature)
@@ -154,6 +155,7 @@ class FeatureCapture:
                 raise
             modules, columns = self.heads.modules, self.heads.columns
             return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
+        self._tracing.wanted &= forward is None
         self._raw_inputs.look(forward)
         if forward is not None and recorded.returned is not None and not self._looked_behind:
             self._looked_behind = True
@@ -194,7 +196,7 @@ class FeatureCapture:
         self._exception_before = sys.exc_info()[1]
         # A forward without gradients (an evaluation, a teacher's) does not displace one that waits to be read.
         if torch.is_grad_enabled() or self._latest is None or not self._latest.active:
-            self._begin().trace = None if self._looked_behind else self._tracing.begin(module)
+            self._begin().trace = self._tracing.begin(module)
         return self._raw_inputs.replaced(args, kwargs) if torch.is_grad_enabled() else None
 
     def _after_model(self, module: nn.Module, args: Any, output: Any) -> None:

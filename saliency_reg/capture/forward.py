@@ -17,7 +17,7 @@ from .graph_names import Names, Trace
 from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
-from .nested import tensors_in
+from .nested import Path, first_part, tensors_in
 from .places import Place, as_edge, read_elsewhere
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
@@ -129,7 +129,7 @@ class CapturedForward:
     groups: ColumnGroups | None = None  # which of its columns are those of each task, if not one each
     carried: Any = None  # what the aliases left with this forward; only those who made them know
     weights: Sequence[Weight] = ()  # of plain Linear heads, when they ran
-    shared: Callable[[Sequence[Tensor]], str] = lambda tensors: ""  # says which modules they depend on, for errors
+    shared: Callable[[Sequence[Tensor]], str] = lambda _: ""  # says which modules they depend on, for errors
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
@@ -171,7 +171,7 @@ def checked_forward(
         )
     if set(recorded.other_runs) - set(recorded.runs):
         raise CaptureError(_other_tensors([*recorded.other_runs.values(), *runs], names))
-    if not _have_graphs(runs):
+    if not _have_graphs(runs, [heads.tasks[index] for index in ran]):
         return None
     if missing := [index for index in range(len(feature_names)) if index not in recorded.features]:
         name = feature_names[missing[0]]
@@ -259,12 +259,12 @@ def _output_as_returned(run: HeadRun) -> Tensor:
     return run.kept
 
 
-def _have_graphs(runs: Sequence[HeadRun]) -> bool:
+def _have_graphs(runs: Sequence[HeadRun], tasks: Sequence[str]) -> bool:
     for run in runs:
         if not isinstance(run.output, Tensor):
             raise CaptureError(
-                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is with "
-                "output='logits' (a key or attribute), output=0 (an index) or a function, or choose the module whose "
+                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is, e.g. "
+                f"{_say_which_part(runs, tasks)} (a key, an attribute, an index or a function), or choose the module whose "
                 "output is the tensor."
             )
         if not run.output.is_floating_point():
@@ -328,31 +328,25 @@ def _other_tensors(runs: Sequence[HeadRun], names: Names) -> str:
 
 
 def _without_tensor(without: HeadRun, runs: Sequence[HeadRun], names: Names) -> str:
-    """Say what to name where a head is called with a list or dictionary of tensors, and what their outputs need then."""
-    given = [dict(tensors_in(*run.given)) if run.source is None else {(): run.source} for run in runs]  # by their paths
-    own = given[runs.index(without)]
-    common = {
-        path: one for path, one in own.items() if all(any(one is other for other in its.values()) for its in given)
-    }
-    addresses = names.of(list(common.values())) or [
-        f"{without.name}:input.{'.'.join(map(str, path))}" for path in common if not any("." in str(at) for at in path)
+    """Say what to name where a head is called with a list or dictionary of tensors, and what its output needs then."""
+    given: list[dict[Path, Tensor]] = [
+        dict(tensors_in(*run.given)) if run.source is None else {(): run.source} for run in runs
     ]
-    if addresses:
-        advice = (
-            f"Name the feature map: feature={addresses[0]!r}"
-            if len(addresses) == 1
-            else f"Name the feature maps: feature={addresses}"
+    advice, axes = names.of_arguments(without.name, given[runs.index(without)], given)
+    other = next((run for run in runs if isinstance(run.output, Tensor) and run.output.ndim == 3), None)
+    if other is not None and axes and 3 not in axes:
+        advice += (
+            f", and for the output {list(other.output.shape)} of {other.name!r}, which is no map like these, "
+            "scalarize=lambda output: output.amax(-1) - output.mean(-1) (classes on its last axis) or output.sum(1) (one "
+            "value per position)"
         )
-    elif shared := names.shared_by([one for its in given for one in its.values()]):
-        advice = f"{shared}"
-    else:
-        advice = "Name the feature map, e.g. feature='backbone'"
-    text = f"head {without.name!r} was called without a floating-point tensor. {advice}"
-    axes = {one.ndim for one in common.values()}
-    other = [run for run in runs if isinstance(run.output, Tensor) and run.output.ndim == 3 and axes and axes != {3}]
-    if other:
-        text += (
-            f"; its output {list(other[0].output.shape)} is no map like these: pass also scalarize=lambda output: "
-            "output.amax(-1) - output.mean(-1) for classes on its last axis, or output.sum(1) for one value per position"
-        )
-    return f"{text}. Or choose the module that reads it, or pass regularizer(outputs=..., features=...)."
+    return (
+        f"head {without.name!r} was called without a floating-point tensor. {advice or _NAME_IT}; or choose the module "
+        "that reads it, or pass regularizer(outputs=..., features=...)."
+    )
+
+
+def _say_which_part(runs: Sequence[HeadRun], tasks: Sequence[str]) -> str:
+    parts = {task: first_part(run.output) for run, task in zip(runs, tasks) if not isinstance(run.output, Tensor)}
+    one_for_all = len(parts) == len(runs) and len(set(parts.values())) == 1
+    return f"output={(next(iter(parts.values())) if one_for_all else parts)!r}"

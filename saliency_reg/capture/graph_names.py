@@ -14,7 +14,7 @@ from torch.autograd.graph import Node
 from ..torch_tools import ModuleHooks, in_backward, leaves_behind_each, nodes_between, warn_user
 from .heads import Heads, is_compiled, is_container
 from .lookup import listed
-from .nested import first_tensor, tensors_in
+from .nested import Path, first_tensor, tensors_in, unfolded
 
 #: A place in the graph: a node, and the number of its output.
 _Output = tuple[Node, int]
@@ -34,10 +34,8 @@ class Trace:
         self.ran.append(name)
         if first_tensor(args, {})[1] is not None:
             self.with_input.add(name)
-        if not isinstance(output, (Tensor, Mapping, list, tuple)):
-            output = getattr(output, "__dict__", {})  # a dataclass
         self.returned[name] = {}
-        for (_, *path), tensor in tensors_in((output,), {}):
+        for (_, *path), tensor in tensors_in((unfolded(output),), {}):
             if tensor.grad_fn is not None and not any("." in str(item) for item in path):
                 address = f"{name}:output.{'.'.join(map(str, path))}" if path else name
                 self.returned[name].setdefault(address, (tensor.grad_fn, tensor.output_nr))
@@ -54,17 +52,18 @@ class Trace:
 class Tracing:
     """Hooks for the first forward of a model, which make a :class:`Trace` of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
         self._hooks = ModuleHooks(self, tells=False)
         self._trace: Trace | None = None
 
     def begin(self, model: nn.Module) -> Trace | None:
-        if torch.compiler.is_dynamo_compiling():
+        if not self.wanted or torch.compiler.is_dynamo_compiling() or not torch.is_grad_enabled():
             return None
         self._hooks.remove()
         self._trace = Trace()
         # Hooks within compiled code would be compiled, too, and again without them.
-        closed = {id(m) for part in model.modules() if is_compiled(part) for m in part.modules()}
+        closed = {id(m) for part in model.modules() if _is_closed(part) for m in part.modules()}
         for name, module in model.named_modules():
             if name and id(module) not in closed and not is_container(module):
                 self._hooks.after(module, self._note, name)
@@ -77,6 +76,11 @@ class Tracing:
     def _note(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         if self._trace is not None and not in_backward():
             self._trace.note(name, module, args, output)
+
+
+def _is_closed(module: nn.Module) -> bool:
+    compiled = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable") or is_compiled(module)
+    return compiled or isinstance(module, torch.jit.ScriptModule)
 
 
 class Names:
@@ -102,6 +106,25 @@ class Names:
         if not places or not all(place in known for place in places):
             return []
         return list(dict.fromkeys(known[place][0] for place in places))  # type: ignore[index]  # checked
+
+    def of_arguments(
+        self, head: str, own: Mapping[Path, Tensor], all_of_them: Sequence[Mapping[Path, Tensor]]
+    ) -> tuple[str, set[int]]:
+        """Say what to name of the tensors that heads are called with, of which ``own`` are one's; and their axes."""
+        common = {
+            path: one
+            for path, one in own.items()
+            if all(any(one is its for its in given.values()) for given in all_of_them)
+        }
+        names = self.of(list(common.values())) or [
+            f"{head}:input.{'.'.join(map(str, path))}" for path in common if not any("." in str(item) for item in path)
+        ]
+        if names:
+            words = (
+                f"Pass the feature map: feature={names[0]!r}" if len(names) == 1 else f"Pass the maps: feature={names}"
+            )
+            return words, {one.ndim for one in common.values()}
+        return self.shared_by([one for given in all_of_them for one in given.values()]), set()
 
     def shared_by(self, tensors: Sequence[Tensor]) -> str:
         """Say which modules all ``tensors`` depend on, nearest first, and which to pass; nothing where none is known."""
@@ -165,11 +188,11 @@ class Names:
         )
         chosen = next((group for group in nearest if len(group) == 1), sorted(nearest[0]))
         advice = f"pass feature={chosen[0]!r}" if len(chosen) == 1 else f"pass feature={chosen}"
-        around = _reached(starts, {place: one for place, one in places.items()}, stop=chosen)
+        around = _reached(starts, places, stop=chosen)
         if any(not behind[one] & set(chosen) for one in around - set(chosen)):
             read = _reached(starts, places, stop=order)
             if len(read) <= 6:
-                advice += f", or feature={[one for one in order if one in read]} for all that they read of it"
+                advice += f", or feature={[one for one in order if one in read]} for all of them that the heads read"
         of_input = chosen[0].partition(":")[0]
         if self._trace is not None and of_input in self._trace.with_input:
             advice += f", or '{of_input}:input' for what that module reads"

@@ -80,6 +80,16 @@ def first_tensor(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Path, 
     return (), None
 
 
+def unfolded(value: Any) -> Any:
+    """Return what :func:`tensors_in` looks into: of an object that is no list or mapping, its attributes."""
+    return value if isinstance(value, (Tensor, Mapping, list, tuple)) else getattr(value, "__dict__", {})
+
+
+def first_part(value: Any) -> int | str:
+    """Return the first index, key or attribute of a value that is a tensor; an example of one where there is none."""
+    return next((path[1] for path, _ in tensors_in((unfolded(value),), {}) if len(path) == 2), "logits")
+
+
 def why_unusable(value: Any) -> str:
     """Say what a tensor has to be made into before it can be a feature map; nothing for one that can."""
     if not isinstance(value, Tensor):

@@ -11,6 +11,8 @@ from ..errors import NotConnectedError
 from ..torch_tools import Edge, Gradient, added, gradients_of, without_autocast
 from .pooling import Pooling
 
+_ANOTHER = "Choose a feature that every head reads, and pass the tensor itself, not a copy or a detached one"
+
 
 def input_gradients(
     scalars: Sequence[Tensor],
@@ -21,12 +23,13 @@ def input_gradients(
     at_once: bool,
     create_graph: bool,
     of_map: Callable[[Gradient], Gradient] = lambda gradient: gradient,
-    shared: Callable[[Sequence[Tensor]], str] = lambda tensors: "",
+    shared: Callable[[Sequence[Tensor]], str] = lambda _: "",
 ) -> Tensor:
     """Return ``[t, B, ...]``: the gradient of each scalar with respect to its features, added up and pooled.
 
     ``at_once`` is for scalars each of which depends on no feature but its own single one: one autograd call then
-    returns all gradients. ``shared`` says what to name instead of a feature that one does not depend on. Otherwise there is one call per scalar. ``of_map`` is :meth:`FeatureMap.gradient`.
+    returns all gradients. Otherwise there is one call per scalar. ``of_map`` is :meth:`FeatureMap.gradient`; ``shared``
+    says what to name instead of a feature map that one does not depend on.
     """
     found: Sequence[Gradient]
     with without_autocast(scalars[0]):
@@ -38,12 +41,7 @@ def input_gradients(
             found = [added(*_gradients([scalar], own, [seed], create_graph)) for scalar, own, seed in calls]
     if lost := [task for task, gradient in zip(tasks, found) if gradient is None]:
         raise NotConnectedError(
-            f"the output of {lost} does not depend on the feature map. "
-            + (
-                shared(scalars)
-                or "Choose a feature that every head reads, and pass the tensor itself, not a copy or a detached one"
-            )
-            + "."
+            f"the output of {lost} does not depend on the feature map. {shared(scalars) or _ANOTHER}."
         )
     return torch.stack(
         [pooling.pooled(gradient, pooling.scale) for gradient in map(of_map, found) if gradient is not None]

@@ -53,9 +53,9 @@ def task_saliencies(
         scalarize: the scalar of an output with K classes. ``"auto"`` (largest minus mean logit), ``"max"``,
             ``"logsumexp"``, ``"sum"``, ``"label"`` (logit of the target class), ``"label_log_probability"``, or a
             callable ``output -> tensor`` (``(output, target) -> tensor`` when targets are given), whose entries are
-            summed. A mapping (``"auto"`` for tasks that it leaves out) or sequence chooses per task. An output with one value is its own scalar, and for two
-            classes ``"auto"`` is the second logit minus the first. Outputs that are no classes (an ordinal head's
-            thresholds, several labels, numbers, boxes) want ``"sum"``. ``"auto"``
+            summed. A mapping (``"auto"`` for tasks that it leaves out) or sequence chooses per task. An output with one
+            value is its own scalar, and for two classes ``"auto"`` is the second logit minus the first. Outputs that are
+            no classes (an ordinal head's thresholds, several labels, numbers, boxes) want ``"sum"``. ``"auto"``
             and ``"label_log_probability"`` do not change when a function of the input is added to all logits,
             as the predictions do not; the others do.
         targets: class indices per task, for the ``"label"`` choices: ``[B]`` or ``[B, positions...]``; -100 marks

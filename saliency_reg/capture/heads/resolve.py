@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
 from ...tasks import check_task_names, per_task
-from ..lookup import find_module, listed, match_names, name_of
+from ..lookup import find_module, match_names, name_of
 from ..nested import Item
 from .branches import Branch, continuations, last_part
 from .column_groups import ColumnGroups, ColumnsChoice
@@ -222,7 +222,8 @@ def items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads
     for part in parts:
         if isinstance(part, bool) or not (part is None or callable(part) or isinstance(part, (int, str))):
             raise WrongTypeError(
-                f"output= must be a key, an attribute, an index or a function, found {type(part).__name__}."
+                f"output= must be a key, an attribute, an index or a function, or {{task: one of these}}, found "
+                f"{type(part).__name__}."
             )
     return [() if part is None else (part,) for part in parts]
 
