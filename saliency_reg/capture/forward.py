@@ -38,6 +38,7 @@ class HeadRun:
     weight: Weight = None  # of a plain Linear, when it ran
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
+    differentiable: int = 0  # of its arguments
 
     @property
     def source(self) -> Tensor | None:
@@ -70,7 +71,7 @@ class RecordedForward:
     # Heads that read another tensor before this forward began with one, where parts are called one by one.
     other_runs: dict[int, HeadRun] = field(default_factory=dict)
     training: bool = True  # the mode of the first head
-    unread: tuple[int, int] = (0, 0)  # forwards before it that were not read: in eval mode, in train mode
+    over: bool = False  # the optimizer took a step since
     problem: str | None = None
     returned: Any = None  # by the model, where it is to be looked at
 
@@ -83,15 +84,18 @@ class RecordedForward:
         """Begin a head's run; heads that read one tensor share its place before any of them ran."""
         if source is None:
             return HeadRun(name, None, -1)
-        known = [run.place for run in self.runs.values() if run.source is source]
-        return HeadRun(name, known[-1] if known else Place.of(source), version_of(source))
+        known = next((run.place for run in reversed(self.runs.values()) if run.source is source), None)
+        return HeadRun(name, known or Place.of(source), version_of(source))
 
     def may_hold(self, source: Tensor) -> bool:
         """Whether a head that reads this may belong to the forward in which the others have run."""
-        sources = [run.source for run in self.runs.values() if run.source is not None]
-        return (
-            not sources or any(same_tensor(source, one) for one in sources) or _have_equal_values([source, sources[0]])
+        runs = self.runs.values()
+        first, latest = (
+            next((run.source for run in way if run.source is not None), None) for way in (runs, reversed(runs))
         )
+        if first is None or latest is None:
+            return True
+        return same_tensor(source, latest) or same_tensor(source, first) or _have_equal_values([source, first])
 
 
 @dataclass
@@ -201,21 +205,21 @@ def checked_forward(
 class Ways:
     """Whether outputs depend on a named feature map on other ways than through what the heads are called with.
 
-    Looked at once for each head.
+    Looked at once for each head, and again when it is called with other arguments.
     """
 
     def __init__(self) -> None:
         self.others = False
-        self._known: set[int] = set()
+        self._known: set[tuple[int, int]] = set()
 
     def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
-        edge = seen.edge
-        if not self.others and edge is not None and not self._known.issuperset(recorded.ended) and recorded.aliased:
+        edge, heads = seen.edge, {(index, run.differentiable) for index, run in recorded.ended.items()}
+        if not self.others and edge is not None and not heads <= self._known and recorded.aliased:
             # Ways that lead through another named feature map are those of that one.
             others = [place.edge for place in recorded.features.values() if place is not seen]
             named = [other for other in others if other is not None and as_edge(other) != as_edge(edge)]
             self.others = read_elsewhere(edge, [*(run.edge for run in recorded.ended.values()), *named], outputs)
-            self._known.update(recorded.ended)
+            self._known |= heads
         return self.others
 
 

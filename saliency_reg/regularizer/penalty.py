@@ -161,7 +161,7 @@ class Penalty(StateModule):
             self.relations.update(distances, self.current_strength, observed=seen, tasks=tasks)
         self._reminders.stepped()
         self._set_steps(self._steps_so_far() + 1)
-        self._strength_changes()
+        self._strength_changes(stepped=True)
 
     def _steps_so_far(self) -> int:
         """Return the optimizer steps so far, whoever wrote them."""
@@ -271,7 +271,7 @@ class Penalty(StateModule):
             found["relation weights"] = self.relations.matrix().flatten().tolist()
         return found
 
-    def _strength_changes(self) -> None:
+    def _strength_changes(self, *, stepped: bool = False) -> None:
         """For derived classes: the strength is, or may become, another one."""
 
     def _described(self) -> dict[str, str]:

@@ -44,7 +44,9 @@ def fixed_statistics(outputs: Sequence[Tensor], features: Sequence[Edge]) -> Ite
 def _has_batch_statistics(node: Any) -> bool:
     # NativeBatchNormBackward0, and those of cuDNN and MIOpen.
     return (
-        "BatchNormBackward" in node.name() and getattr(node, "_saved_training", False) and not _is_of_an_instance_norm(node)
+        "BatchNormBackward" in node.name()
+        and getattr(node, "_saved_training", False)
+        and not _is_of_an_instance_norm(node)
     )
 
 

@@ -65,6 +65,7 @@ class Vanishing:
             return set(), []
         reference = max(*sizes, self._reaction(forward, present[0], poolings))
         found: dict[int, str] = {}
+        self._waited += 1
         for task, size in zip(present, sizes):
             if task in self._have_one:
                 continue
@@ -120,7 +121,6 @@ class Vanishing:
 
     def _may_begin(self, forward: CapturedForward, task: int) -> bool:
         """Whether the head has weights of zero, which it may leave in the next steps."""
-        self._waited += 1
         weights = forward.modules[0 if forward.columns else task].parameters() if forward.modules else ()
         zero = any(weight.ndim > 1 and not bool(weight.detach().any()) for weight in weights)
         return zero and self._waited <= _MOST_WAITING
