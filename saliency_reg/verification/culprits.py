@@ -144,7 +144,15 @@ def detached_parts(run: Run, parts: list[Part]) -> list[Part]:
         own = [one for one in part.module.parameters(recurse=False) if one.requires_grad]
         if own and not any(id(one) in behind for one in own):
             found.append(part)
-    return found[::-1]
+    return found
+
+
+def heads_without_backbone(run: Run, backbone: list[Tensor]) -> list[int]:
+    """Return the heads whose output depends on no parameter in front of them, where that of others does."""
+    ids = {id(one) for one in backbone}
+    outputs = dict(zip(run.forward.ran, run.forward.outputs))
+    reached = {index: any(id(leaf) in ids for leaf in leaves_behind([output])) for index, output in outputs.items()}
+    return [index for index, reaches in reached.items() if not reaches] if any(reached.values()) else []
 
 
 def changed_in_place(parts: list[Part]) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from ..regularizer import HeadForm
 from ..saliency import batch_first, custom_functions
+from ..tasks import first_few
 from ..torch_tools import gradients_of
 from .culprits import (
+    Part,
     behind_the_feature,
     changed_in_place,
     detached_parts,
+    heads_without_backbone,
     parts_without_derivative,
     patched,
     watched_run,
@@ -29,46 +33,66 @@ _STEPS = {torch.float64: (1e-5, 1e-3, 1e-7), torch.float32: (1e-2, 3e-3, 3e-2)}
 def reach(subject: Subject) -> Check:
     """Take the gradient of the penalty with respect to all parameters."""
     run, parts = watched_run(subject)
-    if detached := detached_parts(run, parts):
-        heads = {part for head in subject.heads.modules for part in head.modules()}
-        where = "in the heads" if all(part.module in heads for part in detached) else "in front of the outputs"
-        names = ", ".join(map(str, detached[:6]))
-        return Check("reach", False, f"the outputs do not depend on these parts, which ran and can be trained: {names}",
-                     f"Something is detached {where}: look for .detach(), .data, .item(), no_grad behind them.")  # fmt: skip
     try:
-        penalty = subject.penalty(run)
+        return _detached(subject, run, parts) or _reach_of(subject, run)
     except RuntimeError as error:
-        if "inplace" in str(error) or "in place" in str(error):
-            if changed := changed_in_place(parts):
-                names = ", ".join(map(str, changed[:6]))
-                return Check("reach", False, f"changed in place after it was returned, but needed for a gradient: {names}",
-                             "Use the operation that makes a new tensor: x = x + y, not x += y.")  # fmt: skip
-        raise
+        changed = changed_in_place(parts) if "inplace" in str(error) or "in place" in str(error) else []
+        if not changed:
+            raise
+        text = f"changed in place after it was returned, but needed for a gradient: {_names(changed)}"
+        return Check("reach", False, text, "Use the operation that makes a new tensor: x = x + y, not x += y.")
+
+
+def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
+    if found := detached_parts(run, parts):
+        text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
+        return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
+    if found := heads_without_backbone(run, [one for _, one in _trained(subject)[1]]):
+        text = f"heads read what is detached from the backbone: {[subject.heads.names[index] for index in found]}"
+        return Check("reach", False, text, f"{_DETACHED} the backbone and these heads.")
+    return None
+
+
+def _reach_of(subject: Subject, run: Run) -> Check:
+    penalty = subject.penalty(run)
     if not penalty.requires_grad:
         return Check("reach", False, "the penalty has a value and no gradient: it trains nothing", _TRAIN_HEADS)
-    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
-    found = gradients_of([penalty], [one for _, one in named])
-    in_heads = {id(one) for head in subject.heads.modules for one in head.parameters()}
-    backbone = [(name, found[i]) for i, (name, one) in enumerate(named) if id(one) not in in_heads]
-    reached = [name for name, gradient in backbone if gradient is not None and bool(gradient.any())]
-    size = sum(float(gradient.double().square().sum()) for _, gradient in backbone if gradient is not None) ** 0.5
-    if reached:
-        return Check(
-            "reach", True, f"yes: {len(reached)} of {len(backbone)} parameters outside of the heads, length {size:.2g}"
-        )
+    backbone = [one for _, one in _trained(subject)[1]]
     if not backbone:
         return Check(
             "reach", None, "it trains the heads: no parameter outside of them can be trained (frozen, or none)"
         )
+    found = [one for one in gradients_of([penalty], backbone) if one is not None and bool(one.any())]
+    if found:
+        size = sum(float(one.double().square().sum()) for one in found) ** 0.5
+        text = f"yes: {len(found)} of {len(backbone)} parameters outside of the heads, length {size:.2g}"
+        return Check("reach", True, text)
     if bool(penalty.detach() == 0):
         return Check("reach", None, "not known: the penalty is 0 in this batch (all saliencies are equal)")
     if run.twin._reach.reaches is False and run.twin._reach.form is not HeadForm.SMOOTH:
-        return Check("reach", None, "no, it trains the heads only: they are piecewise linear, so their saliency is locally "
-                     "constant", "Use a smooth activation such as GELU in the heads, or target='loss', if it is to.")  # fmt: skip
-    return Check("reach", False, f"no gradient arrives at the {len(backbone)} parameters outside of the heads",
-                 "Look for .detach(), .data or no_grad between them and the heads.")  # fmt: skip
+        return Check(
+            "reach",
+            None,
+            "no, it trains the heads only: their saliency is locally constant (piecewise linear)",
+            _SMOOTH,
+        )
+    text = f"no gradient arrives at the {len(backbone)} parameters outside of the heads"
+    return Check("reach", False, text, f"{_DETACHED} them and the heads.")
 
 
+def _trained(subject: Subject) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
+    """Return the trained parameters of the heads, and the others."""
+    in_heads = {id(one) for head in subject.heads.modules for one in head.parameters()}
+    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
+    return [pair for pair in named if id(pair[1]) in in_heads], [pair for pair in named if id(pair[1]) not in in_heads]
+
+
+def _names(parts: list[Part]) -> str:
+    return first_few([str(part) for part in parts])
+
+
+_DETACHED = "Look for .detach(), .data, .item() or no_grad between"
+_SMOOTH = "Use a smooth activation such as GELU in the heads, or target='loss', if it is to reach the backbone."
 _TRAIN_HEADS = "Train the heads (they are frozen, or their backward detaches), or use a smooth activation in them."
 
 
@@ -76,25 +100,18 @@ def derivatives(subject: Subject, tolerance: float | None) -> Check:
     """Compare with finite differences: the saliency along the feature map, and the penalty's gradient along parameters."""
     run, parts = watched_run(subject)
     subject.penalty(run)  # raises where torch knows that something cannot be differentiated twice
-    given = run.forward.features[0].tensor.dtype
-    double = next((one.device.type for one in subject.model.parameters()), "cpu") != "mps"
-    try:
-        wrong, dtype = _compared(subject, torch.float64 if double else torch.float32, tolerance)
-    except Exception:  # tensors of the model that are no buffers keep their format
-        wrong, dtype = _compared(subject, None, tolerance)
+    wrong, dtype = subject.in_double(lambda: _compared(subject, tolerance))
     if not wrong:
         text = f"finite differences agree with the saliency and with the penalty's gradient ({str(dtype)[6:]})"
-        return Check(
-            "derivatives", True, text if dtype == torch.float64 or given == dtype else f"{text}, not in {given}"
-        )
-    custom = subject.run()
-    edges = [edge for feature in custom.forward.features for edge in feature.edges]
-    named = {", ".join(map(str, found)): kind for kind, found in parts_without_derivative(subject, parts).items()}
-    words = [f"{kind}: {names}" for names, kind in named.items()]
-    if functions := custom_functions(custom.forward.outputs, edges):
+        return Check("derivatives", True, text)
+    run = subject.run()
+    found = parts_without_derivative(subject, parts)
+    words = [f"{kind}: {_names(guilty)}" for kind, guilty in found.items()]
+    edges = [edge for feature in run.forward.features for edge in feature.edges]
+    if functions := custom_functions(run.forward.outputs, edges):
         words.append(f"autograd functions on the way: {', '.join(functions)}")
-    if not named and (changed := patched(behind_the_feature(subject, parts))):
-        words.append(f"parts with a forward of their own: {', '.join(map(str, changed[:6]))}")
+    if changed := [] if found else patched(behind_the_feature(subject, parts)):
+        words.append(f"parts with a forward of their own: {_names(changed)}")
     where = f" ({'; '.join(words)})" if words else ""
     return Check("derivatives", False, f"{' and '.join(wrong)}{where}", _ADVICE)
 
@@ -105,23 +122,18 @@ _ADVICE = (
 )
 
 
-def _compared(subject: Subject, dtype: torch.dtype | None, tolerance: float | None) -> tuple[list[str], torch.dtype]:
+def _compared(subject: Subject, tolerance: float | None) -> tuple[list[str], torch.dtype]:
     """Return what is not as it should be, in words, and the number format in which that was found out."""
     wrong = []
-    with subject.swapped(dtype) as named:
-        inner = subject.run().forward.features[0].tensor.dtype
-        used = torch.float64 if inner == torch.float64 else torch.float32
-        steps, allowed = _STEPS[used], tolerance or (1e-2 if used == torch.float64 else 5e-2)
-        if subject.replaceable and not _agree(_Outputs(subject), steps, allowed):
-            wrong.append("the saliency is not the derivative of the outputs")
-        in_heads = {id(one) for head in subject.heads.modules for one in head.parameters()}
-        for words, own in (
-            ("the heads", [one for _, one in named if id(one) in in_heads]),
-            ("the other parts", [one for _, one in named if id(one) not in in_heads]),
-        ):
-            if own and not _agree(_OfPenalty(subject, own), steps, allowed):
-                wrong.append(f"a part of the penalty's gradient is missing at the parameters of {words}")
-    return wrong, inner
+    dtype = subject.run().forward.features[0].tensor.dtype
+    used = torch.float64 if dtype == torch.float64 else torch.float32
+    steps, allowed = _STEPS[used], tolerance or (1e-2 if used == torch.float64 else 5e-2)
+    if subject.replaceable and not _agree(_Outputs(subject), steps, allowed):
+        wrong.append("the saliency is not the derivative of the outputs")
+    for words, own in zip(("the heads", "the other parts"), _trained(subject)):
+        if own and not _agree(_OfPenalty(subject, [one for _, one in own]), steps, allowed):
+            wrong.append(f"a part of the penalty's gradient is missing at the parameters of {words}")
+    return wrong, dtype
 
 
 class _Function:
@@ -192,7 +204,7 @@ class _OfPenalty(_Function):
         self.start = [one.detach().clone() for one in parameters]
 
     def _penalty(self) -> Tensor:
-        run: Run = self._subject.run()
+        run = self._subject.run()
         run.twin._reach._custom_backward = "ignore"  # it is looked at here
         return self._subject.penalty(run)
 
@@ -221,4 +233,6 @@ def _along(found: Sequence[Tensor | None], directions: Sequence[Tensor]) -> floa
 
 
 def _floor(value: Tensor, moved: Tensor) -> float:
+    if not bool(value.detach()):
+        return math.inf  # at its least, where the distances have a kink
     return (1e-6 if moved.dtype == torch.float64 else 3e-3) * abs(float(value.detach()))

@@ -28,7 +28,7 @@ from ..torch_tools import positive_number
 from .compiled import compiled, compiled_parts, not_captured
 from .figures import fp16, share
 from .gradient_checks import derivatives, reach
-from .report import Check, VerificationReport, table
+from .report import ROWS, Check, VerificationReport, table
 from .saliency_checks import saliency, samples
 from .subject import Subject
 from .surgery_check import Backward, surgery
@@ -159,7 +159,7 @@ def _checks(
                 "heads": partial(_heads, subject),
                 "compiled": partial(compiled, subject),
                 "saliency": partial(saliency, subject, tolerance),
-                "samples": partial(samples, subject, tolerance),
+                "samples": partial(samples, subject),
                 "reach": partial(reach, subject),
                 "derivatives": partial(derivatives, subject, tolerance),
                 "surgery": partial(surgery, subject, backward, tolerance),
@@ -202,8 +202,6 @@ class _Collected:
             self._rows.setdefault(name, Check(name, None, f"not checked: see {self.home!r}"))
 
     def rows(self, why_not: str) -> list[Check]:
-        from .report import ROWS
-
         found = []
         for name in ROWS:
             row, error = self._rows.get(name), self._errors.get(name)

@@ -43,7 +43,7 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     if not subject.replaceable:
         return Check("saliency", None, "not checked: the input of a module was named, which others may read, too")
     maps = maps_of(run)
-    found = subject.saliencies(run)
+    found = subject.saliencies(run, create_graph=True)
     missing = [subject.tasks[task] for task in run.forward.tasks(len(subject.tasks)) if task not in found.present]
     if not found.present:
         return Check(
@@ -132,7 +132,7 @@ def _pooled(gradient: Tensor, batch_axis: int, sample: int, pooling: Pooling, ma
     return total / keep.sum().clamp(min=1) if pooling._pool == "mean" else total
 
 
-def samples(subject: Subject, tolerance: float | None) -> Check:
+def samples(subject: Subject) -> Check:
     """Replace the feature map of one sample, and look at the outputs of the others."""
     run, parts = watched_run(subject)
     feature = run.forward.features[0]

@@ -6,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from ..tasks import losses_per_task
 from ..torch_tools import at_least_float32, derives_from, without_autocast
 from .unchanged import Buffers, Randomness, tensors_doubled
 
+_Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
 _SOME_STRENGTH = 0.1
 
@@ -187,6 +188,15 @@ class Subject:
         batch_first(run.forward, self.options.batch_axis)
         with torch.enable_grad():
             return run.twin._extractor.extract(run.forward, given, create_graph=create_graph)
+
+    def in_double(self, function: Callable[[], _Found]) -> _Found:
+        """Call a function with copies of parameters and buffers in float64, if the model can work with them."""
+        device = next((one.device.type for one in self.model.parameters()), "cpu")
+        if device != "mps":
+            with contextlib.suppress(Exception), self.swapped(torch.float64):  # tensors of its own keep their format
+                return function()
+        with self.swapped():
+            return function()
 
     @contextlib.contextmanager
     def swapped(self, dtype: torch.dtype | None = None) -> Iterator[list[tuple[str, nn.Parameter]]]:

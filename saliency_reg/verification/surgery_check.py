@@ -32,16 +32,21 @@ def surgery(subject: Subject, backward: Backward | None, tolerance: float | None
         return Check(
             "surgery", None, "not checked", "Pass losses=, a function of what the model returns: {task: loss}."
         )
-    with subject.swapped() as named:
-        run = subject.run(surgery=True)
-        found = _of_backward(subject, run, backward, named)
-        if combiner is None:
-            weights, expected = None, _plain(subject, named)
-        else:
-            weights, expected = _reference(subject, named)
-    report = None if run.twin.surgery is None else run.twin.surgery.report
-    if combiner is not None and report is None:
-        return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
+    return subject.in_double(lambda: _compared(subject, backward, tolerance))
+
+
+def _compared(subject: Subject, backward: Backward | None, tolerance: float | None) -> Check:
+    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
+    run = subject.run(surgery=True)
+    found = _of_backward(subject, run, backward, named)
+    report, weights = None, None
+    if run.twin.surgery is None:
+        expected = _plain(subject, named)
+    else:
+        report = run.twin.surgery.report
+        if report is None:
+            return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
+        weights, expected = _reference(subject, named)
     dtype = next(one.dtype for _, one in named)
     allowed = tolerance or 1e4 * torch.finfo(dtype).eps
     off = {name: _distance(found[name], one) for name, one in expected.items()}
@@ -50,8 +55,8 @@ def surgery(subject: Subject, backward: Backward | None, tolerance: float | None
     text = (
         f"largest difference of a parameter's gradient from the reference: {worst / (size or 1.0):.1e} of the longest"
     )
-    if weights is not None:
-        text += f", weights {_few(report.weights)} (reference {_few(weights)})" if report is not None else ""
+    if weights is not None and report is not None:
+        text += f", weights {_few(report.weights)} (reference {_few(weights)})"
     if worst <= allowed * size:
         return Check("surgery", True, text)
     guilty = f"{text}; at {name!r}"

@@ -46,6 +46,12 @@ class Buffers:
         tensors = {id(one): one for _, own in self._own for one in own.values() if one is not None and not one.is_meta}
         self._values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
 
+    def lend(self) -> None:
+        """Put copies in their places."""
+        copies = {id(tensor): value.clone() for tensor, value in self._values}
+        for module, own in self._own:
+            module._buffers.update({name: copies.get(id(one), one) for name, one in own.items()})
+
     def again(self) -> None:
         for module, own in self._own:
             module._buffers.clear()
@@ -65,6 +71,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     silent = logger.disabled
     logger.disabled = True
     try:
+        buffers.lend()
         yield
     finally:
         logger.disabled = silent
