@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+import saliency_reg.saliency.extraction
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer, VerificationReport, verify
 from saliency_reg.errors import AlreadyAttachedError, ConfigurationError, VerificationError, WrongTypeError
+from saliency_reg.verification.__main__ import main
 
 from .zoo import build
 
@@ -52,7 +54,7 @@ def losses(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def report_of(model: nn.Module, batch: Any = X, **options: Any) -> VerificationReport:
-    return verify(model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 3.0, **options})
+    return verify(model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 30.0, **options})
 
 
 def with_part(part: nn.Module, task: str = "b") -> Net:
@@ -75,7 +77,9 @@ def test_healthy_models_pass(name: str) -> None:
     entry = build(name)
     report = verify(entry.model, entry.inputs, show=False, **entry.options)
     assert report.passed, str(report)
-    assert {row for row in ("heads", "compiled", "saliency", "samples", "derivatives") if not report[row].passed} == set()
+    assert {
+        row for row in ("heads", "compiled", "saliency", "samples", "derivatives") if not report[row].passed
+    } == set()
     assert report["share"].passed is None
 
 
@@ -88,7 +92,14 @@ def test_a_healthy_model_under_surgery_passes_whole() -> None:
 
 def test_one_head_with_columns_under_surgery() -> None:
     entry = build("mlp columns")
-    report = verify(entry.model, entry.inputs, losses=lambda out: (out - 2).square().mean(0), surgery=PCGrad(), show=False, **entry.options)
+    report = verify(
+        entry.model,
+        entry.inputs,
+        losses=lambda out: (out - 2).square().mean(0),
+        surgery=PCGrad(),
+        show=False,
+        **entry.options,
+    )
     assert report.passed, str(report)
     assert report["surgery"].passed
 
@@ -127,6 +138,18 @@ def test_half_precision() -> None:
     assert report_of(model, X.bfloat16()).passed
     with torch.autocast("cpu", torch.bfloat16):
         assert report_of(Net()).passed
+
+
+def test_saliencies_that_are_not_those_of_the_samples_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any, **kwargs: Any) -> Tensor:
+        return input_gradients(*args, **kwargs).roll(1, dims=1)
+
+    input_gradients = saliency_reg.saliency.extraction.input_gradients
+    monkeypatch.setattr(saliency_reg.saliency.extraction, "input_gradients", wrong)
+    report = report_of(Net())
+    assert failed(report) == ["saliency"], str(report)
+    assert "task '" in report["saliency"].found
+    assert report_of(Net(), tolerance=10.0).passed
 
 
 # 1. Samples that mix.
@@ -401,7 +424,10 @@ def right(losses: dict[str, Tensor], penalty: Tensor) -> None:
 
 
 def conflicting(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {task: (1 if place else -1) * output.mean() + output.square().mean() for place, (task, output) in enumerate(outputs.items())}
+    return {
+        task: (1 if place else -1) * output.mean() + output.square().mean()
+        for place, (task, output) in enumerate(outputs.items())
+    }
 
 
 def conflicts() -> Net:
@@ -431,7 +457,9 @@ def test_pcgrad_on_summed_gradients() -> None:
 
 
 def test_losses_that_go_around_the_surgery() -> None:
-    report = report_of(conflicts(), losses=lambda out: {t: o.detach().requires_grad_().sum() for t, o in out.items()}, surgery=PCGrad())
+    report = report_of(
+        conflicts(), losses=lambda out: {t: o.detach().requires_grad_().sum() for t, o in out.items()}, surgery=PCGrad()
+    )
     assert failed(report) == ["surgery"], str(report)
     assert "weighed no gradient" in report["surgery"].found
 
@@ -538,7 +566,10 @@ def test_nothing_changes(attached: bool, surgery: bool) -> None:
         model(X)  # waits to be read
         others, options = [regularizer], {}
         read = regularizer.report, vars(regularizer._capture)["_latest"], regularizer.describe()
-        reminded = {name: copy.copy(value) for name, value in vars(regularizer._reminders).items()}
+        reminded = {
+            name: copy.copy(value) if isinstance(value, (set, list)) else value
+            for name, value in vars(regularizer._reminders).items()
+        }
     before, identities = state_of(model, *others), [*map(id, model.parameters()), *map(id, model.buffers())]
     report = verify(model, X, losses=losses, show=False, regularizer=regularizer, **options)
     assert report.passed, str(report)
@@ -568,7 +599,9 @@ def test_a_model_that_raises_is_put_back() -> None:
 
 
 def test_strict_raises_and_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(VerificationError, match=r"(?s)2 checks failed:\nsaliency .*\nsamples +FAIL  .*'heads.b.1' \(Centred\)"):
+    with pytest.raises(
+        VerificationError, match=r"(?s)2 checks failed:\nsaliency .*\nsamples +FAIL  .*'heads.b.1' \(Centred\)"
+    ):
         verify(with_part(Centred()), X, strict=True)
     assert "2 of 9 checks failed" in capsys.readouterr().out
     assert verify(Net(), X, strict=True).passed
@@ -603,33 +636,58 @@ def test_wrong_use() -> None:
 
 COMMAND = """
 import torch
-from tests.test_verify import Centred, Net, X, losses, with_part
+from torch import nn
 
-def healthy(): return Net(), X
-def defect(): return {"model": with_part(Centred()), "batch": X, "losses": losses}
-def wrong(): return Net()
-def save(): torch.save((Net(), X), "saved.pt")
+class Net(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.backbone = nn.Linear(4, 3)
+        self.heads = nn.ModuleDict({"a": nn.Sequential(nn.Linear(3, 3), part, nn.Linear(3, 1)), "b": nn.Linear(3, 1)})
+    def forward(self, x):
+        feature = self.backbone(x)
+        return {task: head(feature) for task, head in self.heads.items()}
+
+class Centred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+def healthy(): return Net(nn.Tanh()), torch.randn(4, 4)
+def defect(): return {"model": Net(Centred()), "batch": torch.randn(4, 4), "heads": "heads"}
+def wrong(): return Net(nn.Tanh())
 """
 
 
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(COMMAND)
+    path = {"PYTHONPATH": str(ROOT)}
+    for what, code, words in (("healthy", 0, "No check failed."), ("defect", 1, "'heads.a.1' (Centred)")):
+        command = [sys.executable, "-m", "saliency_reg.verification", f"mine:{what}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **path})
+        assert done.returncode == code, done.stdout + done.stderr
+        assert words in done.stdout
 
-    def run(*what: str) -> tuple[int, str]:
-        path = os.pathsep.join([str(ROOT), str(tmp_path)])
-        code = "import mine, sys\nfrom saliency_reg.verification.__main__ import main\nmine.save()\n"
-        code += "print([main(what.split()) for what in sys.argv[1:]])"
-        command = [sys.executable, "-c", code, *what] if len(what) > 1 else [sys.executable, "-m", "saliency_reg.verification", *what]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-        return done.returncode, done.stdout + done.stderr
 
-    code, text = run("mine:healthy")
-    assert code == 0, text
-    assert "No check failed." in text
-    code, text = run("mine:defect")
-    assert code == 1, text
-    assert "'heads.b.1' (Centred)" in text
-    code, text = run("mine:healthy", "mine:defect", "mine:wrong", "mine:nothing", "saved.pt", "saved.pt --trust", "nothing")
-    assert "[0, 1, 2, 2, 2, 0, 2]" in text, text
-    for words in ("Pass --trust if you wrote it", "expected (model, batch)", "cannot be imported", "is no file, and names"):
-        assert words in text
+@pytest.mark.parametrize(("what", "code", "words"), [
+    (["mine:healthy"], 0, ""),
+    (["mine:wrong"], 2, "expected (model, batch) or a dict with both"),
+    (["mine:nothing"], 2, "cannot be imported"),
+    (["nowhere:nothing"], 2, "cannot be imported"),
+    (["mine"], 2, "is no file, and names no function"),
+    (["saved.pt"], 2, "loading a pickled model runs whatever code is in it. Pass --trust if you wrote it"),
+    (["saved.pt", "--trust"], 0, ""),
+])  # fmt: skip
+def test_what_the_command_takes(
+    what: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(COMMAND)
+    torch.save((build("tanh heads").model, build("tanh heads").inputs), "saved.pt")
+    assert main(what) == code
+    assert words in capsys.readouterr().err

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..regularizer import HeadForm
-from ..saliency import batch_first, custom_functions
+from ..saliency import custom_functions
 from ..tasks import first_few
 from ..torch_tools import gradients_of
 from .culprits import (
@@ -22,12 +19,9 @@ from .culprits import (
     patched,
     watched_run,
 )
+from .finite_differences import STEPS, Function, Outputs, Penalty, agrees, behind
 from .report import Check
-from .saliency_checks import handed, maps_of
-from .subject import HeldStatistics, Run, Subject
-
-#: Relative to what is moved. A kink may lie in a large step, and a layer that computes in float32 drowns a small one.
-_STEPS = {torch.float64: (1e-5, 1e-3, 1e-7), torch.float32: (1e-2, 3e-3, 3e-2)}
+from .subject import Run, Subject
 
 
 def reach(subject: Subject) -> Check:
@@ -122,117 +116,22 @@ _ADVICE = (
 )
 
 
+_MISSING = "a part of the penalty's gradient is missing"
+
+
 def _compared(subject: Subject, tolerance: float | None) -> tuple[list[str], torch.dtype]:
     """Return what is not as it should be, in words, and the number format in which that was found out."""
-    wrong = []
     dtype = subject.run().forward.features[0].tensor.dtype
     used = torch.float64 if dtype == torch.float64 else torch.float32
-    steps, allowed = _STEPS[used], tolerance or (1e-2 if used == torch.float64 else 5e-2)
-    if subject.replaceable and not _agree(_Outputs(subject), steps, allowed):
-        wrong.append("the saliency is not the derivative of the outputs")
-    for words, own in zip(("the heads", "the other parts"), _trained(subject)):
-        if own and not _agree(_OfPenalty(subject, [one for _, one in own]), steps, allowed):
-            wrong.append(f"a part of the penalty's gradient is missing at the parameters of {words}")
+    steps, allowed = STEPS[used], tolerance or (1e-2 if used == torch.float64 else 5e-2)
+    functions: dict[str, Function] = {}
+    if subject.replaceable:
+        functions["the saliency is not the derivative of the outputs"] = Outputs(subject)
+        functions[f"{_MISSING} at the feature map"] = Penalty(subject, [])
+        functions[f"{_MISSING} at the parameters behind it"] = Penalty(subject, behind(subject), move_maps=False)
+    else:
+        functions[f"{_MISSING} at the parameters of the heads"] = Penalty(
+            subject, [one for _, one in _trained(subject)[0]]
+        )
+    wrong = [words for words, function in functions.items() if not agrees(function, steps, allowed)]
     return wrong, dtype
-
-
-class _Function:
-    """A number, as a function of tensors; ``floor`` is how large a difference means nothing."""
-
-    start: Sequence[Tensor]
-
-    def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        """Return the derivative along the directions as autograd has it, and the floor, relative to a step of 1."""
-        raise NotImplementedError
-
-    def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        raise NotImplementedError
-
-
-def _agree(function: _Function, steps: Sequence[float], allowed: float) -> bool:
-    for number, step in enumerate(steps):
-        generator = torch.Generator().manual_seed(number)
-        directions = [_direction(one, generator) for one in function.start]
-        expected, floor = function.slope(directions)
-        measured = (function.at(step, directions) - function.at(-step, directions)) / (2 * step)
-        if abs(measured - expected) <= allowed * max(abs(measured), abs(expected)) + floor:
-            return True
-    return False
-
-
-def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    scale = float(tensor.detach().double().square().mean().sqrt()) or 1.0
-    random = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
-    return (scale * random).to(tensor.device, tensor.dtype)
-
-
-class _Outputs(_Function):
-    """A random sum of the outputs, as a function of the feature maps."""
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._held = HeldStatistics()  # as the saliency has it
-        self.start = maps_of(subject.run())
-
-    def _sum(self, maps: Sequence[Tensor]) -> Tensor:
-        statistics = self._held if self._subject.options.cross_sample == "fix" else None
-        run = self._subject.run(handed(self._subject, maps), statistics=statistics)
-        batch_first(run.forward, self._subject.options.batch_axis)
-        total = torch.zeros((), dtype=torch.float64, device=run.forward.device)
-        for output in run.forward.outputs:
-            factors = torch.linspace(-1, 2, max(output.numel(), 1), dtype=torch.float64, device=output.device).sin()
-            total = total + (output.double().flatten() * factors).sum()
-        return total
-
-    def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        leaves = [values.clone().requires_grad_() for values in self.start]
-        value = self._sum(leaves)
-        found = gradients_of([value], leaves)
-        return _along(found, directions), _floor(value, self.start[0])
-
-    def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        moved = [values + step * direction for values, direction in zip(self.start, directions)]
-        return float(self._sum([values.requires_grad_() for values in moved]).detach())
-
-
-class _OfPenalty(_Function):
-    """The penalty, as a function of parameters."""
-
-    def __init__(self, subject: Subject, parameters: list[nn.Parameter]) -> None:
-        self._subject = subject
-        self._parameters = parameters
-        self.start = [one.detach().clone() for one in parameters]
-
-    def _penalty(self) -> Tensor:
-        run = self._subject.run()
-        run.twin._reach._custom_backward = "ignore"  # it is looked at here
-        return self._subject.penalty(run)
-
-    def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        value = self._penalty()
-        if not value.requires_grad:
-            return 0.0, _floor(value, self.start[0])
-        found = gradients_of([value], self._parameters)
-        return _along(found, directions), _floor(value, self.start[0])
-
-    def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        with torch.no_grad():
-            for one, values, direction in zip(self._parameters, self.start, directions):
-                one.copy_(values + step * direction)
-        try:
-            return float(self._penalty().detach())
-        finally:
-            with torch.no_grad():
-                for one, values in zip(self._parameters, self.start):
-                    one.copy_(values)
-
-
-def _along(found: Sequence[Tensor | None], directions: Sequence[Tensor]) -> float:
-    pairs = zip(found, directions)
-    return sum(float((one.double() * direction.double()).sum()) for one, direction in pairs if one is not None)
-
-
-def _floor(value: Tensor, moved: Tensor) -> float:
-    if not bool(value.detach()):
-        return math.inf  # at its least, where the distances have a kink
-    return (1e-6 if moved.dtype == torch.float64 else 3e-3) * abs(float(value.detach()))

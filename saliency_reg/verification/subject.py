@@ -51,7 +51,8 @@ class Handed(HeadAliases):
         if self._named or not found:
             return super().hand_out(head, args, kwargs, features, recorded=recorded)
         source = next((tensor for path, tensor in found if len(path) == 1), found[0][1])
-        ours = self._tensor_for(head, source)
+        given = self._tensor_for(head, source)
+        ours = given.view_as(given) if given.requires_grad else given  # each head reads an alias of its own
         for path, tensor in found:
             if tensor is source:
                 args, kwargs = put_argument(args, kwargs, path, ours)
