@@ -27,6 +27,7 @@ class Part:
     returned: Tensor | None = None
     version: int = -1
     node: Any = None  # that made what it returned
+    with_gradients: bool = True  # whether it ran with gradients enabled
 
     def __str__(self) -> str:
         return f"{self.name!r} ({type(self.module).__name__})"
@@ -45,6 +46,7 @@ def _hooks(model: nn.Module, parts: dict[nn.Module, Part]) -> Iterator[None]:
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         part = parts.setdefault(module, Part(names[module], module))
         part.read = [tensor for _, tensor in tensors_in(args, kwargs)]
+        part.with_gradients = torch.is_grad_enabled()
         part.alone = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
         if isinstance(output, Tensor):
             part.returned, part.version, part.node = output, version_of(output), output.grad_fn

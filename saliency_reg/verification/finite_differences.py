@@ -53,7 +53,7 @@ class Outputs(Function):
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._held = HeldStatistics()  # as the saliency has it
-        self.start = maps_of(subject.run())
+        self.start = maps_of(subject)
 
     def _sum(self, maps: Sequence[Tensor]) -> Tensor:
         statistics = self._held if self._subject.options.cross_sample == "fix" else None
@@ -82,7 +82,7 @@ class Penalty(Function):
     def __init__(self, subject: Subject, parameters: list[nn.Parameter], *, move_maps: bool = True) -> None:
         self._subject = subject
         self._parameters = parameters
-        self._maps = maps_of(subject.run()) if subject.replaceable else []
+        self._maps = maps_of(subject) if subject.replaceable else []
         self._moved = self._maps if move_maps else []
         self.start = [*self._moved, *(one.detach().clone() for one in parameters)]
 
@@ -114,7 +114,7 @@ class Penalty(Function):
 
 def behind(subject: Subject) -> list[nn.Parameter]:
     """Return the trained parameters between the feature maps and the outputs."""
-    maps = [values.requires_grad_() for values in maps_of(subject.run())]
+    maps = [values.requires_grad_() for values in maps_of(subject)]
     behind = {id(leaf) for leaf in leaves_behind(subject.run(handed(subject, maps)).forward.outputs)}
     return [one for one in subject.model.parameters() if id(one) in behind]
 

@@ -39,6 +39,9 @@ def reach(subject: Subject) -> Check:
 
 def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
     if found := detached_parts(run, parts):
+        heads = {part for head in subject.heads.modules for part in head.modules()}
+        if not any(part.with_gradients or part.module in heads for part in found):
+            return Check("reach", None, f"it trains the heads: these parts ran under no_grad: {_names(found)}")
         text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
         return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
     if found := heads_without_backbone(run, [one for _, one in _trained(subject)[1]]):

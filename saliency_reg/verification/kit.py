@@ -16,6 +16,7 @@ from ..errors import (
     AlreadyAttachedError,
     ConfigurationError,
     CrossSampleError,
+    MissingArgumentError,
     NotConnectedError,
     SaliencyRegError,
     SecondDerivativeError,
@@ -117,6 +118,10 @@ def verify(
             )
         if not isinstance(regularizer, SaliencyRegularizer) or regularizer._capture is None:
             raise WrongTypeError("regularizer= must be a SaliencyRegularizer that is attached to the model.")
+    if losses is None and (options.get("target") if regularizer is None else regularizer.target) == "loss":
+        raise MissingArgumentError(
+            "target='loss' takes the saliency of the losses. Pass losses=, a function of the outputs."
+        )
     given = {"targets": targets, "mask": mask}
     with unchanged(model):
         checks = _checks(model, batch, regularizer, own, losses, backward, given, tolerance)
@@ -150,7 +155,7 @@ def _checks(
             subject = Subject(model, batch, used, capture, losses, given)
             try:
                 with collected.quiet():
-                    subject.run()
+                    subject.settle()
             except SaliencyRegError as error:
                 collected.failed("heads", error, compiled_parts(model))
                 if collected.home != "reach":
@@ -193,7 +198,7 @@ class _Collected:
         text = str(error).strip() or type(error).__name__
         if not isinstance(error, SaliencyRegError):
             text = f"{type(error).__name__}: {text}"
-        self.home = _home(name, error)
+        self.home = next((row for row, check in self._errors.items() if check.found == text), _home(name, error))
         if self.home == "compiled":
             self._errors.setdefault("compiled", not_captured(compiled_modules, error))
         else:
@@ -217,6 +222,9 @@ class _Collected:
             yield
 
 
+_OF_REACH = ("no graph", "changed in place", "inplace operation")
+
+
 def _home(name: str, error: Exception) -> str:
     text = str(error)
     if "torch.compile" in text or "compiled" in text:
@@ -225,7 +233,7 @@ def _home(name: str, error: Exception) -> str:
         return "derivatives"
     if isinstance(error, CrossSampleError):
         return "samples"
-    if isinstance(error, NotConnectedError) or any(words in text for words in ("no graph", "in place", "inplace")):
+    if isinstance(error, NotConnectedError) or any(words in text for words in _OF_REACH):
         return "reach"
     return name
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..capture import CapturedForward, as_edge
 from ..saliency import Pooling, batch_first
 from ..torch_tools import gradients_of
 from .culprits import changed_elsewhere, mixing_parts, watched_run
@@ -32,26 +33,30 @@ def handed(subject: Subject, tensors: Sequence[Tensor]) -> Handed:
     return Handed(subject.heads, named, copy_of)
 
 
-def maps_of(run: Run) -> list[Tensor]:
-    """Return the values of the feature maps of a forward, for heads to begin from."""
-    return [feature.tensor.detach().clone() for feature in run.forward.features]
+def maps_of(subject: Subject) -> list[Tensor]:
+    """Return the values of the feature maps of a forward, before anything changed them in place."""
+    maps: dict[int, Tensor] = {}
+
+    def note(index: int, feature: Tensor) -> None:
+        maps[index] = feature.detach().clone()
+
+    named = bool(subject.capture.feature_names)
+    subject.run(Handed(subject.heads, named, note))
+    return [maps[index] for index in sorted(maps)] if named else [next(iter(maps.values()))]
 
 
 def saliency(subject: Subject, tolerance: float | None) -> Check:
     """Differentiate the outputs of single samples at a feature map that is a leaf, and compare."""
     run = subject.run()
-    if not subject.replaceable:
-        return Check("saliency", None, "not checked: the input of a module was named, which others may read, too")
-    maps = maps_of(run)
     found = subject.saliencies(run, create_graph=True)
     missing = [subject.tasks[task] for task in run.forward.tasks(len(subject.tasks)) if task not in found.present]
     if not found.present:
         return Check(
             "saliency", False, f"no task has a saliency: {', '.join(map(repr, missing))}", "Choose scalarize=."
         )
-    leaves = [values.requires_grad_() for values in maps]
     held = HeldStatistics() if subject.options.cross_sample == "fix" else None
-    alone = subject.run(handed(subject, leaves), statistics=held)
+    leaves = [values.requires_grad_() for values in maps_of(subject)] if subject.replaceable else None
+    alone = subject.run(handed(subject, leaves) if leaves else None, statistics=held)
     size = found.batch_size
     samples = sorted({*range(min(_MOST_SAMPLES - 1, size)), size - 1})
     rows = [row for row in range(len(found.present)) if row < _MOST_TASKS]
@@ -85,14 +90,14 @@ _DIFFERS = (
 
 
 def _of_sample(
-    subject: Subject, alone: Run, leaves: Sequence[Tensor], sample: int, tasks: Sequence[int]
+    subject: Subject, alone: Run, leaves: Sequence[Tensor] | None, sample: int, tasks: Sequence[int]
 ) -> list[Tensor]:
     """Return the gradient of one sample's scalars at its own feature map, pooled: ``[C]`` for each task."""
     forward = replace(alone.forward, features=[replace(feature) for feature in alone.forward.features])
     batch_first(forward, subject.options.batch_axis)
     extractor, targets = alone.twin._extractor, subject.given.get("targets")
     mask = subject.given_for(alone).mask
-    masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(leaves)
+    masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(forward.features)
     axes = subject.options.channel_axis
     poolings = []
     for index, (feature, one) in enumerate(zip(forward.features, masks)):
@@ -112,12 +117,25 @@ def _of_sample(
         )
     rows = []
     for task in tasks:
-        gradients = gradients_of([scalars[task]], list(leaves))
+        gradients = _at_maps(scalars[task], forward, leaves)
         parts = [
-            _pooled(torch.zeros_like(leaf) if gradient is None else gradient, feature.batch_axis, sample, pooling, one)
-            for leaf, gradient, feature, pooling, one in zip(leaves, gradients, forward.features, poolings, masks)
+            _pooled(gradient, feature.batch_axis, sample, pooling, one)
+            for gradient, feature, pooling, one in zip(gradients, forward.features, poolings, masks)
         ]
         rows.append(torch.cat(parts))
+    return rows
+
+
+def _at_maps(scalar: Tensor, forward: CapturedForward, leaves: Sequence[Tensor] | None) -> list[Tensor]:
+    """Return its gradient at each feature map: our own, or, where they cannot be replaced, those of the forward."""
+    if leaves is not None:
+        found = gradients_of([scalar], list(leaves))
+        return [torch.zeros_like(leaf) if one is None else one for leaf, one in zip(leaves, found)]
+    rows = []
+    for feature in forward.features:
+        at_edges = gradients_of([scalar], list({as_edge(edge): edge for edge in feature.edges}.values()))
+        parts = [part for each in at_edges if (part := feature.gradient(each)) is not None]
+        rows.append(sum(parts[1:], start=parts[0]) if parts else torch.zeros_like(feature.tensor))
     return rows
 
 
@@ -141,15 +159,15 @@ def samples(subject: Subject) -> Check:
     if feature.tensor.shape[axis] < 2:
         return Check("samples", None, "not checked: the batch has one sample", "Pass a batch of two or more.")
     if not subject.replaceable:
-        return Check("samples", None, "not checked: the input of a module was named, which others may read, too")
-    if not _mix(subject, maps_of(run), axis, lambda: None):
+        return Check("samples", None, _NOT_REPLACED)
+    if not _mix(subject, maps_of(subject), axis, lambda: None):
         return Check(
             "samples", True, "the outputs of the other samples stay as they are if one sample's feature map changes"
         )
     guilty = mixing_parts(subject, parts, feature.tensor.shape[axis])
     names = ", ".join(map(str, guilty[:6])) or "code that is in no module of its own"
     held = HeldStatistics()
-    if _mix(subject, maps_of(run), axis, lambda: held):
+    if _mix(subject, maps_of(subject), axis, lambda: held):
         return Check(
             "samples", False, f"outputs of other samples change with one sample's feature map: {names}", _MIXES
         )
@@ -162,6 +180,9 @@ def samples(subject: Subject) -> Check:
     )
 
 
+_NOT_REPLACED = (
+    "not checked: the feature map cannot be replaced (the input of a module, or one of several that make each other)"
+)
 _MIXES = "Choose a feature map behind it, or normalise within each sample (LayerNorm, GroupNorm)."
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -14,11 +15,11 @@ from torch.overrides import TorchFunctionMode
 
 from ..capture import CapturedForward, FeatureCapture, HeadAliases, Heads, put_argument, tensors_in
 from ..distributed import Ranks
-from ..errors import CaptureError
+from ..errors import CaptureError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
-from ..torch_tools import at_least_float32, derives_from, without_autocast
+from ..torch_tools import at_least_float32, derives_from, gradients_of, without_autocast
 from .unchanged import Buffers, Randomness, tensors_doubled
 
 _Found = TypeVar("_Found")
@@ -38,20 +39,21 @@ class Run:
 class Handed(HeadAliases):
     """Hands each head, or every reader of a named feature map, a tensor of ours in place of the one that was computed."""
 
-    def __init__(self, heads: Heads, named: bool, tensor_for: Callable[[int, Tensor], Tensor]) -> None:
+    def __init__(self, heads: Heads, named: bool, tensor_for: Callable[[int, Tensor], Tensor | None]) -> None:
         super().__init__(heads)
         self._named = named
         self._tensor_for = tensor_for
 
     def of_feature(self, index: int, feature: Tensor, *, recorded: bool) -> Tensor | None:
-        return self._tensor_for(index, feature) if self._named else None
+        ours = self._tensor_for(index, feature) if self._named else None
+        return super().of_feature(index, feature, recorded=recorded) if ours is None else ours
 
     def hand_out(self, head: int, args: Any, kwargs: Any, features: Sequence[Tensor], *, recorded: bool) -> Any:
         found = list(tensors_in(args, kwargs))
-        if self._named or not found:
+        source = next((tensor for path, tensor in found if len(path) == 1), None)
+        given = None if self._named or source is None else self._tensor_for(head, source)
+        if given is None:
             return super().hand_out(head, args, kwargs, features, recorded=recorded)
-        source = next((tensor for path, tensor in found if len(path) == 1), found[0][1])
-        given = self._tensor_for(head, source)
         ours = given.view_as(given) if given.requires_grad else given  # each head reads an alias of its own
         for path, tensor in found:
             if tensor is source:
@@ -122,10 +124,24 @@ class Subject:
     def heads(self) -> Heads:
         return self.capture.heads
 
-    @property
+    @cached_property
     def replaceable(self) -> bool:
-        """Whether a feature map of ours can take the place of that of the forward, for whoever reads it."""
-        return not any(":input" in name for name in self.capture.feature_names)
+        """Whether feature maps of ours can take the place of those of the forward, for whoever reads them."""
+        if any(":input" in name for name in self.capture.feature_names):
+            return False  # others may read it than the module that was named
+        features = self.run().forward.features
+        for one in features if len(features) > 1 else ():
+            others = [other.edges[0] for other in features if other is not one]
+            if one.tensor.requires_grad and any(each is not None for each in gradients_of([one.tensor.sum()], others)):
+                return False  # one is computed from another
+        return True
+
+    def settle(self) -> None:
+        """Remember the channel axes, which a graph that begins at feature maps of ours does not tell."""
+        run = self.run()
+        with contextlib.suppress(SaliencyRegError):  # which a check will say
+            self.saliencies(run)
+        self._base._extractor._channel_axes = run.twin._extractor._channel_axes
 
     def run(
         self, handed: Handed | None = None, *, statistics: HeldStatistics | None = None, surgery: bool = False
