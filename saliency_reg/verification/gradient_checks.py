@@ -8,7 +8,7 @@ from torch import nn
 from ..regularizer import HeadForm
 from ..saliency import custom_functions
 from ..tasks import first_few
-from ..torch_tools import gradients_of
+from ..torch_tools import gradients_of, leaves_behind
 from .culprits import (
     Part,
     behind_the_feature,
@@ -44,17 +44,18 @@ def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
             return Check("reach", None, f"it trains the heads: these parts ran under no_grad: {_names(found)}")
         text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
         return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
-    if found := heads_without_backbone(run, [one for _, one in _trained(subject)[1]]):
-        text = f"heads read what is detached from the backbone: {[subject.heads.names[index] for index in found]}"
+    if heads_apart := heads_without_backbone(run, [one for _, one in _trained(subject)[1]]):
+        text = f"heads read what is detached from the backbone: {[subject.heads.names[index] for index in heads_apart]}"
         return Check("reach", False, text, f"{_DETACHED} the backbone and these heads.")
     return None
 
 
 def _reach_of(subject: Subject, run: Run) -> Check:
+    behind = {id(leaf) for leaf in leaves_behind(run.forward.outputs)}
+    backbone = [one for _, one in _trained(subject)[1] if id(one) in behind]
     penalty = subject.penalty(run)
     if not penalty.requires_grad:
         return Check("reach", False, "the penalty has a value and no gradient: it trains nothing", _TRAIN_HEADS)
-    backbone = [one for _, one in _trained(subject)[1]]
     if not backbone:
         return Check(
             "reach", None, "it trains the heads: no parameter outside of them can be trained (frozen, or none)"

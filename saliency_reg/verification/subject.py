@@ -19,8 +19,8 @@ from ..errors import CaptureError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
-from ..torch_tools import at_least_float32, derives_from, gradients_of, without_autocast
-from .unchanged import Buffers, Randomness, tensors_doubled
+from ..torch_tools import at_least_float32, derives_from, gradients_of, same_tensor, without_autocast
+from .unchanged import Buffers, Randomness, in_format
 
 _Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
@@ -131,6 +131,8 @@ class Subject:
             return False  # others may read it than the module that was named
         features = self.run().forward.features
         for one in features if len(features) > 1 else ():
+            if any(same_tensor(one.tensor, other.tensor) for other in features if other is not one):
+                return False
             others = [other.edges[0] for other in features if other is not one]
             if one.tensor.requires_grad and any(each is not None for each in gradients_of([one.tensor.sum()], others)):
                 return False  # one is computed from another
@@ -239,7 +241,7 @@ class Subject:
                 setattr(module, name, twins[id(one)])
             if dtype is not None:
                 buffers.again()
-                self._batch = tensors_doubled(batch, dtype)
+                self._batch = in_format(batch, dtype)
                 for module in self.model.modules():
                     module._buffers.update({n: b if b is None else _as(b, dtype) for n, b in module._buffers.items()})
                 self._buffers = Buffers(self.model)

@@ -67,6 +67,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     devices = list({parameter.device for parameter in model.parameters()})
     randomness, buffers = Randomness(devices), Buffers(model)
     attributes = [(module, dict(vars(module))) for module in model.modules()]
+    # Also what is in them, one level deep: weights that an RNN lists, and what a forward appends.
+    contents = [
+        (value, copy.copy(value))
+        for _, own in attributes
+        for value in own.values()
+        if isinstance(value, (list, dict, set)) and type(value).__module__ in ("builtins", "collections")
+    ]
     parameters = [(one, one.grad, one.requires_grad) for one in model.parameters()]
     silent = logger.disabled
     logger.disabled = True
@@ -78,6 +85,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module, own in attributes:
             vars(module).clear()
             vars(module).update(own)
+        for value, before in contents:
+            value.clear()
+            value.extend(before) if isinstance(value, list) else value.update(before)
         buffers.again()
         for parameter, gradient, requires_grad in parameters:
             parameter.grad = gradient
@@ -107,12 +117,12 @@ def borrowed(regularizer: SaliencyRegularizer) -> Iterator[FeatureCapture]:
         held.update(before)
 
 
-def tensors_doubled(value: Any, dtype: torch.dtype) -> Any:
+def in_format(value: Any, dtype: torch.dtype) -> Any:
     """Return arguments of a model with their floating-point tensors in another format."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {key: tensors_doubled(part, dtype) for key, part in value.items()}
+        return {key: in_format(part, dtype) for key, part in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(tensors_doubled(part, dtype) for part in value)
+        return type(value)(in_format(part, dtype) for part in value)
     return value
