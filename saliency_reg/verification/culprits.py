@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +149,7 @@ def detached_parts(run: Run, parts: list[Part]) -> list[Part]:
     return found
 
 
-def heads_without_backbone(run: Run, backbone: list[Tensor]) -> list[int]:
+def heads_without_backbone(run: Run, backbone: Sequence[Tensor]) -> list[int]:
     """Return the heads whose output depends on no parameter in front of them, where that of others does."""
     ids = {id(one) for one in backbone}
     outputs = dict(zip(run.forward.ran, run.forward.outputs))

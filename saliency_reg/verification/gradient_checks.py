@@ -8,7 +8,7 @@ from torch import nn
 from ..regularizer import HeadForm
 from ..saliency import custom_functions
 from ..tasks import first_few
-from ..torch_tools import gradients_of, leaves_behind
+from ..torch_tools import gradients_of
 from .culprits import (
     Part,
     behind_the_feature,
@@ -44,15 +44,14 @@ def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
             return Check("reach", None, f"it trains the heads: these parts ran under no_grad: {_names(found)}")
         text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
         return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
-    if heads_apart := heads_without_backbone(run, [one for _, one in _trained(subject)[1]]):
+    if heads_apart := heads_without_backbone(run, subject.trained()[1]):
         text = f"heads read what is detached from the backbone: {[subject.heads.names[index] for index in heads_apart]}"
         return Check("reach", False, text, f"{_DETACHED} the backbone and these heads.")
     return None
 
 
 def _reach_of(subject: Subject, run: Run) -> Check:
-    behind = {id(leaf) for leaf in leaves_behind(run.forward.outputs)}
-    backbone = [one for _, one in _trained(subject)[1] if id(one) in behind]
+    backbone = subject.backbone(run)
     penalty = subject.penalty(run)
     if not penalty.requires_grad:
         return Check("reach", False, "the penalty has a value and no gradient: it trains nothing", _TRAIN_HEADS)
@@ -76,13 +75,6 @@ def _reach_of(subject: Subject, run: Run) -> Check:
         )
     text = f"no gradient arrives at the {len(backbone)} parameters outside of the heads"
     return Check("reach", False, text, f"{_DETACHED} them and the heads.")
-
-
-def _trained(subject: Subject) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
-    """Return the trained parameters of the heads, and the others."""
-    in_heads = {id(one) for head in subject.heads.modules for one in head.parameters()}
-    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
-    return [pair for pair in named if id(pair[1]) in in_heads], [pair for pair in named if id(pair[1]) not in in_heads]
 
 
 def _names(parts: list[Part]) -> str:
@@ -134,8 +126,6 @@ def _compared(subject: Subject, tolerance: float | None) -> tuple[list[str], tor
         functions[f"{_MISSING} at the feature map"] = Penalty(subject, [])
         functions[f"{_MISSING} at the parameters behind it"] = Penalty(subject, behind(subject), move_maps=False)
     else:
-        functions[f"{_MISSING} at the parameters of the heads"] = Penalty(
-            subject, [one for _, one in _trained(subject)[0]]
-        )
+        functions[f"{_MISSING} at the parameters of the heads"] = Penalty(subject, subject.trained()[0])
     wrong = [words for words, function in functions.items() if not agrees(function, steps, allowed)]
     return wrong, dtype

@@ -19,7 +19,7 @@ from ..errors import CaptureError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
-from ..torch_tools import at_least_float32, derives_from, gradients_of, same_tensor, without_autocast
+from ..torch_tools import at_least_float32, derives_from, gradients_of, leaves_behind, same_tensor, without_autocast
 from .unchanged import Buffers, Randomness, in_format
 
 _Found = TypeVar("_Found")
@@ -179,11 +179,22 @@ class Subject:
         self._randomness.again()
         self._buffers.again()
 
+    def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the trained parameters of the heads, and the others."""
+        in_heads = {id(one) for head in self.heads.modules for one in head.parameters()}
+        named = [one for one in self.model.parameters() if one.requires_grad]
+        return [one for one in named if id(one) in in_heads], [one for one in named if id(one) not in in_heads]
+
+    def backbone(self, run: Run) -> list[nn.Parameter]:
+        """Return the trained parameters outside of the heads on which the outputs depend."""
+        behind = {id(leaf) for leaf in leaves_behind(run.forward.outputs)}
+        return [one for one in self.trained()[1] if id(one) in behind]
+
     def given_for(self, run: Run) -> Given:
         """Return what the regularizer's call is given for this run."""
         mask = self.given.get("mask")
         prepared = run.twin.prepare(run.forward)
-        losses = None if self.losses is None else self.losses_of(run)
+        losses = self.losses_of(run) if self.options.target == "loss" else None
         named = None if losses is None else {self.tasks[task]: loss for task, loss in losses.items()}
         return Given(named, self.given.get("targets"), prepared if mask is None else mask)
 

@@ -44,6 +44,8 @@ def _compared(subject: Subject, backward: Backward | None, tolerance: float | No
         expected = _plain(subject, named)
     else:
         report = run.twin.surgery.report
+        if report is None and not subject.backbone(run):
+            return Check("surgery", None, "nothing is weighed: no parameter outside of the heads can be trained")
         if report is None:
             return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
         weights, expected = _reference(subject, named)
@@ -132,7 +134,8 @@ def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
     leaves: dict[int, Tensor] = {}
 
     def own_leaf(head: int, _: Tensor) -> Tensor:
-        return leaves.setdefault(head, values.clone().requires_grad_())
+        leaves[head] = values.clone().requires_grad_()
+        return leaves[head].clone()  # heads may work on it in place
 
     run = subject.run(Handed(subject.heads, False, own_leaf))
     forward = run.forward
