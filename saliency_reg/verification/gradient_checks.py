@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..regularizer import HeadForm
 from ..saliency import custom_functions

@@ -162,11 +162,10 @@ class Subject:
         kwargs = self._batch if isinstance(self._batch, dict) else {}
         if not isinstance(self._batch, (tuple, dict)):
             args = (self._batch,)
-        alone = (
-            self.model.no_sync() if derives_from(self.model, "DistributedDataParallel") else contextlib.nullcontext()
-        )
+        model: Any = self.model
+        alone = model.no_sync() if derives_from(model, "DistributedDataParallel") else contextlib.nullcontext()
         with torch.enable_grad(), alone, contextlib.nullcontext() if statistics is None else statistics:
-            returned = self.model(*args, **kwargs)
+            returned = model(*args, **kwargs)
         forward = self.capture.take()
         if forward is None:
             raise CaptureError(
