@@ -464,6 +464,14 @@ def test_losses_that_go_around_the_surgery() -> None:
     assert "weighed no gradient" in report["surgery"].found
 
 
+def test_surgery_has_nothing_to_weigh_in_front_of_a_frozen_backbone() -> None:
+    model = conflicts()
+    model.backbone.requires_grad_(False)
+    report = report_of(model, losses=conflicting, surgery=PCGrad())
+    assert report.passed, str(report)
+    assert "nothing is weighed" in report["surgery"].found
+
+
 # 7. Compiled parts.
 
 
