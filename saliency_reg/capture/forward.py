@@ -16,7 +16,7 @@ from ..torch_tools import Edge, Gradient, same_tensor, version_of
 from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
-from .places import Place, as_edge, read_elsewhere
+from .places import Place, as_edge, is_plainly, read_elsewhere
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 
@@ -227,7 +227,7 @@ def _heads_read(seen: Place, recorded: RecordedForward) -> bool:
     """Whether the heads are called with this tensor, in the version that it had."""
     runs = recorded.ended.values()
     return (
-        all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs)
+        all(run.source is not None and is_plainly(run.source, seen.tensor) for run in runs)
         and seen.version == min(run.version for run in runs)
         and _changed_between(recorded) is None
     )

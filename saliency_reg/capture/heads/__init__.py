@@ -6,7 +6,7 @@
 from .branches import Branch, comes_from, first_part, goes_on_message, last_part
 from .column_groups import ColumnGroups, ColumnsChoice
 from .head_search import is_container
-from .resolve import Heads, HeadsChoice, check_not_compiled, items_per_head, of_methods, resolve_heads
+from .resolve import Heads, HeadsChoice, check_not_compiled, is_compiled, items_per_head, of_methods, resolve_heads
 
 __all__ = [
     "Branch",
@@ -18,6 +18,7 @@ __all__ = [
     "comes_from",
     "first_part",
     "goes_on_message",
+    "is_compiled",
     "is_container",
     "items_per_head",
     "last_part",

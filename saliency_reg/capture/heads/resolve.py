@@ -105,7 +105,7 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
         (
             name or "the model"
             for name, module in model.named_modules()
-            if _is_compiled(module) and any(id(part) in ids for part in module.modules())
+            if is_compiled(module) and any(id(part) in ids for part in module.modules())
         ),
         None,
     )
@@ -113,7 +113,7 @@ def check_not_compiled(model: nn.Module, names: Sequence[str], heads: Sequence[n
         f"{name}.{inner}" if inner else name
         for name, head in zip(names, heads)
         for inner, module in head.named_modules()
-        if _is_compiled(module)
+        if is_compiled(module)
     )
     if compiled is None and (compiled := next(inside, None)) is None:
         return
@@ -139,7 +139,8 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
     return f"the backbone alone: {', '.join(parts[:3])}" if parts else "the backbone alone, as a module of its own"
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has this module, as ``torch.compile(module)`` or ``module.compile()``."""
     # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 
