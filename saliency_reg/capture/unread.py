@@ -8,9 +8,9 @@ from ..torch_tools import warn_user
 class UnreadForwards:
     """Counts them between two optimizer steps, and tells of them once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = False) -> None:
         self._evaluated = self._trained = 0
-        self._told = False
+        self._told = told
 
     def add(self, training: bool) -> None:
         if training:

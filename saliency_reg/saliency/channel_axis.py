@@ -47,6 +47,7 @@ _CHANNELS_SECOND = (
     "NativeGroupNorm",
     "CudnnConv",
 )
+_TAKES_SEVERAL = ("MulBack", "AddBack", "Sub", "Div")
 _CHANNELS_LAST = ("NativeLayerNorm", "AddmmBack", "MmBack", "EmbeddingBack")
 _VIEWS = ("ViewBackward", "UnsafeView", "ReshapeAlias")
 _MOST_NODES = 200
@@ -90,18 +91,15 @@ def _by_graph(tensor: Tensor) -> int | None:
             return axes[1]  # an InstanceNorm's
         before = _axes_before(node, name, axes, tensor.shape)
         if before is not None:
-            waiting += [(edge[0], before) for edge in node.next_functions if _has_axes(edge, before, tensor.shape)]
+            several = name.startswith(_TAKES_SEVERAL)
+            waiting += [(edge[0], before) for edge in node.next_functions if not (several and _is_broadcast(node, edge))]
     return None
 
 
-def _has_axes(edge: Any, axes: list[int | None], shape: Sequence[int]) -> bool:
-    """Whether a tensor has these axes of the map, and is nothing that was broadcast to it."""
-    node, output = edge
-    known = getattr(node, "_input_metadata", None)
-    if node is None or not known:
-        return node is not None
-    sizes = list(known[output].shape)
-    return len(sizes) == len(axes) and all(axis is None or size == shape[axis] for axis, size in zip(axes, sizes))
+def _is_broadcast(node: Any, edge: Any) -> bool:
+    """Whether an operation took a tensor of another shape than the one that it made, such as a gate or a position."""
+    made, taken = (getattr(one, "_input_metadata", None) for one in (node, edge[0]))
+    return bool(made and taken) and list(made[0].shape) != list(taken[edge[1]].shape)
 
 
 def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[int]) -> list[int | None] | None:

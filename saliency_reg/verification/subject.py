@@ -155,7 +155,7 @@ class Subject:
         if twin.surgery is not None:
             twin.surgery.enabled = surgery
             vars(aliases)["_combiner"] = twin.surgery
-        vars(self.capture).update(aliases=aliases, _latest=None, _told_of_unread=True)
+        vars(self.capture).update(aliases=aliases, _latest=None, _unread=type(self.capture._unread)(told=True))
         vars(self.capture._raw_inputs)["_aliases"] = aliases
         self._begin()
         args = self._batch if isinstance(self._batch, tuple) else ()
