@@ -92,14 +92,16 @@ def _by_graph(tensor: Tensor) -> int | None:
         before = _axes_before(node, name, axes, tensor.shape)
         if before is not None:
             several = name.startswith(_TAKES_SEVERAL)
-            waiting += [(edge[0], before) for edge in node.next_functions if not (several and _is_broadcast(node, edge))]
+            waiting += [
+                (edge[0], before) for edge in node.next_functions if not (several and _is_broadcast(node, edge))
+            ]
     return None
 
 
 def _is_broadcast(node: Any, edge: Any) -> bool:
     """Whether an operation took a tensor of another shape than the one that it made, such as a gate or a position."""
     made, taken = (getattr(one, "_input_metadata", None) for one in (node, edge[0]))
-    return bool(made and taken) and list(made[0].shape) != list(taken[edge[1]].shape)
+    return made is not None and taken is not None and list(made[0].shape) != list(taken[edge[1]].shape)
 
 
 def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[int]) -> list[int | None] | None:
