@@ -3,7 +3,8 @@
 The public names are those listed here. The packages behind them, each importing only those before it: ``torch_tools`` (what
 torch leaves open), ``distributed`` (joined over processes), ``relations`` (which tasks belong together), ``capture`` (what a
 forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``regularizer`` (the
-plug-in itself). ``docs/how_it_works.md`` follows one training step through all of them.
+plug-in itself), ``verification`` (whether all of that is right on your model). ``docs/how_it_works.md`` follows one training
+step through all of them.
 """
 
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from .saliency import task_distances, task_saliencies
 from .surgery import PCGrad
 from .surgery.feature import FeatureSurgery
 from .surgery.parameters import ParameterSurgery
+from .verification import VerificationReport, verify
 
 __all__ = [
     "FeatureSurgery",
@@ -26,8 +28,10 @@ __all__ = [
     "SaliencyRegularizer",
     "SaliencyReport",
     "SurgeryReport",
+    "VerificationReport",
     "task_distances",
     "task_saliencies",
+    "verify",
 ]
 __all__ += errors.__all__
 

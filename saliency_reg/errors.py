@@ -27,6 +27,7 @@ __all__ = [
     "StateMismatchError",
     "SurgeryError",
     "TaskError",
+    "VerificationError",
     "WrongTypeError",
 ]
 
@@ -117,3 +118,7 @@ class StateMismatchError(SaliencyRegError, RuntimeError):
 
 class SurgeryError(SaliencyRegError, RuntimeError):
     """Task gradients arrived in a way in which they cannot be combined."""
+
+
+class VerificationError(SaliencyRegError, RuntimeError):
+    """``verify(strict=True)`` found something; the message has the rows that failed."""

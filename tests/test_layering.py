@@ -16,7 +16,7 @@ CORE = ROOT / "saliency_reg"
 FACES = {
     *(
         f"saliency_reg.{name}"
-        for name in ("capture", "distributed", "regularizer", "relations", "saliency", "torch_tools")
+        for name in ("capture", "distributed", "regularizer", "relations", "saliency", "torch_tools", "verification")
     ),
     "saliency_reg.surgery",
     "saliency_reg.surgery.feature",

@@ -71,6 +71,7 @@ def test_state_holds_tensors_only_and_no_parameters() -> None:
         "task_names",
         "steps",
         "steps_as_float",
+        "saliency_seen",
         "sampler.calls",
         "sampler.seed_in_use",
         "relations.running_distances",

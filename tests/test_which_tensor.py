@@ -543,3 +543,36 @@ class Real(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.abs())
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, in the same memory, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+
+@pytest.mark.parametrize("surgery", [False, True])
+@pytest.mark.parametrize("on_the_way", [Reversed.apply, lambda x: x.view_as(x)], ids=["reversed", "a view"])
+def test_a_named_output_is_not_what_heads_make_of_its_memory(on_the_way: Any, surgery: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "heads": nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])})
+    options: dict[str, Any] = {"surgery": PCGrad()} if surgery else {}
+    regularizer = SaliencyRegularizer(
+        model, "heads", feature="backbone", strength=1.0, custom_backward="ignore", **options
+    )
+    feature = on_the_way(model["backbone"](torch.randn(5, 3)))
+    for head in model["heads"]:
+        head(feature)
+    rows = [head.weight[0] for head in model["heads"]]
+    sign = -1 if on_the_way == Reversed.apply else 1
+    extractor, found = regularizer._extractor, []
+    extract = extractor.extract
+    extractor.extract = lambda *args, **kwargs: found.append(extract(*args, **kwargs)) or found[0]
+    torch.testing.assert_close(regularizer(), (rows[0] - rows[1]).abs().sum())
+    torch.testing.assert_close(found[0].values[:, 0], sign * torch.stack(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from torch import nn
@@ -16,6 +17,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "ta
 
 #: Beyond any layer that fits into a memory.
 _MOST = 10**8
+_MOST_LAYERS = 64
 _Config = TypeVar("_Config")
 
 
@@ -39,7 +41,10 @@ def _checked_widths(hidden: object) -> tuple[int, ...]:
         raise WrongTypeError(
             f"hidden must be a tuple of widths, found {hidden!r}. Pass hidden=(64,) for one hidden layer."
         )
-    return tuple(_size("each width in hidden", width) for width in hidden)
+    widths = tuple(islice(hidden, _MOST_LAYERS + 1))
+    if len(widths) > _MOST_LAYERS:
+        raise ConfigurationError(f"hidden must be at most {_MOST_LAYERS} widths, found more. Pass one for each layer.")
+    return tuple(_size("each width in hidden", width) for width in widths)
 
 
 def _size(name: str, value: object) -> int:

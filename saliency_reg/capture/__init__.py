@@ -8,14 +8,14 @@ the graph of a forward; ``other_heads`` runs those that did not run. ``nested`` 
 tells whether a head's output is what its weight says.
 """
 
-from .aliases import HeadAliases, is_plainly
+from .aliases import HeadAliases
 from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
-from .heads import ColumnGroups, ColumnsChoice, Heads, HeadsChoice, check_not_compiled, resolve_heads
+from .heads import ColumnGroups, ColumnsChoice, Heads, HeadsChoice, check_not_compiled, is_compiled, resolve_heads
 from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
-from .places import as_edge
+from .places import as_edge, is_plainly
 
 __all__ = [
     "CapturedForward",
@@ -34,6 +34,7 @@ __all__ = [
     "check_not_compiled",
     "contents",
     "find_module",
+    "is_compiled",
     "is_plain_linear",
     "is_plainly",
     "is_product",

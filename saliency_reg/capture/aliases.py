@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..torch_tools import Edge, edge_of, same_tensor
 from .forward import HeadRun
 from .heads import Heads
 from .nested import Item, first_tensor, put_argument, tensors_in, why_unusable
+from .places import is_plainly
 
 
 class HeadAliases:
@@ -126,33 +126,3 @@ class _RequireGrad(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None]:
         return None, None  # nothing in front of here is trained
-
-
-#: Nodes of one argument, and with a gradient that is a view too.
-_PLAIN_VIEW = re.compile(
-    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
-)
-
-
-def is_plainly(tensor: Tensor, other: Tensor) -> bool:
-    """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
-
-    A view of the same memory is not enough: gradient reversal is ``x.view_as(x)`` with a backward of its own.
-    """
-    if tensor is other:
-        return True
-    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
-        return False
-    behind = _behind_views(tensor)
-    return behind is not None and behind == _behind_views(other)
-
-
-def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
-    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
-    if tensor.grad_fn is None:
-        return (id(tensor), 0) if tensor.requires_grad else None
-    node, output = tensor.grad_fn, tensor.output_nr
-    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
-        node, output = node.next_functions[0]  # type: ignore[assignment]
-    variable = getattr(node, "variable", None)
-    return (node, output) if variable is None else (id(variable), 0)

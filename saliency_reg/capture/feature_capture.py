@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..distributed import ShardedHeads, is_sharded
 from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError
-from ..tasks import first_few
 from ..torch_tools import ModuleHooks, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
 from .forward import CapturedForward, HeadRun, RecordedForward, Ways, checked_forward
@@ -24,6 +23,7 @@ from .nested import Item, contents, first_tensor, pick, put, put_argument, why_u
 from .other_heads import OtherHeads, autocast_as_now
 from .places import Place
 from .raw_inputs import RawInputs
+from .unread import UnreadForwards
 
 
 class FeatureCapture:
@@ -88,7 +88,8 @@ class FeatureCapture:
         self._raw_inputs = RawInputs(self.aliases, any(named.port == "input" for named in features) and not keep)
         #: Heads, and whether the model changes in place what they return; not known of those that are not in it.
         self._changes_output: dict[int, bool] = dict.fromkeys(range(len(heads.modules)), False) if keep else {}
-        self._told_of_unread = False
+        self._unread = UnreadForwards()
+        self._least_runs = 1 if heads.columns or run_all else 2  # of a forward that could have been read
         self._set_hooks(model, features)
 
     @classmethod
@@ -108,11 +109,13 @@ class FeatureCapture:
 
     def describe(self) -> tuple[str, str]:
         """Describe the heads and the feature, for a person."""
-        names = self.heads.names
-        columns = "one column" if self.heads.groups is None else "columns"
-        each = f"{columns} for each of {len(self.heads.tasks)} tasks"
-        heads = f"{names[0]!r}, {each}" if self.heads.columns else first_few(names)
-        return heads, ", ".join(self.feature_names) or "what the heads are called with"
+        return self.heads.describe(), ", ".join(self.feature_names) or "what the heads are called with"
+
+    def stepped(self) -> None:
+        """Note an optimizer step: the forwards before it are over, read or not."""
+        self._unread.clear()
+        if self._latest is not None:
+            self._latest.over = True
 
     def device(self) -> torch.device | None:
         return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)
@@ -131,15 +134,7 @@ class FeatureCapture:
         if self.run_all and recorded.problem is None:
             self._running = True  # it is no new forward
             self._other_heads.run(recorded, alone=empty_on is None)
-        evaluated, trained = recorded.unread
-        unread = trained if recorded.training else trained + evaluated  # loops evaluate between their steps
-        if unread and not self._told_of_unread:
-            self._told_of_unread = True
-            warn_user(
-                f"{unread + 1} forwards ran before this call, whose penalty is that of the latest one alone. Call "
-                "the regularizer after each forward, and add up what it returns; run those that it is not meant for under "
-                "no_grad."
-            )
+        self._unread.before(recorded.training)
         for index, run in recorded.ended.items():
             self._changes_output[index] = self._changes_output.get(index, False) or run.output_changed
         carried = self.aliases.end_forward()
@@ -204,8 +199,9 @@ class FeatureCapture:
             return
         self._running = False
         self._tracing.end()
-        exception = sys.exc_info()[1]
-        if exception is not None and exception is not self._exception_before:
+        exception, before = sys.exc_info()[1], self._exception_before
+        self._exception_before = None
+        if exception is not None and exception is not before:
             self._forget("the latest forward raised an exception. Call the model again")
         elif self._latest is not None:
             self._latest.complete = bool(self._latest.runs)
@@ -274,6 +270,7 @@ class FeatureCapture:
             source = first_tensor(args, kwargs)[1]
         run = recorded.run_of(name, source)
         run.given = ((), {}) if source is not None else (args, kwargs)
+        run.differentiable = sum(isinstance(one, Tensor) and one.requires_grad for one in (*args, *kwargs.values()))
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
@@ -346,7 +343,7 @@ class FeatureCapture:
     def _begin(self) -> RecordedForward:
         before = self._latest
         self._latest = RecordedForward(active=torch.is_grad_enabled(), training=self.heads.modules[0].training)
-        if before is not None and before.active and len(before.runs) >= (1 if self.heads.columns else 2):
-            self._latest.unread = before.unread[0] + (not before.training), before.unread[1] + before.training
+        if before is not None and before.active and not before.over and len(before.runs) >= self._least_runs:
+            self._unread.add(before.training)
         self.aliases.begin_forward(self._latest.active)
         return self._latest

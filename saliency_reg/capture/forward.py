@@ -17,8 +17,8 @@ from .graph_names import Names, Trace
 from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
-from .nested import Path, first_part, tensors_in
-from .places import Place, as_edge, read_elsewhere
+from .nested import Path, part_of_each, tensors_in
+from .places import Place, as_edge, is_plainly, read_elsewhere
 
 _NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 
@@ -41,6 +41,7 @@ class HeadRun:
     weight: Weight = None  # of a plain Linear, when it ran
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
+    differentiable: int = 0  # of its arguments
 
     @property
     def source(self) -> Tensor | None:
@@ -73,7 +74,7 @@ class RecordedForward:
     # Heads that read another tensor before this forward began with one, where parts are called one by one.
     other_runs: dict[int, HeadRun] = field(default_factory=dict)
     training: bool = True  # the mode of the first head
-    unread: tuple[int, int] = (0, 0)  # forwards before it that were not read: in eval mode, in train mode
+    over: bool = False  # the optimizer took a step since
     problem: str | None = None
     trace: Trace | None = None
     returned: Any = None  # by the model, where it is to be looked at
@@ -87,15 +88,18 @@ class RecordedForward:
         """Begin a head's run; heads that read one tensor share its place before any of them ran."""
         if source is None:
             return HeadRun(name, None, -1)
-        known = [run.place for run in self.runs.values() if run.source is source]
-        return HeadRun(name, known[-1] if known else Place.of(source), version_of(source))
+        known = next((run.place for run in reversed(self.runs.values()) if run.source is source), None)
+        return HeadRun(name, known or Place.of(source), version_of(source))
 
     def may_hold(self, source: Tensor) -> bool:
         """Whether a head that reads this may belong to the forward in which the others have run."""
-        sources = [run.source for run in self.runs.values() if run.source is not None]
-        return (
-            not sources or any(same_tensor(source, one) for one in sources) or _have_equal_values([source, sources[0]])
+        runs = self.runs.values()
+        first, latest = (
+            next((run.source for run in way if run.source is not None), None) for way in (runs, reversed(runs))
         )
+        if first is None or latest is None:
+            return True
+        return same_tensor(source, latest) or same_tensor(source, first) or _have_equal_values([source, first])
 
 
 @dataclass
@@ -207,21 +211,21 @@ def checked_forward(
 class Ways:
     """Whether outputs depend on a named feature map on other ways than through what the heads are called with.
 
-    Looked at once for each head.
+    Looked at once for each head, and again when it is called with other arguments.
     """
 
     def __init__(self) -> None:
         self.others = False
-        self._known: set[int] = set()
+        self._known: set[tuple[int, int]] = set()
 
     def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
-        edge = seen.edge
-        if not self.others and edge is not None and not self._known.issuperset(recorded.ended) and recorded.aliased:
+        edge, heads = seen.edge, {(index, run.differentiable) for index, run in recorded.ended.items()}
+        if not self.others and edge is not None and not heads <= self._known and recorded.aliased:
             # Ways that lead through another named feature map are those of that one.
             others = [place.edge for place in recorded.features.values() if place is not seen]
             named = [other for other in others if other is not None and as_edge(other) != as_edge(edge)]
             self.others = read_elsewhere(edge, [*(run.edge for run in recorded.ended.values()), *named], outputs)
-            self._known.update(recorded.ended)
+            self._known |= heads
         return self.others
 
 
@@ -229,7 +233,7 @@ def _heads_read(seen: Place, recorded: RecordedForward) -> bool:
     """Whether the heads are called with this tensor, in the version that it had."""
     runs = recorded.ended.values()
     return (
-        all(run.source is not None and same_tensor(run.source, seen.tensor) for run in runs)
+        all(run.source is not None and is_plainly(run.source, seen.tensor) for run in runs)
         and seen.version == min(run.version for run in runs)
         and _changed_between(recorded) is None
     )
@@ -262,10 +266,10 @@ def _output_as_returned(run: HeadRun) -> Tensor:
 def _have_graphs(runs: Sequence[HeadRun], tasks: Sequence[str]) -> bool:
     for run in runs:
         if not isinstance(run.output, Tensor):
+            part = part_of_each(dict(zip(tasks, [run.output for run in runs])))
             raise CaptureError(
-                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is, e.g. "
-                f"{_say_which_part(runs, tasks)} (a key, an attribute, an index or a function), or choose the module whose "
-                "output is the tensor."
+                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is, e.g. {part} "
+                "(a key, an attribute, an index or a function), or choose the module whose output is the tensor."
             )
         if not run.output.is_floating_point():
             raise CaptureError(
@@ -344,9 +348,3 @@ def _without_tensor(without: HeadRun, runs: Sequence[HeadRun], names: Names) -> 
         f"head {without.name!r} was called without a floating-point tensor. {advice or _NAME_IT}; or choose the module "
         "that reads it, or pass regularizer(outputs=..., features=...)."
     )
-
-
-def _say_which_part(runs: Sequence[HeadRun], tasks: Sequence[str]) -> str:
-    parts = {task: first_part(run.output) for run, task in zip(runs, tasks) if not isinstance(run.output, Tensor)}
-    one_for_all = len(parts) == len(runs) and len(set(parts.values())) == 1
-    return f"output={(next(iter(parts.values())) if one_for_all else parts)!r}"

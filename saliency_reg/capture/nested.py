@@ -85,9 +85,15 @@ def unfolded(value: Any) -> Any:
     return value if isinstance(value, (Tensor, Mapping, list, tuple)) else getattr(value, "__dict__", {})
 
 
-def first_part(value: Any) -> int | str:
-    """Return the first index, key or attribute of a value that is a tensor; an example of one where there is none."""
-    return next((path[1] for path, _ in tensors_in((unfolded(value),), {}) if len(path) == 2), "logits")
+def part_of_each(outputs: Mapping[str, Any]) -> str:
+    """Say what ``output=`` may be for tasks of which some have no tensor: the first index, key or attribute that is one."""
+    parts = {
+        task: next((path[1] for path, _ in tensors_in((unfolded(value),), {}) if len(path) == 2), "logits")
+        for task, value in outputs.items()
+        if not isinstance(value, Tensor)
+    }
+    one_for_all = len(parts) == len(outputs) and len(set(parts.values())) == 1
+    return f"output={(next(iter(parts.values())) if one_for_all else parts)!r}"
 
 
 def why_unusable(value: Any) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..errors import CaptureError
-from ..torch_tools import Edge, edge_of, version_of
+from ..torch_tools import Edge, edge_of, same_tensor, version_of
 
 
 @dataclass(eq=False)
@@ -80,3 +82,33 @@ def read_elsewhere(edge: Edge, aliases: Sequence[Edge | None], outputs: Sequence
             return True
         waiting += behind
     return False
+
+
+#: Nodes of one argument, and with a gradient that is a view too.
+_PLAIN_VIEW = re.compile(
+    "(Alias|Permute|ReshapeAlias|Squeeze|T|Transpose|UnsafeView|Unsqueeze|View)Backward0|SqueezeBackward[12]"
+)
+
+
+def is_plainly(tensor: Tensor, other: Tensor) -> bool:
+    """Whether one can stand for the other: the same entries, without anything in between that changes a gradient.
+
+    A view of the same memory is not enough: gradient reversal is ``x.view_as(x)`` with a backward of its own.
+    """
+    if tensor is other:
+        return True
+    if not same_tensor(tensor, other) or tensor._backward_hooks or other._backward_hooks:
+        return False
+    behind = _behind_views(tensor)
+    return behind is not None and behind == _behind_views(other)
+
+
+def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
+    """Return the node and output that a tensor is a plain view of; ``None`` for one without a graph."""
+    if tensor.grad_fn is None:
+        return (id(tensor), 0) if tensor.requires_grad else None
+    node, output = tensor.grad_fn, tensor.output_nr
+    while _PLAIN_VIEW.fullmatch(node.name()) and node.next_functions[0][0] is not None:
+        node, output = node.next_functions[0]  # type: ignore[assignment]
+    variable = getattr(node, "variable", None)
+    return (node, output) if variable is None else (id(variable), 0)

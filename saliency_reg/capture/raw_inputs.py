@@ -24,6 +24,7 @@ class RawInputs:
         self._active, self._decided = active, not active
         self._seen: dict[str, tuple[Edge, Edge]] = {}  # where a named input is, and the alias that its module reads
         self._told: set[str] = set()
+        self._ran: set[int] = set()
 
     def replaced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return the arguments of the model; ``None`` to leave them."""
@@ -51,10 +52,14 @@ class RawInputs:
         return alias
 
     def look(self, forward: CapturedForward | None) -> None:
-        """Decide, after a forward of all heads, whether the inputs have to require grad in the following ones."""
-        if self._decided or forward is None or len(forward.ran) < len(forward.modules):
+        """Decide, once all heads ran, whether the inputs have to require grad in the following forwards."""
+        if self._decided or forward is None:
             return
+        self._ran.update(forward.ran)
         self._active = any(read_elsewhere(edge, [alias], forward.outputs) for edge, alias in self._seen.values())
-        self._decided = True
+        self._decided = self._active or len(self._ran) == len(forward.modules)
+        if not self._decided:
+            self._active = True
+            return
         self._told.update(self._seen)
         self._seen.clear()

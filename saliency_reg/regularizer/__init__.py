@@ -10,8 +10,9 @@ state dict before it is loaded; ``earlier_pickles`` finds the modules that pickl
 import sys
 
 from .earlier_pickles import FinderOfMovedModules
+from .reach import HeadForm
 from .regularizer import SaliencyRegularizer
 
-__all__ = ["SaliencyRegularizer"]
+__all__ = ["HeadForm", "SaliencyRegularizer"]
 
 sys.meta_path.append(FinderOfMovedModules())

@@ -20,6 +20,11 @@ _COMPILED = (
     "the outputs come out of code of torch.compile, which has no second derivative. {so} Compile the backbone alone, "
     "model.backbone.compile(), in place of the model or of the function that makes the loss."
 )
+_SYNCHRONISED = (
+    "there is a SyncBatchNorm in train mode between the feature map and the outputs, which has no second derivative and "
+    "joins processes in each backward pass. {so} Choose a feature map behind it, put it in eval mode, or use a BatchNorm or "
+    "GroupNorm there."
+)
 _REFUSED: dict[type[SaliencyRegError], str] = {
     ReaderError: "Take them off, pass strength=0, or choose a feature map behind them.",
     SecondDerivativeError: "That is what a penalty needs.",
@@ -32,14 +37,14 @@ class Obstacles:
 
     def __init__(self) -> None:
         self._hooks_so_far = -1  # in the whole process: torch numbers them
-        self._compiled = False
         self._found: tuple[type[SaliencyRegError], str] | None = None
         self._told = False
 
     def kept_clear(self, forward: CapturedForward, tasks: Sequence[str], strength: float) -> CapturedForward:
         """Return the forward, or without any strength one without heads where there is an obstacle; otherwise raise."""
-        if self._hooks_so_far != RemovableHandle.next_id and forward.features:
-            self._look(forward, tasks, thoroughly=self._hooks_so_far < 0)
+        changed = self._hooks_so_far != RemovableHandle.next_id
+        if (changed or self._found is not None) and forward.features:  # that a hook was taken off is not counted
+            self._look(forward, tasks)
             self._hooks_so_far = RemovableHandle.next_id
         if self._found is None:
             return forward
@@ -51,20 +56,24 @@ class Obstacles:
             warn_user(message.format(so=_LEFT_OUT))
         return replace(forward, ran=[], outputs=[], features=[])
 
-    def _look(self, forward: CapturedForward, tasks: Sequence[str], *, thoroughly: bool) -> None:
+    def call_ends(self) -> None:
+        """Leave out the hooks that were set and taken off in this call."""
+        self._hooks_so_far = RemovableHandle.next_id
+
+    def _look(self, forward: CapturedForward, tasks: Sequence[str]) -> None:
         closed_form = forward.modules and all(feature.direct for feature in forward.features)
         if closed_form and all(map(is_plain_linear, forward.modules)):  # nothing is differentiated
             self._found = None
             return
         where = next(_hooked_parts(forward, tasks), None)
-        if thoroughly:
-            edges = [edge for feature in forward.features for edge in feature.edges]
-            names = {node.name() for node in nodes_between(forward.outputs, edges)}
-            self._compiled = any("CompiledFunction" in name for name in names)
-            if where is None and "BackwardHookFunctionBackward" in names:
-                where = "a module between the feature map and the outputs"
-        if self._compiled:
+        edges = [edge for feature in forward.features for edge in feature.edges]
+        names = {node.name() for node in nodes_between(forward.outputs, edges)}
+        if where is None and "BackwardHookFunctionBackward" in names:
+            where = "a module between the feature map and the outputs"
+        if any("CompiledFunction" in name for name in names):
             self._found = SecondDerivativeError, _COMPILED
+        elif any("SyncBatchNorm" in name for name in names):
+            self._found = SecondDerivativeError, _SYNCHRONISED
         else:
             self._found = None if where is None else (ReaderError, _WATCHED.replace("{where}", where))
 

@@ -74,7 +74,9 @@ class Options:
             words["scalarize"] = "one per task, or a function"
         if isinstance(self.channel_axis, Sequence):  # a list would be compared as numbers
             words["channel_axis"] = tuple(self.channel_axis)
-        words["fixed statistics"] = self.cross_sample == "fix"
+        if isinstance(self.batch_axis, Sequence):
+            words["batch_axis"] = tuple(self.batch_axis)
+        words["cross_sample='fix'"] = self.cross_sample == "fix"
         return words
 
     def saliency(self) -> str:

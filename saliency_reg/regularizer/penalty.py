@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..capture import CapturedForward
 from ..distributed import Brought, Joined, JoinedBatch, Ranks, StaticGraphCheck
 from ..errors import NonFiniteError
-from ..relations import PendingDistances, RelationWeights
+from ..relations import ALL_PAIRS, PendingDistances, RelationWeights
 from ..report import SaliencyReport
 from ..saliency import Given, Saliencies, SaliencyExtractor, batch_first, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
@@ -28,9 +28,6 @@ from .saved_state import check_state, check_state_in_use
 from .strength import strength_at
 from .task_sample import TaskSampler
 
-#: With up to so many tasks, calls and steps of the relations deal with all pairs; with more, with those that they need.
-ALL_PAIRS = 128
-
 
 class Penalty(StateModule):
     """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
@@ -42,6 +39,7 @@ class Penalty(StateModule):
     steps: Tensor
     steps_as_float: Tensor
     task_names: Tensor
+    saliency_seen: Tensor
     #: The buffer with the names that was found to hold those of the tasks.
     _checked_names: Tensor | None = None
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None}
@@ -79,6 +77,7 @@ class Penalty(StateModule):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64, device=real_device()))
         # Averages of buffers (EMA, SWA) round whole numbers down; beside this one it is seen.
         self.register_buffer("steps_as_float", torch.zeros((), dtype=torch.float64, device=real_device()))
+        self.register_buffer("saliency_seen", torch.zeros(len(self.tasks), dtype=torch.int64, device=real_device()))
         self._checked_names = self.task_names
         self._static_graph = StaticGraphCheck()
         self._mixing = SampleMixing(options.cross_sample)
@@ -161,7 +160,7 @@ class Penalty(StateModule):
             self.relations.update(distances, self.current_strength, observed=seen, tasks=tasks)
         self._reminders.stepped()
         self._set_steps(self._steps_so_far() + 1)
-        self._strength_changes()
+        self._strength_changes(stepped=True)
 
     def _steps_so_far(self) -> int:
         """Return the optimizer steps so far, whoever wrote them."""
@@ -195,7 +194,10 @@ class Penalty(StateModule):
         # In several processes tasks are drawn from all: those that ran may differ.
         drawn_from = forward.tasks(len(self.tasks)) if ranks.size == 1 else range(len(self.tasks))
         chosen, factor = self.sampler.choose(drawn_from)
+        had = len(self._extractor.have_saliency)
         saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
+        if len(self._extractor.have_saliency) > had and "saliency_seen" in self._buffers:
+            self.saliency_seen[list(self._extractor.have_saliency)] = 1
         apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
         self._mixing.tell_left_out(forward, saliencies)
         distances = self._distances(saliencies)
@@ -218,6 +220,7 @@ class Penalty(StateModule):
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
             penalty = joining_collectives(penalty, forward, self.surgery)
         self._reminders.returned(penalty)
+        self._obstacles.call_ends()
         return penalty
 
     def _distances(self, saliencies: Saliencies) -> Tensor:
@@ -271,7 +274,7 @@ class Penalty(StateModule):
             found["relation weights"] = self.relations.matrix().flatten().tolist()
         return found
 
-    def _strength_changes(self) -> None:
+    def _strength_changes(self, *, stepped: bool = False) -> None:
         """For derived classes: the strength is, or may become, another one."""
 
     def _described(self) -> dict[str, str]:
@@ -297,6 +300,7 @@ class Penalty(StateModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._obstacles = Obstacles()
         super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
+        vars(self._extractor).setdefault("have_saliency", set())  # which earlier versions lack
 
     def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
         """Also refuse the state of other tasks, or of another surgery."""
@@ -305,6 +309,9 @@ class Penalty(StateModule):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if "saliency_seen" in self._buffers:
+            self._extractor.have_saliency.clear()
+            self._extractor.have_saliency.update(self.saliency_seen.nonzero().flatten().tolist())
         self._strength_changes()
 
 

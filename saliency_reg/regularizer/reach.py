@@ -108,7 +108,9 @@ class Reach:
     ``heads`` is ``None`` where they do not tell all that is between the feature map and the outputs.
     """
 
+    # Of earlier versions, whose pickles lack these.
     _custom_backward = "ignore"
+    _told: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -122,7 +124,6 @@ class Reach:
         self.reaches = _reaches_backbone(self.form, target, scalarize)
         self._differentiated: set[str] = set()
         self._custom_backward = custom_backward
-        self._told: set[str] = set()
 
     def describe(self) -> str:
         return {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self.reaches]
@@ -178,7 +179,7 @@ class Reach:
 
     def _tell(self, words: str) -> None:
         if words not in self._told:
-            self._told.add(words)
+            self._told |= {words}
             warn_user(words)
 
 

@@ -151,8 +151,8 @@ class SaliencyRegularizer(Penalty, Removable):
         custom_backward: str = "warn",
     ) -> None:
         options = Options.among(locals())
-        of_a_model = {"feature": feature, "output": output, "surgery": surgery}
-        names, found, told = tasks_and_heads(model, heads, tasks, columns, of_a_model)
+        for_a_model = {"feature": feature, "output": output, "surgery": surgery}
+        names, found, told = tasks_and_heads(model, heads, tasks, columns, for_a_model)
         ranks = Ranks(process_group, model, apart=surgery is not None)
         super().__init__(names, options, relations, surgery, ranks, told)
         self._enabled = True
@@ -287,11 +287,10 @@ class SaliencyRegularizer(Penalty, Removable):
     def describe(self) -> str:
         """Return a few lines: heads and feature that were found, form of the saliency, reach of the penalty, relations."""
         heads, feature = ("given in each call",) * 2 if self._capture is None else self._capture.describe()
-        shape = "not seen yet" if self._seen is None else f"{self._seen[0]}"
         lines = {
             "tasks": f"{len(self.tasks)}: {first_few(self.tasks)}",
             "heads": heads,
-            "feature": f"{feature}, shape {shape}",
+            "feature": f"{feature}, shape {'not seen yet' if self._seen is None else self._seen[0]}",
             **self._described(),
         }
         width = max(map(len, lines))
@@ -302,8 +301,8 @@ class SaliencyRegularizer(Penalty, Removable):
     def _captured_in(self, model: nn.Module, heads: Heads, feature: FeatureChoice, output: Any) -> FeatureCapture:
         aliases: HeadAliases | None = None
         if self.surgery is not None:
-            axis = self._options.channel_axis
-            aliases = ForkedAliases(self.surgery, heads, output, named=feature is not None, channel_axis=axis)
+            named, axis = feature is not None, self._options.channel_axis
+            aliases = ForkedAliases(self.surgery, heads, output, named=named, channel_axis=axis)
         captured = FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
         self._reminders.attach(model, heads.names, heads.ends)
         return captured
@@ -340,11 +339,12 @@ class SaliencyRegularizer(Penalty, Removable):
     def _zero(self) -> Tensor:
         return torch.zeros((), device=(self._capture and self._capture.device()) or self.steps.device)
 
-    def _strength_changes(self) -> None:
+    def _strength_changes(self, *, stepped: bool = False) -> None:
         # A penalty that is off leaves the model's graph as it is, to the bit.
         if self._capture is not None:
             self._capture.aliases.for_penalty = self.current_strength > 0
+            if stepped:
+                self._capture.stepped()
 
     def _settings(self, thorough: bool) -> Mapping[str, Any]:
-        heads_and_feature = None if self._capture is None else self._capture.describe()
-        return {**super()._settings(thorough), "heads and feature": heads_and_feature}
+        return {**super()._settings(thorough), "heads and feature": self._capture and self._capture.describe()}

@@ -18,7 +18,8 @@ logger = logging.getLogger("saliency_reg")
 #: Training calls, forwards or optimizer steps without something, after which the user is told.
 CALLS = 100
 #: Calls in which never two heads ran together, after which the user is told.
-ALONE = 20
+ALONE = 5
+_WRAPPERS = ("FullyShardedDataParallel", "DistributedDataParallel", "CheckpointWrapper", "OptimizedModule")
 #: How many times the task losses the penalty may be before the user is told.
 SHARE = 3
 _NO_OPTIMIZER = (
@@ -70,6 +71,7 @@ class Reminders(PartlyCopied):
     """Counts training calls, and warns once of each thing that should have happened by now."""
 
     in_a_copy: ClassVar[dict[str, Any]] = {"_hooks": None, "_places": []}
+    _heads: frozenset[str] = frozenset()
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tuple(tasks)
@@ -92,6 +94,7 @@ class Reminders(PartlyCopied):
 
     def attach(self, model: nn.Module, names: Sequence[str], heads: Sequence[nn.Module]) -> None:
         """Count the forwards of the heads, and remember where in the model they are."""
+        self._heads = frozenset(names)
         self._hooks = ModuleHooks(self, tells=False)  # the capture does
         self._hooks.after(heads[0], self._ran)
         places: dict[str, tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module], str]] = {}
@@ -121,7 +124,7 @@ class Reminders(PartlyCopied):
     def without_graph(self) -> None:
         """Note a call with gradients enabled for a forward without a graph."""
         self._calls_without_graph += 1
-        self._forwards_without_call = 0
+        self._forwards_without_call = self._steps_without_call = 0
         if self._calls_without_graph == CALLS:
             self._tell("graph", _NO_GRAPH)
 
@@ -190,8 +193,10 @@ class Reminders(PartlyCopied):
             now = None if holder is None else holder._modules.get(key)
             if now is not None and now is not child():
                 self._places = []
-                # A wrapper that runs the same module is no replacement.
-                if not derives_from(now, "FullyShardedDataParallel", "CheckpointWrapper", "OptimizedModule"):
+                # A wrapper that runs the same module is no replacement; around a head, one that returns the same.
+                if not derives_from(now, *_WRAPPERS) and (
+                    path in self._heads or all(part is not child() for part in now.modules())
+                ):
                     self._tell("replaced", _REPLACED.format(name=path, kind=type(now).__name__))
                 return
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StateMismatchError
-from ..torch_tools import names_from_bytes, warn_user
+from ..torch_tools import names_from_bytes, state_dtype, warn_user
 
 if TYPE_CHECKING:
     from .penalty import Penalty
@@ -23,9 +23,12 @@ def check_state(own: Penalty, state: Mapping[str, Any], prefix: str) -> None:
     given = cast("dict[str, Any]", state)
     steps = state.get(prefix + "steps")
     if _TWIN not in own._buffers:  # from an older pickle
-        given.pop(prefix + _TWIN, None)
-    elif isinstance(steps, Tensor) and prefix + _TWIN not in state:
+        for name in (_TWIN, "saliency_seen"):
+            given.pop(prefix + name, None)
+    elif isinstance(steps, Tensor) and (prefix + _TWIN not in state or _rounds_to(steps, state[prefix + _TWIN])):
         given[prefix + _TWIN] = steps.double()
+    if isinstance(steps, Tensor) and "saliency_seen" in own._buffers:
+        given.setdefault(prefix + "saliency_seen", torch.zeros_like(own.saliency_seen))
     saved, average = state.get(prefix + "task_names"), _is_average(state, prefix)
     if isinstance(saved, Tensor) and not _same_names(saved, own._names_as_bytes(), rounded=average):
         raise StateMismatchError(
@@ -52,6 +55,9 @@ def check_state_in_use(own: Penalty) -> None:
     Tools that load models may replace buffers without a word, also by memory as it lies.
     """
     average = _TWIN in own._buffers and own._value(_TWIN) != own._value("steps")
+    if average and _rounds_to(own.steps, own.steps_as_float):
+        own.steps_as_float = own.steps.to(state_dtype(own.steps.device))
+        average = False
     if own._checked_names is not own.task_names:
         if not _same_names(own.task_names, own._names_as_bytes(), rounded=average):
             raise StateMismatchError(
@@ -81,7 +87,16 @@ def _steps_of_average(own: Penalty, seen: float) -> int:
 
 def _is_average(state: Mapping[str, Any], prefix: str) -> bool:
     steps, twin = state.get(prefix + "steps"), state.get(prefix + _TWIN)
-    return isinstance(steps, Tensor) and isinstance(twin, Tensor) and bool((twin != steps).any())
+    if not isinstance(steps, Tensor) or not isinstance(twin, Tensor) or steps.is_meta or twin.is_meta:
+        return False
+    return bool((twin.isfinite() & (twin >= 0) & (steps >= 0)).all()) and not _rounds_to(steps, twin)
+
+
+def _rounds_to(steps: Tensor, twin: object) -> bool:
+    """Whether both are one number, of which the other holds fewer digits."""
+    return (
+        isinstance(twin, Tensor) and not steps.is_meta and bool((twin.to(steps.device) == steps.to(twin.dtype)).all())
+    )
 
 
 def _same_names(found: Tensor, own: Tensor, *, rounded: bool) -> bool:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..torch_tools import StateModule, real_device, version_of
 
+#: With up to so many tasks, calls and steps of the relations deal with all pairs; with more, with those that they need.
+ALL_PAIRS = 128
+
 
 class PendingDistances(StateModule):
     """Combines the distances of micro-batches as if they had been one batch.
@@ -57,7 +60,9 @@ class PendingDistances(StateModule):
     def take(self) -> tuple[Tensor, Tensor, Sequence[int]]:
         """Return ``[t, t]`` distances, which of them were seen, and the tasks that they are among; and start anew."""
         pending = self._pending_tasks()
-        tasks = range(len(self.samples)) if pending is None else sorted(pending)
+        tasks: Sequence[int] = range(len(self.samples)) if pending is None else sorted(pending)
+        if pending is None and len(tasks) > ALL_PAIRS:  # a resumed run goes on with those that it had
+            tasks = self.samples.any(1).nonzero().flatten().tolist()
         at = self._at(tasks)
         samples, distances = self.samples[at].clone(), self.distances[at].clone()
         if self.reduction == "mean":

@@ -12,7 +12,7 @@ from .derivatives import Derivatives, custom_functions, derivatives_of, is_torch
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
 from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
-from .pooling import check_pool, resolve_channel_axis
+from .pooling import Pooling, check_pool, resolve_channel_axis
 from .samples import batch_first
 from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, check_scalarize, scalar_of
 from .task_columns import TaskColumns, task_columns
@@ -26,6 +26,7 @@ __all__ = [
     "Derivatives",
     "Given",
     "HeadsNow",
+    "Pooling",
     "Saliencies",
     "SaliencyExtractor",
     "ScalarizeChoice",

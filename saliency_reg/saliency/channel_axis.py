@@ -11,7 +11,21 @@ from torch import Tensor, nn
 #: Nodes of autograd that leave the axes as they are, by how their names begin.
 _KEEPS_AXES = (
     *("Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Softplus", "Hard", "Mish", "Prelu", "Threshold"),
-    *("Mul", "Add", "Sub", "Div", "Neg", "NativeDropout", "Clone", "Alias", "ToCopy", "Slice", "ConstantPad", "Clamp"),
+    *("Celu", "Rrelu", "LogSigmoid", "Pow", "Exp", "Sqrt", "Abs", "Sign"),
+    *(
+        "MulBack",
+        "AddBack",
+        "Sub",
+        "Div",
+        "Neg",
+        "NativeDropout",
+        "Clone",
+        "Alias",
+        "ToCopy",
+        "Slice",
+        "Constant",
+        "Clamp",
+    ),
     *(
         "MaxPool",
         "AvgPool",
@@ -33,6 +47,9 @@ _CHANNELS_SECOND = (
     "NativeGroupNorm",
     "CudnnConv",
 )
+_TAKES_SEVERAL = ("MulBack", "AddBack", "Sub", "Div")
+_CHANNELS_LAST = ("NativeLayerNorm", "AddmmBack", "MmBack", "EmbeddingBack")
+_VIEWS = ("ViewBackward", "UnsafeView", "ReshapeAlias")
 _MOST_NODES = 200
 _CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 _NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
@@ -45,6 +62,8 @@ def channel_axis_by_origin(tensor: Tensor, made_by: nn.Module | None, head: nn.M
     """
     if tensor.ndim != 3:
         return None
+    if head is not None and tensor.shape[1] != tensor.shape[2] == _first_in_features(head):
+        return 2
     axis = _by_graph(tensor)
     if axis is None and made_by is not None and _width(made_by, last=True) == tensor.shape[1]:
         axis = 1
@@ -65,15 +84,24 @@ def _by_graph(tensor: Tensor) -> int | None:
         name = node.name()
         if name.startswith(_CHANNELS_SECOND):
             return axes[1]
-        if name.startswith("NativeLayerNorm") and len(node._saved_normalized_shape) == 1:
+        if name.startswith(_CHANNELS_LAST) and len(getattr(node, "_saved_normalized_shape", (0,))) == 1:
             return axes[-1]
-        joined = [1, tensor.shape[0] * tensor.shape[1]]
-        if name.startswith("View") and tensor.shape[0] > 1 and list(node._saved_self_sym_sizes)[:2] == joined:
+        behind = node.next_functions[0][0] if node.next_functions else None
+        if name.startswith(_VIEWS) and behind is not None and "BatchNorm" in behind.name():
             return axes[1]  # an InstanceNorm's
         before = _axes_before(node, name, axes, tensor.shape)
         if before is not None:
-            waiting += [(following, before) for following, _ in node.next_functions]
+            several = name.startswith(_TAKES_SEVERAL)
+            waiting += [
+                (edge[0], before) for edge in node.next_functions if not (several and _is_broadcast(node, edge))
+            ]
     return None
+
+
+def _is_broadcast(node: Any, edge: Any) -> bool:
+    """Whether an operation took a tensor of another shape than the one that it made, such as a gate or a position."""
+    made, taken = (getattr(one, "_input_metadata", None) for one in (node, edge[0]))
+    return made is not None and taken is not None and list(made[0].shape) != list(taken[edge[1]].shape)
 
 
 def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[int]) -> list[int | None] | None:
@@ -96,10 +124,12 @@ def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[i
     if name.startswith("Squeeze") and hasattr(node, "_saved_dim") and isinstance(node._saved_dim, int):
         dim = _signed(node._saved_dim) % (len(axes) + 1)
         return [*axes[:dim], None, *axes[dim:]]
-    if name.startswith(("View", "UnsafeView", "ReshapeAlias")):
+    if name.startswith(_VIEWS):
         sizes = list(node._saved_self_sym_sizes)
         if [None if axis is None else shape[axis] for axis in axes] == sizes:
             return axes
+        if len(sizes) == 2 and axes[-1] is not None and sizes[1] == shape[axes[-1]]:  # rows of a Linear
+            return [None, axes[-1]]
         if axes[:2] == [0, 1] and sizes[:2] == list(shape[:2]):  # positions were joined, as by flatten(2)
             return [0, 1, *[None] * (len(sizes) - 2)]
     return None
@@ -107,6 +137,13 @@ def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[i
 
 def _signed(dim: int) -> int:
     return dim - 2**64 if dim >= 2**63 else dim
+
+
+def _first_in_features(module: nn.Module) -> int | None:
+    """Return the inputs of the first layer with weights, if it is a Linear."""
+    layers = (layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None)
+    first = next(layers, None)
+    return first.in_features if isinstance(first, nn.Linear) else None
 
 
 def _width(module: nn.Module, *, last: bool) -> int | None:

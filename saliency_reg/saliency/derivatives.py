@@ -139,7 +139,9 @@ def _twin(module: nn.Module, modules: dict[nn.Module, nn.Module], tensors: dict[
     """Copy modules, parameters and buffers, and nothing else that they refer to."""
     if module not in modules:
         twin = modules[module] = copy.copy(module)
-        for name in vars(twin):
+        for name, value in list(vars(twin).items()):
+            if isinstance(value, (list, dict, set)):  # what its forward keeps
+                vars(twin)[name] = copy.copy(value)
             if name.startswith(("_forward_", "_backward_")) and "hooks" in name:
                 vars(twin)[name] = OrderedDict()
         for name in ("_parameters", "_buffers"):

@@ -79,6 +79,8 @@ class SaliencyExtractor:
     _without_batch_norm: set[tuple[int, tuple[bool, ...]]] = field(init=False, default_factory=set)
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
+    #: Tasks that had a saliency once, which are compared from then on.
+    have_saliency: set[int] = field(init=False, default_factory=set)
     _vanishing: Vanishing | None = field(init=False, default=None)
     _rows: Rows | None = field(init=False, default=None)
 
@@ -127,7 +129,7 @@ class SaliencyExtractor:
     def _with_saliency(self, found: Saliencies, forward: CapturedForward, poolings: Sequence[Pooling]) -> Saliencies:
         """Leave out tasks whose saliency is nothing but rounding."""
         if self._vanishing is None:
-            self._vanishing = Vanishing(self.tasks, self.choices)
+            self._vanishing = Vanishing(self.tasks, self.choices, self.have_saliency)
         without, why = self._vanishing.among(found.present, found.values, forward, poolings, found.real)
         if not without:
             return found

@@ -52,11 +52,11 @@ def _has_batch_statistics(node: Any) -> bool:
 
 def _is_of_an_instance_norm(node: Any) -> bool:
     """Tell a BatchNorm of one sample, ``[1, B*C, ...]``, which is a view of ``[B, C, ...]``."""
-    before = node.next_functions[0][0]
-    own, viewed = getattr(node, "_saved_input", None), getattr(before, "_saved_self_sym_sizes", ())
-    if own is None or len(own) != 1 or not len(viewed) == own.ndim > 2:
+    viewed = list(getattr(node.next_functions[0][0], "_saved_self_sym_sizes", []))
+    if len(viewed) < 3:
         return False
-    return bool(viewed[0] * viewed[1] == own.shape[1])
+    own: Tensor = node._saved_input
+    return len(own) == 1 and own.ndim == len(viewed) and bool(viewed[0] * viewed[1] == own.shape[1])
 
 
 class _FixedStatistics:

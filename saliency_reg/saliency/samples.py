@@ -42,7 +42,8 @@ class Rows:
         """Return ``[B]``, which rows of the map count; ``None``: all. Refuse heads that read different ones."""
         size = values.shape[1]
         outputs = {task: len(output) for task, output in zip(forward.ran, forward.outputs) if output.ndim > 0}
-        if self.own is False or real is not None or all(number == size for number in outputs.values()):
+        direct = forward.modules and all(feature.direct for feature in forward.features)
+        if self.own is False or real is not None or direct or all(number == size for number in outputs.values()):
             return real
         read = values.detach().flatten(2).ne(0).any(2)  # [t, B]
         counts = read.sum(1).tolist()
@@ -50,14 +51,18 @@ class Rows:
         self.own = any(count <= outputs.get(task, 0) < size for task, count in zip(present, counts))
         if not self.own:
             return None
-        if not bool((read == read[0]).all()):
+        rows, together = max(outputs.get(task, 0) for task in present), read.any(0)
+        missing = rows - int(together.sum())
+        if missing < 0 or len({outputs.get(task) for task in present}) > 1:
             listed = ", ".join(f"{tasks[task]!r} {count}" for task, count in list(zip(present, counts))[:6])
             raise ShapeError(
                 f"the heads read different rows of the {size} in the feature map ({listed}): these saliencies cannot be "
                 "compared. Run each head on the whole feature map, and take its rows behind it: head(feature)[rows] in "
                 "place of head(feature[rows])."
             )
-        return read[0]
+        # Rows that no head reacts to differ nowhere: any others will do.
+        together[(~together).nonzero()[:missing, 0]] = True
+        return together
 
 
 def per_feature(value: Any, number: int, what: str) -> list[Any]:

@@ -37,12 +37,13 @@ _DEAD = (
 
 
 class Vanishing:
-    """Looks at the saliencies of a task until it has had one."""
+    """Looks at the saliencies of a task until it has had one; ``have_one`` are the tasks that had."""
 
-    def __init__(self, tasks: Sequence[str], choices: Sequence[Scalarize]) -> None:
+    def __init__(self, tasks: Sequence[str], choices: Sequence[Scalarize], have_one: set[int]) -> None:
         self._tasks = tuple(tasks)
         self._choices = choices
-        self._have_one = {task for task, choice in enumerate(choices) if choice in LABEL_SCALARIZATIONS}
+        self._have_one = have_one
+        self._by_labels = {task for task, choice in enumerate(choices) if choice in LABEL_SCALARIZATIONS}
         self._told: set[int] = set()
         self._waited = 0
 
@@ -58,15 +59,17 @@ class Vanishing:
 
         ``values`` ``[t, B, ...]`` are the saliencies of ``present``.
         """
-        if self._have_one.issuperset(present) or not (real is None or bool(real.any())):
+        looked_at = set(present) - self._have_one - self._by_labels
+        if not looked_at or not (real is None or bool(real.any())):
             return set(), []
         sizes: list[float] = values.detach().abs().flatten(1).amax(1).tolist()
         if not all(map(math.isfinite, sizes)):
             return set(), []
         reference = max(*sizes, self._reaction(forward, present[0], poolings))
         found: dict[int, str] = {}
+        self._waited += 1
         for task, size in zip(present, sizes):
-            if task in self._have_one:
+            if task not in looked_at:
                 continue
             if size > _SMALL * reference or size > self._rounding(forward, task) * (
                 reaction := self._reaction(forward, task, poolings)
@@ -121,7 +124,6 @@ class Vanishing:
 
     def _may_begin(self, forward: CapturedForward, task: int) -> bool:
         """Whether the head has weights of zero, which it may leave in the next steps."""
-        self._waited += 1
         weights = forward.modules[0 if forward.columns else task].parameters() if forward.modules else ()
         zero = any(weight.ndim > 1 and not bool(weight.detach().any()) for weight in weights)
         return zero and self._waited <= _MOST_WAITING

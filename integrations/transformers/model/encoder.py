@@ -15,6 +15,8 @@ from ...shared.libraries import need
 from ...shared.looking import first_line, undisturbed
 from ..errors import EncoderError, PretrainedWeightsError, TokenizerMismatchError
 
+_MOST_LAYERS = 1000
+
 
 @dataclass
 class Encoded:
@@ -80,6 +82,9 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     transformers = need("transformers")
     if class_name is None:
         check_has_model(config)
+    for name, value in vars(config).items():
+        if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
+            raise EncoderError(f"{name} must be at most {_MOST_LAYERS}, found {value}. Pass the number of layers.")
     try:
         own: Any = getattr(transformers, class_name, None) if class_name is not None else None
         if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):

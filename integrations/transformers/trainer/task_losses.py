@@ -12,7 +12,7 @@ from ....torch_tools import state_dtype
 from ..model.losses import known_labels
 
 
-def label_counts(labels: Any, tasks: Sequence[str], device: torch.device | None = None) -> Tensor:
+def label_counts(labels: Any, tasks: Sequence[str], device: torch.device) -> Tensor:
     """Return ``[T]``, the known labels of each task in a batch; zeros where its labels are no dictionary."""
     given = labels if isinstance(labels, Mapping) else {}
     counts = [known_labels(own).sum() if isinstance(own := given.get(task), Tensor) else 0 for task in tasks]

@@ -114,8 +114,11 @@ class SaliencyTrainerMixin:
         batches, items = base.get_batch_samples(*args, **kwargs)
         inner = unwrapped_model(trainer.model)
         if isinstance(inner, MultiTaskModel):
-            own = [label_counts(batch.get("labels"), inner.tasks) for batch in batches if isinstance(batch, Mapping)]
-            counts = sum(own, start=torch.zeros(len(inner.tasks)))
+            device = trainer.accelerator.device
+            labels = [batch.get("labels") for batch in batches if isinstance(batch, Mapping)]
+            counts = torch.zeros(len(inner.tasks), device=device)
+            for one in labels:
+                counts = counts + label_counts(one, inner.tasks, device)
             if self._gather is not None:
                 counts = self._gather(counts).view(-1, len(counts)).mean(0)
             self._labels_of_step = counts

@@ -9,7 +9,7 @@ from typing import Union
 from torch import nn
 
 from ...errors import ConfigurationError, HeadNotFoundError, MissingArgumentError, TaskError, WrongTypeError
-from ...tasks import check_task_names, per_task
+from ...tasks import check_task_names, first_few, per_task
 from ..lookup import find_module, match_names, name_of
 from ..nested import Item
 from .branches import Branch, continuations, last_part
@@ -39,6 +39,12 @@ class Heads:
     def ends(self) -> tuple[nn.Module, ...]:
         """The modules of the model whose outputs they are."""
         return tuple(map(last_part, self.modules))
+
+    def describe(self) -> str:
+        """Name them, for a person."""
+        if not self.columns:
+            return first_few(self.names)
+        return f"{self.names[0]!r}, {'one column' if self.groups is None else 'columns'} for each of {len(self.tasks)} tasks"
 
 
 def resolve_heads(
@@ -140,7 +146,7 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Tell whether a module runs as compiled code."""
+    """Whether torch.compile has this module, as ``torch.compile(module)`` or ``module.compile()``."""
     # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 

@@ -1,0 +1,174 @@
+"""Which layer it is: modules are run alone on what they read in the forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import tensors_in
+from ..saliency import Derivatives, derivatives_of, is_torchs_own
+from ..torch_tools import leaves_behind, version_of
+from .subject import Run, Subject
+
+
+@dataclass
+class Part:
+    """A module of the model, and its latest run."""
+
+    name: str
+    module: nn.Module
+    read: list[Tensor] = field(default_factory=list)
+    alone: bool = False  # whether one tensor is all that it read
+    returned: Tensor | None = None
+    version: int = -1
+    node: Any = None  # that made what it returned
+    with_gradients: bool = True  # whether it ran with gradients enabled
+
+    def __str__(self) -> str:
+        return f"{self.name!r} ({type(self.module).__name__})"
+
+
+def watched_run(subject: Subject, **how: Any) -> tuple[Run, list[Part]]:
+    """Run the model, and return the parts that ran, innermost first."""
+    parts: dict[nn.Module, Part] = {}
+    with _hooks(subject.model, parts):
+        run = subject.run(**how)
+    return run, sorted(parts.values(), key=lambda part: -part.name.count("."))
+
+
+@contextmanager
+def _hooks(model: nn.Module, parts: dict[nn.Module, Part]) -> Iterator[None]:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        part = parts.setdefault(module, Part(names[module], module))
+        part.read = [tensor for _, tensor in tensors_in(args, kwargs)]
+        part.with_gradients = torch.is_grad_enabled()
+        part.alone = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
+        if isinstance(output, Tensor):
+            part.returned, part.version, part.node = output, version_of(output), output.grad_fn
+
+    names = {module: name for name, module in model.named_modules() if name}
+    handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def innermost(parts: list[Part], guilty: Callable[[Part], bool]) -> list[Part]:
+    """Return the parts that are guilty and have no guilty part inside."""
+    found: list[Part] = []
+    for part in parts:
+        if not any(one.module in part.module.modules() for one in found) and guilty(part):
+            found.append(part)
+    return found
+
+
+def behind_the_feature(subject: Subject, parts: list[Part]) -> list[Part]:
+    """Return the parts of heads, or, where the feature map was named, all that may lie behind it."""
+    if subject.capture.feature_names:
+        return parts
+    inside = {part for head in subject.heads.modules for part in head.modules()}
+    return [part for part in parts if part.module in inside]
+
+
+def mixing_parts(subject: Subject, parts: list[Part], size: int) -> list[Part]:
+    """Return the parts that mix samples: of which one sample's input changes the output at others."""
+
+    def mixes(part: Part) -> bool:
+        x = part.read[0].detach() if part.alone and part.read else None
+        if x is None or x.ndim == 0 or len(x) != size:
+            return False
+        moved = x.clone()
+        moved[0] = x[0] * 1.5 + x.float().std().to(x.dtype)
+        with torch.no_grad():
+            before, after = (_alone(subject, part, values) for values in (x, moved))
+        return before is not None and after is not None and changed_elsewhere(before, after)
+
+    return innermost(behind_the_feature(subject, parts), mixes)
+
+
+def _alone(subject: Subject, part: Part, x: Tensor) -> Tensor | None:
+    subject._begin()
+    enabled, subject.capture.enabled = subject.capture.enabled, False
+    try:
+        output = part.module(x.clone())
+    except Exception:  # whatever a part does that is not made for this
+        return None
+    finally:
+        subject.capture.enabled = enabled
+    return output if isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(x) else None
+
+
+def changed_elsewhere(before: Tensor, after: Tensor) -> bool:
+    """Whether outputs ``[B, ...]`` differ at other samples than the first, by more than rounding."""
+    size = before[1:].abs().max() if before[1:].numel() else torch.zeros(())
+    return bool((before[1:] - after[1:]).abs().gt(100 * torch.finfo(before.dtype).eps * size).any())
+
+
+def parts_without_derivative(subject: Subject, parts: list[Part]) -> dict[str, list[Part]]:
+    """Return the parts whose backward is not their derivative, or cannot be differentiated, by what is wrong."""
+    found: dict[str, list[Part]] = {}
+
+    def wrong(part: Part) -> bool:
+        if not part.alone or not part.read or is_torchs_own(part.module) or not part.read[0].is_floating_point():
+            return False
+        said = derivatives_of(part.module, part.read[0])
+        if said in (Derivatives.NOT_FIRST, Derivatives.NOT_SECOND):
+            found.setdefault(said.value, []).append(part)
+            return True
+        return False
+
+    enabled, subject.capture.enabled = subject.capture.enabled, False
+    try:
+        innermost(behind_the_feature(subject, parts), wrong)
+    finally:
+        subject.capture.enabled = enabled
+    return found
+
+
+def patched(parts: list[Part]) -> list[Part]:
+    """Return the parts of which an instance has a forward of its own."""
+    return [part for part in parts if "forward" in vars(part.module)]
+
+
+def detached_parts(run: Run, parts: list[Part]) -> list[Part]:
+    """Return the parts that ran, can be trained, and of which no output of the model depends."""
+    ends = [tensor for _, tensor in tensors_in((run.returned, run.forward.outputs), {})]
+    behind = {id(leaf) for leaf in leaves_behind([end for end in ends if end.requires_grad])}
+    found = []
+    for part in parts:
+        own = [one for one in part.module.parameters(recurse=False) if one.requires_grad]
+        if own and not any(id(one) in behind for one in own):
+            found.append(part)
+    return found
+
+
+def heads_without_backbone(run: Run, backbone: Sequence[Tensor]) -> list[int]:
+    """Return the heads whose output depends on no parameter in front of them, where that of others does."""
+    ids = {id(one) for one in backbone}
+    outputs = dict(zip(run.forward.ran, run.forward.outputs))
+    reached = {index: any(id(leaf) in ids for leaf in leaves_behind([output])) for index, output in outputs.items()}
+    return [index for index, reaches in reached.items() if not reaches] if any(reached.values()) else []
+
+
+def changed_in_place(parts: list[Part]) -> list[Part]:
+    """Return the parts whose output, which their derivative needs, was changed in place after they returned it."""
+
+    def lost(part: Part) -> bool:
+        if part.node is None or part.returned is None or version_of(part.returned) == part.version:
+            return False
+        try:
+            for name in dir(part.node):
+                if name.startswith("_saved_"):
+                    getattr(part.node, name)
+        except RuntimeError:
+            return True
+        return False
+
+    return [part for part in parts if lost(part)]
