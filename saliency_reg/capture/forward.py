@@ -268,8 +268,8 @@ def _have_graphs(runs: Sequence[HeadRun], tasks: Sequence[str]) -> bool:
         if not isinstance(run.output, Tensor):
             part = part_of_each(dict(zip(tasks, [run.output for run in runs])))
             raise CaptureError(
-                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is, e.g. {part} "
-                "(a key, an attribute, an index or a function), or choose the module whose output is the tensor."
+                f"head {run.name!r} returned {type(run.output).__name__}, expected a tensor. Say which part it is, e.g. "
+                f"{part} (a key, an attribute, an index or a function), or choose the module whose output is the tensor."
             )
         if not run.output.is_floating_point():
             raise CaptureError(
