@@ -472,6 +472,18 @@ def test_modules_are_watched_in_the_first_forward_alone() -> None:
     assert seen == [2, 1, 1]
 
 
+def test_modules_are_not_watched_for_ever() -> None:
+    model, seen = Uncertain("tensor", "tensor"), []
+    layer = model.encoder[0]
+    layer.register_forward_hook(lambda *_: seen.append(len(layer._forward_hooks)))
+    regularizer = SaliencyRegularizer(model)
+    for _ in range(10):
+        model(torch.randn(3, 4))
+        with torch.no_grad():
+            regularizer()
+    assert seen == [2] * 8 + [1] * 2
+
+
 def test_modules_are_not_watched_behind_a_forward_that_raised() -> None:
     model = Uncertain("tensor", "tensor")
     regularizer = SaliencyRegularizer(model)

@@ -1,4 +1,4 @@
-"""Modules by their names, found in the graph of a forward: once, or for an error."""
+"""Modules by their names, found in the graph of a forward, and by what they return in the first one: once, or for an error."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from .heads import Heads, is_compiled, is_container
 from .lookup import listed
 from .nested import Path, first_tensor, tensors_in, unfolded
 
+#: Forwards that are traced if none of them is read.
+_MOST_TRACED = 8
 #: A place in the graph: a node, and the number of its output.
 _Output = tuple[Node, int]
 
@@ -50,16 +52,19 @@ class Trace:
 
 
 class Tracing:
-    """Hooks for the first forward of a model, which make a :class:`Trace` of it."""
+    """Hooks for the first forwards of a model, until one was read, which make a :class:`Trace` of each."""
 
     def __init__(self, wanted: bool) -> None:
         self.wanted = wanted
+        self._left = _MOST_TRACED
         self._hooks = ModuleHooks(self, tells=False)
         self._trace: Trace | None = None
 
     def begin(self, model: nn.Module) -> Trace | None:
         if not self.wanted or torch.compiler.is_dynamo_compiling() or not torch.is_grad_enabled():
             return None
+        self._left -= 1
+        self.wanted = self._left > 0  # nobody may read any
         self._hooks.remove()
         self._trace = Trace()
         # Hooks within compiled code would be compiled, too, and again without them.
