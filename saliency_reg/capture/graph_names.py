@@ -1,4 +1,4 @@
-"""Modules by their names, found in the graph of a forward, and by what they return in the first one: once, or for an error."""
+"""Modules by their names, found in the graph of a forward and by what they return in the first: once, or for an error."""
 
 from __future__ import annotations
 
