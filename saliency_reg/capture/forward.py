@@ -110,6 +110,7 @@ class FeatureMap:
     entries: Callable[[Tensor], Tensor] | None = None
     made_by: nn.Module | None = None  # the module that returned it, where that is known
     batch_axis: int = 0
+    turned: Sequence[str] = ()  # heads that read it through something that changes gradients and no values
 
     def gradient(self, at_edge: Gradient) -> Gradient:
         """Return the gradient of the feature map, of that at one of the edges."""
@@ -290,7 +291,8 @@ def _what_the_heads_read(recorded: RecordedForward, shared: Callable[[Sequence[T
         )
     sources = [run.source for run in runs if run.source is not None]
     changed = any(run.changed_source for run in runs)
-    if not _same_memory(runs) and (changed or not _have_equal_values(sources)):
+    together = _same_memory(runs)
+    if not together and (changed or not _have_equal_values(sources)):
         raise CaptureError(_other_tensors(runs, shared))
     if between := _changed_between(recorded):
         raise CaptureError(
@@ -309,7 +311,8 @@ def _what_the_heads_read(recorded: RecordedForward, shared: Callable[[Sequence[T
         found = [run.edge if separate or run.place is None else run.place.edge for run in runs]
     edges = [edge for edge in found if edge is not None]
     direct = not changed and all(run.whole for run in runs)
-    return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries)
+    turned = [run.name for run, source in zip(runs, sources) if together and not is_plainly(source, sources[0])]
+    return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries, turned=turned)
 
 
 def _have_equal_values(tensors: Sequence[Tensor]) -> bool:
