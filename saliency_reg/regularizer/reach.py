@@ -57,8 +57,8 @@ _NOT_SECOND = (
     "outputs with ctx.save_for_backward and compute the rest in backward, or pass custom_backward='ignore'."
 )
 _TURNED = (
-    "heads {heads} read the feature map through something that changes its gradient alone (gradient reversal, a hook): their "
-    "saliency is taken behind it, and what the penalty gives to the backbone goes back through it. Name the feature map to "
+    "heads {heads} read the feature map through something that changes its gradient alone (gradient reversal, a hook): "
+    "their saliency is taken behind it, and what the penalty gives to the backbone goes back through it. Name the feature map to "
     "take them in front of it, e.g. feature='backbone', or pass custom_backward='ignore' if it is meant."
 )
 _NOT_LOOKED_AT = (
