@@ -164,3 +164,26 @@ def test_a_penalty_without_a_gradient_is_told() -> None:
         head(feature)
     with pytest.warns(UserWarning, match="a value and no gradient"):
         assert not regularizer().requires_grad
+
+
+@pytest.mark.parametrize("between", ["reversal", "scaling", "hook"])
+def test_heads_that_read_the_map_through_another_backward(between: str) -> None:
+    torch.manual_seed(0)
+    backbone, part = nn.Linear(3, 8), PARTS[between][0]
+    model = nn.ModuleDict({"backbone": backbone, "heads": nn.ModuleDict({name: Head(torch.sin) for name in "ab"})})
+    x = torch.randn(4, 3)
+
+    def step(regularizer: SaliencyRegularizer) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                feature = backbone(x).tanh()
+                model["heads"]["a"](feature)
+                model["heads"]["b"](part(feature))
+                regularizer()
+        regularizer.remove()
+        return [str(one.message) for one in caught]
+
+    (told,) = step(SaliencyRegularizer(model, heads="heads"))
+    assert "heads ['heads.b'] read the feature map through something that changes its gradient alone" in told
+    assert step(SaliencyRegularizer(model, heads="heads", custom_backward="ignore")) == []

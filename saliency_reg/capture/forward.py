@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import CaptureError, NoHeadRanError
 from ..torch_tools import Edge, Gradient, same_tensor, version_of
-from .graph_names import Names, Trace
+from .graph_names import NAME_IT, Names, Trace
 from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
-from .nested import Path, part_of_each, tensors_in
+from .nested import part_of_each, tensors_in
 from .places import Place, as_edge, is_plainly, read_elsewhere
-
-_NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 
 
 @dataclass
@@ -114,6 +112,7 @@ class FeatureMap:
     entries: Callable[[Tensor], Tensor] | None = None
     made_by: nn.Module | None = None  # the module that returned it, where that is known
     batch_axis: int = 0
+    turned: Sequence[str] = ()  # heads that read it through something that changes gradients and no values
 
     def gradient(self, at_edge: Gradient) -> Gradient:
         """Return the gradient of the feature map, of that at one of the edges."""
@@ -290,10 +289,13 @@ def _what_the_heads_read(recorded: RecordedForward, names: Names) -> FeatureMap:
     if without := [run for run in runs if run.source is None]:
         if without[0].unusable:
             raise CaptureError(f"what head {without[0].name!r} is called with {without[0].unusable}.")
-        raise CaptureError(_without_tensor(without[0], runs, names))
+        given = {run.name: dict(tensors_in(*run.given)) if run.source is None else {(): run.source} for run in runs}
+        outputs = {run.name: run.output for run in runs}
+        raise CaptureError(names.instead_of_a_tensor(without[0].name, given, outputs))
     sources = [run.source for run in runs if run.source is not None]
     changed = any(run.changed_source for run in runs)
-    if not _same_memory(runs) and (changed or not _have_equal_values(sources)):
+    together = _same_memory(runs)
+    if not together and (changed or not _have_equal_values(sources)):
         raise CaptureError(_other_tensors(runs, names))
     if between := _changed_between(recorded):
         raise CaptureError(
@@ -312,7 +314,8 @@ def _what_the_heads_read(recorded: RecordedForward, names: Names) -> FeatureMap:
         found = [run.edge if separate or run.place is None else run.place.edge for run in runs]
     edges = [edge for edge in found if edge is not None]
     direct = not changed and all(run.whole for run in runs)
-    return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries)
+    turned = [run.name for run, source in zip(runs, sources) if together and not is_plainly(source, sources[0])]
+    return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries, turned=turned)
 
 
 def _have_equal_values(tensors: Sequence[Tensor]) -> bool:
@@ -328,23 +331,4 @@ def _other_tensors(runs: Sequence[HeadRun], names: Names) -> str:
     sources = {run.name: run.source for run in runs}
     shapes = [f"{name} reads {None if source is None else list(source.shape)}" for name, source in sources.items()]
     common = names.shared_by([source for source in sources.values() if source is not None])
-    return f"the heads do not read the same tensor: {listed(shapes, most=4)}. {common or _NAME_IT}."
-
-
-def _without_tensor(without: HeadRun, runs: Sequence[HeadRun], names: Names) -> str:
-    """Say what to name where a head is called with a list or dictionary of tensors, and what its output needs then."""
-    given: list[dict[Path, Tensor]] = [
-        dict(tensors_in(*run.given)) if run.source is None else {(): run.source} for run in runs
-    ]
-    advice, axes = names.of_arguments(without.name, given[runs.index(without)], given)
-    other = next((run for run in runs if isinstance(run.output, Tensor) and run.output.ndim == 3), None)
-    if other is not None and axes and 3 not in axes:
-        advice += (
-            f", and for the output {list(other.output.shape)} of {other.name!r}, which is no map like these, "
-            "scalarize=lambda output: output.amax(-1) - output.mean(-1) (classes on its last axis) or output.sum(1) (one "
-            "value per position)"
-        )
-    return (
-        f"head {without.name!r} was called without a floating-point tensor. {advice or _NAME_IT}; or choose the module "
-        "that reads it, or pass regularizer(outputs=..., features=...)."
-    )
+    return f"the heads do not read the same tensor: {listed(shapes, most=4)}. {common or NAME_IT}."

@@ -14,8 +14,9 @@ from torch.autograd.graph import Node
 from ..torch_tools import ModuleHooks, in_backward, leaves_behind_each, nodes_between, warn_user
 from .heads import Heads, is_compiled, is_container
 from .lookup import listed
-from .nested import Path, first_tensor, tensors_in, unfolded
+from .nested import first_tensor, tensors_in, unfolded
 
+NAME_IT = "Name the module whose output they share, e.g. feature='backbone'"
 #: Forwards that are traced if none of them is read.
 _MOST_TRACED = 8
 #: A place in the graph: a node, and the number of its output.
@@ -112,24 +113,35 @@ class Names:
             return []
         return list(dict.fromkeys(known[place][0] for place in places))  # type: ignore[index]  # checked
 
-    def of_arguments(
-        self, head: str, own: Mapping[Path, Tensor], all_of_them: Sequence[Mapping[Path, Tensor]]
-    ) -> tuple[str, set[int]]:
-        """Say what to name of the tensors that heads are called with, of which ``own`` are one's; and their axes."""
+    def instead_of_a_tensor(
+        self, head: str, given: Mapping[str, Mapping[Any, Tensor]], outputs: Mapping[str, Any]
+    ) -> str:
+        """Say what to name where a head is called with a list or mapping; ``given`` are the tensors in it, and of others."""
         common = {
             path: one
-            for path, one in own.items()
-            if all(any(one is its for its in given.values()) for given in all_of_them)
+            for path, one in given[head].items()
+            if all(any(one is its for its in own.values()) for own in given.values())
         }
         names = self.of(list(common.values())) or [
             f"{head}:input.{'.'.join(map(str, path))}" for path in common if not any("." in str(item) for item in path)
         ]
         if names:
-            words = (
+            advice = (
                 f"Pass the feature map: feature={names[0]!r}" if len(names) == 1 else f"Pass the maps: feature={names}"
             )
-            return words, {one.ndim for one in common.values()}
-        return self.shared_by([one for given in all_of_them for one in given.values()]), set()
+        else:
+            advice = self.shared_by([one for own in given.values() for one in own.values()]) or NAME_IT
+        other = next((name for name, one in outputs.items() if isinstance(one, Tensor) and one.ndim == 3), None)
+        if names and other is not None and all(one.ndim != 3 for one in common.values()):
+            advice += (
+                f", and for the output {list(outputs[other].shape)} of {other!r}, which is no map like these, "
+                "scalarize=lambda output: output.amax(-1) - output.mean(-1) (classes on its last axis) or output.sum(1) "
+                "(one value per position)"
+            )
+        return (
+            f"head {head!r} was called without a floating-point tensor. {advice}; or choose the module that reads it, or "
+            "pass regularizer(outputs=..., features=...)."
+        )
 
     def shared_by(self, tensors: Sequence[Tensor]) -> str:
         """Say which modules all ``tensors`` depend on, nearest first, and which to pass; nothing where none is known."""

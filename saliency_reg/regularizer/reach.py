@@ -56,6 +56,11 @@ _NOT_SECOND = (
     "that cannot be differentiated as a whole{names} (it saves an intermediate result, or detaches). Save inputs or "
     "outputs with ctx.save_for_backward and compute the rest in backward, or pass custom_backward='ignore'."
 )
+_TURNED = (
+    "heads {heads} read the feature map through something that changes its gradient alone (gradient reversal, a hook): "
+    "their saliency is taken behind it, and what the penalty gives to the backbone goes back through it. Name the feature "
+    "map to take them in front of it, e.g. feature='backbone', or pass custom_backward='ignore' if it is meant."
+)
 _NOT_LOOKED_AT = (
     "a backward of your own is between the feature map and the outputs{names}, and it could not be looked at whether it "
     "is the derivative. Check it with torch.autograd.gradgradcheck, and pass custom_backward='ignore' if it is."
@@ -169,6 +174,8 @@ class Reach:
         for task, head in heads.items():
             if direct and (task in new or forward.columns) and not is_torchs_own(head):
                 said[derivatives_of(head, forward.features[0].tensor)].append(task)
+        if turned := [name for feature in forward.features for name in feature.turned]:
+            self._tell(_TURNED.format(heads=turned))
         functions = custom_functions(forward.outputs, edges)
         names = f" ({', '.join(functions)})" if functions else ""
         for found, words in ((Derivatives.NOT_FIRST, _NOT_FIRST), (Derivatives.NOT_SECOND, _NOT_SECOND)):
