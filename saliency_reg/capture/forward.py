@@ -314,7 +314,8 @@ def _what_the_heads_read(recorded: RecordedForward, names: Names) -> FeatureMap:
         found = [run.edge if separate or run.place is None else run.place.edge for run in runs]
     edges = [edge for edge in found if edge is not None]
     direct = not changed and all(run.whole for run in runs)
-    turned = [run.name for run, source in zip(runs, sources) if together and not is_plainly(source, sources[0])]
+    kept = together and all(version_of(source) == run.version for run, source in zip(runs, sources))
+    turned = [run.name for run, source in zip(runs, sources) if kept and not is_plainly(source, sources[0])]
     return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries, turned=turned)
 
 
