@@ -64,14 +64,20 @@ def told(call: Callable[[], Any]) -> list[str]:
     return [str(each.message) for each in caught]
 
 
-def by_sample(net: Net, x: Tensor, scalar: Callable[[Tensor], Tensor], pooled: Callable[[Tensor], Tensor]) -> Tensor:
+def by_sample(
+    net: Net,
+    x: Tensor,
+    scalar: Callable[[Tensor], Tensor],
+    pooled: Callable[[Tensor], Tensor],
+    metric: str = "l1",
+) -> Tensor:
     """Distances by loops, each sample alone."""
     saliencies: list[list[Tensor]] = [[] for _ in net.heads]
     for one in x.split(1):
         outputs = net(one)
         for row, output in zip(saliencies, outputs.values()):
             row.append(pooled(slow_saliency(output, net.feature, scalar)))
-    return slow_distances(saliencies, "l1", "mean")
+    return slow_distances(saliencies, metric, "mean")
 
 
 # Two logits.
@@ -220,17 +226,24 @@ CHANNELS_SECOND: dict[str, nn.Module] = {
         nn.Conv1d(2, 6, 3), Behind(nn.Identity(), lambda z: nn.functional.layer_norm(z.mT, (6,)).mT)
     ),
     "joined positions": nn.Sequential(nn.Unflatten(1, (2, 1)), nn.Conv2d(2, 6, (1, 3)), nn.Flatten(2)),
+    "celu": nn.Sequential(nn.Conv1d(2, 6, 3), nn.CELU()),
+    "a power": Behind(nn.Conv1d(2, 6, 3), lambda z: z**2),
+    "an exponential": Behind(nn.Conv1d(2, 6, 3), lambda z: z.exp()),
+    "a root": Behind(nn.Conv1d(2, 6, 3), lambda z: (1 + z.abs()).sqrt()),
+    "instance norm": nn.Sequential(nn.Conv1d(2, 6, 3), nn.InstanceNorm1d(6), nn.Tanh()),
 }
 
 
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("name", CHANNELS_SECOND)
-def test_channels_of_a_convolution_are_on_axis_1(name: str, named: bool) -> None:
+def test_channels_of_a_convolution_are_on_axis_1(name: str, named: bool, size: int) -> None:
     heads = {task: nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), mlp(6, 1)) for task in "ab"}
     net = Net(CHANNELS_SECOND[name], heads).double().eval()
-    x = torch.randn(3, 2, 15)
-    found = called(net, x, **({"feature": "backbone"} if named else {})).report.distances
-    torch.testing.assert_close(found, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(1)))
+    x = torch.randn(size, 2, 15)
+    options = {"feature": "backbone"} if named else {}
+    found = called(net, x, metric="sqeuclidean", **options).report.distances
+    torch.testing.assert_close(found, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(1), "sqeuclidean"))
 
 
 @pytest.mark.parametrize("frozen", ["no_grad", "requires_grad"])
@@ -268,6 +281,68 @@ def test_tokens_stay_tokens(name: str) -> None:
     torch.testing.assert_close(
         called(net, x).report.distances, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(0))
     )
+
+
+class Weighed(nn.Module):
+    """Tells nothing of its channels."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.linspace(-1, 1, x[0].numel()).view(x.shape[1:])
+        return (self.weight * positions * x).sin().mean((0, 2, 3)).unsqueeze(1)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 6), nn.BatchNorm1d(6)
+        self.register_buffer("positions", torch.randn(7, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x) + self.norm(self.positions)
+
+
+class ChannelGate(nn.Module):
+    """A convolution along the channels makes one factor for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.conv = nn.Linear(5, 6), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        return self.conv(tokens.mean(1, keepdim=True)).sigmoid() * tokens
+
+
+CHANNELS_LAST: dict[str, tuple[Callable[[], nn.Module], bool]] = {  # and whether no head has to tell
+    "packed": (lambda: Behind(nn.Linear(5, 6), lambda z: z.view(1, -1, 6).tanh().view(z.shape)), True),
+    "a gate of channels": (ChannelGate, True),
+    "normalised positions": (Positions, True),
+    "parts of complex numbers": (
+        lambda: Behind(nn.Linear(5, 4), lambda z: torch.view_as_real(torch.fft.rfft(z.flatten(1)))),
+        True,
+    ),
+    "mixed tokens": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Conv1d(7, 7, 1), nn.GELU()), False),
+    "a norm for each token": (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(7)), False),
+}
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_channels_of_tokens_are_last(name: str, size: int, linear: bool) -> None:
+    build, known = CHANNELS_LAST[name]
+    if not (known or linear):
+        return
+    width = 2 if name.startswith("parts") else 6
+    heads = {t: Behind(mlp(width, 1), lambda z: z.mean((1, 2))) if linear else Weighed(2) for t in "ab"}
+    net = Net(build(), heads).eval()
+    x = torch.randn(size, 7, 5)
+    expected = by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(0), "sqeuclidean")
+    torch.testing.assert_close(called(net, x, metric="sqeuclidean").report.distances, expected)
 
 
 # Sequence first.
