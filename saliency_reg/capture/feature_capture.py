@@ -21,7 +21,7 @@ from .graph_names import shared_by, tell_of_readers
 from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
-from .nested import Item, contents, first_tensor, pick, put, put_argument, why_unusable
+from .nested import Item, contents, first_tensor, pick, put, put_argument, tensors_in, why_unusable
 from .other_heads import OtherHeads, autocast_as_now
 from .places import Place
 from .raw_inputs import RawInputs
@@ -271,7 +271,7 @@ class FeatureCapture:
             args, kwargs = self.aliases.with_stand_ins(args, kwargs, source)
             source = first_tensor(args, kwargs)[1]
         run = recorded.run_of(name, source)
-        run.differentiable = sum(isinstance(one, Tensor) and one.requires_grad for one in (*args, *kwargs.values()))
+        run.differentiable = sum(one.requires_grad for _, one in tensors_in(args, kwargs))
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
