@@ -215,6 +215,44 @@ def test_others_are_not_told(name: str) -> None:
     assert regularizer.report.present == ("a", "b")
 
 
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_many_heads_that_begin_at_zero_are_given_time(accumulated: int) -> None:
+    net = plain({f"t{number}": mlp(6, 1) for number in range(40)})
+    for head in net.heads.values():
+        nn.init.zeros_(head[2].weight)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    regularizer = SaliencyRegularizer(net, strength=1.0, optimizer=optimizer)
+
+    def train() -> None:
+        for _ in range(2):
+            for _ in range(accumulated):
+                loss = sum((output - 1).square().mean() for output in net(torch.randn(5, 4)).values())
+                (loss + regularizer()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert not told(train)
+    net(torch.randn(5, 4))
+    assert regularizer() > 0
+    assert len(regularizer.report.present) == 40
+
+
+def test_heads_that_stay_at_zero_are_told_in_the_end() -> None:
+    net = plain({"a": mlp(6, 1), "b": mlp(6, 1), "zero": mlp(6, 1)})
+    nn.init.zeros_(net.heads["zero"][2].weight)
+    regularizer = SaliencyRegularizer(net, strength=1.0)
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            net(torch.randn(5, 4))
+            regularizer()
+
+    assert not told(lambda: call(20))
+    assert regularizer.report.present == ("a", "b", "zero")
+    assert "['zero'] is zero" in told(lambda: call(2))[0]
+    assert regularizer.report.present == ("a", "b")
+
+
 # Maps with three axes.
 
 CHANNELS_SECOND: dict[str, nn.Module] = {
@@ -466,11 +504,12 @@ class Routed(nn.Module):
 
 
 APART = {"a": torch.arange(0, 4), "b": torch.arange(4, 9)}
+APART_ALIKE = {"a": torch.arange(0, 4), "b": torch.arange(4, 8)}
 OVERLAPPING = {"a": torch.arange(0, 6), "b": torch.arange(3, 9), "c": torch.arange(9)}
 SAME = {"a": torch.tensor([0, 3, 4]), "b": torch.tensor([0, 3, 4])}
 
 
-@pytest.mark.parametrize("rows", [APART, OVERLAPPING])
+@pytest.mark.parametrize("rows", [APART, APART_ALIKE, OVERLAPPING])
 @pytest.mark.parametrize("way", ["plain", "function", "loss"])
 def test_heads_on_rows_of_their_own_are_refused(rows: dict[str, Tensor], way: str) -> None:
     net = Routed(rows)
@@ -490,6 +529,50 @@ def test_heads_on_the_same_rows_are_compared_over_these() -> None:
     expected = task_distances(task_saliencies({task: head(feature) for task, head in net.heads.items()}, feature))
     torch.testing.assert_close(regularizer.report.distances, expected.detach())
     assert regularizer.report.samples.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("dead", [{"a": [1], "b": [1]}, {"a": [0, 2], "b": [2]}, {"a": [1], "b": []}])
+@pytest.mark.parametrize("way", ["function", "loss"])
+def test_rows_that_heads_do_not_react_to_count(dead: dict[str, list[int]], way: str) -> None:
+    net, x = Routed(SAME), torch.randn(9, 4)
+    for task, rows in dead.items():
+        alive = torch.ones(3, 1).index_fill(0, torch.tensor(rows, dtype=torch.int64), 0.0)
+        net.heads[task] = Behind(net.heads[task], lambda z, alive=alive: z * alive)
+    options = {"function": {"scalarize": lambda z: z}, "loss": {"target": "loss"}}[way]
+    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, metric="sqeuclidean", **options)
+    outputs = net(x)
+    regularizer(losses={task: output.sum() / 9 for task, output in outputs.items()})
+    feature = net.backbone(x[SAME["a"]]).detach().requires_grad_()
+    rows = [torch.autograd.grad(head(feature).sum(), feature)[0] for head in net.heads.values()]
+    expected = slow_distances([list(row) for row in rows], "sqeuclidean", "mean")
+    torch.testing.assert_close(regularizer.report.distances, expected)
+    assert regularizer.report.samples.tolist() == [3, 3]
+    assert expected[0, 1] > 0
+
+
+class TopOne(nn.Module):
+    """Reads one row of each set: that with the highest score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.net = nn.Linear(6, 1), mlp(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sets = x.view(3, 4, 6)
+        best = self.score(sets).argmax(1, keepdim=True)
+        return self.net(sets.gather(1, best.expand(-1, 1, 6)).squeeze(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"feature": "backbone"}])
+def test_heads_that_choose_rows_within_are_compared_over_all(options: dict[str, str]) -> None:
+    net, x = plain({"a": TopOne(), "b": TopOne()}), torch.randn(12, 4)
+    regularizer = called(net, x, scalarize=lambda output: output.sum(-1), **options)
+    feature = net.backbone(x).detach().requires_grad_()
+    rows = [torch.autograd.grad(head(feature).sum(), feature)[0] for head in net.heads.values()]
+    assert not torch.equal(rows[0].any(1), rows[1].any(1))
+    expected = slow_distances([list(row) for row in rows], "l1", "mean")
+    torch.testing.assert_close(regularizer.report.distances, expected)
+    assert regularizer.report.samples.tolist() == [12, 12]
 
 
 def test_heads_that_pool_graphs() -> None:
