@@ -105,7 +105,7 @@ class Keeping(Head):
         self.nested["inner"]["all"][0].append(x)
         return super().forward(x)
 
-    def kept(self) -> list[Any]:
+    def containers(self) -> list[Any]:
         own = [self.seen, self.named, self.shapes, self.latest, self.by_size, self.nested]
         return [(repr(one), [id(part) for part in one]) for one in own]
 
@@ -114,11 +114,11 @@ def test_what_a_head_keeps_in_containers_stays_as_it_is() -> None:
     torch.manual_seed(0)
     head, feature = nn.Sequential(Keeping(torch.sin), nn.Tanh()), torch.randn(6, 8)
     assert derivatives_of(head, feature) is Derivatives.RIGHT
-    assert head[0].kept() == Keeping(torch.sin).kept()
+    assert head[0].containers() == Keeping(torch.sin).containers()
     head(feature)
-    before = head[0].kept()
+    before = head[0].containers()
     assert derivatives_of(head, feature) is Derivatives.RIGHT
-    assert head[0].kept() == before
+    assert head[0].containers() == before
     assert len(head[0].seen) == 1
 
 
