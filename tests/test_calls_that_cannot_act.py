@@ -130,6 +130,40 @@ def test_the_line_is_forgotten_after_a_while_and_without_an_optimizer() -> None:
     told(25, lambda _: loss_of(model(x)).backward(), "100 training forwards")
 
 
+@pytest.mark.parametrize("acts", [lambda step: step % 4 == 3, lambda step: step >= 4], ids=["every fourth", "later"])
+@pytest.mark.parametrize("run_all", [False, True])
+def test_a_penalty_in_some_steps_alone_is_not_told(acts: Callable[[int], bool], run_all: bool) -> None:
+    """The forwards of steps without it are over when the optimizer took its step."""
+    model, optimizer, regularizer, x = make(run_all_heads=run_all)
+    for step in range(9):
+        for _ in range(2):  # micro-batches
+            loss = loss_of(model(x))
+            (loss + regularizer() if acts(step) else loss).backward()
+        optimizer.step()
+        assert not acts(step) or regularizer.report.penalty > 0
+
+
+@pytest.mark.parametrize(("run_all", "tasks"), [(False, "abc"), (False, "ab"), (True, "abc"), (True, "a")])
+def test_several_forwards_and_one_call(run_all: bool, tasks: str) -> None:
+    model, optimizer, regularizer, x = make(run_all_heads=run_all)
+
+    def step(_: int) -> None:
+        loss = sum(loss_of(model(x, tasks)) for _ in range(3))
+        train(loss + regularizer(), optimizer)
+
+    told(4, step, "3 forwards ran before this call, whose penalty is that of the latest one alone")
+
+
+def test_forwards_in_evaluation_between_two_steps_are_not_told() -> None:
+    model, optimizer, regularizer, x = make()
+    for _ in range(3):
+        model.eval()
+        for _ in range(2):
+            model(x)
+        model.train()
+        train(loss_of(model(x)) + regularizer(), optimizer)
+
+
 @pytest.mark.parametrize("how", ["disabled", "evaluation", "no_grad", "removed"])
 def test_a_regularizer_that_is_not_to_act_is_not_told(how: str) -> None:
     model, _optimizer, regularizer, x = make()
@@ -242,12 +276,14 @@ class Adapted(nn.Module):
         return self.base(x) + self.more(x)
 
 
-@pytest.mark.parametrize("replaced", ["adapted", "new", "all of them"])
+@pytest.mark.parametrize("replaced", ["adapted", "in a sequence", "new", "all of them"])
 def test_a_head_that_is_replaced(replaced: str) -> None:
     model, optimizer, regularizer, x = make()
     train(loss_of(model(x)) + regularizer(), optimizer)
     if replaced == "adapted":
         model.heads["b"] = Adapted(model.heads["b"])
+    elif replaced == "in a sequence":
+        model.heads["b"] = nn.Sequential(model.heads["b"], nn.Softplus())
     elif replaced == "new":
         model.heads["b"] = copy.deepcopy(model.heads["b"])
     else:
@@ -266,6 +302,36 @@ def test_wrappers_around_a_head_are_no_replacement() -> None:
     model, optimizer, regularizer, x = make()
     model.heads["b"] = checkpoint_wrapper(model.heads["b"])
     train(loss_of(model(x)) + regularizer(), optimizer)
+
+
+class Around(nn.Module):
+    """Runs a model, or holds the heads of one, and is nothing else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def __getitem__(self, task: str) -> nn.Module:
+        return self.module[task]
+
+    def forward(self, *args: object) -> object:
+        return self.module(*args)
+
+
+@pytest.mark.parametrize("around", ["the heads", "the model"])
+def test_containers_around_heads_are_no_replacement(around: str) -> None:
+    torch.manual_seed(0)
+    outer = nn.ModuleDict({"net": Net().double()})
+    model, x = outer["net"], torch.randn(5, 4, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    regularizer = SaliencyRegularizer(outer, "net.heads", optimizer=optimizer)
+    if around == "the heads":
+        model.heads = Around(model.heads)
+    else:
+        outer["net"] = Around(model)
+    for _ in range(3):
+        train(loss_of(outer["net"](x)) + regularizer(), optimizer)
+        assert regularizer.report.penalty > 0
 
 
 @pytest.mark.parametrize("schedule", [{}, {"start_step": 10}, {"warmup_steps": 100}])

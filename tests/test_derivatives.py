@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +81,45 @@ def test_what_a_head_is_found_to_be(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert head.runs == 0
     assert not hasattr(head, "kept")
+
+
+class Keeping(Head):
+    """Keeps what it saw in all kinds of containers."""
+
+    def __init__(self, part: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(part)
+        self.seen: list[Tensor] = []
+        self.named: dict[str, Tensor] = {}
+        self.shapes: set[torch.Size] = set()
+        self.latest: deque[Tensor] = deque(maxlen=3)
+        self.by_size: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self.nested: dict[str, Any] = {"inner": {"all": [[]]}}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        self.named[str(len(self.named))] = x
+        self.shapes.add((*x.shape, len(self.shapes)))
+        self.latest.append(x)
+        self.by_size[1].append(x)
+        self.by_size[len(x)].append(x)
+        self.nested["inner"]["all"][0].append(x)
+        return super().forward(x)
+
+    def containers(self) -> list[Any]:
+        own = [self.seen, self.named, self.shapes, self.latest, self.by_size, self.nested]
+        return [(repr(one), [id(part) for part in one]) for one in own]
+
+
+def test_what_a_head_keeps_in_containers_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    head, feature = nn.Sequential(Keeping(torch.sin), nn.Tanh()), torch.randn(6, 8)
+    assert derivatives_of(head, feature) is Derivatives.RIGHT
+    assert head[0].containers() == Keeping(torch.sin).containers()
+    head(feature)
+    before = head[0].containers()
+    assert derivatives_of(head, feature) is Derivatives.RIGHT
+    assert head[0].containers() == before
+    assert len(head[0].seen) == 1
 
 
 def run(parts: dict[str, Callable[[Tensor], Tensor]], **options: Any) -> tuple[list[str], nn.ModuleDict]:

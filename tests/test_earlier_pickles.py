@@ -130,6 +130,24 @@ def test_functions_and_what_was_told() -> None:
     assert now["_reach"]._differentiated == {"a"}
 
 
+def test_what_was_told_and_seen_is_not_in_older_pickles() -> None:
+    torch.manual_seed(0)
+    heads = torch.nn.ModuleDict({task: torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh()) for task in TASKS})
+    regularizer = SaliencyRegularizer(torch.nn.ModuleDict({"heads": heads}), "heads", strength=1.0)
+    del vars(regularizer._extractor)["have_saliency"]
+    assert "_told" not in vars(regularizer._reach)
+    saved = pickle.dumps(regularizer)
+    heads.requires_grad_(False)
+    feature = torch.randn(5, 6, requires_grad=True)
+    for again in (pickle.loads(saved), pickle.loads(saved)):  # what one has told, the other has not
+        with pytest.warns(UserWarning, match="a value and no gradient"):
+            first = again(outputs={task: head[0](feature) for task, head in heads.items()}, features=feature)
+        second = again(outputs={task: head[0](feature) for task, head in heads.items()}, features=feature)
+        assert first == second > 0
+        again.load_state_dict(again.state_dict())
+        assert again.saliency_seen.tolist() == [1, 1, 1]
+
+
 def test_classes_for_the_trainer() -> None:
     pytest.importorskip("transformers")
     place = b"saliency_reg.integrations.transformers."

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from saliency_reg import PCGrad, SaliencyRegularizer, task_distances, task_saliencies
 from saliency_reg.errors import ConfigurationError, CrossSampleError
@@ -191,14 +192,63 @@ def test_what_a_sample_has_does_not_depend_on_its_weight_in_the_batch(shape: str
     assert torch.equal(fixed, through)
 
 
-def test_instance_norm_keeps_its_own_statistics() -> None:
-    head = nn.Sequential(
-        nn.Conv1d(3, 4, 1), nn.InstanceNorm1d(4), nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 1)
-    )
-    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("size", [1, 5])
+def test_instance_norm_keeps_its_own_statistics(size: int, affine: bool) -> None:
+    norm = nn.InstanceNorm1d(4, affine=affine)
+    head = nn.Sequential(nn.Conv1d(3, 4, 1), norm, nn.Tanh(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 1))
+    x = torch.randn(size, 3, 8, dtype=torch.float64, requires_grad=True)
     outputs = [copy.deepcopy(head).double()(x), head.double()(x)]
     fixed, through = (task_saliencies(outputs, x, channel_axis=1, cross_sample=how) for how in ("fix", "ignore"))
     assert torch.equal(fixed, through)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+def penalty_and_gradients(model: nn.ModuleDict, x: Tensor, **options: Any) -> tuple[Tensor, list[Tensor]]:
+    """With the losses in the same backward pass."""
+    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, relations="fixed", **options)
+    feature = model["backbone"](x)
+    outputs = [one(feature) for one in model["heads"].values()]
+    penalty = regularizer()
+    gradients = torch.autograd.grad(sum(one.square().mean() for one in outputs) + penalty, list(model.parameters()))
+    regularizer.remove()
+    return penalty.detach(), list(gradients)
+
+
+@pytest.mark.parametrize("cross_sample", ["fix", "ignore"])
+@pytest.mark.parametrize("shape", ["vectors", "two of them", "maps"])
+def test_behind_a_checkpoint(shape: str, cross_sample: str) -> None:
+    head, size, options = SHAPES[shape]
+    model, x = model_of(head, size)
+    plain = penalty_and_gradients(model, x, cross_sample=cross_sample, **options)
+    for task, one in list(model["heads"].items()):
+        model["heads"][task] = Checkpointed(one)
+    found = penalty_and_gradients(model, x, cross_sample=cross_sample, **options)
+    torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-13)
+    assert cross_sample == "ignore" or plain[0] > 1e-3
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_one_sample_is_that_sample_repeated(kernel: int) -> None:
+    """The same statistics, so the same saliencies: dense heads, which alone have statistics of one sample."""
+
+    def dense() -> nn.Module:
+        first = nn.Conv2d(3, 4, kernel, padding=kernel // 2)
+        return nn.Sequential(first, nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 2, 1))
+
+    model, x = model_of(dense, (1, 3, 5, 5))
+    alone = penalty_and_gradients(model, x)
+    repeated = penalty_and_gradients(model, x.repeat(3, 1, 1, 1))
+    torch.testing.assert_close(alone, repeated, rtol=1e-9, atol=1e-11)
+    assert alone[0] > 1e-3
 
 
 @pytest.mark.parametrize("head", [vectors, Functional])

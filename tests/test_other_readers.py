@@ -15,6 +15,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
 from saliency_reg.errors import ReaderError, SaliencyRegError, ScriptingError, SecondDerivativeError
+from saliency_reg.regularizer.obstacles import Obstacles
 
 from .test_hook_hygiene import fingerprint
 
@@ -304,6 +305,105 @@ def test_backward_hooks_where_nothing_is_differentiated() -> None:
     model.heads["a"].register_full_backward_hook(lambda module, inputs, outputs: None)
     with attach_to(model) as regularizer:
         assert penalty_and_backward(model, x, regularizer) > 0
+
+
+def test_a_hook_between_feature_and_heads_is_refused_in_every_call() -> None:
+    model, x = make()
+    handle = None
+    with attach_to(model, feature="backbone.0") as regularizer:
+        for step in range(8):
+            if step == 2:  # after the first calls
+                handle = model.backbone[1].register_full_backward_hook(lambda module, inputs, outputs: None)
+            if step == 6:
+                handle.remove()
+            model(x)
+            torch.zeros(1, requires_grad=True).register_hook(print)  # other hooks come and go
+            if 2 <= step < 6:
+                with pytest.raises(ReaderError, match="a module between the feature map and the outputs"):
+                    regularizer()
+            else:
+                assert regularizer() > 0
+                assert penalty_and_backward(model, x, regularizer) > 0
+
+
+def test_a_hook_that_is_put_in_the_place_of_another() -> None:
+    model, x = make()
+    with attach_to(model, feature="backbone.0") as regularizer:
+        assert penalty_and_backward(model, x, regularizer) > 0
+        for part in (model.heads["a"], model.backbone[1], model.heads["b"][1]):
+            handle = part.register_full_backward_hook(lambda module, inputs, outputs: None)
+            for _ in range(2):
+                model(x)
+                with pytest.raises(ReaderError, match="backward hooks on"):
+                    regularizer()
+            handle.remove()
+        assert penalty_and_backward(model, x, regularizer) > 0
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.GELU(), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("head", [normalised, lambda: nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 1))])
+@pytest.mark.parametrize("surgery", [False, True])
+@pytest.mark.parametrize("feature", [None, "backbone"])
+def test_how_often_hooks_are_looked_for_does_not_grow_with_the_calls(
+    head: Callable[[], nn.Module], surgery: bool, feature: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, look = [], Obstacles._look
+    monkeypatch.setattr(Obstacles, "_look", lambda *args, **kwargs: looks.append(1) or look(*args, **kwargs))
+    model, x = make()
+    for task in "ab":
+        model.heads[task] = head().double()
+    with attach_to(model, surgery=PCGrad() if surgery else None, feature=feature) as regularizer:
+        found = []
+        for _ in range(12):
+            penalty_and_backward(model, x, regularizer)
+            found.append(len(looks))
+    assert 1 <= found[3] == found[-1] <= 3, found
+
+
+class SyncBatchNorm(torch.autograd.Function):
+    """As that of torch, which needs a group of processes on GPUs: its backward is a plain function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class Synchronised(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return SyncBatchNorm.apply(x) if self.training else 2 * x
+
+
+@pytest.mark.parametrize("where", ["head", "between"])
+def test_a_batch_norm_that_joins_processes_is_refused_by_name(where: str) -> None:
+    model, x = make()
+    if where == "head":
+        model.heads["b"].insert(1, Synchronised())
+    else:
+        model.backbone.append(Synchronised())
+    with attach_to(model, feature="backbone.0") as regularizer:
+        for _ in range(2):
+            model(x)
+            with pytest.raises(SecondDerivativeError, match=r"SyncBatchNorm in train mode.*put it in eval mode"):
+                regularizer()
+        regularizer.strength = 0.0
+        with pytest.warns(UserWarning, match="no saliencies are taken while the strength is 0"):
+            assert penalty_and_backward(model, x, regularizer) == 0
+        regularizer.strength = 0.1
+        for part in model.modules():
+            if isinstance(part, Synchronised):
+                part.eval()
+        assert penalty_and_backward(model, x, regularizer) > 0
+    with attach_to(model.train(), feature="backbone") as behind:
+        if where == "between":
+            assert penalty_and_backward(model, x, behind) > 0
 
 
 class Listed(Net):

@@ -64,14 +64,20 @@ def told(call: Callable[[], Any]) -> list[str]:
     return [str(each.message) for each in caught]
 
 
-def by_sample(net: Net, x: Tensor, scalar: Callable[[Tensor], Tensor], pooled: Callable[[Tensor], Tensor]) -> Tensor:
+def by_sample(
+    net: Net,
+    x: Tensor,
+    scalar: Callable[[Tensor], Tensor],
+    pooled: Callable[[Tensor], Tensor],
+    metric: str = "l1",
+) -> Tensor:
     """Distances by loops, each sample alone."""
     saliencies: list[list[Tensor]] = [[] for _ in net.heads]
     for one in x.split(1):
         outputs = net(one)
         for row, output in zip(saliencies, outputs.values()):
             row.append(pooled(slow_saliency(output, net.feature, scalar)))
-    return slow_distances(saliencies, "l1", "mean")
+    return slow_distances(saliencies, metric, "mean")
 
 
 # Two logits.
@@ -209,6 +215,44 @@ def test_others_are_not_told(name: str) -> None:
     assert regularizer.report.present == ("a", "b")
 
 
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_many_heads_that_begin_at_zero_are_given_time(accumulated: int) -> None:
+    net = plain({f"t{number}": mlp(6, 1) for number in range(40)})
+    for head in net.heads.values():
+        nn.init.zeros_(head[2].weight)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    regularizer = SaliencyRegularizer(net, strength=1.0, optimizer=optimizer)
+
+    def train() -> None:
+        for _ in range(2):
+            for _ in range(accumulated):
+                loss = sum((output - 1).square().mean() for output in net(torch.randn(5, 4)).values())
+                (loss + regularizer()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert not told(train)
+    net(torch.randn(5, 4))
+    assert regularizer() > 0
+    assert len(regularizer.report.present) == 40
+
+
+def test_heads_that_stay_at_zero_are_told_in_the_end() -> None:
+    net = plain({"a": mlp(6, 1), "b": mlp(6, 1), "zero": mlp(6, 1)})
+    nn.init.zeros_(net.heads["zero"][2].weight)
+    regularizer = SaliencyRegularizer(net, strength=1.0)
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            net(torch.randn(5, 4))
+            regularizer()
+
+    assert not told(lambda: call(20))
+    assert regularizer.report.present == ("a", "b", "zero")
+    assert "['zero'] is zero" in told(lambda: call(2))[0]
+    assert regularizer.report.present == ("a", "b")
+
+
 # Maps with three axes.
 
 CHANNELS_SECOND: dict[str, nn.Module] = {
@@ -220,17 +264,24 @@ CHANNELS_SECOND: dict[str, nn.Module] = {
         nn.Conv1d(2, 6, 3), Behind(nn.Identity(), lambda z: nn.functional.layer_norm(z.mT, (6,)).mT)
     ),
     "joined positions": nn.Sequential(nn.Unflatten(1, (2, 1)), nn.Conv2d(2, 6, (1, 3)), nn.Flatten(2)),
+    "celu": nn.Sequential(nn.Conv1d(2, 6, 3), nn.CELU()),
+    "a power": Behind(nn.Conv1d(2, 6, 3), lambda z: z**2),
+    "an exponential": Behind(nn.Conv1d(2, 6, 3), lambda z: z.exp()),
+    "a root": Behind(nn.Conv1d(2, 6, 3), lambda z: (1 + z.abs()).sqrt()),
+    "instance norm": nn.Sequential(nn.Conv1d(2, 6, 3), nn.InstanceNorm1d(6), nn.Tanh()),
 }
 
 
+@pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("name", CHANNELS_SECOND)
-def test_channels_of_a_convolution_are_on_axis_1(name: str, named: bool) -> None:
+def test_channels_of_a_convolution_are_on_axis_1(name: str, named: bool, size: int) -> None:
     heads = {task: nn.Sequential(nn.AdaptiveAvgPool1d(1), nn.Flatten(), mlp(6, 1)) for task in "ab"}
     net = Net(CHANNELS_SECOND[name], heads).double().eval()
-    x = torch.randn(3, 2, 15)
-    found = called(net, x, **({"feature": "backbone"} if named else {})).report.distances
-    torch.testing.assert_close(found, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(1)))
+    x = torch.randn(size, 2, 15)
+    options = {"feature": "backbone"} if named else {}
+    found = called(net, x, metric="sqeuclidean", **options).report.distances
+    torch.testing.assert_close(found, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(1), "sqeuclidean"))
 
 
 @pytest.mark.parametrize("frozen", ["no_grad", "requires_grad"])
@@ -268,6 +319,68 @@ def test_tokens_stay_tokens(name: str) -> None:
     torch.testing.assert_close(
         called(net, x).report.distances, by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(0))
     )
+
+
+class Weighed(nn.Module):
+    """Tells nothing of its channels."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = torch.linspace(-1, 1, x[0].numel()).view(x.shape[1:])
+        return (self.weight * positions * x).sin().mean((0, 2, 3)).unsqueeze(1)
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, 6), nn.BatchNorm1d(6)
+        self.register_buffer("positions", torch.randn(7, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(x) + self.norm(self.positions)
+
+
+class ChannelGate(nn.Module):
+    """A convolution along the channels makes one factor for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.conv = nn.Linear(5, 6), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        return self.conv(tokens.mean(1, keepdim=True)).sigmoid() * tokens
+
+
+CHANNELS_LAST: dict[str, tuple[Callable[[], nn.Module], bool]] = {  # and whether no head has to tell
+    "packed": (lambda: Behind(nn.Linear(5, 6), lambda z: z.view(1, -1, 6).tanh().view(z.shape)), True),
+    "a gate of channels": (ChannelGate, True),
+    "normalised positions": (Positions, True),
+    "parts of complex numbers": (
+        lambda: Behind(nn.Linear(5, 4), lambda z: torch.view_as_real(torch.fft.rfft(z.flatten(1)))),
+        True,
+    ),
+    "mixed tokens": (lambda: nn.Sequential(nn.Linear(5, 6), nn.Conv1d(7, 7, 1), nn.GELU()), False),
+    "a norm for each token": (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(7)), False),
+}
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("name", CHANNELS_LAST)
+def test_channels_of_tokens_are_last(name: str, size: int, linear: bool) -> None:
+    build, known = CHANNELS_LAST[name]
+    if not (known or linear):
+        return
+    width = 2 if name.startswith("parts") else 6
+    heads = {t: Behind(mlp(width, 1), lambda z: z.mean((1, 2))) if linear else Weighed(2) for t in "ab"}
+    net = Net(build(), heads).eval()
+    x = torch.randn(size, 7, 5)
+    expected = by_sample(net, x, lambda z: z.sum(), lambda g: g.sum(0), "sqeuclidean")
+    torch.testing.assert_close(called(net, x, metric="sqeuclidean").report.distances, expected)
 
 
 # Sequence first.
@@ -391,11 +504,12 @@ class Routed(nn.Module):
 
 
 APART = {"a": torch.arange(0, 4), "b": torch.arange(4, 9)}
+APART_ALIKE = {"a": torch.arange(0, 4), "b": torch.arange(4, 8)}
 OVERLAPPING = {"a": torch.arange(0, 6), "b": torch.arange(3, 9), "c": torch.arange(9)}
 SAME = {"a": torch.tensor([0, 3, 4]), "b": torch.tensor([0, 3, 4])}
 
 
-@pytest.mark.parametrize("rows", [APART, OVERLAPPING])
+@pytest.mark.parametrize("rows", [APART, APART_ALIKE, OVERLAPPING])
 @pytest.mark.parametrize("way", ["plain", "function", "loss"])
 def test_heads_on_rows_of_their_own_are_refused(rows: dict[str, Tensor], way: str) -> None:
     net = Routed(rows)
@@ -415,6 +529,50 @@ def test_heads_on_the_same_rows_are_compared_over_these() -> None:
     expected = task_distances(task_saliencies({task: head(feature) for task, head in net.heads.items()}, feature))
     torch.testing.assert_close(regularizer.report.distances, expected.detach())
     assert regularizer.report.samples.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("dead", [{"a": [1], "b": [1]}, {"a": [0, 1], "b": [0]}, {"a": [1], "b": []}])
+@pytest.mark.parametrize("way", ["function", "loss"])
+def test_rows_that_heads_do_not_react_to_count(dead: dict[str, list[int]], way: str) -> None:
+    net, x = Routed(SAME), torch.randn(9, 4)
+    for task, rows in dead.items():
+        alive = torch.ones(3, 1).index_fill(0, torch.tensor(rows, dtype=torch.int64), 0.0)
+        net.heads[task] = Behind(net.heads[task], lambda z, alive=alive: z * alive)
+    options = {"function": {"scalarize": lambda z: z}, "loss": {"target": "loss"}}[way]
+    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, metric="sqeuclidean", **options)
+    outputs = net(x)
+    regularizer(losses={task: output.sum() / 9 for task, output in outputs.items()})
+    feature = net.backbone(x[SAME["a"]]).detach().requires_grad_()
+    rows = [torch.autograd.grad(head(feature).sum(), feature)[0] for head in net.heads.values()]
+    expected = slow_distances([list(row) for row in rows], "sqeuclidean", "mean")
+    torch.testing.assert_close(regularizer.report.distances, expected)
+    assert regularizer.report.samples.tolist() == [3, 3]
+    assert expected[0, 1] > 0
+
+
+class TopOne(nn.Module):
+    """Reads one row of each set: that with the highest score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.net = nn.Linear(6, 1), mlp(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sets = x.view(3, 4, 6)
+        best = self.score(sets).argmax(1, keepdim=True)
+        return self.net(sets.gather(1, best.expand(-1, 1, 6)).squeeze(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"feature": "backbone"}])
+def test_heads_that_choose_rows_within_are_compared_over_all(options: dict[str, str]) -> None:
+    net, x = plain({"a": TopOne(), "b": TopOne()}), torch.randn(12, 4)
+    regularizer = called(net, x, scalarize=lambda output: output.sum(-1), **options)
+    feature = net.backbone(x).detach().requires_grad_()
+    rows = [torch.autograd.grad(head(feature).sum(), feature)[0] for head in net.heads.values()]
+    assert not torch.equal(rows[0].any(1), rows[1].any(1))
+    expected = slow_distances([list(row) for row in rows], "l1", "mean")
+    torch.testing.assert_close(regularizer.report.distances, expected)
+    assert regularizer.report.samples.tolist() == [12, 12]
 
 
 def test_heads_that_pool_graphs() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
@@ -82,6 +83,58 @@ def test_state_holds_tensors_only_and_no_parameters() -> None:
     }
     assert all(isinstance(value, Tensor) for value in state.values())
     assert list(regularizer.parameters()) == []
+
+
+class MayDie(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() ** 2)
+
+
+@pytest.mark.parametrize("way", ["state", "state within a model"])
+def test_a_head_that_dies_later_is_compared_alike_by_a_resumed_run(way: str) -> None:
+    """Zero is a saliency of a head that had another one, and it is not told."""
+
+    def make() -> tuple[nn.ModuleDict, torch.optim.Optimizer, SaliencyRegularizer]:
+        torch.manual_seed(0)
+        heads = nn.ModuleDict({"a": MayDie(), "b": MayDie(), "c": MayDie()})
+        model = nn.ModuleDict({"backbone": nn.Linear(5, 6), "heads": heads}).double()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        return model, optimizer, SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer)
+
+    def run(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, own: SaliencyRegularizer, steps: range) -> list:
+        reports = []
+        for step in steps:
+            if step == 4:
+                nn.init.constant_(model["heads"]["c"].first.bias, -100.0)
+            x = torch.randn(8, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+            feature = model["backbone"](x)
+            loss = sum(head(feature).square().mean() for head in model["heads"].values())
+            optimizer.zero_grad()
+            (loss + own()).backward()
+            optimizer.step()
+            reports.append(own.report.distances)
+        return reports
+
+    first = make()
+    run(*first, range(4))
+    saved = [copy.deepcopy(own.state_dict()) for own in first]
+    expected = run(*first, range(4, 8))
+    again = make()
+    if way == "state":
+        again[2].load_state_dict(saved[2])
+    else:
+        again[0].regularizer = again[2]
+        saved[0].update({f"regularizer.{name}": value for name, value in saved[2].items()})
+    again[0].load_state_dict(saved[0])
+    again[1].load_state_dict(saved[1])
+    found = run(*again, range(4, 8))
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    assert not torch.stack(found).isnan().any()
+    assert_same_state(again[2], first[2])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

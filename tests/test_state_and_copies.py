@@ -149,6 +149,37 @@ def test_a_copied_state_is_no_average() -> None:
     assert average.module.regularizer.current_strength == net.regularizer.current_strength
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["its own state", "within a model"])
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("dtype", "steps"), [(torch.bfloat16, 1001), (torch.float16, 3001), (torch.float32, 1001)])
+def test_a_state_of_fewer_digits_is_no_average(dtype: torch.dtype, steps: int, assign: bool, whole: bool) -> None:
+    """The whole numbers tell the step; a warning would be an error here."""
+    options = {"strength": 1.0, "start_step": 900, "warmup_steps": 4000}
+    net = trained(Net(**options), 3)
+    net.regularizer._set_steps(steps)
+    source = net if whole else net.regularizer
+    state = {n: value.to(dtype) if value.is_floating_point() else value for n, value in source.state_dict().items()}
+    assert dtype is torch.float32 or int(state[("regularizer." if whole else "") + "steps_as_float"]) != steps
+    again = Net(**options)
+    (again if whole else again.regularizer).load_state_dict(state, assign=assign)
+    again.float()
+    regularizer = again.regularizer
+    assert regularizer.current_strength == net.regularizer.current_strength == (steps - 899) / 4000
+    for further in range(1, 4):
+        trained(again, 1)
+        assert int(regularizer.steps) == regularizer.steps_as_float == steps + further
+        assert int(regularizer.relations.updates) == 3 + further
+    assert regularizer.steps_as_float.dtype == torch.float64
+
+
+def test_counts_that_were_made_smaller_in_place() -> None:
+    net = trained(Net(strength=1.0, warmup_steps=4000), 3)
+    net.regularizer._set_steps(1001)
+    net.regularizer.steps_as_float = net.regularizer.steps_as_float.to(torch.bfloat16)
+    trained(net, 2)
+    assert int(net.regularizer.steps) == net.regularizer.steps_as_float == 1003
+
+
 # Mirrors.
 
 
@@ -247,6 +278,26 @@ def before_the_first(state: dict[str, Any]) -> None:
     state["steps"], state["steps_as_float"] = torch.tensor(-3), torch.tensor(-3.0)
 
 
+def a_negative_step(state: dict[str, Any]) -> None:
+    state["steps"] = torch.tensor(-1)
+
+
+def both_negative(state: dict[str, Any]) -> None:
+    state["steps"], state["steps_as_float"] = torch.tensor(-1), torch.tensor(-1.0, dtype=torch.float64)
+
+
+def a_negative_twin(state: dict[str, Any]) -> None:
+    state["steps_as_float"] = torch.tensor(-1.0, dtype=torch.float64)
+
+
+def no_number(state: dict[str, Any]) -> None:
+    state["steps_as_float"] = torch.tensor(torch.nan, dtype=torch.float64)
+
+
+def no_end(state: dict[str, Any]) -> None:
+    state["steps_as_float"] = torch.tensor(torch.inf, dtype=torch.float64)
+
+
 def other_shape(state: dict[str, Any]) -> None:
     state["pending.samples"] = torch.zeros(4, 4)
 
@@ -265,7 +316,20 @@ def foreign(state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "spoil",
-    [nan, negative, infinite, before_the_first, other_shape, no_tensor, missing, foreign],
+    [
+        *(
+            nan,
+            negative,
+            infinite,
+            before_the_first,
+            a_negative_step,
+            both_negative,
+            a_negative_twin,
+            no_number,
+            no_end,
+        ),
+        *(other_shape, no_tensor, missing, foreign),
+    ],
     ids=lambda own: own.__name__,
 )
 def test_a_refused_state_changes_nothing(spoil: Any) -> None:

@@ -154,6 +154,53 @@ def test_a_named_tensor_whoever_reads_it(case: str, surgery: bool) -> None:
     assert x.grad is None
 
 
+class WithContext(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, feature: Tensor, context: Any = None) -> Tensor:
+        hidden = self.first(feature)
+        if isinstance(context, list):
+            context = context[0]
+        return self.last((hidden if context is None else hidden * context.sigmoid()).tanh())
+
+
+CONTEXTS: dict[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
+    "an argument": lambda head, feature, context: head(feature, context),
+    "a keyword": lambda head, feature, context: head(feature, context=context),
+    "in a list": lambda head, feature, context: head(feature, [context]),
+}
+
+
+@SURGERY
+@pytest.mark.parametrize("whose", ["all", "last"])
+@pytest.mark.parametrize("way", CONTEXTS)
+def test_a_context_that_heads_are_given_later_on(way: str, whose: str, surgery: bool) -> None:
+    """Made of the feature that is named, which the first forwards do not tell."""
+
+    def between(m: Any, x: Tensor) -> Any:
+        m.meant = feature = m.inner(m.body(x))
+        context = m.gate(feature)
+        given = [m.on and (whose == "all" or head is m.heads[-1]) for head in m.heads]
+        return [CONTEXTS[way](head, feature, context) if own else head(feature) for head, own in zip(m.heads, given)]
+
+    model, x = Net(between, [WithContext(), WithContext(), WithContext()]), torch.randn(5, 3)
+    options: dict[str, Any] = {"surgery": PCGrad()} if surgery else {}
+    expected, penalties = [], []
+    for model.on in (False, True, False):
+        outputs = model(x)
+        expected.append(by_hand(outputs, model.meant))
+    with SaliencyRegularizer(model, "heads", feature="inner", strength=1.0, **options) as regularizer:
+        for model.on in (False, True, False):
+            loss = sum(output.square().mean() for output in model(x))
+            penalty = regularizer()
+            (loss + penalty).backward()
+            penalties.append(penalty.item())
+    assert penalties == pytest.approx(expected, abs=1e-12)
+    assert abs(expected[1] - expected[0]) > 1e-3
+
+
 def test_what_is_read_twice_needs_no_name() -> None:
     model, x = Net(twice_in_one_head, [Gated(), Gated()]), torch.randn(5, 3)
     expected = by_hand(model(x), model.meant)

@@ -19,7 +19,7 @@ from .graph_names import Names, Tracing, tell_of_readers
 from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
-from .nested import Item, contents, first_tensor, pick, put, put_argument, why_unusable
+from .nested import Item, contents, first_tensor, pick, put, put_argument, tensors_in, why_unusable
 from .other_heads import OtherHeads, autocast_as_now
 from .places import Place
 from .raw_inputs import RawInputs
@@ -270,7 +270,7 @@ class FeatureCapture:
             source = first_tensor(args, kwargs)[1]
         run = recorded.run_of(name, source)
         run.given = ((), {}) if source is not None else (args, kwargs)
-        run.differentiable = sum(isinstance(one, Tensor) and one.requires_grad for one in (*args, *kwargs.values()))
+        run.differentiable = sum(one.requires_grad for _, one in tensors_in(args, kwargs))
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run

@@ -39,7 +39,7 @@ class HeadRun:
     weight: Weight = None  # of a plain Linear, when it ran
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
-    differentiable: int = 0  # of its arguments
+    differentiable: int = 0  # tensors among its arguments
 
     @property
     def source(self) -> Tensor | None:

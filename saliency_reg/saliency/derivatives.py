@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -140,8 +140,7 @@ def _twin(module: nn.Module, modules: dict[nn.Module, nn.Module], tensors: dict[
     if module not in modules:
         twin = modules[module] = copy.copy(module)
         for name, value in list(vars(twin).items()):
-            if isinstance(value, (list, dict, set)):  # what its forward keeps
-                vars(twin)[name] = copy.copy(value)
+            vars(twin)[name] = _containers_copied(value)  # in which its forward may keep something
             if name.startswith(("_forward_", "_backward_")) and "hooks" in name:
                 vars(twin)[name] = OrderedDict()
         for name in ("_parameters", "_buffers"):
@@ -156,3 +155,13 @@ def _twin(module: nn.Module, modules: dict[nn.Module, nn.Module], tensors: dict[
             name: None if child is None else _twin(child, modules, tensors) for name, child in module._modules.items()
         }
     return modules[module]
+
+
+def _containers_copied(value: Any) -> Any:
+    if not isinstance(value, (list, dict, set, deque)):
+        return value
+    twin: Any = copy.copy(value)
+    if not isinstance(value, set):
+        for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            twin[key] = _containers_copied(part)
+    return twin

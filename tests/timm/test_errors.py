@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,12 @@ def test_names_that_work() -> None:
         ({"classes": 1.5}, WrongTypeError, "classes must be an int, found 1.5"),
         ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Pass hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
+        (
+            {"hidden": (1,) * 65},
+            ConfigurationError,
+            "hidden must be at most 64 widths, found more. Pass one for each layer",
+        ),
+        ({"hidden": count(1)}, ConfigurationError, "hidden must be at most 64 widths"),
         (
             {"activation": "swish"},
             ConfigurationError,
@@ -298,6 +305,7 @@ def test_options_of_a_training_beside_its_weights(tmp_path: Path) -> None:
         {"heads": [{"task": "a", "classes": 50_000}]},
         {"heads": [{"task": "a"}, {"task": "a"}]},
         {"heads": [{"task": "a", "hidden": [10**7]}]},
+        {"heads": [{"task": "a", "hidden": [1] * 300_000}]},
         {"backbone_options": {"layers": [1_000_000, 1, 1, 1]}},
         {"backbone_options": {"deep": [[[[10**9]]]]}},
         {"image_size": [10**6, 10**6]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from saliency_reg.integrations.transformers import (
     TokenizerMismatchError,
     UnknownTaskError,
 )
+from saliency_reg.integrations.transformers.model.encoder import build_encoder
 
 from .tiny import HEADS, VOCABULARY, batch, bert, built, distilbert, labels, t5
 
@@ -100,6 +102,11 @@ def test_wrong_heads(heads: Any, error: type[Exception], parent: type[Exception]
         ({"activation": "swish"}, ConfigurationError, "unknown activation 'swish'. Choose one of 'gelu', 'relu'"),
         ({"hidden": 64}, WrongTypeError, r"hidden must be a tuple of widths, found 64. Pass hidden=\(64,\)"),
         ({"hidden": (64, -1)}, ConfigurationError, "each width in hidden must be at least 1, found -1"),
+        (
+            {"hidden": (1,) * 65},
+            ConfigurationError,
+            "hidden must be at most 64 widths, found more. Pass one for each layer",
+        ),
         ({"dropout": 1.0}, ConfigurationError, "dropout must be in \\[0, 1\\), found 1.0"),
         ({"dropout": "0.1"}, WrongTypeError, "dropout must be a number in \\[0, 1\\), found '0.1'"),
         (
@@ -460,12 +467,38 @@ def test_an_encoder_class_that_is_no_model(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (lambda: transformers.BertConfig(**{**TINY_SIZES, "num_hidden_layers": 10**6}), "num_hidden_layers must be"),
+        (lambda: transformers.DistilBertConfig(n_layers=1001), "n_layers must be at most 1000, found 1001"),
+        (
+            lambda: transformers.GPT2Config(n_layer=10**6),
+            "n_layer must be at most 1000, found 1000000. Pass the number",
+        ),
+        (lambda: transformers.T5Config(num_decoder_layers=10**6), "num_decoder_layers must be"),
+        (lambda: transformers.ConvNextConfig(depths=[500, 1, 1, 500]), "depths must be at most 1000, found 1002"),
+        (lambda: transformers.CLIPConfig(text_config={"num_hidden_layers": 10**6}), "num_hidden_layers must be"),
+    ],
+)
+def test_encoders_of_very_many_layers_are_refused_at_once(config: Callable[[], Any], text: str) -> None:
+    with pytest.raises(EncoderError, match=text):
+        build_encoder(config(), None, "whole")
+
+
+def test_other_numbers_of_a_layer_are_none_of_layers() -> None:
+    config = transformers.BertConfig(**TINY_SIZES)
+    config.vocab_size_per_layer_input = 262144
+    assert build_encoder(config, None, "whole").config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"encoder_config": {"model_type": "unheard_of"}},
         {"hidden_width": 0},
         {"heads": [{"task": "a", "num_labels": 10**12}]},
         {"heads": [{"task": "a", "hidden": [10**12]}]},
+        {"heads": [{"task": "a", "hidden": [1] * 300_000}]},
         {"heads": [{"task": ["a"]}]},
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from saliency_reg.integrations.transformers import HeadConfig, MultiTaskConfig, MultiTaskModel
+from saliency_reg.integrations.transformers import EncoderError, HeadConfig, MultiTaskConfig, MultiTaskModel
 
 from .tiny import ENCODERS, HEADS, VOCABULARY, batch, bert, built, gpt2, labels, t5, tokenizer, vit
 
@@ -183,6 +183,16 @@ def test_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
     words = transformers.AutoTokenizer.from_pretrained(tmp_path)
     found = model(**words(["w2 w3 w4", "w5"], padding=True, return_tensors="pt"))
     assert found.logits["topic"].shape == (2, 4)
+
+
+def test_a_saved_configuration_of_very_many_layers_is_refused(tmp_path: Path) -> None:
+    built().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    saved["encoder_config"]["num_hidden_layers"] = 10**6
+    path.write_text(json.dumps(saved))
+    with pytest.raises(EncoderError, match="num_hidden_layers must be at most 1000, found 1000000"):
+        MultiTaskModel.from_pretrained(tmp_path)
 
 
 def test_the_encoder_of_a_saved_model(tmp_path: Path) -> None:

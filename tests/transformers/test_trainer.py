@@ -31,6 +31,7 @@ from saliency_reg.integrations.transformers import (
     UnsupportedTrainerError,
     saliency_regularizer,
 )
+from saliency_reg.integrations.transformers.trainer.task_losses import label_counts
 
 TASKS = ["joy", "anger", "fear"]
 RATE = 1e-2
@@ -821,3 +822,27 @@ def test_losses_of_tasks_are_in_the_logs(size: int, tmp_path: Path) -> None:
         assert history[f"{task}/loss"] == pytest.approx(float(loss))
         assert history[f"eval_{task}_loss"] == pytest.approx(float(loss))
     assert history["loss"] == pytest.approx(float(output.loss), abs=1e-3)
+
+
+META = torch.device("meta")
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_labels_are_counted_where_the_model_is(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some batches lack a task, or all labels; the meta device stands in for that of a GPU, labels come from either."""
+    model = multi_task()
+    trainer = SaliencyTrainer(
+        model, arguments(tmp_path), regularizer=model.regularizer(strength=0.1), train_dataset=rows("tasks")
+    )
+    device = type(trainer.accelerator).device
+    monkeypatch.setattr(type(trainer.accelerator), "device", property(lambda _: META))
+    labels = {"joy": torch.ones(4), "topic": torch.tensor([0, 1, -100, 2])}
+    on = {task: own.to(where) for task, own in labels.items()}
+    batches = [{"labels": on}, {"labels": {"joy": on["joy"]}}, {"labels": {}}, {}]
+    trainer.get_batch_samples(iter(batches), 4, META)
+    assert trainer._labels_of_step.device == META
+    assert label_counts(on, ["joy", "topic", "age"], META).device == META
+    monkeypatch.setattr(type(trainer.accelerator), "device", device)
+    if where == "cpu":
+        trainer.get_batch_samples(iter(batches), 4, torch.device("cpu"))
+        assert trainer._labels_of_step.tolist() == [8, 3, 0]

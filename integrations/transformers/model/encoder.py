@@ -82,9 +82,7 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     transformers = need("transformers")
     if class_name is None:
         check_has_model(config)
-    for name, value in vars(config).items():
-        if "layer" in name and isinstance(value, int) and value > _MOST_LAYERS:
-            raise EncoderError(f"{name} must be at most {_MOST_LAYERS}, found {value}. Pass the number of layers.")
+    _check_layers(config)
     try:
         own: Any = getattr(transformers, class_name, None) if class_name is not None else None
         if own is not None and not (isinstance(own, type) and issubclass(own, transformers.PreTrainedModel)):
@@ -101,6 +99,19 @@ def build_encoder(config: Any, class_name: str | None, part: str) -> Any:
     if part == "encoder" or (class_name is None and getattr(config, "is_encoder_decoder", False)):
         return model.get_encoder()
     return model
+
+
+def _check_layers(config: Any) -> None:
+    """Refuse numbers of layers that would be built for hours, in parts of a configuration too."""
+    for name, value in vars(config).items():
+        if isinstance(value, need("transformers").PretrainedConfig):
+            _check_layers(value)
+        elif name.endswith(("layer", "layers", "depth", "depths")):
+            number = sum(
+                one for one in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(one, int)
+            )
+            if number > _MOST_LAYERS:
+                raise EncoderError(f"{name} must be at most {_MOST_LAYERS}, found {number}. Pass the number of layers.")
 
 
 def _is_base(name: str) -> bool:
