@@ -306,6 +306,20 @@ def test_resumed_between_two_calls(case: str) -> None:
     assert not run.regularizer.pending.distances.any()
 
 
+@pytest.mark.parametrize("sample", [4, 10])
+@pytest.mark.parametrize("case", ["projected", "authors", "entropic"])
+def test_resumed_between_two_steps(case: str, sample: int) -> None:
+    """Sums over all pairs, most of them zeros, would round in another way than those over the pairs that were seen."""
+    run = Run(150, case, sample)
+    run.steps(range(3), 2)
+    again = Run(150, case, sample)
+    again.net.load_state_dict(copy.deepcopy(run.net.state_dict()))
+    again.regularizer.load_state_dict(copy.deepcopy(run.regularizer.state_dict()))
+    for number in range(3, 10):
+        assert torch.equal(*(torch.stack(one.steps(range(number, number + 1), 2)) for one in (run, again))), number
+        assert torch.equal(run.regularizer.relations.matrix(), again.regularizer.relations.matrix()), number
+
+
 class Separate(nn.Module):
     def __init__(self, tasks: int) -> None:
         super().__init__()

@@ -469,15 +469,24 @@ def test_an_encoder_class_that_is_no_model(name: str) -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (lambda: transformers.BertConfig(**{**TINY_SIZES, "num_hidden_layers": 10**6}), "num_hidden_layers must be"),
-        (lambda: transformers.DistilBertConfig(n_layers=1001), "n_layers must be at most 1000, found 1001"),
+        # Narrow, so that one that is built all the same takes no memory.
+        (lambda: transformers.BertConfig(**{**TINY_SIZES, "num_hidden_layers": 1001}), "num_hidden_layers must be"),
         (
-            lambda: transformers.GPT2Config(n_layer=10**6),
-            "n_layer must be at most 1000, found 1000000. Pass the number",
+            lambda: transformers.DistilBertConfig(dim=4, hidden_dim=4, n_heads=1, vocab_size=9, n_layers=1001),
+            "n_layers",
         ),
-        (lambda: transformers.T5Config(num_decoder_layers=10**6), "num_decoder_layers must be"),
-        (lambda: transformers.ConvNextConfig(depths=[500, 1, 1, 500]), "depths must be at most 1000, found 1002"),
-        (lambda: transformers.CLIPConfig(text_config={"num_hidden_layers": 10**6}), "num_hidden_layers must be"),
+        (
+            lambda: transformers.GPT2Config(n_embd=4, n_head=1, vocab_size=9, n_layer=1001),
+            "n_layer must be at most 1000",
+        ),
+        (
+            lambda: transformers.T5Config(
+                d_model=4, d_kv=2, d_ff=4, num_heads=1, vocab_size=9, num_decoder_layers=1001
+            ),
+            "num_decoder_layers must be at most 1000, found 1001. Pass the number of layers",
+        ),
+        (lambda: transformers.ConvNextConfig(hidden_sizes=[2] * 4, depths=[500, 1, 1, 500]), "depths must.*found 1002"),
+        (lambda: transformers.CLIPConfig(text_config={**TINY_SIZES, "num_hidden_layers": 1001}), "num_hidden_layers"),
     ],
 )
 def test_encoders_of_very_many_layers_are_refused_at_once(config: Callable[[], Any], text: str) -> None:
