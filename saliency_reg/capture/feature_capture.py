@@ -128,7 +128,7 @@ class FeatureCapture:
         """
         recorded = self._latest
         if recorded is None:
-            raise CaptureError(f"{self._why_none}.")
+            raise CaptureError(f"{self._why_none.rstrip('.')}.")
         if not recorded.active:
             return None
         if self.run_all and recorded.problem is None:
@@ -139,7 +139,8 @@ class FeatureCapture:
             self._changes_output[index] = self._changes_output.get(index, False) or run.output_changed
         carried = self.aliases.end_forward()
         self._forget(
-            "the latest forward was read already, and each is read once. Call the model before each call of the regularizer"
+            "the latest forward was read already, and each is read once. Call the model before each call of the regularizer "
+            "(not a copy or an export of it, on which no hooks are)"
         )
         self._running = False
         try:
