@@ -227,3 +227,12 @@ def test_heads_that_read_the_map_through_another_backward(between: str) -> None:
     (told,) = step(SaliencyRegularizer(model, heads="heads"))
     assert "heads ['heads.b'] read the feature map through something that changes its gradient alone" in told
     assert step(SaliencyRegularizer(model, heads="heads", custom_backward="ignore")) == []
+
+
+def test_ties_are_no_missing_derivative() -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.amax((2, 3)).sin()
+
+    map_of_zeros = torch.randn(4, 3, 5, 5).clamp(min=2.5)
+    assert derivatives_of(Largest(), map_of_zeros) is Derivatives.RIGHT

@@ -18,7 +18,7 @@ from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
 from .nested import part_of_each, tensors_in
-from .places import Place, as_edge, is_plainly, read_elsewhere
+from .places import Place, as_edge, is_plainly, is_turned, read_elsewhere
 
 
 @dataclass
@@ -315,7 +315,7 @@ def _what_the_heads_read(recorded: RecordedForward, names: Names) -> FeatureMap:
     edges = [edge for edge in found if edge is not None]
     direct = not changed and all(run.whole for run in runs)
     kept = together and all(version_of(source) == run.version for run, source in zip(runs, sources))
-    turned = [run.name for run, source in zip(runs, sources) if kept and not is_plainly(source, sources[0])]
+    turned = [run.name for run, source in zip(runs, sources) if kept and is_turned(source, sources[0])]
     return FeatureMap(sources[0], edges, separate=separate, direct=direct, entries=entries, turned=turned)
 
 

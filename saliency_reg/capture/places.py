@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from ..errors import CaptureError
 from ..torch_tools import Edge, edge_of, same_tensor, version_of
+
+_MOST_ON_THE_WAY = 8
 
 
 @dataclass(eq=False)
@@ -112,3 +115,23 @@ def _behind_views(tensor: Tensor) -> tuple[Any, int] | None:
         node, output = node.next_functions[0]  # type: ignore[assignment]
     variable = getattr(node, "variable", None)
     return (node, output) if variable is None else (id(variable), 0)
+
+
+def is_turned(tensor: Tensor, other: Tensor) -> bool:
+    """Whether a backward of somebody's own or a hook is between two tensors with the same entries."""
+    if tensor is other:
+        return False
+    ways = [_single_way(one) for one in (tensor, other)]
+    apart = [node for way, shared in (ways, ways[::-1]) for node in way if node not in shared]
+    return bool(tensor._backward_hooks or other._backward_hooks) or any(
+        isinstance(node, BackwardCFunction) for node in apart
+    )
+
+
+def _single_way(tensor: Tensor) -> list[Any]:
+    """Return the first nodes behind a tensor, up to one that takes several tensors."""
+    way, node = [], tensor.grad_fn
+    while node is not None and len(way) < _MOST_ON_THE_WAY:
+        way.append(node)
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    return way

@@ -89,8 +89,11 @@ class _Copy:
 
     def __init__(self, head: nn.Module, feature: Tensor) -> None:
         self.head = head
-        self.start = feature[:_SAMPLES].detach().double()
-        self.scale = float(self.start.square().mean().sqrt()) or 1.0
+        first = feature[:_SAMPLES].detach().double()
+        self.scale = float(first.square().mean().sqrt()) or 1.0
+        # Maps hold many equal values (zeros of a ReLU), at which a maximum has no derivative.
+        noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.start = first + 0.01 * self.scale * noise.to(first.device)
 
     def directions(self, generator: torch.Generator) -> list[Tensor]:
         """At the feature map, and at each parameter that is trained."""
