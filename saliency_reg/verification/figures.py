@@ -63,14 +63,14 @@ def fp16(subject: Subject) -> Check:
     if not len(sizes):
         return Check("fp16", None, "not checked: all saliencies are zero")
     lost = float((sizes < _VANISHES).double().mean())
-    text = f"{lost:.1%} of the entries of the saliencies vanish in float16"
+    text = f"{lost:.1%} of the entries of the saliencies become 0 in float16"
     arriving = [one.detach().abs().flatten() for one in gradients if one is not None]
     back = torch.cat(arriving) if arriving else sizes[:0]
     back = back[back > 0]
     if len(back):
         scale = 2.0 ** max(math.ceil(math.log2(2.0**-14 / float(back.median()))), 0)
-        text += f"; of the penalty's gradient {float((back * _LOSS_SCALE < _VANISHES).double().mean()):.1%} at a loss scale "
-        text += f"of 65536 (from {scale:g} on, half of it has full precision)"
+        text += f"; so do {float((back * _LOSS_SCALE < _VANISHES).double().mean()):.1%} of the penalty's gradient at a loss scale "
+        text += f"of 65536 (at a loss scale of {scale:g} or more, half of its entries are as precise as float16 can be)"
     if lost <= _MOST_VANISHING:
         return Check("fp16", True, text)
     return Check("fp16", False if in_half else None, text, "Use bfloat16, or run the heads in float32: "

@@ -24,14 +24,16 @@ from ..errors import (
     WrongTypeError,
 )
 from ..regularizer import SaliencyRegularizer
+from ..saliency import resolve_channel_axis
 from ..tasks import first_few
 from ..torch_tools import positive_number
 from .compiled import compiled, compiled_parts, not_captured
 from .figures import fp16, share
 from .gradient_checks import derivatives, reach
+from .parameter_level import ParameterLevel, level_of
 from .report import ROWS, Check, VerificationReport, table
 from .saliency_checks import saliency, samples
-from .subject import Subject
+from .subject import Run, Subject
 from .surgery_check import Backward, surgery
 from .unchanged import borrowed, unchanged
 
@@ -105,6 +107,9 @@ def verify(
             raise WrongTypeError(f"{name}= must be a function, found {type(function).__name__}.")
     if tolerance is not None:
         positive_number("tolerance", tolerance)
+    level = level_of(options.get("surgery"), regularizer, backward)
+    if level is not None:
+        options.pop("surgery")
     own = {"heads": heads, "feature": feature, **options}
     if regularizer is None and FeatureCapture.attached_to(model):
         raise AlreadyAttachedError(
@@ -124,7 +129,7 @@ def verify(
         )
     given = {"targets": targets, "mask": mask}
     with unchanged(model):
-        checks = _checks(model, batch, regularizer, own, losses, backward, given, tolerance)
+        checks = _checks(model, batch, regularizer, own, losses, backward, level, given, tolerance)
     report = VerificationReport(checks)
     if show:
         print(report)
@@ -140,6 +145,7 @@ def _checks(
     options: dict[str, Any],
     losses: Any,
     backward: Backward | None,
+    level: ParameterLevel | None,
     given: dict[str, Any],
     tolerance: float | None,
 ) -> list[Check]:
@@ -167,7 +173,9 @@ def _checks(
                 "samples": partial(samples, subject),
                 "reach": partial(reach, subject),
                 "derivatives": partial(derivatives, subject, tolerance),
-                "surgery": partial(surgery, subject, backward, tolerance),
+                "surgery": partial(
+                    surgery, subject, backward, tolerance, level, attached=regularizer is not None
+                ),
                 "share": partial(share, subject),
                 "fp16": partial(fp16, subject),
             }
@@ -241,9 +249,35 @@ def _home(name: str, error: Exception) -> str:
 def _heads(subject: Subject) -> Check:
     run = subject.run()
     heads, feature = subject.capture.describe()
-    shapes = ", ".join(str(list(one.tensor.shape)) for one in run.forward.features)
+    shapes = ", ".join(_axes(subject, run))
     text = f"{len(subject.tasks)} tasks ({first_few(subject.tasks)}) by heads {heads}; feature map: {feature}, {shapes}"
     missing = [task for index, task in enumerate(subject.tasks) if index not in run.forward.tasks(len(subject.tasks))]
     if missing:
         text += f"; did not run in this batch: {', '.join(map(repr, missing))}"
+    if not subject.enabled:
+        return Check("heads", False, f"regularizer.enabled is False, so that its penalty is always 0; {text}", _ENABLE)
     return Check("heads", True, text)
+
+
+_ENABLE = "Set regularizer.enabled = True in training; the other rows are as if it were."
+
+
+def _axes(subject: Subject, run: Run) -> list[str]:
+    """Say of each feature map which of its axes are samples and channels, as the saliency takes them."""
+    shapes = [list(one.tensor.shape) for one in run.forward.features]
+    chosen = subject.options.channel_axis
+    try:
+        subject.penalty(run)  # which finds the axes
+        found = []
+        for index, (one, shape) in enumerate(zip(run.forward.features, shapes)):
+            given = chosen[index] if isinstance(chosen, Sequence) else chosen
+            axis = resolve_channel_axis(
+                one.tensor.shape, run.twin._extractor._channel_axis(index, given, run.forward), one.batch_axis
+            )
+            samples = shape[one.batch_axis]
+            found.append(
+                f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})"
+            )
+    except Exception:  # what is wrong a check will say
+        return [str(shape) for shape in shapes]
+    return found

@@ -20,7 +20,7 @@ from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
 from ..torch_tools import at_least_float32, derives_from, gradients_of, leaves_behind, same_tensor, without_autocast
-from .unchanged import Buffers, Randomness, in_format
+from .unchanged import Buffers, Randomness, in_format, unchanged
 
 _Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
@@ -110,6 +110,8 @@ class Subject:
         self._batch = batch
         self.tasks = regularizer.tasks
         self.options = regularizer._options
+        self.enabled = regularizer.enabled
+        self.surgery = regularizer.surgery  # the original, of which a loop may know
         self._base = copy.deepcopy(regularizer)
         strength = self.options.strength or _SOME_STRENGTH
         self._base._options = replace(self.options, strength=strength, start_step=0, warmup_steps=0)
@@ -150,6 +152,8 @@ class Subject:
     ) -> Run:
         """Run the model once, with gradients, in the mode it is in."""
         twin = copy.deepcopy(self._base)
+        if surgery and self.surgery is not None:
+            twin.surgery = self.surgery
         aliases = copy.copy(self._aliases) if handed is None else handed
         aliases.for_penalty = True
         if twin.surgery is not None:
@@ -173,6 +177,18 @@ class Subject:
                 "can be trained. Run the heads with gradients."
             )
         return Run(returned, forward, twin)
+
+    @contextlib.contextmanager
+    def lent_surgery(self) -> Iterator[None]:
+        """Let runs use the surgery itself, as what a loop does with it (``passing()``) is to show; it is put back."""
+        if self.surgery is None:
+            yield
+            return
+        with unchanged(self.surgery):
+            lent = self.surgery
+            lent.ranks, lent.arrived, lent._report = Ranks("local"), lent.arrived.clone(), None
+            lent.weighting = copy.deepcopy(lent.weighting)
+            yield
 
     def _begin(self) -> None:
         self._randomness.again()
