@@ -33,6 +33,7 @@ def share(subject: Subject) -> Check:
         return Check("share", penalty != 0, f"the {what} is 0 in this batch", _ZERO if penalty == 0 else "")
     found = penalty / losses
     text = f"the penalty is {found:.3g} times the sum of the task losses with strength={strength:g}"
+    text += subject.without_loss(run)
     if _LEAST_SHARE <= found <= _MOST_SHARE:
         return Check("share", True, text)
     return Check("share", False, text, f"strength={strength / found:.2g} makes it as large as they are; start with a share "

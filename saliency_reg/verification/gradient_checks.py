@@ -41,7 +41,9 @@ def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
     if found := detached_parts(run, parts):
         heads = {part for head in subject.heads.modules for part in head.modules()}
         if not any(part.with_gradients or part.module in heads for part in found):
-            text = f"these parts can be trained, but ran under no_grad, so that no gradient reaches them: {_names(found)}"
+            text = (
+                f"these parts can be trained, but ran under no_grad, so that no gradient reaches them: {_names(found)}"
+            )
             return Check("reach", False, text, _NO_GRAD)
         text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
         return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
@@ -123,7 +125,9 @@ def _spectral(parts: list[Part]) -> list[Part]:
         part
         for part in parts
         if part.module.training
-        and ("SpectralNorm" in _kinds_of_hooks(part.module) or "_SpectralNorm" in _kinds_of_parametrizations(part.module))
+        and (
+            "SpectralNorm" in _kinds_of_hooks(part.module) or "_SpectralNorm" in _kinds_of_parametrizations(part.module)
+        )
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -113,8 +114,9 @@ def verify(
     own = {"heads": heads, "feature": feature, **options}
     if regularizer is None and FeatureCapture.attached_to(model):
         raise AlreadyAttachedError(
-            "a regularizer or surgery is attached to this model already. Pass verify(..., regularizer=it) to verify that "
-            "one, or call .remove() on it first."
+            "a regularizer or surgery is attached to this model already. For a regularizer, pass verify(..., "
+            "regularizer=it), or call .remove() on it first. A FeatureSurgery is not verified itself: call .remove() on it, "
+            "and pass its weighting to verify(..., surgery=weighting)."
         )
     if regularizer is not None:
         if clash := sorted(name for name, value in own.items() if value is not None):
@@ -122,7 +124,10 @@ def verify(
                 f"{clash} are those of the regularizer. Leave them out, or leave regularizer= out."
             )
         if not isinstance(regularizer, SaliencyRegularizer) or regularizer._capture is None:
-            raise WrongTypeError("regularizer= must be a SaliencyRegularizer that is attached to the model.")
+            raise WrongTypeError(
+                "regularizer= must be a SaliencyRegularizer that is attached to the model, found "
+                f"{type(regularizer).__name__}. For a FeatureSurgery, call .remove() on it, and pass its weighting as surgery=."
+            )
     if losses is None and (options.get("target") if regularizer is None else regularizer.target) == "loss":
         raise MissingArgumentError(
             "target='loss' takes the saliency of the losses. Pass losses=, a function of the outputs."
@@ -134,7 +139,9 @@ def verify(
     if show:
         print(report)
     if strict and not report.passed:
-        raise VerificationError("\n".join([f"{len(report.failed)} checks failed:", *table(report.failed)]))
+        raise VerificationError(
+            "\n".join([f"{len(report.failed)} check{'s' * (len(report.failed) != 1)} failed:", *table(report.failed)])
+        )
     return report
 
 
@@ -173,9 +180,7 @@ def _checks(
                 "samples": partial(samples, subject),
                 "reach": partial(reach, subject),
                 "derivatives": partial(derivatives, subject, tolerance),
-                "surgery": partial(
-                    surgery, subject, backward, tolerance, level, attached=regularizer is not None
-                ),
+                "surgery": partial(surgery, subject, backward, tolerance, level, attached=regularizer is not None),
                 "share": partial(share, subject),
                 "fp16": partial(fp16, subject),
             }
@@ -221,13 +226,30 @@ class _Collected:
             if error is not None and (row is None or row.passed is not False):
                 row = error
             found.append(row or Check(name, None, f"not checked: {why_not}"))
-        return found
+        failed = {row.name for row in found if row.passed is False}
+        return [_pointing(row, failed) for row in found]
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+
+
+#: In which rows the cause of a row's failure may be.
+_CAUSES = {
+    "saliency": ("reach", "fp16"),
+    "derivatives": ("reach",),
+    "surgery": ("reach", "derivatives"),
+    "share": ("reach", "fp16"),
+}
+
+
+def _pointing(row: Check, failed: set[str]) -> Check:
+    causes = [name for name in _CAUSES.get(row.name, ()) if name in failed and row.passed is False]
+    if not causes:
+        return row
+    return replace(row, advice=f"See {' and '.join(map(repr, causes))} first. {row.advice}".strip())
 
 
 _OF_REACH = ("no graph", "changed in place", "inplace operation")
@@ -274,10 +296,9 @@ def _axes(subject: Subject, run: Run) -> list[str]:
             axis = resolve_channel_axis(
                 one.tensor.shape, run.twin._extractor._channel_axis(index, given, run.forward), one.batch_axis
             )
+            axis = [one.batch_axis, *(each for each in range(len(shape)) if each != one.batch_axis)][axis]
             samples = shape[one.batch_axis]
-            found.append(
-                f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})"
-            )
+            found.append(f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})")
     except Exception:  # what is wrong a check will say
         return [str(shape) for shape in shapes]
     return found

@@ -132,9 +132,7 @@ def shared_names(gradients: TaskGradients, surgery: ParameterSurgery | None) -> 
     """Return the shared parameters, and those at which inner products are taken."""
     chosen = None if surgery is None else surgery._shared
     reached = {name: gradients.reached(place) for place, name in enumerate(gradients.names)}
-    shared = {
-        name for name, tasks in reached.items() if tasks > 1 or (chosen is not None and name in chosen and tasks)
-    }
+    shared = {name for name, tasks in reached.items() if tasks > 1 or (chosen is not None and name in chosen and tasks)}
     shared &= shared if chosen is None else set(chosen)
     measured = None if surgery is None else surgery._measured
     return shared, shared if measured is None else shared & set(measured)

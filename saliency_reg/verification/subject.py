@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +36,24 @@ class Run:
     returned: Any
     forward: CapturedForward
     twin: SaliencyRegularizer  # of this run alone
+
+
+class UserError(SaliencyRegError, RuntimeError):
+    """A function of the user's raised something."""
+
+
+def called(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of the user's, so that an error says that it is of that one, and where."""
+    try:
+        return function(*args)
+    except SaliencyRegError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        package = str(Path(__file__).parents[1])
+        own = [one for one in frames if not one.filename.startswith(package) and "/torch/" not in one.filename]
+        where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{where}") from error
 
 
 class Handed(HeadAliases):
@@ -216,10 +236,16 @@ class Subject:
     def losses_of(self, run: Run) -> dict[int, Tensor]:
         """Return the losses, ``{task number: loss}``, as the user's function gives them."""
         assert self.losses is not None
-        found = self.losses(run.returned)
+        found = called("losses", self.losses, run.returned)
         if isinstance(found, Tensor) and found.ndim == 1 and len(found) == len(self.tasks):
             found = list(found.unbind())
         return losses_per_task(found, self.tasks)
+
+    def without_loss(self, run: Run) -> str:
+        """Say which heads ran and have no loss."""
+        given = self.losses_of(run)
+        missing = [self.tasks[task] for task in run.forward.tasks(len(self.tasks)) if task not in given]
+        return f"; losses= has none for {', '.join(map(repr, missing))}" if missing else ""
 
     def penalty(self, run: Run) -> Tensor:
         """Return the penalty, as a call of the regularizer would."""

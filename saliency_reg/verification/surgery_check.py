@@ -19,7 +19,7 @@ from ..surgery.parameters import ParameterSurgery
 from ..torch_tools import Gradient, gradients_of
 from .parameter_level import ParameterLevel, TaskGradients, held_by, shared_names, task_gradients, weights_of
 from .report import Check
-from .subject import Handed, Run, Subject
+from .subject import Handed, Run, Subject, called
 
 #: What the user's loop does with the losses and the penalty: ``backward(losses, penalty)``.
 Backward = Callable[[Mapping[str, Tensor], Tensor], Any]
@@ -175,8 +175,9 @@ def _at_parameters(
     text += f", weights {_few(best)} of the {len(shared)} parameters that tasks share"
     plain = loop.beside(gradients.combined(torch.ones(len(weights)), set()))[1]
     if apart and plain:
-        said = f"{apart}, and what they add up to is their plain sum"
-        return Check("surgery", None if nothing else False, said + (_NO_CONFLICT if nothing else ""), _ONCE)
+        if nothing:
+            return Check("surgery", None, f"{apart}, and add up to their plain sum{_NO_CONFLICT}", _OTHER_BATCH)
+        return Check("surgery", False, f"{_SUMMED} ({apart})", f"{_PER_TASK} {_AT_FEATURE}")
     if right:
         return Check("surgery", True, text + _NO_CONFLICT if nothing else text)
     loop.beside(gradients.combined(best, shared))
@@ -196,6 +197,8 @@ _PER_TASK = (
     "Take the gradient of each task's own loss, combine these, and add the penalty's gradient after that, as "
     "ParameterSurgery.backward(losses, penalty) does."
 )
+_AT_FEATURE = "For the surgery at the feature map, call backward once, on the sum of losses and penalty."
+_OTHER_BATCH = "Try another batch, in which tasks conflict."
 _OTHER = "Pass regularizer=, the one that the loop uses."
 _ONCE = (
     "Add the losses and the penalty and call backward once on the sum, for the surgery at the feature map. For a loop that "
@@ -221,7 +224,7 @@ def _of_backward(subject: Subject, run: Run, backward: Backward | None, named: _
             total = sum((loss.mean() for loss in losses.values()), start=penalty)
         return dict(zip([name for name, _ in named], gradients_of([total], [one for _, one in named])))
     with torch.enable_grad():
-        backward(losses, penalty)
+        called("backward", backward, losses, penalty)
     return {name: one.grad for name, one in named}
 
 
