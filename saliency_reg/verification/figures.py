@@ -71,7 +71,8 @@ def fp16(subject: Subject) -> Check:
     if len(back):
         scale = 2.0 ** max(math.ceil(math.log2(2.0**-14 / float(back.median()))), 0)
         text += f"; so do {float((back * _LOSS_SCALE < _VANISHES).double().mean()):.1%} of the penalty's gradient at a loss scale "
-        text += f"of 65536 (at a loss scale of {scale:g} or more, half of its entries are as precise as float16 can be)"
+        text += f"of 65536 (at a loss scale of {scale:g} or more, half of its entries are as precise as "
+        text += "float16 can be)"
     if lost <= _MOST_VANISHING:
         return Check("fp16", True, text)
     return Check("fp16", False if in_half else None, text, "Use bfloat16, or run the heads in float32: "

@@ -28,7 +28,7 @@ from ..regularizer import SaliencyRegularizer
 from ..saliency import resolve_channel_axis
 from ..tasks import first_few
 from ..torch_tools import positive_number
-from .compiled import compiled, compiled_parts, not_captured
+from .culprits import compiled, compiled_parts, not_captured
 from .figures import fp16, share
 from .gradient_checks import derivatives, reach
 from .parameter_level import ParameterLevel, level_of
@@ -126,7 +126,8 @@ def verify(
         if not isinstance(regularizer, SaliencyRegularizer) or regularizer._capture is None:
             raise WrongTypeError(
                 "regularizer= must be a SaliencyRegularizer that is attached to the model, found "
-                f"{type(regularizer).__name__}. For a FeatureSurgery, call .remove() on it, and pass its weighting as surgery=."
+                f"{type(regularizer).__name__}. For a FeatureSurgery, call .remove() on it, and pass its weighting as "
+                "surgery=."
             )
     if losses is None and (options.get("target") if regularizer is None else regularizer.target) == "loss":
         raise MissingArgumentError(

@@ -77,7 +77,8 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     dtypes = [run.forward.features[0].tensor.dtype, *(output.dtype for output in run.forward.outputs)]
     allowed = tolerance or 1e3 * max(torch.finfo(dtype).eps for dtype in dtypes)
     share = worst / scale if scale else worst
-    text = f"largest difference from the gradients of {len(samples)} sample{'s' * (len(samples) > 1)} alone: {share:.1e} of the largest entry"
+    some = f"{len(samples)} sample{'s' * (len(samples) > 1)}"
+    text = f"largest difference from the gradients of {some} alone: {share:.1e} of the largest entry"
     if missing:
         return Check("saliency", False, f"{text}; zero, or nothing but rounding, for {missing}", _NOTHING)
     if share <= allowed:

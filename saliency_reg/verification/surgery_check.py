@@ -69,11 +69,11 @@ def surgery(
 
 def _compared(subject: Subject, backward: Backward | None, tolerance: float | None) -> Check:
     named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
-    with subject.lent_surgery():
+    used = held_by(backward, ParameterSurgery)
+    with subject.lent_surgery(), ParameterLevel(None, used[0] if used else None).resting():
         run = subject.run(surgery=True)
         found = _of_backward(subject, run, backward, named)
         report = None if run.twin.surgery is None else run.twin.surgery.report
-    used = held_by(backward, ParameterSurgery)
     if run.twin.surgery is None:
         return _beside_plain(_Loop(found, tolerance, named), task_gradients(subject, named), bool(used))
     if report is None and not subject.backbone(run):
@@ -155,7 +155,7 @@ def _at_parameters(
     level: ParameterLevel,
     apart: str = "",
 ) -> Check:
-    """Compare with task gradients at the shared parameters that are weighed there; ``apart`` is why not at the feature map."""
+    """Compare with task gradients that are weighed at the shared parameters; ``apart``: why not at the feature map."""
     named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
     gradients = task_gradients(subject, named)
     shared, measured = shared_names(gradients, level.surgery)
