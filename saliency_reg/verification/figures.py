@@ -70,7 +70,8 @@ def fp16(subject: Subject) -> Check:
     back = back[back > 0]
     if len(back):
         scale = 2.0 ** max(math.ceil(math.log2(2.0**-14 / float(back.median()))), 0)
-        text += f"; so do {float((back * _LOSS_SCALE < _VANISHES).double().mean()):.1%} of the penalty's gradient at a loss scale "
+        gone = float((back * _LOSS_SCALE < _VANISHES).double().mean())
+        text += f"; so do {gone:.1%} of the penalty's gradient at a loss scale "
         text += f"of 65536 (at a loss scale of {scale:g} or more, half of its entries are as precise as "
         text += "float16 can be)"
     if lost <= _MOST_VANISHING:
