@@ -119,7 +119,9 @@ def task_gradients(subject: Subject, named: list[tuple[str, nn.Parameter]]) -> T
     rows = []
     for _, loss in sorted(_losses(subject, run).items()):
         rows.append(list(gradients_of([loss], parameters)))
-    alone = list(gradients_of([penalty], parameters)) if penalty.requires_grad else [None] * len(parameters)
+    alone: list[Gradient] = (
+        list(gradients_of([penalty], parameters)) if penalty.requires_grad else [None] * len(parameters)
+    )
     return TaskGradients([name for name, _ in named], rows, alone)
 
 
@@ -161,4 +163,5 @@ def weights_of(
 def _root(gramian: Tensor) -> Tensor:
     """Return vectors that have these inner products."""
     values, vectors = torch.linalg.eigh(gramian)
-    return vectors * values.clamp(min=0).sqrt()
+    rows: Tensor = vectors * values.clamp(min=0).sqrt()
+    return rows

@@ -49,7 +49,7 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     """Differentiate the outputs of single samples at a feature map that is a leaf, and compare."""
     run = subject.run()
     mask = subject.given_for(run).mask
-    masks = [one for one in (mask if isinstance(mask, (list, tuple)) else [mask]) if one is not None]
+    masks = [one for one in (mask if isinstance(mask, Sequence) else [mask]) if one is not None]
     if masks and not any(bool(one.any()) for one in masks):
         return Check("saliency", False, "the mask leaves out every position (it is False everywhere)", _MASK)
     found = subject.saliencies(run, create_graph=True)
