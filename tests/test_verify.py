@@ -18,11 +18,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import saliency_reg.saliency.extraction
-from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer, VerificationReport, verify
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer, VerificationReport, verify
 from saliency_reg.errors import AlreadyAttachedError, ConfigurationError, VerificationError, WrongTypeError
 from saliency_reg.verification.__main__ import main
 
 from .zoo import build
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide terminal, so that words are not broken over lines."""
+    monkeypatch.setenv("COLUMNS", "120")
+
 
 ROOT = Path(__file__).parents[1]
 TASKS = ("a", "b", "c")
@@ -472,6 +479,146 @@ def test_surgery_has_nothing_to_weigh_in_front_of_a_frozen_backbone() -> None:
     assert "nothing is weighed" in report["surgery"].found
 
 
+def by_hand(model: Net, *, of_sum: bool = False) -> Callable[[dict[str, Tensor], Tensor], None]:
+    """PCGrad at the parameters of the backbone, in the order of the tasks; or, wrongly, of the sum of the gradients."""
+
+    def backward(losses: dict[str, Tensor], penalty: Tensor) -> None:
+        shared = list(model.backbone.parameters())
+        rows = [flat_gradient(loss, shared) for loss in losses.values()]
+        alone = flat_gradient(penalty, shared)
+        (sum(losses.values()) + penalty).backward()
+        projected = [sum(rows)] if of_sum else [row.clone() for row in rows]
+        for place, row in enumerate(projected):
+            for other, against in enumerate(rows):
+                if (of_sum or place != other) and row @ against < 0:
+                    row = row - (row @ against) / (against @ against) * against
+            projected[place] = row
+        total = sum(projected) + alone
+        for one, part in zip(shared, total.split([one.numel() for one in shared])):
+            one.grad = part.view_as(one).clone()
+
+    return backward
+
+
+def flat_gradient(value: Tensor, parameters: list[Any]) -> Tensor:
+    found = torch.autograd.grad(value, parameters, retain_graph=True)
+    return torch.cat([one.flatten() for one in found])
+
+
+def test_a_loop_at_the_parameters() -> None:
+    model = conflicts()
+    surgery = ParameterSurgery(model, PCGrad())
+    loops: dict[str, Any] = {
+        "right": lambda losses, penalty: surgery.backward(losses, penalty),
+        "in tasks": lambda losses, penalty: surgery.backward({k: v + penalty for k, v in losses.items()}),
+        "sum": lambda losses, penalty: (sum(losses.values()) + penalty).backward(),
+        "no penalty": lambda losses, penalty: surgery.backward(losses),
+        "by hand": by_hand(model),
+        "of the sum": by_hand(model, of_sum=True),
+    }
+    expected: dict[str, Any] = {"right": True, "in tasks": False, "sum": False, "no penalty": False, "by hand": True}
+    before = copy.deepcopy(surgery.weighting.state_dict())
+
+    def row(loop: str, **options: Any) -> Any:
+        return report_of(model, losses=conflicting, backward=loops[loop], **options)["surgery"]
+
+    for loop in ("right", "in tasks", "sum", "no penalty"):
+        assert row(loop, surgery=surgery).passed is expected[loop], loop
+    assert row("right", surgery=PCGrad()).passed
+    assert row("by hand", surgery=PCGrad()).passed
+    assert row("of the sum", surgery=PCGrad()).passed is False
+    assert "PCGrad on summed gradients" in row("sum", surgery=surgery).found
+    for loop in ("right", "by hand"):
+        found = row(loop)
+        assert found.passed is None
+        assert "changes the sum of the gradients (cosine" in found.found
+        assert "pass surgery=PCGrad() (or the ParameterSurgery)" in found.advice.replace("Pass", "pass")
+    assert "penalty's gradient is missing" in row("no penalty", surgery=surgery).found
+    assert surgery.tasks is None
+    assert surgery.weighting.state_dict() == before
+
+
+def test_passing_in_the_users_loop_shows() -> None:
+    model = conflicts()
+    regularizer = SaliencyRegularizer(model, "heads", strength=30.0, surgery=PCGrad())
+
+    def passing(losses: dict[str, Tensor], penalty: Tensor) -> None:
+        with regularizer.surgery.passing():
+            (sum(losses.values()) + penalty).backward()
+
+    options: dict[str, Any] = {"losses": conflicting, "show": False, "regularizer": regularizer}
+    assert verify(model, X, backward=right, **options)["surgery"].passed
+    assert verify(model, X, backward=passing, **options)["surgery"].passed is False
+    assert regularizer.surgery.report is None
+    regularizer.surgery.enabled = False
+    assert verify(model, X, backward=right, **options)["surgery"].passed is None
+    regularizer.enabled = False
+    assert "enabled is False" in str(verify(model, X, **options)["heads"])
+
+
+def test_a_batch_without_conflicts_is_told() -> None:
+    same = {task: (lambda output: output.square().mean()) for task in TASKS}
+    model = Net()
+    for task in TASKS[1:]:
+        model.heads[task].load_state_dict(model.heads["a"].state_dict())
+    with torch.no_grad():
+        model.heads["b"][2].weight.mul_(1.1)
+    found = report_of(model, losses=lambda out: {t: same[t](o) for t, o in out.items()}, surgery=PCGrad())["surgery"]
+    assert found.passed
+    assert "nothing was projected" in found.found
+
+
+def test_a_reversal_before_a_head() -> None:
+    class Own(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            feature = self.backbone(x)
+            return {t: head(Reverse.apply(feature) if t == "b" else feature) for t, head in self.heads.items()}
+
+    report = report_of(Own())
+    assert report["derivatives"].passed is False
+    assert "heads ['heads.b'] read the feature map" in report["derivatives"].found
+    for model in (Own(), with_part(Odd(Reverse.apply))):
+        found = report_of(model, custom_backward="ignore")["derivatives"]
+        assert found.passed is None
+        assert "(meant: custom_backward='ignore')" in found.found
+
+
+def test_a_trunk_under_no_grad() -> None:
+    class Own(Net):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():
+                feature = self.backbone(x)
+            return {task: head(feature) for task, head in self.heads.items()}
+
+    found = report_of(Own())["reach"]
+    assert found.passed is False
+    assert "'backbone.0' (Linear)" in found.found
+    assert "requires_grad_(False)" in found.advice
+
+
+def test_axes_and_masks_are_told() -> None:
+    entry = build("token heads")
+    found = verify(entry.model, entry.inputs, show=False, **entry.options)["heads"].found
+    assert " samples, " in found
+    assert "(axis 2 of [" in found
+    shape = eval(found.split("axis 2 of ")[1].split(")")[0])
+    nothing = torch.zeros(shape[:2], dtype=torch.bool)
+    report = verify(entry.model, entry.inputs, show=False, **{**entry.options, "mask": nothing})
+    assert report["saliency"].passed is False
+    assert "mask" in report["saliency"].found
+
+
+def test_errors_of_the_users_functions() -> None:
+    found = report_of(Net(), losses=lambda out: {"a": out["foo"]})["share"]
+    assert "your losses= raised KeyError: 'foo' (" in found.found
+    assert "test_verify.py:" in found.found
+    found = report_of(Net(), backward=lambda losses: None)["surgery"]
+    assert "your backward= raised TypeError" in found.found
+    assert (
+        "has none for 'b', 'c'" in report_of(Net(), losses=lambda out: {"a": out["a"].square().mean()})["share"].found
+    )
+
+
 # 7. Compiled parts.
 
 
@@ -662,6 +809,9 @@ class Centred(nn.Module):
 def healthy(): return Net(nn.Tanh()), torch.randn(4, 4)
 def defect(): return {"model": Net(Centred()), "batch": torch.randn(4, 4), "heads": "heads"}
 def wrong(): return Net(nn.Tanh())
+def raises(): return {}["foo"]
+def typo(): return {"model": Net(nn.Tanh()), "batch": torch.randn(4, 4), "strenght": 1}
+def shapes(): return Net(nn.Tanh()), torch.randn(4, 7)
 """
 
 
@@ -680,6 +830,10 @@ def test_the_command(tmp_path: Path) -> None:
     (["mine:wrong"], 2, "expected (model, batch) or a dict with both"),
     (["mine:nothing"], 2, "cannot be imported"),
     (["nowhere:nothing"], 2, "cannot be imported"),
+    (["mine:raises"], 2, "'mine:raises' raised KeyError: 'foo'"),
+    (["mine:typo"], 2, "no option 'strenght'. Did you mean 'strength'?"),
+    (["mine:shapes"], 2, "mat1 and mat2"),
+    (["mine.py:healthy"], 2, "Leave out .py: mine:healthy"),
     (["mine"], 2, "is no file, and names no function"),
     (["saved.pt"], 2, "loading a pickled model runs whatever code is in it. Pass --trust if you wrote it"),
     (["saved.pt", "--trust"], 0, ""),
@@ -698,4 +852,6 @@ def test_what_the_command_takes(
     (tmp_path / "mine.py").write_text(COMMAND)
     torch.save((build("tanh heads").model, build("tanh heads").inputs), "saved.pt")
     assert main(what) == code
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words in error
+    assert code != 2 or len(error.splitlines()) == 1

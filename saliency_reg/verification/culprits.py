@@ -1,4 +1,4 @@
-"""Which layer it is: modules are run alone on what they read in the forward."""
+"""Which layer it is: modules are run alone on what they read in the forward. And the row ``compiled``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..capture import tensors_in
+from ..capture import is_compiled, tensors_in
 from ..saliency import Derivatives, derivatives_of, is_torchs_own
-from ..torch_tools import leaves_behind, version_of
+from ..torch_tools import leaves_behind, nodes_between, version_of
+from .report import Check
 from .subject import Run, Subject
 
 
@@ -172,3 +173,39 @@ def changed_in_place(parts: list[Part]) -> list[Part]:
         return False
 
     return [part for part in parts if lost(part)]
+
+
+_COMPILE_ALONE = (
+    "Compile the backbone alone, model.backbone.compile(), in place of the heads, the model or a function around them."
+)
+
+
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Return the names of compiled modules."""
+    return [name or "the model" for name, module in model.named_modules() if is_compiled(module)]
+
+
+def compiled(subject: Subject) -> Check:
+    """Look for compiled modules, and for compiled code in the graph between the feature map and the outputs."""
+    parts = compiled_parts(subject.model)
+    forward = subject.run().forward
+    edges = [edge for feature in forward.features for edge in feature.edges]
+    guilty = []
+    for index, output in zip(forward.ran, forward.outputs):
+        if any("CompiledFunction" in node.name() for node in nodes_between([output], edges)):
+            guilty.append(subject.heads.names[index])
+    if guilty:
+        return Check("compiled", False, f"the outputs of {guilty} come out of compiled code, which has no second derivative",
+                     _COMPILE_ALONE)  # fmt: skip
+    named = f"compiled, and not to be differentiated twice: {', '.join(parts)}" if parts else "no part is compiled"
+    return Check("compiled", True, named)
+
+
+def not_captured(parts: Sequence[str], error: Exception) -> Check:
+    """Return the row for a regularizer that could not be built, or a forward that could not be captured, because of it."""
+    return Check(
+        "compiled",
+        False,
+        f"compiled: {', '.join(parts) or 'code between feature map and outputs'}. {error}",
+        _COMPILE_ALONE,
+    )

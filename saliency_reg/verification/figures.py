@@ -33,6 +33,7 @@ def share(subject: Subject) -> Check:
         return Check("share", penalty != 0, f"the {what} is 0 in this batch", _ZERO if penalty == 0 else "")
     found = penalty / losses
     text = f"the penalty is {found:.3g} times the sum of the task losses with strength={strength:g}"
+    text += subject.without_loss(run)
     if _LEAST_SHARE <= found <= _MOST_SHARE:
         return Check("share", True, text)
     return Check("share", False, text, f"strength={strength / found:.2g} makes it as large as they are; start with a share "
@@ -63,14 +64,16 @@ def fp16(subject: Subject) -> Check:
     if not len(sizes):
         return Check("fp16", None, "not checked: all saliencies are zero")
     lost = float((sizes < _VANISHES).double().mean())
-    text = f"{lost:.1%} of the entries of the saliencies vanish in float16"
+    text = f"{lost:.1%} of the entries of the saliencies become 0 in float16"
     arriving = [one.detach().abs().flatten() for one in gradients if one is not None]
     back = torch.cat(arriving) if arriving else sizes[:0]
     back = back[back > 0]
     if len(back):
         scale = 2.0 ** max(math.ceil(math.log2(2.0**-14 / float(back.median()))), 0)
-        text += f"; of the penalty's gradient {float((back * _LOSS_SCALE < _VANISHES).double().mean()):.1%} at a loss scale "
-        text += f"of 65536 (from {scale:g} on, half of it has full precision)"
+        gone = float((back * _LOSS_SCALE < _VANISHES).double().mean())
+        text += f"; so do {gone:.1%} of the penalty's gradient at a loss scale "
+        text += f"of 65536 (at a loss scale of {scale:g} or more, half of its entries are as precise as "
+        text += "float16 can be)"
     if lost <= _MOST_VANISHING:
         return Check("fp16", True, text)
     return Check("fp16", False if in_half else None, text, "Use bfloat16, or run the heads in float32: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ..regularizer import HeadForm
 from ..saliency import custom_functions
@@ -40,7 +41,10 @@ def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
     if found := detached_parts(run, parts):
         heads = {part for head in subject.heads.modules for part in head.modules()}
         if not any(part.with_gradients or part.module in heads for part in found):
-            return Check("reach", None, f"it trains the heads: these parts ran under no_grad: {_names(found)}")
+            text = (
+                f"these parts can be trained, but ran under no_grad, so that no gradient reaches them: {_names(found)}"
+            )
+            return Check("reach", False, text, _NO_GRAD)
         text = f"the outputs do not depend on these parts, which ran and can be trained: {_names(found)}"
         return Check("reach", False, text, f"{_DETACHED} them and the outputs.")
     if heads_apart := heads_without_backbone(run, subject.trained()[1]):
@@ -61,7 +65,8 @@ def _reach_of(subject: Subject, run: Run) -> Check:
     found = [one for one in gradients_of([penalty], backbone) if one is not None and bool(one.any())]
     if found:
         size = sum(float(one.double().square().sum()) for one in found) ** 0.5
-        text = f"yes: {len(found)} of {len(backbone)} parameters outside of the heads, length {size:.2g}"
+        parameters = f"{len(found)} of {len(backbone)} parameter tensor{'s' * (len(backbone) > 1)}"
+        text = f"yes: {parameters} outside of the heads, and the gradient's length is {size:.2g}"
         return Check("reach", True, text)
     if bool(penalty.detach() == 0):
         return Check("reach", None, "not known: the penalty is 0 in this batch (all saliencies are equal)")
@@ -81,6 +86,7 @@ def _names(parts: list[Part]) -> str:
 
 
 _DETACHED = "Look for .detach(), .data, .item() or no_grad between"
+_NO_GRAD = "Run them with gradients, without no_grad, or freeze them by requires_grad_(False) if that is meant."
 _SMOOTH = "Use a smooth activation such as GELU in the heads, or target='loss', if it is to reach the backbone."
 _TRAIN_HEADS = "Train the heads (they are frozen, or their backward detaches), or use a smooth activation in them."
 
@@ -88,8 +94,11 @@ _TRAIN_HEADS = "Train the heads (they are frozen, or their backward detaches), o
 def derivatives(subject: Subject, tolerance: float | None) -> Check:
     """Compare with finite differences: the saliency along the feature map, and the penalty's gradient along parameters."""
     run, parts = watched_run(subject)
+    turned = [name for feature in run.forward.features for name in feature.turned]
     subject.penalty(run)  # raises where torch knows that something cannot be differentiated twice
     wrong, dtype = subject.in_double(lambda: _compared(subject, tolerance))
+    if turned:
+        wrong.append(f"heads {turned} read the feature map through something that changes its gradient alone")
     if not wrong:
         text = f"finite differences agree with the saliency and with the penalty's gradient ({str(dtype)[6:]})"
         return Check("derivatives", True, text)
@@ -102,12 +111,48 @@ def derivatives(subject: Subject, tolerance: float | None) -> Check:
     if changed := [] if found else patched(behind_the_feature(subject, parts)):
         words.append(f"parts with a forward of their own: {_names(changed)}")
     where = f" ({'; '.join(words)})" if words else ""
-    return Check("derivatives", False, f"{' and '.join(wrong)}{where}", _ADVICE)
+    text = f"{' and '.join(wrong)}{where}"
+    if subject.options.custom_backward == "ignore":
+        return Check("derivatives", None, f"{text} (meant: custom_backward='ignore')")
+    if spectral := _spectral(parts):
+        return Check("derivatives", False, f"{text}; spectral_norm: {_names(spectral)}", _SPECTRAL)
+    return Check("derivatives", False, text, _TURNED if turned else _ADVICE)
+
+
+def _spectral(parts: list[Part]) -> list[Part]:
+    """Return the parts whose weight is computed by a spectral_norm in train mode, under no_grad."""
+    return [
+        part
+        for part in parts
+        if part.module.training
+        and (
+            "SpectralNorm" in _kinds_of_hooks(part.module) or "_SpectralNorm" in _kinds_of_parametrizations(part.module)
+        )
+    ]
+
+
+def _kinds_of_hooks(module: nn.Module) -> set[str]:
+    return {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
+
+
+def _kinds_of_parametrizations(module: nn.Module) -> set[str]:
+    listed = getattr(module, "parametrizations", None) or {}
+    return {type(one).__name__ for each in listed.values() for one in each}
+
+
+_SPECTRAL = (
+    "Run spectral_norm in eval mode, layer.eval() after model.train(): in train mode it changes its weight in each forward, "
+    "under no_grad; or take it out of the heads."
+)
+_TURNED = (
+    "Name the feature map to take the saliency in front of it, e.g. feature='backbone', or pass custom_backward='ignore' if "
+    "it is meant."
+)
 
 
 _ADVICE = (
     "Move what is meant (reversal, scaling, straight-through) in front of the feature map; otherwise save inputs by "
-    "ctx.save_for_backward and compute in backward with torch operations."
+    "ctx.save_for_backward and compute in backward with torch operations; custom_backward='ignore' if it is meant."
 )
 
 

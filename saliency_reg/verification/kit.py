@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,14 +25,16 @@ from ..errors import (
     WrongTypeError,
 )
 from ..regularizer import SaliencyRegularizer
+from ..saliency import resolve_channel_axis
 from ..tasks import first_few
 from ..torch_tools import positive_number
-from .compiled import compiled, compiled_parts, not_captured
+from .culprits import compiled, compiled_parts, not_captured
 from .figures import fp16, share
 from .gradient_checks import derivatives, reach
+from .parameter_level import ParameterLevel, level_of
 from .report import ROWS, Check, VerificationReport, table
 from .saliency_checks import saliency, samples
-from .subject import Subject
+from .subject import Run, Subject
 from .surgery_check import Backward, surgery
 from .unchanged import borrowed, unchanged
 
@@ -105,11 +108,15 @@ def verify(
             raise WrongTypeError(f"{name}= must be a function, found {type(function).__name__}.")
     if tolerance is not None:
         positive_number("tolerance", tolerance)
+    level = level_of(options.get("surgery"), regularizer, backward)
+    if level is not None:
+        options.pop("surgery")
     own = {"heads": heads, "feature": feature, **options}
     if regularizer is None and FeatureCapture.attached_to(model):
         raise AlreadyAttachedError(
-            "a regularizer or surgery is attached to this model already. Pass verify(..., regularizer=it) to verify that "
-            "one, or call .remove() on it first."
+            "a regularizer or surgery is attached to this model already. For a regularizer, pass verify(..., "
+            "regularizer=it), or call .remove() on it first. A FeatureSurgery is not verified itself: call .remove() on it, "
+            "and pass its weighting to verify(..., surgery=weighting)."
         )
     if regularizer is not None:
         if clash := sorted(name for name, value in own.items() if value is not None):
@@ -117,19 +124,25 @@ def verify(
                 f"{clash} are those of the regularizer. Leave them out, or leave regularizer= out."
             )
         if not isinstance(regularizer, SaliencyRegularizer) or regularizer._capture is None:
-            raise WrongTypeError("regularizer= must be a SaliencyRegularizer that is attached to the model.")
+            raise WrongTypeError(
+                "regularizer= must be a SaliencyRegularizer that is attached to the model, found "
+                f"{type(regularizer).__name__}. For a FeatureSurgery, call .remove() on it, and pass its weighting as "
+                "surgery=."
+            )
     if losses is None and (options.get("target") if regularizer is None else regularizer.target) == "loss":
         raise MissingArgumentError(
             "target='loss' takes the saliency of the losses. Pass losses=, a function of the outputs."
         )
     given = {"targets": targets, "mask": mask}
     with unchanged(model):
-        checks = _checks(model, batch, regularizer, own, losses, backward, given, tolerance)
+        checks = _checks(model, batch, regularizer, own, losses, backward, level, given, tolerance)
     report = VerificationReport(checks)
     if show:
         print(report)
     if strict and not report.passed:
-        raise VerificationError("\n".join([f"{len(report.failed)} checks failed:", *table(report.failed)]))
+        raise VerificationError(
+            "\n".join([f"{len(report.failed)} check{'s' * (len(report.failed) != 1)} failed:", *table(report.failed)])
+        )
     return report
 
 
@@ -140,6 +153,7 @@ def _checks(
     options: dict[str, Any],
     losses: Any,
     backward: Backward | None,
+    level: ParameterLevel | None,
     given: dict[str, Any],
     tolerance: float | None,
 ) -> list[Check]:
@@ -167,7 +181,7 @@ def _checks(
                 "samples": partial(samples, subject),
                 "reach": partial(reach, subject),
                 "derivatives": partial(derivatives, subject, tolerance),
-                "surgery": partial(surgery, subject, backward, tolerance),
+                "surgery": partial(surgery, subject, backward, tolerance, level, attached=regularizer is not None),
                 "share": partial(share, subject),
                 "fp16": partial(fp16, subject),
             }
@@ -213,13 +227,30 @@ class _Collected:
             if error is not None and (row is None or row.passed is not False):
                 row = error
             found.append(row or Check(name, None, f"not checked: {why_not}"))
-        return found
+        failed = {row.name for row in found if row.passed is False}
+        return [_pointing(row, failed) for row in found]
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+
+
+#: In which rows the cause of a row's failure may be.
+_CAUSES = {
+    "saliency": ("reach", "fp16"),
+    "derivatives": ("reach",),
+    "surgery": ("reach", "derivatives"),
+    "share": ("reach", "fp16"),
+}
+
+
+def _pointing(row: Check, failed: set[str]) -> Check:
+    causes = [name for name in _CAUSES.get(row.name, ()) if name in failed and row.passed is False]
+    if not causes:
+        return row
+    return replace(row, advice=f"See {' and '.join(map(repr, causes))} first. {row.advice}".strip())
 
 
 _OF_REACH = ("no graph", "changed in place", "inplace operation")
@@ -241,9 +272,34 @@ def _home(name: str, error: Exception) -> str:
 def _heads(subject: Subject) -> Check:
     run = subject.run()
     heads, feature = subject.capture.describe()
-    shapes = ", ".join(str(list(one.tensor.shape)) for one in run.forward.features)
+    shapes = ", ".join(_axes(subject, run))
     text = f"{len(subject.tasks)} tasks ({first_few(subject.tasks)}) by heads {heads}; feature map: {feature}, {shapes}"
     missing = [task for index, task in enumerate(subject.tasks) if index not in run.forward.tasks(len(subject.tasks))]
     if missing:
         text += f"; did not run in this batch: {', '.join(map(repr, missing))}"
+    if not subject.enabled:
+        return Check("heads", False, f"regularizer.enabled is False, so that its penalty is always 0; {text}", _ENABLE)
     return Check("heads", True, text)
+
+
+_ENABLE = "Set regularizer.enabled = True in training; the other rows are as if it were."
+
+
+def _axes(subject: Subject, run: Run) -> list[str]:
+    """Say of each feature map which of its axes are samples and channels, as the saliency takes them."""
+    shapes = [list(one.tensor.shape) for one in run.forward.features]
+    chosen = subject.options.channel_axis
+    try:
+        subject.penalty(run)  # which finds the axes
+        found = []
+        for index, (one, shape) in enumerate(zip(run.forward.features, shapes)):
+            given = chosen[index] if isinstance(chosen, Sequence) else chosen
+            axis = resolve_channel_axis(
+                one.tensor.shape, run.twin._extractor._channel_axis(index, given, run.forward), one.batch_axis
+            )
+            axis = [one.batch_axis, *(each for each in range(len(shape)) if each != one.batch_axis)][axis]
+            samples = shape[one.batch_axis]
+            found.append(f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})")
+    except Exception:  # what is wrong a check will say
+        return [str(shape) for shape in shapes]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ ROWS = {
     "share": "the penalty is neither lost among the losses nor drowns them",
     "fp16": "the saliency does not underflow in half precision",
 }
-_WIDTH = 120
+_MOST_WIDTH, _LEAST_WIDTH = 120, 50
 _WORDS = {True: "pass", False: "FAIL", None: "-"}
 
 
@@ -43,7 +44,7 @@ class VerificationReport:
         >>> print(report)
         samples      FAIL  layer '1' mixes samples
                            -> use LayerNorm
-        1 of 1 checks failed.
+        1 of 1 check failed.
     """
 
     checks: Sequence[Check]
@@ -68,20 +69,21 @@ class VerificationReport:
 
     def __str__(self) -> str:
         failed = len(self.failed)
-        verdict = f"{failed} of {len(self)} checks failed." if failed else "No check failed."
+        verdict = f"{failed} of {len(self)} check{'s' * (len(self) != 1)} failed." if failed else "No check failed."
         return "\n".join([*table(self.checks), verdict])
 
 
 def table(checks: Sequence[Check]) -> list[str]:
-    """Return the lines of a table that fits 120 columns."""
+    """Return the lines of a table that fits the terminal, and 120 columns at most."""
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, _LEAST_WIDTH), _MOST_WIDTH)
     width = max(12, *(len(check.name) for check in checks))
     lines = []
     for check in checks:
         start = f"{check.name:<{width}} {_WORDS[check.passed]:<4}  "
         indent = " " * len(start)
-        text = textwrap.wrap(check.found, _WIDTH - len(start), break_on_hyphens=False) or [""]
+        text = textwrap.wrap(check.found, columns - len(start), break_on_hyphens=False) or [""]
         lines += [start + text[0], *(indent + line for line in text[1:])]
         if check.advice:
-            more = textwrap.wrap(check.advice, _WIDTH - len(start) - 3, break_on_hyphens=False)
+            more = textwrap.wrap(check.advice, columns - len(start) - 3, break_on_hyphens=False)
             lines += [f"{indent}-> {more[0]}", *(f"{indent}   {line}" for line in more[1:])]
     return lines

@@ -48,6 +48,10 @@ def maps_of(subject: Subject) -> list[Tensor]:
 def saliency(subject: Subject, tolerance: float | None) -> Check:
     """Differentiate the outputs of single samples at a feature map that is a leaf, and compare."""
     run = subject.run()
+    mask = subject.given_for(run).mask
+    masks = [one for one in (mask if isinstance(mask, Sequence) else [mask]) if one is not None]
+    if masks and not any(bool(one.any()) for one in masks):
+        return Check("saliency", False, "the mask leaves out every position (it is False everywhere)", _MASK)
     found = subject.saliencies(run, create_graph=True)
     missing = [subject.tasks[task] for task in run.forward.tasks(len(subject.tasks)) if task not in found.present]
     if not found.present:
@@ -73,7 +77,8 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     dtypes = [run.forward.features[0].tensor.dtype, *(output.dtype for output in run.forward.outputs)]
     allowed = tolerance or 1e3 * max(torch.finfo(dtype).eps for dtype in dtypes)
     share = worst / scale if scale else worst
-    text = f"largest difference from the gradients of {len(samples)} samples alone: {share:.1e} of the largest entry"
+    some = f"{len(samples)} sample{'s' * (len(samples) > 1)}"
+    text = f"largest difference from the gradients of {some} alone: {share:.1e} of the largest entry"
     if missing:
         return Check("saliency", False, f"{text}; zero, or nothing but rounding, for {missing}", _NOTHING)
     if share <= allowed:
@@ -81,6 +86,7 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     return Check("saliency", False, f"{text} ({which}), allowed {allowed:.1e}", _DIFFERS)
 
 
+_MASK = "Pass a mask that is True where positions count, e.g. mask=~padding."
 _NOTHING = (
     "They are not compared with others. Pass scalarize='sum' where outputs are no classes, or output= for the logits."
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +22,7 @@ from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
 from ..torch_tools import at_least_float32, derives_from, gradients_of, leaves_behind, same_tensor, without_autocast
-from .unchanged import Buffers, Randomness, in_format
+from .unchanged import Buffers, Randomness, in_format, unchanged
 
 _Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
@@ -34,6 +36,24 @@ class Run:
     returned: Any
     forward: CapturedForward
     twin: SaliencyRegularizer  # of this run alone
+
+
+class UserError(SaliencyRegError, RuntimeError):
+    """A function of the user's raised something."""
+
+
+def called(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of the user's, so that an error says that it is of that one, and where."""
+    try:
+        return function(*args)
+    except SaliencyRegError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        package = str(Path(__file__).parents[1])
+        own = [one for one in frames if not one.filename.startswith(package) and "/torch/" not in one.filename]
+        where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{where}") from error
 
 
 class Handed(HeadAliases):
@@ -110,6 +130,8 @@ class Subject:
         self._batch = batch
         self.tasks = regularizer.tasks
         self.options = regularizer._options
+        self.enabled = regularizer.enabled
+        self.surgery = regularizer.surgery  # the original, of which a loop may know
         self._base = copy.deepcopy(regularizer)
         strength = self.options.strength or _SOME_STRENGTH
         self._base._options = replace(self.options, strength=strength, start_step=0, warmup_steps=0)
@@ -150,6 +172,8 @@ class Subject:
     ) -> Run:
         """Run the model once, with gradients, in the mode it is in."""
         twin = copy.deepcopy(self._base)
+        if surgery and self.surgery is not None:
+            twin.surgery = self.surgery
         aliases = copy.copy(self._aliases) if handed is None else handed
         aliases.for_penalty = True
         if twin.surgery is not None:
@@ -173,6 +197,18 @@ class Subject:
                 "can be trained. Run the heads with gradients."
             )
         return Run(returned, forward, twin)
+
+    @contextlib.contextmanager
+    def lent_surgery(self) -> Iterator[None]:
+        """Let runs use the surgery itself, as what a loop does with it (``passing()``) is to show; it is put back."""
+        if self.surgery is None:
+            yield
+            return
+        with unchanged(self.surgery):
+            lent = self.surgery
+            lent.ranks, lent.arrived, lent._report = Ranks("local"), lent.arrived.clone(), None
+            lent.weighting = copy.deepcopy(lent.weighting)
+            yield
 
     def _begin(self) -> None:
         self._randomness.again()
@@ -200,10 +236,16 @@ class Subject:
     def losses_of(self, run: Run) -> dict[int, Tensor]:
         """Return the losses, ``{task number: loss}``, as the user's function gives them."""
         assert self.losses is not None
-        found = self.losses(run.returned)
+        found = called("losses", self.losses, run.returned)
         if isinstance(found, Tensor) and found.ndim == 1 and len(found) == len(self.tasks):
             found = list(found.unbind())
         return losses_per_task(found, self.tasks)
+
+    def without_loss(self, run: Run) -> str:
+        """Say which heads ran and have no loss."""
+        given = self.losses_of(run)
+        missing = [self.tasks[task] for task in run.forward.tasks(len(self.tasks)) if task not in given]
+        return f"; losses= has none for {', '.join(map(repr, missing))}" if missing else ""
 
     def penalty(self, run: Run) -> Tensor:
         """Return the penalty, as a call of the regularizer would."""

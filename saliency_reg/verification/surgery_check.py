@@ -4,27 +4,42 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..distributed import Ranks
+from ..errors import SurgeryError
+from ..regularizer import SaliencyRegularizer
 from ..saliency import resolve_channel_axis, task_columns
 from ..surgery import PCGrad, task_weights
+from ..surgery.parameters import ParameterSurgery
 from ..torch_tools import Gradient, gradients_of
+from .parameter_level import ParameterLevel, TaskGradients, held_by, shared_names, task_gradients, weights_of
 from .report import Check
-from .subject import Handed, Run, Subject
+from .subject import Handed, Run, Subject, called
 
 #: What the user's loop does with the losses and the penalty: ``backward(losses, penalty)``.
 Backward = Callable[[Mapping[str, Tensor], Tensor], Any]
 _Named = list[tuple[str, nn.Parameter]]
 
 
-def surgery(subject: Subject, backward: Backward | None, tolerance: float | None) -> Check:
-    """Compare the parameters' gradients of one backward pass with task gradients that were combined by hand."""
-    combiner = subject.run().twin.surgery
-    if combiner is None and backward is None:
+def surgery(
+    subject: Subject,
+    backward: Backward | None,
+    tolerance: float | None,
+    level: ParameterLevel | None = None,
+    *,
+    attached: bool = False,
+) -> Check:
+    """Compare the parameters' gradients of one backward pass with task gradients that were combined by hand.
+
+    ``level``: they are combined at the parameters. ``attached``: the surgery is that of the user's own regularizer.
+    """
+    combiner = subject.surgery
+    if combiner is None and backward is None and level is None:
         return Check(
             "surgery", None, "not checked: no surgery", "Pass surgery=PCGrad(), or backward= for your own loop."
         )
@@ -32,46 +47,170 @@ def surgery(subject: Subject, backward: Backward | None, tolerance: float | None
         return Check(
             "surgery", None, "not checked", "Pass losses=, a function of what the model returns: {task: loss}."
         )
-    return subject.in_double(lambda: _compared(subject, backward, tolerance))
+    if level is not None:
+        return subject.in_double(lambda: _at_parameters(subject, backward, tolerance, level))
+    if combiner is not None and not combiner.enabled:
+        return Check("surgery", None, "not checked: regularizer.surgery.enabled is False, so that nothing is weighed")
+    others = [one for one in held_by(backward, SaliencyRegularizer) if one.surgery not in (None, combiner)]
+    if others:
+        return Check("surgery", None, "not checked: your loop uses the surgery of another regularizer", _OTHER)
+    try:
+        return subject.in_double(lambda: _compared(subject, backward, tolerance))
+    except SurgeryError as error:
+        if backward is None or combiner is None or _APART not in str(error):
+            raise
+        text = str(error).split(", so that")[0]
+        if attached:
+            return Check("surgery", False, text, _ONCE)
+    # A loop that takes the gradients of the tasks one by one may combine them itself.
+    by_hand = ParameterLevel(combiner.weighting)
+    return subject.in_double(lambda: _at_parameters(subject, backward, tolerance, by_hand, text))
 
 
 def _compared(subject: Subject, backward: Backward | None, tolerance: float | None) -> Check:
     named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
-    run = subject.run(surgery=True)
-    found = _of_backward(subject, run, backward, named)
-    report, weights = None, None
+    used = held_by(backward, ParameterSurgery)
+    with subject.lent_surgery(), ParameterLevel(None, used[0] if used else None).resting():
+        run = subject.run(surgery=True)
+        found = _of_backward(subject, run, backward, named)
+        report = None if run.twin.surgery is None else run.twin.surgery.report
     if run.twin.surgery is None:
-        expected = _plain(subject, named)
-    else:
-        report = run.twin.surgery.report
-        if report is None and not subject.backbone(run):
-            return Check("surgery", None, "nothing is weighed: no parameter outside of the heads can be trained")
-        if report is None:
-            return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
-        weights, expected = _reference(subject, named)
-    dtype = next(one.dtype for _, one in named)
-    allowed = tolerance or 1e4 * torch.finfo(dtype).eps
-    off = {name: _distance(found[name], one) for name, one in expected.items()}
-    size = max((float(one.double().norm()) for one in expected.values() if one is not None), default=0.0)
-    name, worst = max(off.items(), key=lambda item: item[1])
-    text = (
-        f"largest difference of a parameter's gradient from the reference: {worst / (size or 1.0):.1e} of the longest"
-    )
-    if weights is not None and report is not None:
-        text += f", weights {_few(report.weights)} (reference {_few(weights)})"
-    if worst <= allowed * size:
-        return Check("surgery", True, text)
-    guilty = f"{text}; at {name!r}"
-    return Check("surgery", False, guilty, _OWN if backward is not None else _WEIGHTING)
+        return _beside_plain(_Loop(found, tolerance, named), task_gradients(subject, named), bool(used))
+    if report is None and not subject.backbone(run):
+        return Check("surgery", None, "nothing is weighed: no parameter outside of the heads can be trained")
+    if report is None:
+        return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
+    weights, expected = _reference(subject, named)
+    loop = _Loop(found, tolerance, named)
+    text, right = loop.beside(expected)
+    text += f", weights {_few(report.weights)} (reference {_few(weights)})"
+    nothing = bool((weights - 1).abs().max() < 1e-9)
+    if right:
+        return Check("surgery", True, text + _NO_CONFLICT if nothing else text)
+    if not nothing and loop.beside(_plain(subject, named))[1]:
+        return Check("surgery", False, f"{_SUMMED}; {text}", _OWN if backward is not None else _WEIGHTING)
+    return Check("surgery", False, text + loop.place, _OWN if backward is not None else _WEIGHTING)
 
 
+@dataclass
+class _Loop:
+    """The gradients that a backward pass left, to be compared."""
+
+    found: dict[str, Gradient]
+    tolerance: float | None
+    named: _Named
+    place: str = ""  # the parameter at which it is furthest off
+
+    def beside(self, expected: Mapping[str, Gradient]) -> tuple[str, bool]:
+        """Return the difference in words, and whether it is but rounding."""
+        allowed = self.tolerance or 1e4 * torch.finfo(self.named[0][1].dtype).eps
+        off = {name: _distance(self.found[name], one) for name, one in expected.items()}
+        size = max((float(one.double().norm()) for one in expected.values() if one is not None), default=0.0)
+        name, worst = max(off.items(), key=lambda item: item[1])
+        self.place = f"; at {name!r}"
+        share = f"{worst / (size or 1.0):.1e}"
+        text = f"largest difference of a parameter's gradient from the reference: {share} of the longest gradient"
+        return text, worst <= allowed * size
+
+    def away(self, gradients: TaskGradients, weights: Tensor, shared: set[str]) -> float:
+        """Return the distance from the gradients under these weights."""
+        expected = gradients.combined(weights, shared)
+        return sum(_distance(self.found[name], expected[name]) for name in shared)
+
+
+def _beside_plain(loop: _Loop, gradients: TaskGradients, used: bool) -> Check:
+    """Compare a loop, without an algorithm to compare it with, with the sum of the losses and the penalty."""
+    ones = torch.ones(len(gradients.tasks))
+    plain = gradients.combined(ones, set())
+    text, right = loop.beside(plain)
+    if right and used:
+        found = "your loop holds a ParameterSurgery, and its gradient is the plain sum of losses and penalty"
+        return Check("surgery", None, found, "Pass surgery=it to compare with the algorithm.")
+    if right:
+        return Check("surgery", True, f"{text}, which is the plain sum of losses and penalty: no surgery acts in it")
+    if _without_penalty(loop, gradients):
+        return Check("surgery", False, f"{text}{loop.place}: the penalty's gradient is missing", _MISSING)
+    pairs = [(one, plain[name]) for name, one in loop.found.items()]
+    both = [(x.flatten().double(), y.flatten().double()) for x, y in pairs if x is not None and y is not None]
+    if not both:
+        return Check("surgery", False, "your loop leaves no gradient at any parameter", _MISSING)
+    x, y = (torch.cat(parts) for parts in zip(*both))
+    cosine = float(torch.nn.functional.cosine_similarity(x, y, dim=0))
+    return Check("surgery", None, f"your loop changes the sum of the gradients (cosine {cosine:.4g})", _COMPARE)
+
+
+def _without_penalty(loop: _Loop, gradients: TaskGradients) -> bool:
+    """Whether the penalty is missing where no surgery acts: at parameters of one task alone, or everywhere."""
+    alone = [n for place, n in enumerate(gradients.names) if gradients.reached(place) == 1]
+    without = gradients.combined(torch.ones(len(gradients.tasks)), set(), penalty=False)
+    least = {name: without[name] for name in alone} or without
+    whole = gradients.combined(torch.ones(len(gradients.tasks)), set())
+    return loop.beside(least)[1] and not loop.beside({name: whole[name] for name in least})[1]
+
+
+def _at_parameters(
+    subject: Subject,
+    backward: Backward | None,
+    tolerance: float | None,
+    level: ParameterLevel,
+    apart: str = "",
+) -> Check:
+    """Compare with task gradients that are weighed at the shared parameters; ``apart``: why not at the feature map."""
+    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
+    gradients = task_gradients(subject, named)
+    shared, measured = shared_names(gradients, level.surgery)
+    if not shared:
+        return Check("surgery", None, "nothing is weighed: no trained parameter is shared by two tasks")
+    if not measured:
+        measured = shared
+    gramian = gradients.gramian(measured)
+    weights, others = weights_of(level, gramian, _pcgrad)
+    with level.resting():
+        own = backward if backward is not None else level.surgery.backward if level.surgery is not None else None
+        found = _of_backward(subject, subject.run(), own, named)
+    loop = _Loop(found, tolerance, named)
+    nothing = bool((weights - 1).abs().max() < 1e-9)
+    best = min([weights, *others], key=lambda one: loop.away(gradients, one, shared))
+    text, right = loop.beside(gradients.combined(best, shared))
+    text += f", weights {_few(best)} of the {len(shared)} parameters that tasks share"
+    plain = loop.beside(gradients.combined(torch.ones(len(weights)), set()))[1]
+    if apart and plain:
+        if nothing:
+            return Check("surgery", None, f"{apart}, and add up to their plain sum{_NO_CONFLICT}", _OTHER_BATCH)
+        return Check("surgery", False, f"{_SUMMED} ({apart})", f"{_PER_TASK} {_AT_FEATURE}")
+    if right:
+        return Check("surgery", True, text + _NO_CONFLICT if nothing else text)
+    loop.beside(gradients.combined(best, shared))
+    if plain:
+        return Check("surgery", False, f"{_SUMMED}; {text}", _PER_TASK)
+    if _without_penalty(loop, gradients):
+        return Check("surgery", False, f"{text}: the penalty's gradient is missing", _MISSING)
+    return Check("surgery", False, text + loop.place, _PER_TASK)
+
+
+_APART = "arrived in separate backward passes"
+_SUMMED = "PCGrad on summed gradients: tasks conflict, and the gradient is their plain sum all the same"
+_NO_CONFLICT = "; no tasks conflict in this batch, so that nothing was projected (weights all 1)"
+_COMPARE = "Pass surgery=PCGrad() (or the ParameterSurgery) to compare with the algorithm."
+_MISSING = "Call backward on the penalty, too: add it to the losses, or pass it as surgery.backward(losses, penalty)."
+_PER_TASK = (
+    "Take the gradient of each task's own loss, combine these, and add the penalty's gradient after that, as "
+    "ParameterSurgery.backward(losses, penalty) does."
+)
+_AT_FEATURE = "For the surgery at the feature map, call backward once, on the sum of losses and penalty."
+_OTHER_BATCH = "Try another batch, in which tasks conflict."
+_OTHER = "Pass regularizer=, the one that the loop uses."
+_ONCE = (
+    "Add the losses and the penalty and call backward once on the sum, for the surgery at the feature map. For a loop that "
+    "combines the task gradients itself, build the regularizer without surgery=, and pass surgery= to verify alone."
+)
 _NEVER = (
-    "Pass the losses of the heads' outputs, and call backward on their sum without create_graph=True; nothing else may take "
-    "the place of the heads' outputs on the way."
+    "Pass the losses of the heads' outputs, and call backward on their sum without create_graph=True and outside of "
+    "surgery.passing(); nothing else may take the place of the heads' outputs on the way."
 )
 _OWN = (
-    "Add losses and penalty, call backward on the sum once, and leave weighing to surgery=: gradients that were added up "
-    "before the surgery, a penalty that was detached, or weighed with the losses, are not what was asked for."
+    "Add losses and penalty and call backward on the sum once: gradients that were added up before the surgery, a penalty "
+    "that was detached, or weighed with the losses, are not what was asked for."
 )
 _WEIGHTING = "Look at the weighting, and at code of your own between the heads' outputs and the losses."
 
@@ -85,7 +224,7 @@ def _of_backward(subject: Subject, run: Run, backward: Backward | None, named: _
             total = sum((loss.mean() for loss in losses.values()), start=penalty)
         return dict(zip([name for name, _ in named], gradients_of([total], [one for _, one in named])))
     with torch.enable_grad():
-        backward(losses, penalty)
+        called("backward", backward, losses, penalty)
     return {name: one.grad for name, one in named}
 
 
