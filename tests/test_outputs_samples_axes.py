@@ -651,3 +651,51 @@ def test_a_head_that_cannot_run_on_it() -> None:
         errors.CaptureError, match=r"cannot run head 'heads.wide' on what head 'heads.a' was called with"
     ):
         regularizer()
+
+
+LAYERS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind: str, behind: str, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.behind = LAYERS[kind](3, 4, **options), behind
+        self.heads = nn.ModuleDict({task: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 1)) for task in "ab"})
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        states = self.layer(x)[0]
+        if self.behind == "dropout":
+            states = nn.functional.dropout(states, 0.5).relu()
+        if self.behind == "transpose":
+            states = states.transpose(0, 1)
+        return {task: head(states) for task, head in self.heads.items()}
+
+
+@pytest.mark.parametrize("behind", ["", "dropout"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_the_sequence_of_a_recurrent_layer_is_not_taken_for_samples(kind: str, behind: str) -> None:
+    model, x = Tagger(kind, behind).double(), torch.randn(7, 5, 3).double()
+    regularizer = SaliencyRegularizer(model, heads="heads")
+    model(x)
+    with pytest.raises(errors.ShapeError, match=r"\[7, 5, 4\] comes out of a recurrent layer.*Pass batch_axis=1"):
+        regularizer()
+    regularizer.remove()
+    if behind:
+        return
+    found = []
+    for other, given, axis in ((Tagger(kind, "", batch_first=True), x.transpose(0, 1), 0), (model, x, 1)):
+        twin = other.double()
+        twin.load_state_dict(model.state_dict())
+        with SaliencyRegularizer(twin, heads="heads", batch_axis=axis, relations="fixed") as right:
+            twin(given)
+            found.append(right())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_recurrent_layer_whose_output_was_transposed_has_its_samples_first(kind: str) -> None:
+    model = Tagger(kind, "transpose")
+    regularizer = SaliencyRegularizer(model, heads="heads")
+    model(torch.randn(7, 5, 3))
+    assert regularizer() > 0

@@ -130,7 +130,8 @@ def is_turned(tensor: Tensor, other: Tensor) -> bool:
 
 def _single_way(tensor: Tensor) -> list[Any]:
     """Return the first nodes behind a tensor, up to one that takes several tensors."""
-    way, node = [], tensor.grad_fn
+    way: list[Any] = []
+    node = tensor.grad_fn
     while node is not None and len(way) < _MOST_ON_THE_WAY:
         way.append(node)
         node = node.next_functions[0][0] if len(node.next_functions) == 1 else None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..report import SaliencyReport
+from ..saliency import mark_sequence_first
 from ..torch_tools import ModuleHooks, PartlyCopied, derives_from, in_backward, warn_user
 
 logger = logging.getLogger("saliency_reg")
@@ -97,6 +98,9 @@ class Reminders(PartlyCopied):
         self._heads = frozenset(names)
         self._hooks = ModuleHooks(self, tells=False)  # the capture does
         self._hooks.after(heads[0], self._ran)
+        for layer in model.modules():
+            if isinstance(layer, nn.RNNBase) and not layer.batch_first:
+                self._hooks.after(layer, self._ran_over_a_sequence)
         places: dict[str, tuple[weakref.ref[nn.Module], str, weakref.ref[nn.Module], str]] = {}
         for name in names:
             parent, path = model, ""
@@ -186,6 +190,9 @@ class Reminders(PartlyCopied):
             self._forwards_without_call += 1
             if self._forwards_without_call == CALLS:
                 self._tell("not called", _NOT_CALLED.format(count=_FORWARDS))
+
+    def _ran_over_a_sequence(self, *called: Any) -> None:
+        mark_sequence_first(called[-1][0])
 
     def _check_places(self) -> None:
         for parent, key, child, path in self._places:

@@ -7,7 +7,7 @@ Read in this order: ``extraction`` (:class:`SaliencyExtractor`, one forward to t
 whether a head's gradients are its derivatives. New metrics go into ``distances``, new scalarisations into ``scalars``.
 """
 
-from .channel_axis import channel_axis_by_origin
+from .channel_axis import channel_axis_by_origin, mark_sequence_first
 from .derivatives import Derivatives, custom_functions, derivatives_of, is_torchs_own
 from .distances import BOUNDED_METRICS, METRICS, REDUCTIONS, pairwise_distances, task_distances
 from .extraction import Given, Saliencies, SaliencyExtractor
@@ -41,6 +41,7 @@ __all__ = [
     "fixed_statistics",
     "heads_as_they_are",
     "is_torchs_own",
+    "mark_sequence_first",
     "pairwise_distances",
     "resolve_channel_axis",
     "scalar_of",

@@ -1,12 +1,17 @@
-"""Where a feature map of three axes has its channels, if that was not said: by what made it."""
+"""Where a feature map of three axes has its channels, if that was not said, and whether its samples come first.
+
+Both by what made it.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from ..errors import ShapeError
 
 #: Nodes of autograd that leave the axes as they are, by how their names begin.
 _KEEPS_AXES = (
@@ -51,6 +56,7 @@ _TAKES_SEVERAL = ("MulBack", "AddBack", "Sub", "Div")
 _CHANNELS_LAST = ("NativeLayerNorm", "AddmmBack", "MmBack", "EmbeddingBack")
 _VIEWS = ("ViewBackward", "UnsafeView", "ReshapeAlias")
 _MOST_NODES = 200
+_SEQUENCE_FIRST = "saliency_reg: sequence first"
 _CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 _NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
 
@@ -72,15 +78,28 @@ def channel_axis_by_origin(tensor: Tensor, made_by: nn.Module | None, head: nn.M
     return axis
 
 
+def mark_sequence_first(output: Any) -> None:
+    """Note, in the graph, that this came out of a recurrent layer whose first axis is the sequence."""
+    node: Any = output.grad_fn if isinstance(output, Tensor) and output.ndim == 3 else None
+    if node is not None:
+        node.metadata[_SEQUENCE_FIRST] = True
+
+
+def check_batch_first(tensor: Tensor) -> None:
+    """Refuse a map that has the sequence of such a layer on its first axis."""
+    for node, axes in _origins(tensor):
+        if _SEQUENCE_FIRST in node.metadata:
+            if axes[0] == 0:
+                raise ShapeError(
+                    f"the feature map {list(tensor.shape)} comes out of a recurrent layer with batch_first=False, so that "
+                    "its first axis is the sequence. Pass batch_axis=1, or build the layer with batch_first=True if the "
+                    "first axis of your data is the batch."
+                )
+            return
+
+
 def _by_graph(tensor: Tensor) -> int | None:
-    # Each node with the axes of the tensor that the axes of its output became, and their sizes.
-    waiting: deque[tuple[Any, list[int | None]]] = deque([(tensor.grad_fn, [0, 1, 2])])
-    for _ in range(_MOST_NODES):
-        if not waiting:
-            break
-        node, axes = waiting.popleft()
-        if node is None:
-            continue
+    for node, axes in _origins(tensor):
         name = node.name()
         if name.startswith(_CHANNELS_SECOND):
             return axes[1]
@@ -89,13 +108,25 @@ def _by_graph(tensor: Tensor) -> int | None:
         behind = node.next_functions[0][0] if node.next_functions else None
         if name.startswith(_VIEWS) and behind is not None and "BatchNorm" in behind.name():
             return axes[1]  # an InstanceNorm's
-        before = _axes_before(node, name, axes, tensor.shape)
+    return None
+
+
+def _origins(tensor: Tensor) -> Iterator[tuple[Any, list[int | None]]]:
+    """Yield the nodes behind a map, each with the axes of the map that those of its output became."""
+    waiting: deque[tuple[Any, list[int | None]]] = deque([(tensor.grad_fn, [0, 1, 2])])
+    for _ in range(_MOST_NODES):
+        if not waiting:
+            break
+        node, axes = waiting.popleft()
+        if node is None:
+            continue
+        yield node, axes
+        before = _axes_before(node, node.name(), axes, tensor.shape)
         if before is not None:
-            several = name.startswith(_TAKES_SEVERAL)
+            several = node.name().startswith(_TAKES_SEVERAL)
             waiting += [
                 (edge[0], before) for edge in node.next_functions if not (several and _is_broadcast(node, edge))
             ]
-    return None
 
 
 def _is_broadcast(node: Any, edge: Any) -> bool:

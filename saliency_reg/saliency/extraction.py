@@ -14,7 +14,7 @@ from ..capture import CapturedForward, FeatureMap, is_product
 from ..errors import MissingArgumentError, ShapeError, TaskError, WrongTypeError
 from ..tasks import Losses, losses_per_task, per_task
 from ..torch_tools import Edge, check_choice
-from .channel_axis import channel_axis_by_origin
+from .channel_axis import channel_axis_by_origin, check_batch_first
 from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .input_gradients import check_graph, input_gradients, reads_another
 from .pooling import Pooling
@@ -117,14 +117,15 @@ class SaliencyExtractor:
 
     def _channel_axis(self, index: int, given: int | None, forward: CapturedForward) -> int | None:
         feature = forward.features[index]
-        if given is not None or feature.tensor.ndim != 3 or feature.batch_axis != 0:
+        if feature.tensor.ndim != 3 or feature.batch_axis != 0:
             return given
         if self._channel_axes is None:
             self._channel_axes = {}
         if index not in self._channel_axes:
+            check_batch_first(feature.tensor)
             head = forward.modules[forward.ran[0]] if forward.modules and feature.direct else None
             self._channel_axes[index] = channel_axis_by_origin(feature.tensor, feature.made_by, head)
-        return self._channel_axes[index]
+        return self._channel_axes[index] if given is None else given
 
     def _with_saliency(self, found: Saliencies, forward: CapturedForward, poolings: Sequence[Pooling]) -> Saliencies:
         """Leave out tasks whose saliency is nothing but rounding."""
