@@ -177,6 +177,10 @@ class Penalty(StateModule):
 
     # How it is done.
 
+    @property
+    def _evaluator(self) -> SaliencyExtractor:
+        return self._extractor  # its name in earlier versions
+
     def _penalty_of(self, forward: CapturedForward, given: Given) -> Tensor:
         """Return the penalty of a forward: in several processes of the joined batch, this process' part of it.
 
