@@ -378,3 +378,34 @@ def test_what_mixes_samples_beside_a_batch_norm_is_still_told(share: float) -> N
         run(SaliencyRegularizer(model, "heads"))
     with pytest.raises(CrossSampleError, match="pass cross_sample='fix'"):
         run(SaliencyRegularizer(model, "heads", cross_sample="error"))
+
+
+@pytest.mark.parametrize("surgery", [None, PCGrad])
+def test_behind_a_checkpoint_nothing_is_counted_twice(surgery: Any) -> None:
+    """What a checkpoint saved is read outside of the backward pass, for which the head runs again."""
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {"backbone": nn.Linear(3, 6), "heads": nn.ModuleDict({name: Checkpointed() for name in "ab"})}
+    )
+    options = {} if surgery is None else {"surgery": surgery()}
+    regularizer = SaliencyRegularizer(model, heads="heads", **options)
+    for count in (1, 2, 3):
+        feature = model["backbone"](torch.randn(7, 3)).tanh()
+        outputs = [checkpoint(head, feature, use_reentrant=False) for head in model["heads"].values()]
+        before = [head.inner[1].running_mean.clone() for head in model["heads"].values()]
+        penalty = regularizer()
+        for head, mean in zip(model["heads"].values(), before):
+            # The first call measures, and surgery looks at what is behind: each in a backward pass.
+            assert count == 1 or surgery or torch.equal(head.inner[1].running_mean, mean)
+        assert penalty > 0
+        if count == 1:
+            (penalty + sum(output.square().mean() for output in outputs)).backward()

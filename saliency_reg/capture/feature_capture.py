@@ -342,8 +342,8 @@ class FeatureCapture:
         return latest if latest is not None and latest.active else self._begin()
 
     def _begin(self) -> RecordedForward:
-        before = self._latest
-        self._latest = RecordedForward(active=torch.is_grad_enabled(), training=self.heads.modules[0].training)
+        before, training = self._latest, first_part(self.heads.modules[0]).training
+        self._latest = RecordedForward(active=torch.is_grad_enabled(), training=training)
         if before is not None and before.active and not before.over and len(before.runs) >= self._least_runs:
             self._unread.add(before.training)
         self.aliases.begin_forward(self._latest.active)

@@ -122,7 +122,8 @@ def is_turned(tensor: Tensor, other: Tensor) -> bool:
     if tensor is other:
         return False
     ways = [_single_way(one) for one in (tensor, other)]
-    apart = [node for way, shared in (ways, ways[::-1]) for node in way if node not in shared]
+    meet = next(((i, ways[1].index(node)) for i, node in enumerate(ways[0]) if node in ways[1]), (None, None))
+    apart = [node for way, end in zip(ways, meet) for node in way[:end]]
     return bool(tensor._backward_hooks or other._backward_hooks) or any(
         isinstance(node, BackwardCFunction) for node in apart
     )

@@ -217,7 +217,8 @@ class Penalty(StateModule):
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
         ran = forward.tasks(len(self.tasks))
-        self._reminders.called(ran, saliencies.present, self.follows_optimizer, ranks.size > 1)
+        present = ran if saliencies.left_out is not None else saliencies.present  # of which the user was told
+        self._reminders.called(ran, present, self.follows_optimizer, ranks.size > 1)
         self._reminders.weighed_up(self._report, factor)
         self._reminders.strength_is(self.strength)
         if self.surgery is not None:
@@ -313,7 +314,7 @@ class Penalty(StateModule):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if "saliency_seen" in self._buffers:
+        if "saliency_seen" in self._buffers and not self.saliency_seen.is_meta:
             self._extractor.have_saliency.clear()
             self._extractor.have_saliency.update(self.saliency_seen.nonzero().flatten().tolist())
         self._strength_changes()

@@ -95,7 +95,7 @@ def mixes_samples(forward: CapturedForward, *, fix: bool) -> bool | None:
             for output in outputs
         ]
         edges = list(dict.fromkeys(feature.edges))
-        with fixed_statistics(outputs, edges) if fix else nullcontext():
+        with fixed_statistics(outputs, edges, forward.modules) if fix else nullcontext():
             found = gradients_of(first, edges)
         for at_edge in found:
             gradient = feature.gradient(at_edge)

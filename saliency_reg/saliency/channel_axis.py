@@ -57,6 +57,7 @@ _CHANNELS_LAST = ("NativeLayerNorm", "AddmmBack", "MmBack", "EmbeddingBack")
 _VIEWS = ("ViewBackward", "UnsafeView", "ReshapeAlias")
 _MOST_NODES = 200
 _SEQUENCE_FIRST = "saliency_reg: sequence first"
+_ELEMENTWISE = (nn.Identity, nn.Dropout, nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU)
 _CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 _NORMS = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.GroupNorm)
 
@@ -70,7 +71,8 @@ def channel_axis_by_origin(tensor: Tensor, made_by: nn.Module | None, head: nn.M
         return None
     if head is not None and tensor.shape[1] != tensor.shape[2] == _first_in_features(head):
         return 2
-    axis = _by_graph(tensor)
+    found = _by_graph(tensor)
+    axis: int | None = found if isinstance(found, int) else None  # rows may have been transposed
     if axis is None and made_by is not None and _width(made_by, last=True) == tensor.shape[1]:
         axis = 1
     if axis is None and head is not None and tensor.shape[2] != tensor.shape[1] == _width(head, last=False):
@@ -98,22 +100,25 @@ def check_batch_first(tensor: Tensor) -> None:
             return
 
 
-def _by_graph(tensor: Tensor) -> int | None:
+def _by_graph(tensor: Tensor) -> Any:
+    linear: set[Any] = set()  # a Linear may go over the positions, too
     for node, axes in _origins(tensor):
         name = node.name()
         if name.startswith(_CHANNELS_SECOND):
             return axes[1]
         if name.startswith(_CHANNELS_LAST) and len(getattr(node, "_saved_normalized_shape", (0,))) == 1:
-            return axes[-1]
+            if name.startswith("NativeLayerNorm"):
+                return axes[-1]
+            linear.add(axes[-1])
         behind = node.next_functions[0][0] if node.next_functions else None
         if name.startswith(_VIEWS) and behind is not None and "BatchNorm" in behind.name():
             return axes[1]  # an InstanceNorm's
-    return None
+    return linear.pop() if len(linear) == 1 else None
 
 
-def _origins(tensor: Tensor) -> Iterator[tuple[Any, list[int | None]]]:
+def _origins(tensor: Tensor) -> Iterator[tuple[Any, list[Any]]]:
     """Yield the nodes behind a map, each with the axes of the map that those of its output became."""
-    waiting: deque[tuple[Any, list[int | None]]] = deque([(tensor.grad_fn, [0, 1, 2])])
+    waiting: deque[tuple[Any, list[Any]]] = deque([(tensor.grad_fn, [0, 1, 2])])
     for _ in range(_MOST_NODES):
         if not waiting:
             break
@@ -135,7 +140,7 @@ def _is_broadcast(node: Any, edge: Any) -> bool:
     return made is not None and taken is not None and list(made[0].shape) != list(taken[edge[1]].shape)
 
 
-def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[int]) -> list[int | None] | None:
+def _axes_before(node: Any, name: str, axes: list[Any], shape: Sequence[int]) -> list[Any] | None:
     """Return the axes of what a node was given; ``None`` where they cannot be followed."""
     if name.startswith(_KEEPS_AXES) or name.startswith("NativeLayerNorm"):
         return axes
@@ -155,12 +160,17 @@ def _axes_before(node: Any, name: str, axes: list[int | None], shape: Sequence[i
     if name.startswith("Squeeze") and hasattr(node, "_saved_dim") and isinstance(node._saved_dim, int):
         dim = _signed(node._saved_dim) % (len(axes) + 1)
         return [*axes[:dim], None, *axes[dim:]]
+    if name.startswith(("AddmmBack", "MmBack")):
+        return [axes[0], None]
     if name.startswith(_VIEWS):
         sizes = list(node._saved_self_sym_sizes)
+        if any(isinstance(axis, tuple) for axis in axes):  # rows, which were samples and positions
+            rows = axes[0] if isinstance(axes[0], tuple) else ()
+            return [*rows, axes[1]] if rows and sizes[:-1] == [shape[axis] for axis in rows] else None
         if [None if axis is None else shape[axis] for axis in axes] == sizes:
             return axes
         if len(sizes) == 2 and axes[-1] is not None and sizes[1] == shape[axes[-1]]:  # rows of a Linear
-            return [None, axes[-1]]
+            return [tuple(axes[:-1]) if None not in axes[:-1] else None, axes[-1]]
         if axes[:2] == [0, 1] and sizes[:2] == list(shape[:2]):  # positions were joined, as by flatten(2)
             return [0, 1, *[None] * (len(sizes) - 2)]
     return None
@@ -171,10 +181,12 @@ def _signed(dim: int) -> int:
 
 
 def _first_in_features(module: nn.Module) -> int | None:
-    """Return the inputs of the first layer with weights, if it is a Linear."""
-    layers = (layer for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None)
-    first = next(layers, None)
-    return first.in_features if isinstance(first, nn.Linear) else None
+    """Return the inputs of the first layer with weights, if it is a Linear and it is sure which one runs first."""
+    while children := list(module.children()):
+        if len(children) > 1 and not isinstance(module, nn.Sequential):
+            return None
+        module = next((layer for layer in children if not isinstance(layer, _ELEMENTWISE)), nn.Identity())
+    return module.in_features if isinstance(module, nn.Linear) else None
 
 
 def _width(module: nn.Module, *, last: bool) -> int | None:

@@ -70,10 +70,11 @@ def _compared(copied: _Copy) -> Derivatives:
         directions = copied.directions(generator)
         slope, curve = copied.at(0.0, directions)
         before, after = (copied.at(sign * step, directions)[0] for sign in (-1.0, 1.0))
-        if not bool(torch.stack([slope, curve, before, after]).isfinite().all()):
+        along = copied.along_feature(step, directions)
+        if not bool(torch.stack([slope, curve, before, after, along]).isfinite().all()):
             return Derivatives.UNKNOWN
         floor = 1e-3 * float(slope.abs())
-        right_first |= _close(slope, copied.along_feature(step, directions), floor)
+        right_first |= _close(slope, along, floor)
         right_second |= _close(curve, (after - before) / (2 * step), floor)
         if right_first and right_second:
             return Derivatives.RIGHT
@@ -93,6 +94,7 @@ class _Copy:
         self.scale = float(first.square().mean().sqrt()) or 1.0
         # Maps hold many equal values (zeros of a ReLU), at which a maximum has no derivative.
         noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        noise = noise.abs() if bool((first >= 0).all()) else noise
         self.start = first + 0.01 * self.scale * noise.to(first.device)
 
     def directions(self, generator: torch.Generator) -> list[Tensor]:

@@ -169,7 +169,8 @@ class SaliencyExtractor:
         # Behind a named feature map there may be a BatchNorm outside of the heads.
         heads_now = heads_as_they_are(forward) if self.fix_statistics else None
         fix = heads_now is not None and not (feature.direct and heads_now <= self._without_batch_norm)
-        with fixed_statistics(forward.outputs, feature.edges) if fix else nullcontext(False) as fixed:
+        fixing = fixed_statistics(forward.outputs, feature.edges, forward.modules) if fix else nullcontext(False)
+        with fixing as fixed:
             values = input_gradients(
                 scalars,
                 edges,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Optional, Union
 
 import torch
@@ -58,7 +59,21 @@ def this_pass() -> int:
 
 def in_backward() -> bool:
     """Tell whether a backward pass is running: modules that run now are recomputed for it (checkpointing)."""
-    return this_pass() != -1
+    return bool(_RECOMPUTING) or this_pass() != -1
+
+
+#: Has an entry while what a checkpoint saved is read outside of a backward pass, for which its modules run again.
+_RECOMPUTING: list[None] = []
+
+
+@contextmanager
+def recomputing() -> Iterator[None]:
+    """Within, modules that run are recomputed, as in a backward pass."""
+    _RECOMPUTING.append(None)
+    try:
+        yield
+    finally:
+        _RECOMPUTING.pop()
 
 
 def edge_of(tensor: Tensor) -> Edge | None:
