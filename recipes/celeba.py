@@ -14,19 +14,19 @@ from torch import Tensor
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from .arguments import OneVoiceParser, real_number, whole_number
-from .errors import DataError, OptionError
-from .fingerprints import fingerprint_of
-from .hub import load_splits
-from .images import single_run
-from .images.columns import with_images
-from .images.files import as_seen
-from .images.label_columns import check_columns, labels_of, without_constant_tasks
-from .images.pictured import Picture, first_images
-from .images.run_arguments import add_run_arguments
-from .images.single_run import Loaded
-from .multi_task.kinds import TaskKind
-from .multi_task.training import Data
+from .data.fingerprints import fingerprint_of
+from .data.hub import load_splits
+from .data.images.in_columns import with_images
+from .data.images.in_files import as_seen
+from .data.images.to_show import Picture, first_images
+from .data.label_columns import check_columns, labels_of, without_constant_tasks
+from .data.task_kinds import TaskKind
+from .runs import single_run
+from .runs.command_line import OneVoiceParser, real_number, whole_number
+from .runs.image_arguments import add_run_arguments
+from .runs.single_run import Loaded
+from .runtime.errors import DataError, OptionError
+from .training.train import Data
 
 __all__ = ["ATTRIBUTES", "main"]
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .images.cifar import HUB_ID, fingerprint
-from .images.cifar_training import CifarCell
-from .images.small_backbone import SMALL_BACKBONE
-from .multi_task.grid_command import GridCommand
-from .multi_task.methods import FULL_LABELS, MISSING_LABELS
-from .multi_task.study import Setting
+from .data.images.cifar import HUB_ID, fingerprint
+from .methods.methods import FULL_LABELS, MISSING_LABELS
+from .models.small_resnet import SMALL_BACKBONE
+from .studies.cifar_cells import CifarCell
+from .studies.command import GridCommand
+from .studies.study import Setting
 
 __all__ = ["COMMAND", "SETTINGS", "main"]
 

@@ -14,15 +14,15 @@ import torch
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from .arguments import OneVoiceParser, whole_number
-from .images import single_run
-from .images.cifar import HUB_ID, TASK_SETS, cifar_splits, fingerprint
-from .images.pictured import Picture, mean_and_std
-from .images.run_arguments import add_run_arguments
-from .images.single_run import Loaded
-from .multi_task.kinds import BINARY
-from .multi_task.run_arguments import add_labelled
-from .multi_task.training import Data
+from .data.images.cifar import HUB_ID, TASK_SETS, cifar_splits, fingerprint
+from .data.images.to_show import Picture, mean_and_std
+from .data.task_kinds import BINARY
+from .runs import single_run
+from .runs.command_line import OneVoiceParser, whole_number
+from .runs.image_arguments import add_run_arguments
+from .runs.run_arguments import add_labelled
+from .runs.single_run import Loaded
+from .training.train import Data
 
 __all__ = ["main"]
 

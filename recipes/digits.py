@@ -16,8 +16,10 @@ from typing import Any
 
 from saliency_reg.integrations.plot import draw_relations
 
-from . import pictures, tables
-from .arguments import (
+from .data.digits import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
+from .methods.attach import PCGRAD
+from .models.small_networks import ACTIVATIONS
+from .runs.command_line import (
     OneVoiceParser,
     add_training_arguments,
     check_training_arguments,
@@ -25,16 +27,15 @@ from .arguments import (
     real_number,
     whole_number,
 )
-from .comparison import BASELINE, METHODS, Comparison
-from .data import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
-from .errors import RecipeError
-from .extras import need
-from .models import ACTIVATIONS
-from .ranks import Ranks, started_ranks
-from .study_run import FIRST_TUNING_SEED, StudyRun, open_shared_folder
-from .surgery import PCGRAD
-from .termination import listening
-from .training import DTYPES, Schedule, train
+from .runtime.errors import RecipeError, need
+from .runtime.processes import Ranks, started_ranks
+from .runtime.run_folder import open_shared_folder
+from .runtime.termination import listening
+from .studies import digit_tables as tables
+from .studies import pictures
+from .studies.comparison import BASELINE, METHODS, Comparison
+from .studies.digit_training import DTYPES, Schedule, train
+from .studies.study_run import FIRST_TUNING_SEED, StudyRun
 
 __all__ = ["main"]
 

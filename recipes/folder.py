@@ -18,19 +18,18 @@ from torch import Tensor
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from .arguments import OneVoiceParser, real_number
-from .errors import DataError
-from .extras import need
-from .fingerprints import fingerprint_of
-from .images import single_run
-from .images.files import FileImages, readable
-from .images.label_columns import check_columns, labels_of, without_constant_tasks
-from .images.pictured import Picture, first_images
-from .images.run_arguments import add_run_arguments
-from .images.single_run import Loaded
-from .images.splitting import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
-from .multi_task.kinds import TaskKind
-from .multi_task.training import Data
+from .data.fingerprints import fingerprint_of
+from .data.images.in_files import FileImages, readable
+from .data.images.to_show import Picture, first_images
+from .data.label_columns import check_columns, labels_of, without_constant_tasks
+from .data.splits import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
+from .data.task_kinds import TaskKind
+from .runs import single_run
+from .runs.command_line import OneVoiceParser, real_number
+from .runs.image_arguments import add_run_arguments
+from .runs.single_run import Loaded
+from .runtime.errors import DataError, need
+from .training.train import Data
 
 __all__ = ["main"]
 

@@ -19,11 +19,12 @@ import torch
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
-from .arguments import OneVoiceParser, add_training_arguments
-from .checkpoints import Checkpoints
-from .extras import need
-from .multi_task.methods import METHODS
-from .multi_task.run_arguments import (
+from .data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits, fingerprint
+from .methods.methods import METHODS
+from .models.text_encoders import SMALL, EncoderTasks, small_encoder, tokenizer_of
+from .runs.command_line import OneVoiceParser, add_training_arguments
+from .runs.emotion_loops import CHECKPOINTS, LOOPS, Training, processes_started
+from .runs.run_arguments import (
     COUNT,
     add_folder,
     add_head,
@@ -33,16 +34,15 @@ from .multi_task.run_arguments import (
     add_steps,
     check_method_arguments,
 )
-from .multi_task.training import PRETRAINING, Outcome
-from .ranks import Ranks
-from .runs import machine, now, versions, write_json
-from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
-from .tables import aligned
-from .termination import TERMINATED, Terminated, listening
-from .text.emotion_loops import CHECKPOINTS, LOOPS, Training, processes_started
-from .text.emotion_model import SMALL, EncoderTasks, small_encoder, tokenizer_of
-from .text.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits, fingerprint
-from .text.f1 import with_f1
+from .runtime.errors import need
+from .runtime.files import machine, now, versions, write_json
+from .runtime.processes import Ranks
+from .runtime.run_folder import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
+from .runtime.tables import aligned
+from .runtime.termination import TERMINATED, Terminated, listening
+from .training.checkpoints import Checkpoints
+from .training.f1 import with_f1
+from .training.train import PRETRAINING, Outcome
 
 __all__ = ["main"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .multi_task.grid_command import GridCommand
-from .multi_task.study import Setting
-from .text.emotion_cells import EmotionCell
-from .text.emotions import HUB_ID, fingerprint
+from .data.texts.emotions import HUB_ID, fingerprint
+from .studies.command import GridCommand
+from .studies.emotion_cells import EmotionCell
+from .studies.study import Setting
 
 __all__ = ["COMMAND", "SETTINGS", "main"]
 

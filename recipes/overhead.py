@@ -19,12 +19,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from .arguments import whole_number
-from .extras import need
-from .overhead_processes import collective_rows, collective_table
-from .overhead_steps import STEPS, make_steps
-from .runs import machine, new_run_folder, now, versions, write_json
-from .step_statistics import interval, median, ratio
+from .benchmarks.collectives import collective_rows, collective_table
+from .benchmarks.step_statistics import interval, median, ratio
+from .benchmarks.steps import STEPS, make_steps
+from .runs.command_line import whole_number
+from .runtime.errors import need
+from .runtime.files import machine, new_run_folder, now, versions, write_json
 
 __all__ = ["main"]
 

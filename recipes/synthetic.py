@@ -14,15 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import synthetic_report as report
-from .arguments import folder_name, real_number, whole_number
-from .extras import need
-from .study_run import FIRST_TUNING_SEED, StudyRun, open_folder
-from .synthetic_closed_forms import CLOSED_FORM_STRENGTHS
-from .synthetic_data import BASES, FACTORS, FEATURES, TASKS, Problem
-from .synthetic_methods import METHODS, SINGLE_TASK
-from .synthetic_study import Study
-from .synthetic_training import Schedule, fit
+from .runs.command_line import folder_name, real_number, whole_number
+from .runtime.errors import need
+from .runtime.run_folder import open_folder
+from .studies.linear_tasks import report as report
+from .studies.linear_tasks.closed_forms import CLOSED_FORM_STRENGTHS
+from .studies.linear_tasks.fits import Schedule, fit
+from .studies.linear_tasks.methods import METHODS, SINGLE_TASK
+from .studies.linear_tasks.problem import BASES, FACTORS, FEATURES, TASKS, Problem
+from .studies.linear_tasks.study import Study
+from .studies.study_run import FIRST_TUNING_SEED, StudyRun
 
 __all__ = ["main"]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .models import ACTIVATIONS
-from .multi_task.cell_training import CellTraining, options_of
-from .multi_task.grid_command import GridCommand
-from .multi_task.methods import FULL_LABELS, MISSING_LABELS
-from .multi_task.study import Cell, Setting
-from .multi_task.training import Data, Outcome, train_tasks
-from .tabular_data import TabularSplits, fingerprint, sarcos_splits, school_splits
+from .data.tabular import TabularSplits, fingerprint, sarcos_splits, school_splits
+from .methods.methods import FULL_LABELS, MISSING_LABELS
+from .models.small_networks import ACTIVATIONS
+from .studies.cell_training import CellTraining, options_of
+from .studies.command import GridCommand
+from .studies.study import Cell, Setting
+from .training.train import Data, Outcome, train_tasks
 
 __all__ = ["COMMAND", "SETTINGS", "TabularCell", "main"]
 

@@ -24,27 +24,18 @@ from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
-from .arguments import OneVoiceParser, whole_number
-from .errors import OptionError
-from .extras import need
-from .multi_task.run_arguments import (
-    COUNT,
-    NON_NEGATIVE,
-    POSITIVE,
-    add_folder,
-    add_head_width,
-    add_number,
-    add_strength,
-)
-from .ranks import PRECISIONS, Ranks
-from .runs import now, write_json
-from .study_run import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
-from .tables import aligned
-from .termination import TERMINATED, Terminated, listening
-from .text.domains import TextSet, read_set
-from .text.emotion_model import SMALL
-from .text.set_run import CHECKPOINTS, DEFAULT_STRENGTH, METHODS, OWN_OF_SMALL, SetRun
-from .text.set_scores import METRICS
+from .data.texts.text_sets import TextSet, read_set
+from .models.text_encoders import SMALL
+from .runs.command_line import OneVoiceParser, whole_number
+from .runs.run_arguments import COUNT, NON_NEGATIVE, POSITIVE, add_folder, add_head_width, add_number, add_strength
+from .runs.text_set_run import CHECKPOINTS, DEFAULT_STRENGTH, METHODS, OWN_OF_SMALL, SetRun
+from .runtime.errors import OptionError, need
+from .runtime.files import now, write_json
+from .runtime.processes import PRECISIONS, Ranks
+from .runtime.run_folder import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
+from .runtime.tables import aligned
+from .runtime.termination import TERMINATED, Terminated, listening
+from .training.set_scores import METRICS
 
 __all__ = ["main"]
 

@@ -20,11 +20,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from .arguments import folder_name, whole_number
-from .runs import machine, new_run_folder, now, versions, write_json
-from .step_checks import check_names
-from .tables import aligned
-from .timm_representatives import families, smallest_models
+from .runs.command_line import folder_name, whole_number
+from .runtime.files import machine, new_run_folder, now, versions, write_json
+from .runtime.tables import aligned
+from .sweeps.checks import check_names
+from .sweeps.timm_representatives import families, smallest_models
 
 __all__ = ["main", "passes", "sweep", "table"]
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.model is not None:
-        from .timm_sweep_family import check_family
+        from .sweeps.timm_families import check_family
 
         print(_MARK + json.dumps(check_family(options.model)), flush=True)
         return 0

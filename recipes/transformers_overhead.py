@@ -21,10 +21,10 @@ from torch.nn import functional
 from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel, saliency_regularizer
 
-from .arguments import whole_number
-from .extras import need
-from .paired_steps import add_timing_arguments, kinds_of, markdown, run_timings, time_steps, training_step
-from .step_statistics import interval
+from .benchmarks.step_statistics import interval
+from .benchmarks.timing import add_timing_arguments, kinds_of, markdown, run_timings, time_steps, training_step
+from .runs.command_line import whole_number
+from .runtime.errors import need
 
 __all__ = ["main"]
 

@@ -15,14 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .arguments import whole_number
-from .encoders.sweep_architecture import FAILED, NONE, OK, WAYS, check_architecture
-from .encoders.tiny_models import TINY_MODELS
-from .extras import need
-from .runs import machine, now, versions
-from .step_checks import check_names
-from .tables import aligned
-from .workers import Workers
+from .runs.command_line import whole_number
+from .runtime.errors import need
+from .runtime.files import machine, now, versions
+from .runtime.tables import aligned
+from .runtime.workers import Workers
+from .sweeps.checks import check_names
+from .sweeps.tiny_models.registry import TINY_MODELS
+from .sweeps.transformers_architectures import FAILED, NONE, OK, WAYS, check_architecture
 
 __all__ = ["KNOWN", "as_known", "main", "passes", "table"]
 

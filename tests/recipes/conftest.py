@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipes.extras import need
+from recipes.runtime.errors import need
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recipes.celeba import ATTRIBUTES
-from recipes.extras import need
+from recipes.runtime.errors import need
 
 pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.best_epochs import BestEpochs
-from recipes.engine import Engine, Plan
-from recipes.objective import Objective
-from recipes.ranks import open_accelerator
-from recipes.surgery import PCGRAD, Backward
-from recipes.termination import Terminated, listen
+from recipes.methods.attach import PCGRAD, Backward
+from recipes.runtime.processes import open_accelerator
+from recipes.runtime.termination import Terminated, listen
+from recipes.training.best_weights import BestEpochs
+from recipes.training.engine import Engine, Plan
+from recipes.training.objective import Objective
 from saliency_reg import SaliencyRegularizer
 
 TASKS = ("a", "b", "c")

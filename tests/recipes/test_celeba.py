@@ -11,9 +11,9 @@ import torch
 
 from recipes import celeba
 from recipes.celeba import ATTRIBUTES
-from recipes.images.small_backbone import register_small_backbone
-from recipes.multi_task.kinds import BINARY
-from recipes.multi_task.scores import task_scores
+from recipes.data.task_kinds import BINARY
+from recipes.models.small_resnet import register_small_backbone
+from recipes.training.metrics import task_scores
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
 from .small_images import QUICK, parquet, pyarrow, write_celeba

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from recipes import cifar_grid, cifar_mtl
-from recipes.extras import need
-from recipes.images.cifar import CLASSES, cifar_splits
-from recipes.images.cifar_training import CifarCell, build_model
-from recipes.images.small_backbone import register_small_backbone
-from recipes.multi_task.kinds import BINARY
-from recipes.multi_task.methods import METHODS
-from recipes.multi_task.scores import task_scores
-from recipes.multi_task.study import Cell, Setting
-from recipes.run_log import CLOCK_FIELDS
+from recipes.data.images.cifar import CLASSES, cifar_splits
+from recipes.data.task_kinds import BINARY
+from recipes.methods.methods import METHODS
+from recipes.models.small_resnet import register_small_backbone
+from recipes.runtime.errors import need
+from recipes.runtime.log import CLOCK_FIELDS
+from recipes.studies.cifar_cells import CifarCell, build_model
+from recipes.studies.study import Cell, Setting
+from recipes.training.metrics import task_scores
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 from tests.two_processes import run_on_two_processes
 

@@ -16,19 +16,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes import arguments as recipe_arguments
-from recipes import study_run, training
-from recipes.comparison import METHODS, Comparison
-from recipes.conflicts import ConflictWatch
-from recipes.data import TEST_IMAGES, digit_splits, most_per_class
+from recipes.data.digits import TEST_IMAGES, digit_splits, most_per_class
 from recipes.digits import main
-from recipes.extras import need
-from recipes.metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
-from recipes.models import SharedNetwork, task_losses
-from recipes.pictures import draw_conflicts, draw_learning_curves
-from recipes.runs import locked, new_run_folder, write_json
-from recipes.surgery import MGDA_UB, MGDA_UB_UNIT
-from recipes.training import Job, Schedule, train
+from recipes.methods.attach import MGDA_UB, MGDA_UB_UNIT
+from recipes.methods.conflicts import ConflictWatch
+from recipes.models.small_networks import SharedNetwork, task_losses
+from recipes.runs import command_line as recipe_arguments
+from recipes.runtime.errors import need
+from recipes.runtime.files import locked, new_run_folder, write_json
+from recipes.studies import digit_training as training
+from recipes.studies import study_run
+from recipes.studies.comparison import METHODS, Comparison
+from recipes.studies.digit_training import Job, Schedule, train
+from recipes.studies.pictures import draw_conflicts, draw_learning_curves
+from recipes.training.digit_metrics import METRICS, paired_difference, summarise, task_auc, task_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.batches import Feed, GlobalBatches, MicroBatch
-from recipes.checkpoints import Checkpoints, check, load
-from recipes.data import Examples
-from recipes.engine import Plan
-from recipes.errors import CheckpointError, CheckpointMismatchError, OptionError
-from recipes.learning_rate import learning_rate_factor
-from recipes.random_state import derived_seed, kept_random_state, load_random_state, random_state
-from recipes.ranks import open_accelerator
-from recipes.run_log import RunLog
-from recipes.termination import Terminated, deferred, listening
+from recipes.data.digits import Examples
+from recipes.runtime.errors import CheckpointError, CheckpointMismatchError, OptionError
+from recipes.runtime.log import RunLog
+from recipes.runtime.processes import open_accelerator
+from recipes.runtime.random_state import derived_seed, kept_random_state, load_random_state, random_state
+from recipes.runtime.termination import Terminated, deferred, listening
+from recipes.training.batches import Feed, GlobalBatches, MicroBatch
+from recipes.training.checkpoints import Checkpoints, check, load
+from recipes.training.engine import Plan
+from recipes.training.learning_rate import learning_rate_factor
 from tests.two_processes import run_on_two_processes
 
 from .small_training import METHODS, Samples, Training, as_rank, finish, outcome_of, same, start

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from recipes import folder
-from recipes.extras import need
-from recipes.images import single_run
-from recipes.images.small_backbone import register_small_backbone
-from recipes.multi_task.kinds import TaskKind
-from recipes.multi_task.scores import task_scores
+from recipes.data.task_kinds import TaskKind
+from recipes.models.small_resnet import register_small_backbone
+from recipes.runs import single_run
+from recipes.runtime.errors import need
+from recipes.training.metrics import task_scores
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 from tests.two_processes import run_on_two_processes
 

@@ -13,13 +13,13 @@ import torch
 from sklearn.metrics import f1_score
 
 from recipes import go_emotions, go_emotions_grid
-from recipes.errors import DataError, OptionError
-from recipes.multi_task.methods import METHODS
-from recipes.multi_task.study import Cell
-from recipes.text.emotion_cells import EmotionCell
-from recipes.text.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
-from recipes.text.f1 import best_threshold, f1_scores, with_f1
-from recipes.text.tokens import TokenisedTexts, trained_tokenizer
+from recipes.data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
+from recipes.data.texts.tokens import TokenisedTexts, trained_tokenizer
+from recipes.methods.methods import METHODS
+from recipes.runtime.errors import DataError, OptionError
+from recipes.studies.emotion_cells import EmotionCell
+from recipes.studies.study import Cell
+from recipes.training.f1 import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
 
 WORDS = ("great", "sad", "why", "thanks", "awful", "love", "really", "dog", "house", "today", "never", "blue")
@@ -183,7 +183,7 @@ def test_a_run(
         tokenizer.save_pretrained(str(tmp_path / "encoder"))
         from transformers import BertModel
 
-        from recipes.text.emotion_model import small_encoder
+        from recipes.models.text_encoders import small_encoder
 
         BertModel(small_encoder(len(tokenizer), width=16)).save_pretrained(str(tmp_path / "encoder"))
         command += ["--encoder", str(tmp_path / "encoder")]

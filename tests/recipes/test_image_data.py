@@ -11,17 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.batches import Feed, GlobalBatches
-from recipes.errors import DataError, OptionError
-from recipes.extras import need
-from recipes.hub import load_splits
-from recipes.images.cifar import ATTRIBUTES, CLASSES, MEAN, STD, cifar_splits, fingerprint
-from recipes.images.columns import decoded_pixels
-from recipes.images.examples import AugmentedImages, Images, resized
-from recipes.images.files import FileImages, readable
-from recipes.images.label_columns import check_columns, labels_of, without_constant_tasks
-from recipes.images.splitting import check_no_image_twice, rows_by_chance, rows_by_column
-from recipes.multi_task.kinds import BINARY, TaskKind
+from recipes.data.hub import load_splits
+from recipes.data.images.cifar import ATTRIBUTES, CLASSES, MEAN, STD, cifar_splits, fingerprint
+from recipes.data.images.in_columns import decoded_pixels
+from recipes.data.images.in_files import FileImages, readable
+from recipes.data.images.in_memory import AugmentedImages, Images, resized
+from recipes.data.label_columns import check_columns, labels_of, without_constant_tasks
+from recipes.data.splits import check_no_image_twice, rows_by_chance, rows_by_column
+from recipes.data.task_kinds import BINARY, TaskKind
+from recipes.runtime.errors import DataError, OptionError, need
+from recipes.training.batches import Feed, GlobalBatches
 
 from .small_images import cifar_image, encoded, image_column, noise, write_cifar, write_parquet
 

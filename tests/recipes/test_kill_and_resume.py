@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from recipes.run_log import CLOCK_FIELDS
+from recipes.runtime.log import CLOCK_FIELDS
 
 from .small_training import finish, killed, outcome_of, same, start
 

@@ -9,14 +9,14 @@ from sklearn import metrics
 from torch import nn
 from torch.nn import functional
 
-from recipes.data import Examples
-from recipes.errors import DataError, OptionError
-from recipes.loss_sums import weighted_sums
-from recipes.multi_task.kinds import BINARY, TaskKind, columns_of
-from recipes.multi_task.methods import METHODS
-from recipes.multi_task.objective import MultiTaskObjective
-from recipes.multi_task.scores import METRICS_OF, macro, score_of, task_scores
-from recipes.multi_task.training import Data, Options, train_tasks
+from recipes.data.digits import Examples
+from recipes.data.task_kinds import BINARY, TaskKind, columns_of
+from recipes.methods.methods import METHODS
+from recipes.runtime.errors import DataError, OptionError
+from recipes.training.loss_sums import weighted_sums
+from recipes.training.metrics import METRICS_OF, macro, score_of, task_scores
+from recipes.training.multi_task_objective import MultiTaskObjective
+from recipes.training.train import Data, Options, train_tasks
 
 NAN = math.nan
 MIXED = {"yes": BINARY, "which": TaskKind("classes", 3), "much": TaskKind("number", mean=2.0, spread=3.0)}

@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from recipes import overhead
-from recipes.errors import RecipeError
-from recipes.overhead_processes import TimedCollectives, collective_row
-from recipes.overhead_steps import STEPS, ManyHeads, make_data
+from recipes.benchmarks.collectives import TimedCollectives, collective_row
+from recipes.benchmarks.steps import STEPS, ManyHeads, make_data
+from recipes.runtime.errors import RecipeError
 from tests.two_processes import run_on_two_processes
 
 TINY = ["--steps", "3", "--warmup", "1", "--slow-steps", "2", "--width", "2", "--size", "32", "--batch-size", "2"]

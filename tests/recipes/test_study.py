@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from recipes.errors import DataError
-from recipes.multi_task.cells import CellFile, key_of, timed
-from recipes.multi_task.methods import METHODS
-from recipes.multi_task.study import Setting, Study
-from recipes.multi_task.study_tables import markdown
+from recipes.methods.methods import METHODS
+from recipes.runtime.errors import DataError
+from recipes.studies.results_file import CellFile, key_of, timed
+from recipes.studies.study import Setting, Study
+from recipes.studies.tables import markdown
 
 GRIDS = {"weight decay": (0.0, 0.5), "strength, l1": (0.01, 0.1), "strength, cosine": (0.3, 1.0)}
 BASE, OURS = METHODS["hard_sharing"], METHODS["srdml_entropic"]

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.studies.linear_tasks.closed_forms import mean_regularised, pooled, ridge
+from recipes.studies.linear_tasks.fits import Job, LinearTasks, Schedule, fit
+from recipes.studies.linear_tasks.methods import METHODS, SHARED_BASELINE, Setting
+from recipes.studies.linear_tasks.problem import FACTORS, FEATURES, TASKS, Problem
+from recipes.studies.linear_tasks.study import Study, relation_quality
 from recipes.synthetic import main
-from recipes.synthetic_closed_forms import mean_regularised, pooled, ridge
-from recipes.synthetic_data import FACTORS, FEATURES, TASKS, Problem
-from recipes.synthetic_methods import METHODS, SHARED_BASELINE, Setting
-from recipes.synthetic_study import Study, relation_quality
-from recipes.synthetic_training import Job, LinearTasks, Schedule, fit
 from saliency_reg import SaliencyRegularizer
 
 ROOT = Path(__file__).parents[2]

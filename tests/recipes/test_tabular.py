@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from recipes import tabular
-from recipes.errors import DataError, OptionError
-from recipes.multi_task.methods import METHODS
-from recipes.multi_task.study import Cell, Setting
+from recipes.data.tabular import fingerprint, sarcos_splits, school_splits
+from recipes.methods.methods import METHODS
+from recipes.runtime.errors import DataError, OptionError
+from recipes.studies.study import Cell, Setting
 from recipes.tabular import TabularCell
-from recipes.tabular_data import fingerprint, sarcos_splits, school_splits
 
 from .small_images import write_parquet, write_tables
 

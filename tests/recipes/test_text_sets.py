@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from recipes import text_sets
-from recipes.extras import need
-from recipes.multi_task.kinds import TaskKind
-from recipes.study_run import INTERRUPTED
-from recipes.termination import TERMINATED
-from recipes.text import set_run
-from recipes.text.domains import read_set
-from recipes.text.set_scores import scores_of, selection_score
-from recipes.text.task_batches import SetExamples, TaskBatches
+from recipes.data.task_kinds import TaskKind
+from recipes.data.texts.task_batches import SetExamples, TaskBatches
+from recipes.data.texts.text_sets import read_set
+from recipes.runs import text_set_run as set_run
+from recipes.runtime.errors import need
+from recipes.runtime.run_folder import INTERRUPTED
+from recipes.runtime.termination import TERMINATED
+from recipes.training.set_scores import scores_of, selection_score
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from saliency_reg.integrations.transformers import MultiTaskModel
 

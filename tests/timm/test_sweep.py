@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recipes import timm_sweep
-from recipes.timm_representatives import families, smallest_models
-from recipes.timm_sweep_family import check_family
+from recipes.sweeps.timm_families import check_family
+from recipes.sweeps.timm_representatives import families, smallest_models
 
 #: Convolutions, transformers and mixers; maps, tokens with and without class tokens, lists of maps, distilled pairs.
 SAMPLE = [

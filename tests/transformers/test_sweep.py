@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from recipes import transformers_sweep
-from recipes.encoders import sweep_architecture
-from recipes.encoders.tiny_models import REPRESENTATIVES, TINY_MODELS, classifier_model
-from recipes.step_checks import CheckFailedError
+from recipes.sweeps import transformers_architectures as sweep_architecture
+from recipes.sweeps.checks import CheckFailedError
+from recipes.sweeps.tiny_models.registry import REPRESENTATIVES, TINY_MODELS, classifier_model
 from saliency_reg.errors import CrossSampleError
 from saliency_reg.integrations.transformers import saliency_regularizer
 

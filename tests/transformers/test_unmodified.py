@@ -12,7 +12,7 @@ import transformers
 from peft import LoraConfig, TaskType, get_peft_model
 from torch import Tensor, nn
 
-from recipes.encoders.tiny_models import TINY_MODELS, classifier_model
+from recipes.sweeps.tiny_models.registry import TINY_MODELS, classifier_model
 from saliency_reg import PCGrad
 from saliency_reg.errors import (
     AlreadyAttachedError,

@@ -1,0 +1,1 @@
+"""Steps timed in pairs, collectives counted, memory measured, within one run."""

@@ -1,0 +1,94 @@
+"""Data of a multi-task problem, and the digits as ten one-vs-rest tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..runtime.errors import need
+
+__all__ = ["DIGIT_TASKS", "TEST_IMAGES", "Examples", "Splits", "digit_splits", "most_per_class"]
+
+DIGIT_TASKS = tuple(str(digit) for digit in range(10))
+TEST_IMAGES = 797
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs ``[N, ...]``, labels ``[N, T]`` of 0 and 1, and their row numbers in the whole data set."""
+
+    inputs: Tensor
+    labels: Tensor
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows_as_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of some of them."""
+        index = torch.as_tensor(indices)
+        return self.inputs[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of examples with the same tasks."""
+
+    tasks: tuple[str, ...]
+    train: Examples
+    validation: Examples
+    test: Examples
+
+
+def digit_splits(
+    seed: int, train_per_class: int, validation_per_class: int, dtype: torch.dtype = torch.float32
+) -> Splits:
+    """Digits of scikit-learn, with as many training and validation images of every class.
+
+    The test images are the same for every seed. A hyper-parameter that was chosen with one seed has therefore never
+    seen the test images of another.
+
+    Raises:
+        ValueError: more images per class than there are.
+    """
+    most = most_per_class()
+    if train_per_class + validation_per_class > most:
+        raise ValueError(
+            f"there are {most} images of the rarest class outside the test set, but {train_per_class} for training and "
+            f"{validation_per_class} for validation were asked for."
+        )
+    images, digits, pool, test = _digits()
+    generator = torch.Generator().manual_seed(seed)
+    train: list[int] = []
+    validation: list[int] = []
+    for digit in range(10):
+        rows = pool[digits[pool] == digit]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        train += rows[:train_per_class].tolist()
+        validation += rows[train_per_class : train_per_class + validation_per_class].tolist()
+
+    def examples(rows: list[int]) -> Examples:
+        labels = torch.nn.functional.one_hot(digits[rows], 10).to(dtype)
+        return Examples(images[rows].to(dtype), labels, tuple(rows))
+
+    return Splits(DIGIT_TASKS, examples(train), examples(validation), examples(test.tolist()))
+
+
+def most_per_class() -> int:
+    """Images of the rarest class that are left for training and validation together."""
+    _, digits, pool, _ = _digits()
+    return int(digits[pool].bincount(minlength=10).min())
+
+
+def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images ``[N, 1, 8, 8]`` in ``[-1, 1]``, their digits, the rows outside the test set, and those of the test set."""
+    bunch = need("sklearn.datasets").load_digits()
+    digits = torch.from_numpy(bunch.target).long()
+    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1  # pixels go from 0 to 16
+    pool, test = need("sklearn.model_selection").train_test_split(
+        range(len(digits)), test_size=TEST_IMAGES, stratify=digits.numpy(), random_state=0
+    )
+    return images, digits, torch.tensor(sorted(pool)), torch.tensor(sorted(test))

@@ -1,0 +1,1 @@
+"""Texts, their tokens, and batches of one task each."""

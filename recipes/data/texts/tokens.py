@@ -1,0 +1,90 @@
+"""Texts as token ids: a tokenizer of one's own or of an encoder, and batches that are padded to their longest text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...runtime.errors import DataError, need
+
+__all__ = ["TokenisedTexts", "trained_tokenizer", "unknown_share"]
+
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@functools.lru_cache(maxsize=4)
+def trained_tokenizer(texts: tuple[str, ...], vocabulary: int) -> Any:
+    """A WordPiece tokenizer, lower case, learned from these texts alone; for encoders that begin with random weights.
+
+    Args:
+        texts: of the training split.
+        vocabulary: number of its tokens.
+    """
+    tokenizers = need("tokenizers")
+    own = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    own.train_from_iterator(
+        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=list(_SPECIAL), show_progress=False
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _SPECIAL))
+    tokenizer: Any = need("transformers").PreTrainedTokenizerFast(tokenizer_object=own._tokenizer, **names)
+    return tokenizer
+
+
+def unknown_share(tokenizer: Any, ids: Iterable[Sequence[int]]) -> float:
+    """Share of the words that are unknown: a folder with an encoder and no tokenizer gives one without words, and no error.
+
+    Args:
+        tokenizer: of the encoder.
+        ids: of each text.
+    """
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+    words = [token for own in ids for token in own if token not in special]
+    share: float = sum(token == tokenizer.unk_token_id for token in words) / max(1, len(words))
+    return share
+
+
+class TokenisedTexts:
+    """Token ids and labels; a batch is ``({"input_ids": [b, L], "attention_mask": [b, L]}, labels [b, T])``.
+
+    Args:
+        tokenizer: of the encoder.
+        texts: N of them.
+        labels: ``[N, T]``.
+        max_length: tokens that are kept of a text.
+
+    Raises:
+        DataError: from a tokenizer without a token for padding, or that knows hardly a word.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], labels: Tensor, max_length: int) -> None:
+        if tokenizer.pad_token_id is None:
+            raise DataError(
+                f"{type(tokenizer).__name__} has no token for padding. Set tokenizer.pad_token, or choose another."
+            )
+        self._pad = int(tokenizer.pad_token_id)
+        # One text at a time would take longer than the training of a small encoder.
+        self._ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        if (unknown := unknown_share(tokenizer, self._ids)) > 0.5:
+            raise DataError(
+                f"{100 * unknown:.0f} % of the tokens of these texts are unknown to {type(tokenizer).__name__}, which has "
+                f"{len(tokenizer)} tokens. Does the encoder's folder have the files of its tokenizer?"
+            )
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def rows_as_batch(self, indices: Sequence[int], /) -> tuple[dict[str, Tensor], Tensor]:
+        """The texts at these places."""
+        rows = [self._ids[index] for index in indices]
+        longest = max(map(len, rows), default=1)
+        ids = torch.full((len(rows), longest), self._pad)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for row, own in enumerate(rows):
+            ids[row, : len(own)] = torch.tensor(own)
+            mask[row, : len(own)] = 1
+        return {"input_ids": ids, "attention_mask": mask}, self.labels[list(indices)]

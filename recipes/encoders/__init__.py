@@ -1,1 +1,0 @@
-"""Encoders of the transformers library, built tiny and with random weights."""

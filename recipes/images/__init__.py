@@ -1,1 +1,0 @@
-"""Image data of the recipes: CIFAR-10, CelebA, and folders of images."""

@@ -1,0 +1,187 @@
+"""What a method adds to the plain training step: the saliency regularizer, gradient surgery, both, or nothing."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
+
+from ..runtime.errors import CheckpointMismatchError, need
+
+__all__ = ["MGDA_UB", "MGDA_UB_UNIT", "PCGRAD", "Backward", "Surgery"]
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """One kind of gradient surgery, under the name that all tables use."""
+
+    label: str
+    weighting: Callable[[int], Any]
+    """From the seed of a training to a weighting."""
+    on_parameters: bool = False
+    """On the parameters of the backbone; otherwise at the feature map that the heads share."""
+
+
+def _mgda(seed: int) -> Any:
+    del seed  # it draws nothing
+    return need("torchjd.aggregation").MGDAWeighting()
+
+
+def _mgda_of_unit_gradients(seed: int) -> Callable[[Tensor], Tensor]:
+    weighting = _mgda(seed)
+
+    def weights(gramian: Tensor) -> Tensor:
+        lengths = gramian.diagonal().sqrt()  # never zero: tasks without a gradient do not come here
+        found: Tensor = weighting(gramian / lengths / lengths.unsqueeze(1))
+        return found
+
+    return weights
+
+
+#: Part of a method's key to the surgery: two different methods.
+PCGRAD = {
+    "pcgrad_feature": Surgery("PCGrad (feature)", PCGrad),
+    "pcgrad_parameters": Surgery("PCGrad (parameters)", PCGrad, on_parameters=True),
+}
+#: Sener and Koltun 2018: the weights are those of the shortest convex combination of the gradients at the feature map,
+#: which gives most to the smallest gradient. An option of their code, not in the paper, takes the weights of the shortest
+#: convex combination of unit gradients for the gradients as they are.
+MGDA_UB = Surgery("MGDA-UB", _mgda)
+MGDA_UB_UNIT = Surgery("MGDA-UB, unit gradients", _mgda_of_unit_gradients)
+
+
+class Backward:
+    """Takes the place of ``loss.backward()``, for every kind of method.
+
+    Args:
+        model: has a ``backbone`` that the heads share, where there is surgery.
+        heads: name of the heads, or of one head with a column per task.
+        tasks: their names.
+        optimizer: of the training.
+        surgery: the kind of surgery, if any.
+        regularizer: builds the saliency regularizer with this ``surgery=``; ``None`` for a method without one.
+        seed: of the order of PCGrad.
+        process_group: of the surgery, in several processes; by default new ones over all of them.
+        shared: what surgery on parameters is about.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: str,
+        tasks: Sequence[str],
+        optimizer: torch.optim.Optimizer,
+        surgery: Surgery | None,
+        regularizer: Callable[[Any], SaliencyRegularizer] | None,
+        seed: int,
+        *,
+        process_group: Any = None,
+        shared: str = "backbone",
+    ) -> None:
+        self._tasks = tuple(tasks)
+        self.regularizer: SaliencyRegularizer | None = None
+        self.on_parameters: ParameterSurgery | None = None
+        self.at_feature: FeatureSurgery | None = None
+        weighting: Any = None
+        if surgery is not None and surgery.on_parameters:
+            # Named, because behind one head with a column per task every loss seems to depend on the whole head.
+            self.on_parameters = ParameterSurgery(
+                model,
+                surgery.weighting(seed),
+                tasks=tasks,
+                shared=shared,
+                optimizer=optimizer,
+                process_group=process_group,
+            )
+        elif surgery is not None:
+            weighting = surgery.weighting(seed)
+        if regularizer is not None:
+            self.regularizer = regularizer(weighting)
+        elif weighting is not None:
+            self.at_feature = FeatureSurgery(
+                model, heads=heads, tasks=tasks, weighting=weighting, optimizer=optimizer, process_group=process_group
+            )
+
+    def __call__(
+        self,
+        losses: Sequence[Tensor] | Tensor,
+        *,
+        share: float = 1.0,
+        accumulate: bool = False,
+        accelerator: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add the gradients of the losses, one for each task, and of the penalty if there is one, to ``.grad``.
+
+        Args:
+            losses: one for each task, 0-dim.
+            share: of the samples of this micro-batch in those of the optimizer step, in all processes.
+            accumulate: more micro-batches follow.
+            accelerator: an ``accelerate.Accelerator``, whose loss scale is to be used.
+            arguments: of the regularizer's call.
+        """
+        penalty = None
+        if self.regularizer is not None:
+            penalty = self.regularizer(**(arguments or {}))
+            if share != 1.0 and self.regularizer.reduction == "mean":  # sums over micro-batches add up
+                penalty = share * penalty
+        if self.on_parameters is not None:
+            scaler = None if accelerator is None else accelerator.scaler
+            scaled = (lambda loss: loss) if scaler is None else scaler.scale
+            own = {task: scaled(loss) for task, loss in zip(self._tasks, losses)}
+            self.on_parameters.backward(own, None if penalty is None else scaled(penalty), accumulate=accumulate)
+            return
+        total = losses.sum() if isinstance(losses, Tensor) else torch.stack(list(losses)).sum()
+        if penalty is not None:
+            total = total + penalty
+        if accelerator is None:
+            total.backward()
+        else:
+            accelerator.backward(total)
+
+    @property
+    def averages_itself(self) -> bool:
+        """Whether gradients are averaged over the processes here: then the model must not be wrapped to do so, too."""
+        return self.on_parameters is not None
+
+    @property
+    def relations(self) -> list[list[float]] | None:
+        """Relation weights of now, if there is a regularizer."""
+        return None if self.regularizer is None else self.regularizer.relations.matrix().tolist()
+
+    @property
+    def attached(self) -> dict[str, SaliencyRegularizer | FeatureSurgery | ParameterSurgery]:
+        """What was attached to the model, by the name that it has in a checkpoint."""
+        found = {
+            "regularizer": self.regularizer,
+            "feature_surgery": self.at_feature,
+            "parameter_surgery": self.on_parameters,
+        }
+        return {name: part for name, part in found.items() if part is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Relations, counts and orders of everything that was attached."""
+        return {name: part.state_dict() for name, part in self.attached.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken.
+
+        Raises:
+            CheckpointMismatchError: of another kind of method.
+            SaliencyRegError: of other tasks.
+        """
+        attached = self.attached
+        if set(state) != set(attached):
+            raise CheckpointMismatchError(
+                f"the checkpoint was saved with {sorted(state) or 'nothing'} attached to the model, but here it is "
+                f"{sorted(attached) or 'nothing'}. Choose the same method, or use --resume never."
+            )
+        for name, part in attached.items():
+            part.load_state_dict(state[name])

@@ -1,0 +1,1 @@
+"""Small networks that two cores can train, and encoders of texts."""

@@ -1,0 +1,1 @@
+"""The synthetic comparison of the paper: linear tasks, some of them in closed form."""

@@ -1,0 +1,1 @@
+"""Every family of an integration, tried one by one in processes of their own."""

@@ -1,0 +1,1 @@
+"""Models of every architecture, small enough for a test."""

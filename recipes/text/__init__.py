@@ -1,1 +1,0 @@
-"""What the recipes on texts share."""

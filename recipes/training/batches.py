@@ -1,0 +1,254 @@
+"""Global batches that depend on a seed and an epoch alone, split over processes and micro-batches.
+
+Neither the number of processes, nor that of micro-batches, nor that of data workers changes what is in a batch, or what is
+drawn for a sample.
+"""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from ..data.sources import BatchSource, Collate, Source
+from ..runtime.errors import OptionError
+from ..runtime.random_state import derived_seed, kept_random_state, seed_for_sample
+
+__all__ = [
+    "Feed",
+    "GlobalBatches",
+    "MicroBatch",
+    "Step",
+    "even_parts",
+]
+
+
+#: So long a data worker goes on after SIGTERM, for the step and the checkpoint of its training.
+_SECONDS_TO_SAVE = 30.0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process passes through the model at once.
+
+    Attributes:
+        epoch: for the random numbers of the samples.
+        indices: may be empty: then the batch has no rows, but the format of one with the sample ``stand_in``.
+    """
+
+    epoch: int
+    indices: Sequence[int]
+    stand_in: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        size: samples, of all processes.
+        sizes: of each micro-batch, of all processes.
+        own: the micro-batches of this process, as many as in every process.
+    """
+
+    size: int
+    sizes: tuple[int, ...]
+    own: tuple[MicroBatch, ...]
+
+
+def even_parts(size: int, parts: int) -> list[int]:
+    """Sizes of as many parts, in order, that differ by at most one."""
+    return [size // parts + (part < size % parts) for part in range(parts)]
+
+
+class GlobalBatches:
+    """The steps of every epoch, as one process sees them.
+
+    Args:
+        samples: how many there are.
+        batch_size: of all processes and micro-batches together; the last batch of an epoch may be smaller.
+        seed: of the order.
+        accumulation: micro-batches of a step, fewer where there are not as many samples.
+        ranks, rank: number of processes, and which one this is.
+    """
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, *, accumulation: int = 1, ranks: int = 1, rank: int = 0
+    ) -> None:
+        self._samples = samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self._accumulation = accumulation
+        self._ranks = ranks
+        self._rank = rank
+
+    def __len__(self) -> int:
+        """Steps of an epoch."""
+        return -(-self._samples // self._batch_size)
+
+    def order(self, epoch: int) -> list[int]:
+        """All samples, in the order of this epoch."""
+        generator = torch.Generator().manual_seed(derived_seed("order", self._seed, epoch))
+        order: list[int] = torch.randperm(self._samples, generator=generator).tolist()
+        return order
+
+    def steps(self, epoch: int) -> list[Step]:
+        """All steps of this epoch."""
+        order = self.order(epoch)
+        return [
+            self._step(epoch, order[start : start + self._batch_size])
+            for start in range(0, self._samples, self._batch_size)
+        ]
+
+    def _step(self, epoch: int, rows: list[int]) -> Step:
+        shares = even_parts(len(rows), self._ranks)
+        count = min(self._accumulation, shares[0])
+        split = [even_parts(share, count) for share in shares]
+        start = sum(shares[: self._rank])
+        own = []
+        for size in split[self._rank]:
+            own.append(MicroBatch(epoch, rows[start : start + size], rows[0]))
+            start += size
+        return Step(len(rows), tuple(map(sum, zip(*split))), tuple(own))
+
+
+class Feed:
+    """Loads micro-batches with as many data workers, which are started once. The results do not depend on their number.
+
+    Args:
+        source: the data.
+        seed: of what is drawn for samples.
+        workers: data workers; with 0, this process loads.
+        collate: samples to a batch; only for a :class:`SampleSource`.
+        pin_memory: for copies to a GPU beside the computation.
+    """
+
+    def __init__(
+        self, source: Source, seed: int, *, workers: int = 0, collate: Collate | None = None, pin_memory: bool = False
+    ) -> None:
+        self._wanted = _Wanted()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Batches(source, seed, collate, alone=workers == 0),  # type: ignore[arg-type]
+            batch_sampler=self._wanted,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            # PyTorch's default on Linux, but not within processes that were spawned themselves: there each data worker would
+            # import everything anew.
+            multiprocessing_context="fork" if workers and "fork" in multiprocessing.get_all_start_methods() else None,
+            # A signal to all processes of a group is for the training, which saves and then ends its workers.
+            worker_init_fn=_outlive_termination if workers else None,
+            # By default it would take a number from the global generator in every epoch, and again after a resume.
+            generator=torch.Generator(),
+        )
+
+    def __call__(self, wanted: Sequence[MicroBatch]) -> Iterator[Any]:
+        """The batches, in order."""
+        self._wanted.batches = wanted
+        return iter(self._loader)
+
+    def close(self) -> None:
+        """End the data workers, whoever still holds an iterator over their batches."""
+        iterator = self._loader._iterator
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+
+
+class _Wanted:
+    """Stands in for the batch sampler, which a loader keeps from its beginning."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[MicroBatch] = ()
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Batches:
+    """The dataset of the loader: its "indices" are whole micro-batches."""
+
+    def __init__(self, source: Source, seed: int, collate: Collate | None, alone: bool) -> None:
+        self._source = source
+        self._seed = seed
+        self._collate: Collate = default_collate if collate is None else collate
+        self._alone = alone
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitems__(self, wanted: MicroBatch) -> Any:
+        indices = wanted.indices or [wanted.stand_in]
+        batch = self._batch(wanted.epoch, indices)
+        return batch if len(wanted) else _without_rows(batch)
+
+    def _batch(self, epoch: int, indices: Sequence[int]) -> Any:
+        if isinstance(self._source, BatchSource):
+            return self._source.rows_as_batch(indices)
+        if not self._alone:  # the generators of a data worker are its own
+            return self._collate([self._sample(epoch, index) for index in indices])
+        with kept_random_state():
+            return self._collate([self._sample(epoch, index) for index in indices])
+
+    def _sample(self, epoch: int, index: int) -> Any:
+        seed_for_sample(derived_seed("sample", self._seed, epoch, index))
+        return self._source[index]  # type: ignore[index]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _outlive_termination(worker: int) -> None:
+    del worker
+    signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(number: int, frame: Any) -> None:
+    del number, frame
+    if signal.getitimer(signal.ITIMER_REAL)[0] > 0:  # asked again, by its own training
+        os._exit(0)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_SAVE)
+
+
+def _without_rows(batch: Any) -> Any:
+    """The batch of one sample with 0 rows.
+
+    Raises:
+        OptionError: a part of it is of an unknown kind.
+    """
+    if isinstance(batch, MutableMapping):
+        emptied = copy.copy(batch)  # also of a kind with methods of its own
+        for key, value in batch.items():
+            emptied[key] = _without_rows(value)
+        return emptied
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_without_rows(value) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        if all(isinstance(value, (str, bytes, int, float)) for value in batch):  # one for each sample
+            return type(batch)()
+        return type(batch)(_without_rows(value) for value in batch)
+    if isinstance(batch, (torch.Tensor, np.ndarray)):
+        return batch[:0] if batch.ndim else batch
+    if batch is None or isinstance(batch, (str, bytes, int, float)):
+        return batch
+    raise OptionError(
+        f"a process has no samples in this step, and a batch with a {type(batch).__name__} cannot be emptied. Let collate "
+        "return tensors in tuples, lists or dictionaries, or choose a batch size that gives every process some."
+    )
