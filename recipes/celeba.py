@@ -22,7 +22,7 @@ from .data.images.to_show import Picture, first_images
 from .data.label_columns import check_columns, labels_of, without_constant_tasks
 from .data.task_kinds import TaskKind
 from .runs import single_run
-from .runs.command_line import OneVoiceParser, real_number, whole_number
+from .runs.command_line import Parser, real_number, whole_number
 from .runs.image_arguments import add_run_arguments
 from .runs.single_run import Loaded
 from .runtime.errors import DataError, OptionError
@@ -168,7 +168,7 @@ def _rows(count: int, wanted: int | None, name: str, generator: torch.Generator)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog="python -m recipes.celeba", description=__doc__)
+    parser = Parser(prog="python -m recipes.celeba", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",

@@ -18,9 +18,8 @@ from .data.images.cifar import HUB_ID, TASK_SETS, cifar_splits, fingerprint
 from .data.images.to_show import Picture, mean_and_std
 from .data.task_kinds import BINARY
 from .runs import single_run
-from .runs.command_line import OneVoiceParser, whole_number
+from .runs.command_line import Parser, add_labelled, whole_number
 from .runs.image_arguments import add_run_arguments
-from .runs.run_arguments import add_labelled
 from .runs.single_run import Loaded
 from .training.train import Data
 
@@ -77,7 +76,7 @@ def _load(options: argparse.Namespace) -> Loaded:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog="python -m recipes.cifar_mtl", description=__doc__)
+    parser = Parser(prog="python -m recipes.cifar_mtl", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", default=HUB_ID, metavar="DATA", help=f"folder of parquet files, or id on the hub ({HUB_ID})"

@@ -20,7 +20,7 @@ from .data.digits import DIGIT_TASKS, TEST_IMAGES, digit_splits, most_per_class
 from .methods.attach import PCGRAD
 from .models.small_networks import ACTIVATIONS
 from .runs.command_line import (
-    OneVoiceParser,
+    Parser,
     add_training_arguments,
     check_training_arguments,
     folder_name,
@@ -202,7 +202,7 @@ def _introduction(options: argparse.Namespace, ranks: Ranks) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog="python -m recipes.digits", description=__doc__)
+    parser = Parser(prog="python -m recipes.digits", description=__doc__)
     count, positive, non_negative = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
 
     def number(group: Any, name: str, default: float, text: str, kind: Callable[[str], float] = count) -> None:

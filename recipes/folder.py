@@ -25,7 +25,7 @@ from .data.label_columns import check_columns, labels_of, without_constant_tasks
 from .data.splits import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
 from .data.task_kinds import TaskKind
 from .runs import single_run
-from .runs.command_line import OneVoiceParser, real_number
+from .runs.command_line import Parser, real_number
 from .runs.image_arguments import add_run_arguments
 from .runs.single_run import Loaded
 from .runtime.errors import DataError, need
@@ -181,7 +181,7 @@ def _kinds(given: Sequence[str], tasks: Sequence[str]) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog="python -m recipes.folder", description=__doc__)
+    parser = Parser(prog="python -m recipes.folder", description=__doc__)
     share = real_number(above_zero=True)
     data = parser.add_argument_group("data")
     data.add_argument("--table", required=True, metavar="FILE", help="CSV, TSV or parquet")

@@ -22,18 +22,20 @@ from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from .data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits, fingerprint
 from .methods.methods import METHODS
 from .models.text_encoders import SMALL, EncoderTasks, small_encoder, tokenizer_of
-from .runs.command_line import OneVoiceParser, add_training_arguments
-from .runs.emotion_loops import CHECKPOINTS, LOOPS, Training, processes_started
-from .runs.run_arguments import (
+from .runs.command_line import (
     COUNT,
+    Parser,
+    add_choice,
     add_folder,
     add_head,
     add_labelled,
     add_method,
     add_number,
-    add_steps,
-    check_method_arguments,
+    add_options,
+    check_method,
+    check_options,
 )
+from .runs.emotion_loops import CHECKPOINTS, LOOPS, Training, processes_started
 from .runtime.errors import need
 from .runtime.files import machine, now, versions, write_json
 from .runtime.processes import Ranks
@@ -41,7 +43,7 @@ from .runtime.run_folder import NOT_WRITTEN, in_ranks, open_shared_folder, resul
 from .runtime.tables import aligned
 from .runtime.termination import TERMINATED, Terminated, listening
 from .training.checkpoints import Checkpoints
-from .training.f1 import with_f1
+from .training.metrics import with_f1
 from .training.train import PRETRAINING, Outcome
 
 __all__ = ["main"]
@@ -61,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in zip(("epochs", "learning_rate", "weight_decay"), _STEPS_OF[options.encoder == SMALL]):
         if getattr(options, name) is None:
             setattr(options, name, value)
-    check_method_arguments(parser, options)
+    check_options(parser, options)
+    check_method(parser, options)
     parts = options.accumulation * processes_started()
     if options.loop == "trainer" and options.batch_size % parts:
         parser.error(
@@ -181,7 +184,7 @@ def _text(value: float) -> str:
 def _draw(folder: Path, outcome: Outcome, options: argparse.Namespace) -> int:
     if outcome.relations is None:
         return 0
-    title = f"Learned relations, {METHODS[options.method].label.replace('`', '')}"
+    title = f"Learned relations, {METHODS[options.method].label}"
     relations = torch.tensor(outcome.relations)
     try:
         draw_relations(relations, EMOTIONS, folder / "relations.png", title=title)
@@ -193,7 +196,7 @@ def _draw(folder: Path, outcome: Outcome, options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog="python -m recipes.go_emotions", description=__doc__)
+    parser = Parser(prog="python -m recipes.go_emotions", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data",
@@ -219,28 +222,27 @@ def _parser() -> argparse.ArgumentParser:
     add_number(model, "--layers", 1, f"of the encoder {SMALL!r}")
     add_number(model, "--vocabulary", 4000, f"of the encoder {SMALL!r}, learned from the training texts")
     add_head(model, 32)
-    add_method(parser.add_argument_group("method"))
-    steps = parser.add_argument_group("steps")
-    steps.add_argument(
+    groups = {name: parser.add_argument_group(name) for name in ("method", "steps", "run")}
+    add_method(groups["method"])
+    add_choice(
+        groups["steps"],
         "--loop",
-        choices=list(LOOPS),
-        default="trainer",
-        help="the Trainer of transformers, which looks at the validation texts and saves after each epoch, or a loop with "
-        "accelerate, which has all methods (default: trainer)",
+        list(LOOPS),
+        "trainer",
+        "the Trainer of transformers, which looks at the validation texts and saves after each epoch, or a loop with "
+        "accelerate, which has all methods",
     )
-    add_steps(
-        steps,
+    add_options(
+        groups,
+        samples="texts",
         epochs=None,
         batch_size=64,
         learning_rate=None,
         weight_decay=None,
-        samples="texts",
-        layerwise=False,
         warmup_steps=100,
+        checkpoint_steps=200,
     )
-    run = parser.add_argument_group("run")
-    add_training_arguments(steps, run, formats=False, checkpoint_steps=200)
-    add_folder(run, RECIPE)
+    add_folder(groups["run"], RECIPE)
     return parser
 
 

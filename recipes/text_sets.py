@@ -26,8 +26,17 @@ from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 
 from .data.texts.text_sets import TextSet, read_set
 from .models.text_encoders import SMALL
-from .runs.command_line import OneVoiceParser, whole_number
-from .runs.run_arguments import COUNT, NON_NEGATIVE, POSITIVE, add_folder, add_head_width, add_number, add_strength
+from .runs.command_line import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    Parser,
+    add_folder,
+    add_head,
+    add_number,
+    add_strength,
+    whole_number,
+)
 from .runs.text_set_run import CHECKPOINTS, DEFAULT_STRENGTH, METHODS, OWN_OF_SMALL, SetRun
 from .runtime.errors import OptionError, need
 from .runtime.files import now, write_json
@@ -35,7 +44,7 @@ from .runtime.processes import PRECISIONS, Ranks
 from .runtime.run_folder import NOT_WRITTEN, in_ranks, open_shared_folder, results_in
 from .runtime.tables import aligned
 from .runtime.termination import TERMINATED, Terminated, listening
-from .training.set_scores import METRICS
+from .training.metrics import METRICS_OF, TITLES
 
 __all__ = ["main"]
 
@@ -96,9 +105,10 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ra
 
 
 def _tables(sets: Sequence[TextSet], found: Mapping[str, Any]) -> str:
-    rows = [["task", "split", "texts", *METRICS.values()]]
+    names = (*METRICS_OF["classes"], *METRICS_OF["number"])
+    rows = [["task", "split", "texts", *(TITLES.get(name, name) for name in names)]]
     for own in sets:
-        values = [found["scores"][own.name].get(name, math.nan) for name in METRICS]
+        values = [found["scores"][own.name].get(name, math.nan) for name in names]
         cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
         rows.append([own.name, own.reported, str(len(own.splits[own.reported])), *cells])
     lines = ["", aligned(rows, left=2), ""]
@@ -171,7 +181,7 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneVoiceParser(prog=f"python -m recipes.{RECIPE}", description=__doc__)
+    parser = Parser(prog=f"python -m recipes.{RECIPE}", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--set",
@@ -210,7 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, default in OWN_OF_SMALL.items():
         model.add_argument(f"--{name}", type=COUNT, metavar="N", help=f"of the small encoder (default: {default})")
     model.add_argument("--max-length", type=COUNT, default=128, metavar="N", help="tokens of a text (default: 128)")
-    add_head_width(model, 128)
+    add_head(model, 128, activation=False)
     method = parser.add_argument_group("method")
     method.add_argument(
         "--method",

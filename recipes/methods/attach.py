@@ -5,56 +5,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
+from saliency_reg import FeatureSurgery, ParameterSurgery, RelationWeights, SaliencyRegularizer
 
-from ..runtime.errors import CheckpointMismatchError, need
-
-__all__ = ["MGDA_UB", "MGDA_UB_UNIT", "PCGRAD", "Backward", "Surgery"]
-
-
-@dataclass(frozen=True)
-class Surgery:
-    """One kind of gradient surgery, under the name that all tables use."""
-
-    label: str
-    weighting: Callable[[int], Any]
-    """From the seed of a training to a weighting."""
-    on_parameters: bool = False
-    """On the parameters of the backbone; otherwise at the feature map that the heads share."""
+from ..runtime.errors import CheckpointMismatchError
+from .methods import Method
+from .surgeries import Surgery
 
 
-def _mgda(seed: int) -> Any:
-    del seed  # it draws nothing
-    return need("torchjd.aggregation").MGDAWeighting()
+def attach(
+    method: Method,
+    model: nn.Module,
+    tasks: Sequence[str],
+    optimizer: torch.optim.Optimizer,
+    *,
+    strength: float,
+    batch_size: int,
+    seed: int,
+    temperature: float | None = None,
+    channel_axis: int | None = None,
+    process_group: Any = None,
+) -> Backward:
+    """Attach what the method adds to a plain step to a model.
 
+    Args:
+        method: which.
+        model: with a ``backbone`` and ``heads``.
+        tasks: of the heads.
+        optimizer: of the training.
+        strength: of the penalty, for a mean over the batch.
+        batch_size: of a whole step; the authors' penalty is summed over the batch, and divided by it here.
+        seed: of the order of PCGrad.
+        temperature: of the ``entropic`` rule; the library's by default.
+        channel_axis: of the feature map, if it is not the usual one.
+        process_group: of surgery and relations.
+    """
 
-def _mgda_of_unit_gradients(seed: int) -> Callable[[Tensor], Tensor]:
-    weighting = _mgda(seed)
+    def regularizer(surgery: Any) -> SaliencyRegularizer:
+        common: dict[str, Any] = {
+            "heads": "heads",
+            "optimizer": optimizer,
+            "process_group": process_group,
+            "surgery": surgery,
+            "channel_axis": channel_axis,
+        }
+        if method.rule == "authors":
+            return SaliencyRegularizer.authors(model, strength=strength / batch_size, **common)
+        relations: str | RelationWeights = method.rule or "fixed"
+        if method.rule == "entropic" and temperature is not None:
+            relations = RelationWeights(len(tasks), "entropic", temperature=temperature)
+        return SaliencyRegularizer(model, strength=strength, metric=method.metric, relations=relations, **common)
 
-    def weights(gramian: Tensor) -> Tensor:
-        lengths = gramian.diagonal().sqrt()  # never zero: tasks without a gradient do not come here
-        found: Tensor = weighting(gramian / lengths / lengths.unsqueeze(1))
-        return found
-
-    return weights
-
-
-#: Part of a method's key to the surgery: two different methods.
-PCGRAD = {
-    "pcgrad_feature": Surgery("PCGrad (feature)", PCGrad),
-    "pcgrad_parameters": Surgery("PCGrad (parameters)", PCGrad, on_parameters=True),
-}
-#: Sener and Koltun 2018: the weights are those of the shortest convex combination of the gradients at the feature map,
-#: which gives most to the smallest gradient. An option of their code, not in the paper, takes the weights of the shortest
-#: convex combination of unit gradients for the gradients as they are.
-MGDA_UB = Surgery("MGDA-UB", _mgda)
-MGDA_UB_UNIT = Surgery("MGDA-UB, unit gradients", _mgda_of_unit_gradients)
+    build = None if method.rule is None else regularizer
+    return Backward(model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group)
 
 
 class Backward:

@@ -1,34 +1,35 @@
-"""The methods that are compared, under the names that all tables use."""
+"""The methods that are compared, each once: under its name in every command line, table and file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import torch
-from torch import nn
-
-from saliency_reg import RelationWeights, SaliencyRegularizer
-
-from .attach import PCGRAD, Backward, Surgery
-
-__all__ = ["BASELINE", "FULL_LABELS", "METHODS", "MISSING_LABELS", "Method", "backward_of"]
-
-BASELINE = "hard_sharing"
+from ..runtime.errors import OptionError
+from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train a shared backbone; each has exactly one hyper-parameter that is tuned."""
+    """A way to train many tasks; each has exactly one hyper-parameter that is tuned.
+
+    Attributes:
+        key: its name, the same everywhere.
+        label: for people.
+        rule: relation rule of SRDML, ``"fixed"`` for uniform weights; without one there is no regularizer.
+        metric: of the distance between saliencies.
+        surgery: of the task gradients, if any.
+        shared: whether the tasks share a backbone; otherwise each has a network of its own.
+        earlier: names under which older results know it.
+    """
 
     key: str
     label: str
     rule: str | None = None
-    """Relation rule of SRDML, ``"fixed"`` for uniform weights; without one there is no regularizer."""
     metric: str = "l1"
-    """Of the distance between saliencies."""
     surgery: Surgery | None = None
+    shared: bool = True
+    earlier: tuple[str, ...] = ()
 
     @property
     def parameter(self) -> str:
@@ -36,82 +37,66 @@ class Method:
         return "weight decay" if self.rule is None else f"strength, {self.metric}"
 
 
-_PCGRAD = PCGRAD["pcgrad_feature"]
+class Methods(Mapping[str, Method]):
+    """All methods by their name; also found by earlier names."""
 
-METHODS = {
-    method.key: method
-    for method in (
-        Method(BASELINE, "hard sharing"),
-        Method("uniform", "uniform weights", rule="fixed"),
-        Method("srdml_projected", "SRDML, `projected`", rule="projected"),
-        Method("srdml_entropic", "SRDML, `entropic`", rule="entropic"),
-        Method("srdml_cosine", "SRDML, `entropic`, `cosine`", rule="entropic", metric="cosine"),
-        Method("srdml_sqchordal", "SRDML, `entropic`, `sqchordal`", rule="entropic", metric="sqchordal"),
-        Method("pcgrad", _PCGRAD.label, surgery=_PCGRAD),
-        Method("srdml_pcgrad", f"SRDML w/ {_PCGRAD.label}", rule="entropic", surgery=_PCGRAD),
-        Method("pcgrad_parameters", PCGRAD["pcgrad_parameters"].label, surgery=PCGRAD["pcgrad_parameters"]),
-        Method("srdml_authors", "SRDML, `authors`", rule="authors"),
-    )
-}
+    def __init__(self) -> None:
+        self._methods: dict[str, Method] = {}
 
-#: The tables with all labels, and those with few, where other metrics may do better.
-FULL_LABELS = (BASELINE, "uniform", "srdml_projected", "srdml_entropic", "pcgrad", "srdml_pcgrad")
-MISSING_LABELS = (*FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *FULL_LABELS[4:])
+    def add(self, method: Method) -> Method:
+        """Make a method known to every study, table and command line.
 
+        Raises:
+            OptionError: its name is taken.
+        """
+        for name in (method.key, *method.earlier):
+            if name in self:
+                raise OptionError(f"there is a method {name!r} already. Give the new one another key.")
+        self._methods[method.key] = method
+        return method
 
-class _Attached(Protocol):
-    """What :func:`backward_of` reads of a method."""
+    def __getitem__(self, name: str) -> Method:
+        return self._methods[self.name_of(name)]
 
-    @property
-    def rule(self) -> str | None: ...
-    @property
-    def metric(self) -> str: ...
-    @property
-    def surgery(self) -> Surgery | None: ...
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+    def name_of(self, name: str) -> str:
+        """The present name of a method with this one, or the name itself if there is none."""
+        return next((key for key, method in self._methods.items() if name in method.earlier), name)
 
 
-def backward_of(
-    method: _Attached,
-    model: nn.Module,
-    tasks: Sequence[str],
-    optimizer: torch.optim.Optimizer,
-    *,
-    strength: float,
-    batch_size: int,
-    seed: int,
-    temperature: float | None = None,
-    channel_axis: int | None = None,
-    process_group: Any = None,
-) -> Backward:
-    """What the method adds to a plain step, attached to the model.
+METHODS = Methods()
+BASELINE = METHODS.add(Method("hard_sharing", "Hard sharing")).key
 
-    Args:
-        method: which.
-        model: with a ``backbone`` and ``heads``.
-        tasks: of the heads.
-        optimizer: of the training.
-        strength: of the penalty, for a mean over the batch.
-        batch_size: of a whole step; the authors' penalty is summed over the batch, and divided by it here.
-        seed: of the order of PCGrad.
-        temperature: of the ``entropic`` rule; the library's by default.
-        channel_axis: of the feature map, if it is not the usual one.
-        process_group: of surgery and relations.
-    """
-
-    def regularizer(surgery: Any) -> SaliencyRegularizer:
-        common: dict[str, Any] = {
-            "heads": "heads",
-            "optimizer": optimizer,
-            "process_group": process_group,
-            "surgery": surgery,
-            "channel_axis": channel_axis,
-        }
-        if method.rule == "authors":
-            return SaliencyRegularizer.authors(model, strength=strength / batch_size, **common)
-        relations: str | RelationWeights = method.rule or "fixed"
-        if method.rule == "entropic" and temperature is not None:
-            relations = RelationWeights(len(tasks), "entropic", temperature=temperature)
-        return SaliencyRegularizer(model, strength=strength, metric=method.metric, relations=relations, **common)
-
-    build = None if method.rule is None else regularizer
-    return Backward(model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group)
+for _method in (
+    Method("single_task", "Single-task", shared=False),
+    Method("srdml_uniform", "SRDML, uniform weights", rule="fixed", earlier=("uniform",)),
+    Method("srdml_projected", "SRDML, projected", rule="projected"),
+    Method("srdml", "SRDML", rule="entropic", earlier=("srdml_entropic",)),
+    Method("srdml_cosine", "SRDML, cosine", rule="entropic", metric="cosine"),
+    Method("srdml_sqchordal", "SRDML, sqchordal", rule="entropic", metric="sqchordal"),
+    Method("srdml_authors", "SRDML, authors", rule="authors"),
+    Method("pcgrad", PCGRAD.label, surgery=PCGRAD, earlier=("pcgrad_feature",)),
+    Method("pcgrad@parameters", PCGRAD_PARAMETERS.label, surgery=PCGRAD_PARAMETERS, earlier=("pcgrad_parameters",)),
+    Method("mgda_ub", MGDA_UB.label, surgery=MGDA_UB),
+    Method("mgda_ub_unit", MGDA_UB_UNIT.label, surgery=MGDA_UB_UNIT),
+    Method(
+        "srdml+pcgrad",
+        f"SRDML w/ {PCGRAD.label}",
+        rule="entropic",
+        surgery=PCGRAD,
+        earlier=("srdml_pcgrad", "srdml_pcgrad_feature"),
+    ),
+    Method(
+        "srdml+pcgrad@parameters",
+        f"SRDML w/ {PCGRAD_PARAMETERS.label}",
+        rule="entropic",
+        surgery=PCGRAD_PARAMETERS,
+        earlier=("srdml_pcgrad_parameters",),
+    ),
+):
+    METHODS.add(_method)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from saliency_reg.integrations.transformers import SaliencyTrainer
 
 from ..runtime.errors import need
 from ..data.task_kinds import TaskKind
-from ..training.set_scores import scores_of, selection_score
+from ..training.metrics import selection_score, task_scores
 from ..data.texts.task_batches import TaskBatches
 
 __all__ = ["Examined", "SetTrainer", "latest_checkpoint", "scores_on"]
@@ -48,7 +49,9 @@ def scores_on(
     model.eval()
     try:
         return {
-            task: scores_of(own.kind, _outputs(model, task, own.encodings, collate, batch_size), own.labels)
+            task: task_scores(
+                _outputs(model, task, own.encodings, collate, batch_size), own.labels.unsqueeze(1), {task: own.kind}
+            )[task]
             for task, own in examined.items()
         }
     finally:
@@ -107,7 +110,8 @@ class SetTrainer(SaliencyTrainer):
         batch_size = _EVALUATION_FACTOR * self._batches.batch_size
         scores = scores_on(self.model, self._examined, self.data_collator, batch_size)
         kinds = {task: own.kind for task, own in self._examined.items()}
-        metrics = {"eval_score": selection_score(kinds, scores)}
+        diverged = any(math.isnan(own[kinds[task].score]) for task, own in scores.items())
+        metrics = {"eval_score": -math.inf if diverged else selection_score(scores, kinds)}
         metrics.update({f"eval_{task}_{name}": value for task, own in scores.items() for name, value in own.items()})
         shown = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in metrics.items())
         print(f"step {self.state.global_step} of {self.state.max_steps}, validation: {shown}", flush=True)

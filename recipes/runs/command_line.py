@@ -1,28 +1,22 @@
-"""Kinds of command-line arguments, with errors that say what to use instead."""
+"""Command lines: kinds of arguments, options from dataclasses, and errors that say what to use instead."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import torch
 
-from ..runtime.processes import PRECISIONS, launched_precision
-
-__all__ = [
-    "OneVoiceParser",
-    "add_training_arguments",
-    "check_training_arguments",
-    "folder_name",
-    "real_number",
-    "whole_number",
-]
+from ..methods.methods import BASELINE, METHODS
+from ..runtime.processes import launched_precision
+from ..training.options import Options
 
 #: What accelerate calls a tracker, which is also the module, to its package.
 TRACKERS = {
@@ -38,9 +32,11 @@ TRACKERS = {
 }
 #: A launcher ends all processes as soon as one has failed: the silent ones leave the first one time to speak.
 SECONDS_OF_SILENCE = 2.0
+DEFAULT_STRENGTH = 0.03
+ACTIVATIONS = ("gelu", "relu", "tanh", "silu")
 
 
-class OneVoiceParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Of the processes that a launcher starts, only the first one prints; the others end with the same code."""
 
     def error(self, message: str) -> NoReturn:
@@ -59,6 +55,8 @@ def _speaks() -> bool:
 
 
 def whole_number(least: int) -> Callable[[str], int]:
+    """The kind of an argument: a whole number from here on."""
+
     def parse(text: str) -> int:
         if text.isdecimal() and int(text) >= least:
             return int(text)
@@ -68,6 +66,8 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def real_number(above_zero: bool) -> Callable[[str], float]:
+    """The kind of an argument: a finite number above zero, or from zero on."""
+
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -81,70 +81,84 @@ def real_number(above_zero: bool) -> Callable[[str], float]:
     return parse
 
 
+COUNT, POSITIVE, NON_NEGATIVE = whole_number(1), real_number(above_zero=True), real_number(above_zero=False)
+
+
 def folder_name(text: str) -> str:
+    """The kind of an argument: a plain name of a folder."""
     if text in ("", ".", "..") or Path(text).name != text or "\\" in text:
         raise argparse.ArgumentTypeError(f"found {text!r}. Pass a plain folder name, such as first-run.")
     return text
 
 
-def add_training_arguments(steps: Any, run: Any, *, formats: bool = True, checkpoint_steps: int = 0) -> None:
-    """Add the options that every recipe on the engine has.
+def method_name(text: str) -> str:
+    """The kind of an argument: a method, by its name or an earlier one."""
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"found {text!r}. Use one of {', '.join(METHODS)}.")
+    return METHODS.name_of(text)
+
+
+def add_number(group: Any, name: str, default: float | None, text: str, kind: Callable[[str], float] = COUNT) -> None:
+    """Add an option with a number, whose help tells its default."""
+    metavar = "X" if kind in (POSITIVE, NON_NEGATIVE) else "N"
+    shown = "" if default is None else f" (default: {default:g})"
+    group.add_argument(name, type=kind, default=default, metavar=metavar, help=f"{text}{shown}")
+
+
+def add_choice(group: Any, name: str, choices: Sequence[str], default: str, text: str) -> None:
+    """Add an option with one of some texts, whose help tells its default."""
+    group.add_argument(name, choices=list(choices), default=default, help=f"{text} (default: {default})")
+
+
+def add_options(
+    groups: dict[str, Any], *, samples: str = "samples", leave_out: Sequence[str] = (), **defaults: Any
+) -> None:
+    """Add what :class:`~recipes.training.options.Options` has.
 
     Args:
-        steps: group of an argument parser for what a step is.
-        run: group for what the numbers do not depend on.
-        checkpoint_steps: default of ``--checkpoint-steps``.
-        formats: whether there is another one than float32 for weights and data.
+        groups: of an argument parser, by the names ``"steps"``, ``"method"`` and ``"run"``; options of others are left out.
+        samples: what they are called.
+        leave_out: names of options.
+        defaults: of this recipe; ``None`` for one that depends on others.
     """
-    if formats:
-        steps.add_argument(
-            "--dtype", choices=["float32", "float64"], default="float32", help="of weights and data (default: float32)"
+    defaults.setdefault("mixed_precision", launched_precision())
+    for field in dataclasses.fields(Options):
+        of, name = field.metadata, "--" + field.name.replace("_", "-")
+        if not of or of["group"] not in groups or field.name in leave_out:
+            continue
+        group, default = groups[of["group"]], defaults.get(field.name, field.default)
+        text = of["text"].format(samples=samples)
+        if of["choices"]:
+            add_choice(group, name, of["choices"], default, text)
+        elif isinstance(of["least"], int):
+            add_number(group, name, default, text, whole_number(of["least"]))
+        else:
+            add_number(group, name, default, text, POSITIVE if of["above"] is not None else NON_NEGATIVE)
+    if "run" in groups:
+        groups["run"].add_argument(
+            "--trackers",
+            nargs="+",
+            choices=list(TRACKERS),
+            default=[],
+            metavar="NAME",
+            help=f"some of {', '.join(TRACKERS)}",
         )
-    steps.add_argument(
-        "--accumulation",
-        type=whole_number(1),
-        default=1,
-        metavar="N",
-        help="micro-batches that a batch is split into, to save memory (default: 1)",
-    )
-    steps.add_argument(
-        "--mixed-precision",
-        choices=PRECISIONS,
-        default=launched_precision(),
-        help="fp16 needs a GPU (default: no, or what accelerate launch was told)",
-    )
-    steps.add_argument(
-        "--clip-norm",
-        type=real_number(above_zero=True),
-        metavar="X",
-        help="largest norm of the gradients (default: none)",
-    )
-    run.add_argument(
-        "--data-workers",
-        type=whole_number(0),
-        default=0,
-        metavar="N",
-        help="processes that load data, for each that trains (default: 0: it loads itself)",
-    )
-    run.add_argument(
-        "--checkpoint-steps",
-        type=whole_number(0),
-        default=checkpoint_steps,
-        metavar="N",
-        help="steps between the checkpoints of a training; 0 for none but the one that SIGTERM asks for (default: "
-        f"{checkpoint_steps})",
-    )
-    run.add_argument(
-        "--trackers",
-        nargs="+",
-        choices=list(TRACKERS),
-        default=[],
-        metavar="NAME",
-        help=f"some of {', '.join(TRACKERS)}",
-    )
 
 
-def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def options_from(options: argparse.Namespace, **more: Any) -> Options:
+    """The options of a training that a command line has, and others."""
+    names = {field.name for field in dataclasses.fields(Options)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return Options(**{**given, "trackers": tuple(given.get("trackers", ())), **more})
+
+
+def single_run_options(options: argparse.Namespace, **more: Any) -> Options:
+    """The same for a recipe that trains one model, and tells how it goes."""
+    at_once = min(500, 4 * options.batch_size)
+    return options_from(options, evaluation_batch_size=at_once, log_steps=50, progress=True, **more)
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what cannot go together."""
     if options.accumulation > options.batch_size:
         parser.error(
@@ -156,10 +170,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
             f"argument --mixed-precision: {options.mixed_precision} would take the digits that --dtype float64 gives. Use "
             "--mixed-precision no, or --dtype float32."
         )
-    if options.mixed_precision == "fp16" and not torch.cuda.is_available():
-        parser.error(
-            "argument --mixed-precision: fp16 needs a GPU, and none was found. Use --mixed-precision bf16, or no."
-        )
+    check_precision(parser, options)
     for tracker in options.trackers:
         try:
             importlib.import_module(tracker)
@@ -169,3 +180,80 @@ def check_training_arguments(parser: argparse.ArgumentParser, options: argparse.
                 f"argument --trackers: {tracker} needs the package {package}, which could not be imported ({error}). Run: "
                 f"pip install {package}"
             )
+
+
+def check_precision(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse fp16 where there is no GPU."""
+    if options.mixed_precision == "fp16" and not torch.cuda.is_available():
+        parser.error(
+            "argument --mixed-precision: fp16 needs a GPU, and none was found. Use --mixed-precision bf16, or no."
+        )
+
+
+def add_head(model: Any, width: int, *, activation: bool = True) -> None:
+    """Add what each head is made of; ``width`` is the default of its hidden layer."""
+    text = "of the hidden layer in each head; 0 for linear heads"
+    add_number(model, "--head-width", width, text, whole_number(0))
+    if activation:
+        text = "in the heads; with relu, as in the paper, the penalty is blind to the backbone"
+        add_choice(model, "--activation", ACTIVATIONS, "gelu", text)
+
+
+def add_method(method: Any) -> None:
+    """Add which method, and how strong its penalty is."""
+    method.add_argument(
+        "--method",
+        type=method_name,
+        default="srdml",
+        metavar="METHOD",
+        help=f"one of {', '.join(METHODS)} (default: srdml)",
+    )
+    add_strength(method, DEFAULT_STRENGTH)
+
+
+def add_strength(method: Any, default: float) -> None:
+    """Add that of the penalty; ``None`` if it is not given, so that methods without one can refuse it."""
+    text = f"of the penalty, for methods that have one (default: {default:g})"
+    add_number(method, "--strength", None, text, NON_NEGATIVE)
+
+
+def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what the method does not have."""
+    method = METHODS[options.method]
+    if not method.shared:
+        parser.error(f"argument --method: {options.method} has no shared backbone, which this recipe needs.")
+    if method.rule != "entropic" and options.temperature is not None:
+        parser.error(f"argument --temperature: {options.method} does not have the entropic rule. Leave it out.")
+    if method.rule is None and options.strength is not None:
+        parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
+    if options.method == BASELINE and options.pretraining_epochs:
+        parser.error(
+            "argument --pretraining-epochs: hard sharing is what would come before. Use more --epochs instead."
+        )
+
+
+def method_value(options: argparse.Namespace) -> float:
+    """The value of what the method tunes."""
+    if METHODS[options.method].rule is None:
+        return float(options.weight_decay)
+    return DEFAULT_STRENGTH if options.strength is None else float(options.strength)
+
+
+def add_labelled(data: Any) -> None:
+    """Add how many labels are known."""
+    add_number(data, "--labelled", 1.0, "share of the training labels that is kept, drawn for each of them", POSITIVE)
+
+
+def add_folder(run: Any, recipe: str) -> None:
+    """Add where the run is written."""
+    run.add_argument(
+        "--out", type=Path, default=Path("runs", recipe), metavar="FOLDER", help=f"of all runs (default: runs/{recipe})"
+    )
+    run.add_argument("--name", type=folder_name, help="of this run's folder in it (default: date and time)")
+    run.add_argument(
+        "--resume",
+        default="never",
+        metavar="auto|never|FOLDER",
+        help="auto goes on with the run of this --name from its latest checkpoint, if there is one; FOLDER is that of the "
+        "run (default: never)",
+    )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from ..runtime.errors import OptionError
 from ..runtime.errors import need
 from ..data.task_kinds import BINARY
 from ..methods.methods import METHODS
-from .run_arguments import method_value, training_options
-from ..training.metrics import score_of, task_scores
-from ..training.train import Data, Outcome, train_tasks
+from .command_line import method_value, single_run_options
+from ..training.metrics import selection_score, task_scores
+from ..training.train import Data, Outcome, train
 from ..models.text_encoders import EncoderTasks
 from ..data.texts.emotions import EMOTIONS, EmotionSplits, LabelledTexts
 from ..data.texts.tokens import TokenisedTexts
@@ -58,7 +59,7 @@ class Training:
 def with_accelerate(training: Training, folder: Path, resume: str) -> tuple[Outcome, MultiTaskModel]:
     """The loop of :mod:`recipes.training.engine`, as for images."""
     options = training.options
-    outcome = train_tasks(
+    outcome = train(
         training.build,
         Data(
             KINDS,
@@ -68,8 +69,7 @@ def with_accelerate(training: Training, folder: Path, resume: str) -> tuple[Outc
         ),
         METHODS[options.method],
         method_value(options),
-        training_options(options),
-        options.seed,
+        single_run_options(options),
         folder=folder,
         resume=resume,
         tracked=("go_emotions", {"method": options.method, "seed": options.seed}) if options.trackers else None,
@@ -116,8 +116,9 @@ def with_trainer(training: Training, folder: Path, resume: str) -> tuple[Outcome
     return (
         Outcome(
             model,
-            round(best["epoch"]),
+            dict.fromkeys(EMOTIONS, round(best["epoch"])),
             best["eval_auc"],
+            math.nan,
             task_scores(outputs["outputs"], outputs["labels"], KINDS),
             _curves(history, looks),
             None if regularizer is None else regularizer.relations.matrix().tolist(),
@@ -141,7 +142,7 @@ def processes_started() -> int:
 
 def _regularizer(options: argparse.Namespace, model: MultiTaskModel) -> SaliencyRegularizer | None:
     method = METHODS[options.method]
-    if method.rule == "authors" or (method.surgery is not None and method.key not in ("pcgrad", "srdml_pcgrad")):
+    if method.rule == "authors" or (method.surgery is not None and method.key not in ("pcgrad", "srdml+pcgrad")):
         raise OptionError(f"--loop trainer does not have the method {method.key}. Use --loop accelerate.")
     for name, value in (("pretraining-epochs", options.pretraining_epochs), ("temperature", options.temperature)):
         if value:
@@ -215,7 +216,7 @@ def _as_columns(by_task: Any) -> Tensor:
 
 def _metrics(prediction: Any) -> dict[str, float]:
     logits, labels = (_as_columns(own) for own in (prediction.predictions, prediction.label_ids))
-    return {"auc": score_of(logits, labels, KINDS)}
+    return {"auc": selection_score(task_scores(logits, labels, KINDS), KINDS)}
 
 
 def _predicted(trainer: Any, rows: _Rows) -> dict[str, Tensor]:

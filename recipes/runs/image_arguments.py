@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .command_line import add_training_arguments
-from .run_arguments import COUNT, NON_NEGATIVE, add_folder, add_head, add_method, add_number, add_steps, check_method_arguments
-
-__all__ = ["add_run_arguments", "check_run_arguments"]
+from .command_line import (
+    COUNT,
+    NON_NEGATIVE,
+    POSITIVE,
+    add_folder,
+    add_head,
+    add_method,
+    add_number,
+    add_options,
+    check_method,
+    check_options,
+)
 
 
 def add_run_arguments(
@@ -28,13 +36,22 @@ def add_run_arguments(
         recipe: its name, for the default folder.
         backbone, image_size, epochs, batch_size, learning_rate: defaults.
     """
-    _add_model(parser.add_argument_group("model"), backbone, image_size)
-    add_method(parser.add_argument_group("method"))
-    steps = parser.add_argument_group("steps")
-    add_steps(steps, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    run = parser.add_argument_group("run")
-    add_training_arguments(steps, run, formats=False, checkpoint_steps=200)
-    add_folder(run, recipe)
+    groups = {name: parser.add_argument_group(name) for name in ("model", "method", "steps", "run")}
+    _add_model(groups["model"], backbone, image_size)
+    add_method(groups["method"])
+    add_options(
+        groups,
+        samples="images",
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        checkpoint_steps=200,
+    )
+    text = "learning rate of the backbone as a share of the heads'"
+    add_number(groups["steps"], "--backbone-rate-factor", 1.0, text, POSITIVE)
+    text = "factor between the learning rates of neighbouring layers"
+    add_number(groups["steps"], "--layer-decay", None, text, POSITIVE)
+    add_folder(groups["run"], recipe)
 
 
 def _add_model(model: Any, backbone: str, image_size: int | None) -> None:
@@ -54,4 +71,5 @@ def check_run_arguments(parser: argparse.ArgumentParser, options: argparse.Names
     """Refuse what cannot go together."""
     if options.pretrained and options.checkpoint_path is not None:
         parser.error("--pretrained and --checkpoint-path both name weights. Leave one of them out.")
-    check_method_arguments(parser, options)
+    check_options(parser, options)
+    check_method(parser, options)

@@ -24,9 +24,8 @@ from ..runtime.errors import RecipeError
 from ..runtime.errors import need
 from ..data.task_kinds import TaskKind
 from ..methods.methods import METHODS
-from .run_arguments import method_value, training_options
 from ..training.metrics import METRICS_OF
-from ..training.train import PRETRAINING, Data, Outcome, train_tasks
+from ..training.train import PRETRAINING, Data, Outcome, train
 from ..runtime.figures import new_figure, save
 from ..runtime.processes import Ranks, started_ranks
 from ..runtime.files import machine, now, versions, write_json
@@ -34,6 +33,7 @@ from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN, open_shared_folder, r
 from ..runtime.tables import aligned
 from ..runtime.termination import TERMINATED, Terminated, listening
 from ..data.images.to_show import Picture
+from .command_line import method_value, single_run_options
 from .image_arguments import check_run_arguments
 from ..models.small_resnet import register_small_backbone
 
@@ -128,13 +128,12 @@ def _run(
             print("\n".join([*loaded.about, f"{METHODS[options.method].label} on {options.backbone}."]), flush=True)
             results.write("running", None)
         try:
-            outcome = train_tasks(
+            outcome = train(
                 lambda: model,
                 loaded.data(model),
                 METHODS[options.method],
                 method_value(options),
-                training_options(options, channels_last=True),
-                options.seed,
+                single_run_options(options, channels_last=True),
                 folder=folder,
                 resume="never" if options.resume == "never" else "auto",
                 make_optimizer=_optimizer(options),
@@ -248,7 +247,7 @@ class _Results:
     def _draw(self, outcome: Outcome, model: TimmMultiTaskModel) -> None:
         tasks = list(self._loaded.kinds)
         if outcome.relations is not None:
-            title = f"Learned relations, {METHODS[self._options.method].label.replace('`', '')}"
+            title = f"Learned relations, {METHODS[self._options.method].label}"
             draw_relations(outcome.relations, tasks, self._folder / "relations.png", title=title)
             draw_task_tree(outcome.relations, tasks, self._folder / "task_tree.png", title=title)
         _draw_curves(self._folder / "learning_curves.png", outcome.curves)

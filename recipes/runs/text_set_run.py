@@ -45,7 +45,7 @@ METHODS = {
     "hard_sharing": _Method("hard sharing", penalty=False, surgery=False),
     "srdml": _Method("SRDML", penalty=True, surgery=False),
     "pcgrad": _Method("PCGrad (feature)", penalty=False, surgery=True),
-    "srdml_pcgrad": _Method("SRDML w/ PCGrad (feature)", penalty=True, surgery=True),
+    "srdml+pcgrad": _Method("SRDML w/ PCGrad (feature)", penalty=True, surgery=True),
 }
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from saliency_reg.errors import SaliencyRegError
 
-from ..runs.command_line import OneVoiceParser, real_number, whole_number
+from ..runs.command_line import Parser, real_number, whole_number
 from ..runtime.errors import RecipeError, need
 from ..runtime.files import locked
 from ..runtime.run_folder import INTERRUPTED
@@ -120,7 +120,7 @@ class GridCommand:
         return 0
 
     def _parser(self) -> argparse.ArgumentParser:
-        parser = OneVoiceParser(prog=f"python -m recipes.{self.name}", description=self.description)
+        parser = Parser(prog=f"python -m recipes.{self.name}", description=self.description)
         default, what = self.data
         parser.add_argument(
             "--data", default=default, metavar="DATA", help=f"{what}{f' (default: {default})' if default else ''}"

@@ -25,7 +25,7 @@ from ..models.small_networks import SeparateNetworks, SharedNetwork, TaskModel
 from ..runtime.errors import CheckpointError
 from ..runtime.files import write_json
 from ..runtime.processes import Ranks, open_accelerator
-from ..training.best_weights import BestEpochs
+from ..training.best_weights import BestWeights
 from ..training.binary_objective import BinaryTasks
 from ..training.checkpoints import Checkpoints
 from ..training.digit_metrics import task_auc, task_metrics
@@ -305,7 +305,7 @@ class _Progress:
         self._tasks = model.tasks
         self._tasks_of_parts = [tasks for tasks, _ in model.parts()]
         # A training that diverges at once has the initial weights, as epoch 0.
-        self.best = BestEpochs([module for _, module in model.parts()], (-math.inf, -math.inf))
+        self.best = BestWeights([module for _, module in model.parts()], (-math.inf, -math.inf))
         self.curves: dict[str, list[float]] = {}
         self.relations: list[list[float]] | None = None
 

@@ -7,12 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["BestEpochs"]
-
 Score = tuple[float, ...]
 
 
-class BestEpochs:
+class BestWeights:
     """Keeps the weights of the epoch with the highest score, for each part on its own.
 
     Args:

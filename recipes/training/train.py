@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,19 +16,17 @@ from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind
-from ..methods.attach import Backward
-from ..methods.methods import Method, backward_of
-from ..runtime.errors import OptionError
+from ..methods.attach import Backward, attach
+from ..methods.conflicts import ConflictWatch
+from ..methods.methods import BASELINE, METHODS, Method
 from ..runtime.processes import Ranks, open_accelerator
-from .best_weights import BestEpochs
+from .best_weights import BestWeights
 from .engine import Engine, Plan
-from .metrics import macro, score_of, task_scores
-from .multi_task_objective import MultiTaskObjective
+from .metrics import macro, mean_of_known, selection_score, task_scores
+from .objective import MultiTaskObjective
+from .options import Options
 
-__all__ = ["PRETRAINING", "Data", "Options", "Outcome", "train_tasks"]
-
-
-#: Folder of its checkpoints, within that of a training.
+#: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
 PRETRAINING = "pretraining"
 
 
@@ -43,79 +42,47 @@ class Data:
     collate: Collate | None = None
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is the same for all methods of a comparison.
-
-    Attributes:
-        epochs, batch_size, learning_rate, weight_decay, decay, warmup_steps, clip_norm, accumulation: of AdamW's steps.
-        evaluations: the validation split is looked at after every ``epochs // evaluations`` epochs (at least one), and after
-            the last one; the best weights are kept.
-        pretraining_epochs: of hard sharing before the method sets in, with an optimizer of its own, as the authors do.
-        temperature: of the ``entropic`` rule.
-        mixed_precision, data_workers, checkpoint_steps, evaluation_batch_size, progress, trackers: of the engine.
-        channels_last: memory format of convolutions; quicker on most machines, equal up to rounding.
-    """
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float = 0.05
-    decay: str = "cosine"
-    warmup_steps: int = 0
-    clip_norm: float | None = None
-    accumulation: int = 1
-    evaluations: int = 10
-    pretraining_epochs: int = 0
-    temperature: float | None = None
-    mixed_precision: str = "no"
-    data_workers: int = 0
-    checkpoint_steps: int = 0
-    evaluation_batch_size: int | None = 500
-    log_steps: int = 0
-    progress: bool = False
-    trackers: tuple[str, ...] = ()
-    channels_last: bool = False
-
-
 @dataclass
 class Outcome:
     """What a training left, as plain numbers beside the model.
 
     Attributes:
         model: with the best weights by validation.
-        best_epoch: when it had them.
+        best_epochs: of each task, when it had them; 0 for its initial weights.
         validation: what it was chosen by: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
+        validation_loss: mean over the tasks, at the same epochs.
         scores: on the test split, of each task; empty without one.
         curves: one value for each look at the validation split.
         relations: ``[T, T]``, of the best epoch, if the method has any.
         outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
+        more: macro figures beside the means over the tasks.
     """
 
     model: nn.Module
-    best_epoch: int
+    best_epochs: dict[str, int]
     validation: float
+    validation_loss: float
     scores: dict[str, dict[str, float]]
     curves: dict[str, list[float]]
     relations: list[list[float]] | None
     outputs: dict[str, Tensor] = field(default_factory=dict)
     validation_outputs: dict[str, Tensor] = field(default_factory=dict)
+    more: dict[str, float] = field(default_factory=dict)
 
     @property
     def macro(self) -> dict[str, float]:
         """Means over the tasks."""
-        return macro(self.scores)
+        return {**macro(self.scores), **self.more}
+
+    @property
+    def best_epoch(self) -> int:
+        """That of the part of the model that was last at its best; most models have one part."""
+        return max(self.best_epochs.values())
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into a file."""
-        return {
-            "best_epoch": self.best_epoch,
-            "validation": self.validation,
-            "macro": self.macro,
-            "scores": self.scores,
-            "curves": self.curves,
-            "relations": self.relations,
-        }
+        names = ("best_epochs", "validation", "validation_loss", "macro", "scores", "curves", "relations")
+        return {name: getattr(self, name) for name in names}
 
 
 #: From a model to an optimizer, from a learning rate and a weight decay.
@@ -127,13 +94,12 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
     return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True)
 
 
-def train_tasks(
+def train(
     build: Callable[[], nn.Module],
     data: Data,
     method: Method,
     value: float,
     options: Options,
-    seed: int,
     *,
     folder: Path | None = None,
     resume: str | Path = "never",
@@ -142,15 +108,16 @@ def train_tasks(
 ) -> Outcome:
     """Train, go back to the best weights by validation, and measure them on the test split if there is one.
 
-    The same seed means the same initial weights, batches and random transforms for every method.
+    The same seed means the same initial weights, batches and random transforms for every method. With several processes,
+    all of them have to call this; each gets the result.
 
     Args:
-        build: the model, whose ``forward`` returns ``{task: outputs}``, with a ``backbone`` and ``heads``.
+        build: the model, whose ``forward`` returns ``{task: outputs}``, with a ``backbone`` and ``heads``; or with
+            ``parts()``: modules that share no parameter, each with its tasks, which have best weights of their own.
         data: of the tasks.
         method: what is added to the plain step.
         value: of the method's hyper-parameter: the weight decay without a penalty, or else its strength.
         options: of the steps.
-        seed: of everything that is drawn.
         folder: of the log, checkpoints and trackers.
         resume: ``"auto"``: from the newest checkpoint of the folder.
         make_optimizer: from the model, a learning rate and a weight decay.
@@ -160,51 +127,23 @@ def train_tasks(
         Terminated: SIGTERM came; a checkpoint was written.
         RecipeError: options, data or checkpoints that cannot work.
     """
-    if options.evaluations < 1:
-        raise OptionError(f"found {options.evaluations} evaluations. Use 1 or more.")
     accelerator = open_accelerator(options.mixed_precision, trackers=options.trackers, folder=folder)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # and not those of GPUs, which would stay so
+        torch.default_generator.manual_seed(options.seed)  # and not those of GPUs, which would stay so
         model = build()
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.pretraining_epochs:
-        _pretrain(model, data, options, seed, folder, resume, make_optimizer)
-    training = _Training(
-        model, data, method, value, options, seed, accelerator, folder, make_optimizer, tracked, options.epochs
-    )
-    return training.run(resume)
-
-
-def _pretrain(
-    model: nn.Module,
-    data: Data,
-    options: Options,
-    seed: int,
-    folder: Path | None,
-    resume: str | Path,
-    make_optimizer: MakeOptimizer,
-) -> None:
-    """The base of all methods: hard sharing, of which the best weights by validation stay in the model."""
-    from ..methods.methods import BASELINE, METHODS
-
-    own = None if folder is None else folder / PRETRAINING
-    # Its own: an accelerator remembers every optimizer, and would unscale their gradients twice.
-    accelerator = open_accelerator(options.mixed_precision, folder=own)
-    training = _Training(
-        model,
-        data,
-        METHODS[BASELINE],
-        options.weight_decay,
-        options,
-        seed,
-        accelerator,
-        own,
-        make_optimizer,
-        None,
-        options.pretraining_epochs,
-    )
-    training.run(resume if resume in ("auto", "never") else "auto", test=False)
+        own = None if folder is None else folder / PRETRAINING
+        # Its own: an accelerator remembers every optimizer, and would unscale their gradients twice.
+        another = open_accelerator(options.mixed_precision, folder=own)
+        base = dataclasses.replace(options, epochs=options.pretraining_epochs)
+        known = dataclasses.replace(data, test=None)
+        training = _Training(
+            model, known, METHODS[BASELINE], options.weight_decay, base, another, own, make_optimizer, None
+        )
+        training.run(resume if resume in ("auto", "never") else "auto")
+    return _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked).run(resume)
 
 
 class _Training:
@@ -217,75 +156,66 @@ class _Training:
         method: Method,
         value: float,
         options: Options,
-        seed: int,
         accelerator: Any,
         folder: Path | None,
         make_optimizer: MakeOptimizer,
         tracked: tuple[str, Mapping[str, Any]] | None,
-        epochs: int,
     ) -> None:
         self._data = data
-        self._epochs = epochs
-        self._every = max(1, epochs // options.evaluations)
+        self._options = options
+        self._ranks = Ranks(accelerator)
+        self._watch = (
+            ConflictWatch(model) if options.watch_conflicts and method.shared and data.test is not None else None
+        )
         decay, strength = (value, 0.0) if method.rule is None else (options.weight_decay, value)
         optimizer = make_optimizer(model, options.learning_rate, decay)
-        self._backward = backward_of(
+        self._backward = attach(
             method,
             model,
             tuple(data.kinds),
             optimizer,
             strength=strength,
             batch_size=options.batch_size,
-            seed=seed,
+            seed=options.seed,
             temperature=options.temperature,
             channel_axis=getattr(model, "channel_axis", None),
-            process_group=Ranks(accelerator).group,
+            process_group=self._ranks.group,
         )
-        self._progress = _Progress(model)
+        self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
+        self._progress = _Progress(model, tuple(data.kinds))
         self._engine = Engine(
             accelerator,
             model,
             optimizer,
             self._backward,
-            MultiTaskObjective(data.kinds, apart=self._backward.averages_itself),
+            self._objective,
             data.train,
-            Plan(
-                epochs=epochs,
-                batch_size=options.batch_size,
-                seed=seed,
-                accumulation=options.accumulation,
-                clip_norm=options.clip_norm,
-                warmup_steps=options.warmup_steps,
-                decay=options.decay,
-                data_workers=options.data_workers,
-                evaluation_batch_size=options.evaluation_batch_size,
-                log_steps=options.log_steps,
-                checkpoint_steps=options.checkpoint_steps,
-                progress=options.progress,
-            ),
+            Plan(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Plan)}),
             collate=data.collate,
             folder=folder,
             stateful={"progress": self._progress},
             tracked=tracked,
         )
 
-    def run(self, resume: str | Path, test: bool = True) -> Outcome:
+    def run(self, resume: str | Path) -> Outcome:
         self._engine.run(self._after_epoch, resume)
-        progress = self._progress
+        progress, data = self._progress, self._data
         progress.best.restore()
         scores: dict[str, dict[str, float]] = {}
         outputs: dict[str, Tensor] = {}
         validation_outputs: dict[str, Tensor] = {}
-        if test and self._data.test is not None:
-            validation_outputs = self._engine.evaluate(self._data.validation)
-            outputs = self._engine.evaluate(self._data.test)
-            scores = task_scores(outputs["outputs"], outputs["labels"], self._data.kinds)
+        if data.test is not None:
+            validation_outputs = self._engine.evaluate(data.validation)
+            outputs = self._engine.evaluate(data.test)
+            scores = task_scores(outputs["outputs"], outputs["labels"], data.kinds)
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
+        score, loss = progress.means()
         return Outcome(
             self._engine.model,
-            progress.best.epochs[0],
-            progress.best.scores[0][0],
+            progress.epochs_of_tasks(),
+            score,
+            loss,
             scores,
             progress.curves,
             progress.relations,
@@ -294,40 +224,72 @@ class _Training:
         )
 
     def _after_epoch(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:
-        if epoch % self._every and epoch != self._epochs:
+        options, data = self._options, self._data
+        if epoch % max(1, options.epochs // options.evaluations) and epoch != options.epochs:
             return {}
-        found = self._engine.evaluate(self._data.validation)
-        score = score_of(found["outputs"], found["labels"], self._data.kinds)
-        known = [loss for loss in training_losses if not math.isnan(loss)]
+        found = self._engine.evaluate(data.validation)
+        scores = task_scores(found["outputs"], found["labels"], data.kinds)
+        losses = self._objective.mean_losses(found["outputs"], found["labels"])
         figures = {
-            "epoch": float(epoch),
-            "training_loss": sum(known) / len(known) if known else math.nan,
-            "validation_score": score,
+            "training_loss": mean_of_known(training_losses),
+            "validation_loss": mean_of_known(list(losses.values())),
+            "validation_score": selection_score(scores, data.kinds),
         }
         regularizer = self._backward.regularizer
         if regularizer is not None and regularizer.report is not None:
             share = regularizer.report.share
             figures["penalty_share"] = math.nan if share is None else float(share)
         surgery = self._backward.at_feature if regularizer is None else regularizer.surgery
-        if surgery is not None and surgery.report is not None:
+        if self._watch is not None:
+            figures["conflicts"] = self._watch.measure(*_everything(data.train))
+        elif surgery is not None and surgery.report is not None:
             figures["conflicts"] = float(surgery.report.conflicts)
-        self._progress.update(epoch, figures, score, self._backward)
-        return {name: value for name, value in figures.items() if name != "epoch"}
+        of_parts = [
+            (
+                selection_score({task: scores[task] for task in tasks}, data.kinds),
+                -mean_of_known([losses[task] for task in tasks]),
+            )
+            for tasks in self._progress.tasks_of_parts
+        ]
+        self._progress.update({"epoch": float(epoch), **figures}, of_parts, self._backward)
+        return figures
+
+
+def _everything(source: Any) -> tuple[Tensor, Tensor]:
+    inputs, labels = source.rows_as_batch(range(len(source)))
+    return inputs, labels
 
 
 class _Progress:
-    """The curves so far, and the best weights."""
+    """The curves so far, and the best weights: those of the highest score, for each independent part of the model.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.best = BestEpochs([model], (-math.inf,))
+    Not of the lowest loss: that comes early where a method grows overconfident, before all tasks have learned to say yes,
+    and compares how well methods are calibrated rather than how well they tell classes apart. Ties go to the loss.
+    """
+
+    def __init__(self, model: Any, tasks: tuple[str, ...]) -> None:
+        parts = model.parts() if hasattr(model, "parts") else [(tasks, model)]
+        self.tasks_of_parts = [list(own) for own, _ in parts]
+        # A training that diverges at once has the initial weights, as epoch 0.
+        self.best = BestWeights([module for _, module in parts], (-math.inf, -math.inf))
         self.curves: dict[str, list[float]] = {}
         self.relations: list[list[float]] | None = None
 
-    def update(self, epoch: int, figures: Mapping[str, float], score: float, backward: Backward) -> None:
+    def update(self, figures: Mapping[str, float], of_parts: Sequence[tuple[float, float]], backward: Backward) -> None:
         for name, value in figures.items():
             self.curves.setdefault(name, []).append(value)
-        if self.best.update(epoch, [(score,)]) or self.relations is None:
+        if self.best.update(int(figures["epoch"]), of_parts) or self.relations is None:
             self.relations = backward.relations
+
+    def epochs_of_tasks(self) -> dict[str, int]:
+        return {task: epoch for tasks, epoch in zip(self.tasks_of_parts, self.best.epochs) for task in tasks}
+
+    def means(self) -> tuple[float, float]:
+        """Score and loss, mean over the tasks."""
+        total = sum(map(len, self.tasks_of_parts))
+        shares = [len(tasks) / total for tasks in self.tasks_of_parts]
+        score = sum(share * score for share, (score, _) in zip(shares, self.best.scores))
+        return score, sum(-share * loss for share, (_, loss) in zip(shares, self.best.scores))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.state_dict(), "curves": self.curves, "relations": self.relations}

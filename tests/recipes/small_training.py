@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.methods.attach import PCGRAD, Backward
+from recipes.methods.attach import Backward
 from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen
-from recipes.training.best_weights import BestEpochs
+from recipes.training.best_weights import BestWeights
 from recipes.training.engine import Engine, Plan
 from recipes.training.objective import Objective
 from saliency_reg import SaliencyRegularizer
@@ -142,7 +142,7 @@ class Training:
             else None,
             seed=3,
         )
-        self.best = BestEpochs([self.model], (-float("inf"),))
+        self.best = BestWeights([self.model], (-float("inf"),))
         self.validation = Samples(7, tasks, dtype=dtype)
         self.engine = Engine(
             accelerator,

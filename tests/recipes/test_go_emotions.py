@@ -19,7 +19,7 @@ from recipes.methods.methods import METHODS
 from recipes.runtime.errors import DataError, OptionError
 from recipes.studies.emotion_cells import EmotionCell
 from recipes.studies.study import Cell
-from recipes.training.f1 import best_threshold, f1_scores, with_f1
+from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
 
 WORDS = ("great", "sad", "why", "thanks", "awful", "love", "really", "dog", "house", "today", "never", "blue")

@@ -15,7 +15,7 @@ from recipes.methods.methods import METHODS
 from recipes.runtime.errors import DataError, OptionError
 from recipes.training.loss_sums import weighted_sums
 from recipes.training.metrics import METRICS_OF, macro, score_of, task_scores
-from recipes.training.multi_task_objective import MultiTaskObjective
+from recipes.training.objective import MultiTaskObjective
 from recipes.training.train import Data, Options, train_tasks
 
 NAN = math.nan

@@ -17,7 +17,7 @@ from recipes.runs import text_set_run as set_run
 from recipes.runtime.errors import need
 from recipes.runtime.run_folder import INTERRUPTED
 from recipes.runtime.termination import TERMINATED
-from recipes.training.set_scores import scores_of, selection_score
+from recipes.training.metrics import scores_of, selection_score
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from saliency_reg.integrations.transformers import MultiTaskModel
 
