@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from recipes.methods.attach import Backward
+from recipes.methods.surgeries import PCGRAD, PCGRAD_PARAMETERS
 from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen
 from recipes.training.best_weights import BestWeights
@@ -24,10 +25,10 @@ TASKS = ("a", "b", "c")
 METHODS = {
     "plain": (None, False),
     "regularizer": (None, True),
-    "feature": (PCGRAD["pcgrad_feature"], False),
-    "parameters": (PCGRAD["pcgrad_parameters"], False),
-    "regularizer and feature": (PCGRAD["pcgrad_feature"], True),
-    "regularizer and parameters": (PCGRAD["pcgrad_parameters"], True),
+    "feature": (PCGRAD, False),
+    "parameters": (PCGRAD_PARAMETERS, False),
+    "regularizer and feature": (PCGRAD, True),
+    "regularizer and parameters": (PCGRAD_PARAMETERS, True),
 }
 
 
