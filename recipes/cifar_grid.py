@@ -7,19 +7,19 @@ run it again to go on. The tables say what is not done yet.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from .data.images.cifar import HUB_ID, fingerprint
-from .methods.methods import FULL_LABELS, MISSING_LABELS
 from .models.small_resnet import SMALL_BACKBONE
-from .studies.cifar_cells import CifarCell
-from .studies.command import GridCommand
+from .studies.cifar_cells import train_cifar
+from .studies.command import StudyCommand
+from .studies.pictures import draw_study
 from .studies.study import Setting
-
-__all__ = ["COMMAND", "SETTINGS", "main"]
 
 #: Raise it when the trainings behind the same values change: old results are then no longer found.
 VERSION = 1
+_FULL_LABELS = ("hard_sharing", "srdml_uniform", "srdml_projected", "srdml", "pcgrad", "srdml+pcgrad")
+#: With few labels, where other metrics may do better.
+_MISSING_LABELS = (*_FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *_FULL_LABELS[4:])
 #: As many values for each: hard sharing is tuned as hard as the others.
 _GRIDS: dict[str, tuple[float, ...]] = {
     "weight decay": (0.0, 0.05, 0.5),
@@ -55,7 +55,7 @@ def _setting(train_images: int, activation: str, labelled: float = 1.0, tasks: s
         "evaluations": 10,
         "temperature": None,
     }
-    return Setting(key, label, values, FULL_LABELS if labelled == 1 else MISSING_LABELS, _GRIDS)
+    return Setting(key, label, values, _FULL_LABELS if labelled == 1 else _MISSING_LABELS, _GRIDS)
 
 
 #: In the order in which they are trained.
@@ -73,7 +73,7 @@ SETTINGS = {
 }
 
 
-COMMAND = GridCommand(
+COMMAND = StudyCommand(
     name="cifar_grid",
     description=__doc__,
     settings=SETTINGS,
@@ -82,14 +82,10 @@ COMMAND = GridCommand(
     data=(HUB_ID, "folder of parquet files, or id on the hub"),
     packages=("timm", "datasets"),
     fingerprint=fingerprint,
-    trainer=CifarCell,
+    train=train_cifar,
+    draw=draw_study,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing, print the tables, and return the exit code."""
-    return COMMAND.main(arguments)
-
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,22 +7,15 @@ never computed again: stop the command whenever you like, and run it again to go
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from .data.tabular import fingerprint
+from .studies.command import StudyCommand
+from .studies.study import Setting
+from .studies.tabular_cells import train_tabular
 
-from .data.tabular import TabularSplits, fingerprint, sarcos_splits, school_splits
-from .methods.methods import FULL_LABELS, MISSING_LABELS
-from .models.small_networks import ACTIVATIONS
-from .studies.cell_training import CellTraining, options_of
-from .studies.command import GridCommand
-from .studies.study import Cell, Setting
-from .training.train import Data, Outcome, train_tasks
-
-__all__ = ["COMMAND", "SETTINGS", "TabularCell", "main"]
-
+_FULL_LABELS = ("hard_sharing", "srdml_uniform", "srdml_projected", "srdml", "pcgrad", "srdml+pcgrad")
+_MISSING_LABELS = (*_FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *_FULL_LABELS[4:])
 #: Raise it when the trainings behind the same values change: old results are then no longer found.
 VERSION = 1
 _GRIDS: dict[str, tuple[float, ...]] = {
@@ -51,7 +44,7 @@ def _sarcos(rows: int) -> Setting:
     return _setting(
         f"sarcos-{rows}",
         f"SARCOS, {rows} rows for each of 7 torques",
-        MISSING_LABELS,
+        _MISSING_LABELS,
         data="sarcos",
         rows_per_task=rows,
         validation_rows=500,
@@ -69,7 +62,7 @@ SETTINGS = {
         _setting(
             "school",
             "School, 139 tasks",
-            FULL_LABELS,
+            _FULL_LABELS,
             data="school",
             validation_share=0.2,
             epochs=8,
@@ -79,62 +72,7 @@ SETTINGS = {
 }
 
 
-class TabularCell(CellTraining):
-    """Trains cells on a folder that has the folders ``sarcos`` and ``school``."""
-
-    def fingerprint(self, cell: Cell) -> str:
-        del cell  # both data sets count
-        return fingerprint(self.data)
-
-    def train(self, cell: Cell) -> Outcome:
-        values = cell.setting.values
-        splits = _splits(self.data, values, cell.seed)
-        return train_tasks(
-            lambda: SharedMLP(splits, values),
-            Data(splits.kinds, splits.train, splits.validation, splits.test if cell.reported else None),
-            cell.method,
-            cell.value,
-            options_of(cell),
-            cell.seed,
-        )
-
-
-class SharedMLP(nn.Module):
-    """Two hidden layers that all tasks share, and a head with one hidden layer for each."""
-
-    def __init__(self, splits: TabularSplits, values: Mapping[str, Any]) -> None:
-        super().__init__()
-        activation, width = ACTIVATIONS[values["activation"]], values["width"]
-        inputs = splits.train.inputs.shape[1]
-        self.backbone = nn.Sequential(nn.Linear(inputs, width), activation(), nn.Linear(width, width), activation())
-        self.heads = nn.ModuleDict(
-            {
-                task: nn.Sequential(
-                    nn.Linear(width, values["head_width"]),
-                    activation(),
-                    nn.Linear(values["head_width"], 1),
-                    nn.Flatten(0),
-                )
-                for task in splits.kinds
-            }
-        )
-
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """``{task: [B]}``."""
-        feature = self.backbone(inputs)
-        return {task: head(feature) for task, head in self.heads.items()}
-
-
-def _splits(folder: str, values: Mapping[str, Any], seed: int) -> TabularSplits:
-    own = str(Path(folder, values["data"]))
-    if values["data"] == "school":
-        return school_splits(own, seed=seed, validation_share=values["validation_share"])
-    return sarcos_splits(
-        own, seed=seed, rows_per_task=values["rows_per_task"], validation_rows=values["validation_rows"]
-    )
-
-
-COMMAND = GridCommand(
+COMMAND = StudyCommand(
     name="tabular",
     description=__doc__,
     settings=SETTINGS,
@@ -143,14 +81,9 @@ COMMAND = GridCommand(
     data=(None, "folder that has the folders sarcos and school, with train.parquet and test.parquet each"),
     packages=("datasets",),
     fingerprint=fingerprint,
-    trainer=TabularCell,
+    train=train_tabular,
 )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing, print the tables, and return the exit code."""
-    return COMMAND.main(arguments)
-
+main = COMMAND.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,68 +1,63 @@
-"""A small convolutional network: shared by all tasks, or one of its own for every task."""
+"""Small networks that two cores can train: shared by all tasks, or one of its own for every task."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "SeparateNetworks", "SharedNetwork", "TaskModel", "task_losses"]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 CHANNELS = 32
 
 
-class TaskModel(nn.Module):
-    """A model with one logit per task and sample."""
-
-    def __init__(self, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.tasks = tuple(tasks)
-
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def parts(self) -> list[tuple[list[str], nn.Module]]:
-        """Modules that share no parameter, each with its tasks: the best epoch of each is found on its own."""
-        raise NotImplementedError
-
-
-class SharedNetwork(TaskModel):
-    """One backbone and a head for every task (hard sharing)."""
+class SharedNetwork(nn.Module):
+    """One convolutional backbone and a head for every task (hard sharing), with one logit for each."""
 
     def __init__(self, tasks: Sequence[str], activation: str) -> None:
-        super().__init__(tasks)
+        super().__init__()
         self.backbone = _backbone()
         self.heads = nn.ModuleDict({task: _head(activation) for task in tasks})
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """``{task: [B]}``."""
         features = self.backbone(inputs)
         return {task: head(features).squeeze(1) for task, head in self.heads.items()}
 
-    def parts(self) -> list[tuple[list[str], nn.Module]]:
-        return [(list(self.tasks), self)]
 
-
-class SeparateNetworks(TaskModel):
+class SeparateNetworks(nn.Module):
     """A whole network of the same shape for every task: nothing is shared."""
 
     def __init__(self, tasks: Sequence[str], activation: str) -> None:
-        super().__init__(tasks)
+        super().__init__()
         self.networks = nn.ModuleDict({task: nn.Sequential(_backbone(), _head(activation)) for task in tasks})
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """``{task: [B]}``."""
         return {task: network(inputs).squeeze(1) for task, network in self.networks.items()}
 
     def parts(self) -> list[tuple[list[str], nn.Module]]:
+        """Modules that share no parameter, each with its tasks: the best epoch of each is found on its own."""
         return [([task], network) for task, network in self.networks.items()]
 
 
-def task_losses(logits: Mapping[str, Tensor], labels: Tensor) -> list[Tensor]:
-    """Mean cross-entropy of each task, for labels ``[N, T]``."""
-    return [
-        functional.binary_cross_entropy_with_logits(own, truth) for own, truth in zip(logits.values(), labels.unbind(1))
-    ]
+class SharedMLP(nn.Module):
+    """Two hidden layers that all tasks share, and a head with one hidden layer and one output for each."""
+
+    def __init__(self, inputs: int, tasks: Sequence[str], width: int, head_width: int, activation: str) -> None:
+        super().__init__()
+        layer = ACTIVATIONS[activation]
+        self.backbone = nn.Sequential(nn.Linear(inputs, width), layer(), nn.Linear(width, width), layer())
+        self.heads = nn.ModuleDict(
+            {
+                task: nn.Sequential(nn.Linear(width, head_width), layer(), nn.Linear(head_width, 1), nn.Flatten(0))
+                for task in tasks
+            }
+        )
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        """``{task: [B]}``."""
+        feature = self.backbone(inputs)
+        return {task: head(feature) for task, head in self.heads.items()}
 
 
 def _backbone() -> nn.Module:

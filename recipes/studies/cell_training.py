@@ -1,62 +1,77 @@
-"""From a cell of a study to its result."""
+"""From a cell of a study to its result, in any process."""
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
-from ..training.train import Options, Outcome
-from .results_file import timed
-from .study import Cell
+from ..runtime.processes import Ranks
+from ..training.options import Options
+from .results_file import key_of, timed
+from .study import Cell, Trained
 
-__all__ = ["CellTraining", "options_of"]
+
+class Result(Protocol):
+    """What a training leaves."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """With ``"validation"``, the score that is tuned by, and ``"macro"``, figures by metric."""
+
+
+#: One training of a cell, on the data of a place, with a folder for checkpoints; a function that has a name, so that it
+#: reaches workers. Only a reported cell may see the test split.
+TrainOne = Callable[[Cell, Any, Path], Result]
 
 
 @dataclass(frozen=True)
-class CellTraining(ABC):
-    """Trains cells in any process.
+class CellTraining:
+    """Trains cells.
 
     Attributes:
+        train: one of them.
         data: folder or hub id.
+        fingerprint: of the data.
+        folder: of the checkpoints of trainings that are not finished.
         deadline: of ``time.time()``, after which no training begins.
+        keeps: folders of finished trainings, for what trackers wrote.
     """
 
-    data: str
+    train: TrainOne
+    data: Any
+    fingerprint: str
+    folder: Path
     deadline: float | None = None
+    keeps: bool = False
 
-    def __call__(self, cell: Cell) -> tuple[Cell, dict[str, Any] | None, dict[str, Any]]:
+    def __call__(self, cell: Cell) -> Trained:
         """The cell, its result (``None`` after the deadline), and what else should be known about it."""
         if self.deadline is not None and time.time() > self.deadline:
             return cell, None, {}
-        with timed(self.fingerprint(cell)) as about:
-            outcome = self.train(cell)
+        with timed(self.fingerprint) as about:
+            outcome = self.train(cell, self.data, self._own(cell))
         return cell, outcome.to_dict(), about
 
-    @abstractmethod
-    def fingerprint(self, cell: Cell) -> str:
-        """Of the data that the cell is trained on."""
+    def forget(self, cell: Cell, ranks: Ranks) -> None:
+        """Remove the checkpoints of a training whose result is kept."""
+        if ranks.is_main and not self.keeps:
+            shutil.rmtree(self._own(cell), ignore_errors=True)
 
-    @abstractmethod
-    def train(self, cell: Cell) -> Outcome:
-        """One training; only a reported one may see the test split."""
+    def _own(self, cell: Cell) -> Path:
+        return self.folder / key_of(cell.to_dict())
 
 
-def options_of(cell: Cell, **more: Any) -> Options:
+def cell_options(cell: Cell, **more: Any) -> Options:
     """The options of a cell's training that its setting names, on which its numbers depend.
 
     Args:
         cell: of which.
         more: options on which they depend up to rounding alone.
     """
-    values = cell.setting.values
-    return Options(
-        epochs=values["epochs"],
-        batch_size=values["batch_size"],
-        learning_rate=values["learning_rate"],
-        weight_decay=values["weight_decay"],
-        evaluations=values["evaluations"],
-        temperature=values.get("temperature"),
-        **more,
-    )
+    names = {entry.name for entry in dataclasses.fields(Options)}
+    given = {name: value for name, value in cell.setting.values.items() if name in names}
+    return Options(**{**given, "seed": cell.seed, **more})

@@ -5,158 +5,334 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from saliency_reg.errors import SaliencyRegError
 
-from ..runs.command_line import Parser, real_number, whole_number
+from ..methods.methods import BASELINE, METHODS, Method
+from ..runs.command_line import COUNT, NON_NEGATIVE, Parser, add_number, folder_name, method_name, whole_number
 from ..runtime.errors import RecipeError, need
-from ..runtime.files import locked
-from ..runtime.run_folder import INTERRUPTED
-from ..runtime.termination import TERMINATED, Terminated, listening
+from ..runtime.files import locked, machine, now, versions, write_json
+from ..runtime.processes import Ranks, started_ranks
+from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
+from ..runtime.termination import TERMINATED, Terminated, deferred, listening
 from ..runtime.workers import Workers
-from .results_file import CellFile
-from .study import FIRST_TUNING_SEED, Setting, Study, TrainCell
-from .tables import markdown
+from .cell_training import CellTraining, TrainOne
+from .results_file import ResultsFile
+from .study import FIRST_TUNING_SEED, Setting, Study
+from .tables import as_csv, as_numbers, markdown, tuning
 
-__all__ = ["GridCommand"]
+SCHEMA_VERSION = 4
+#: Between two lines where standard error is no terminal.
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
-class GridCommand:
+class StudyCommand:
     """What one study adds to the common command.
 
     Attributes:
         name: of the module, such as ``"cifar_grid"``.
         description: for ``--help``.
-        settings: by key, in the order in which they are trained.
+        settings: from the command line to the settings by key, in the order in which they are trained.
         metrics: columns of the tables.
-        compared: columns of paired differences to hard sharing.
-        data: default of ``--data``, and what it is.
+        compared: columns of paired differences to the baseline.
+        train: one cell: from the cell, the data, and a folder for its checkpoints.
         packages: that have to be there.
-        fingerprint: of the data, from ``--data``.
-        trainer: from ``--data`` and a deadline to what trains a cell, in any process.
+        data: default of ``--data``, and what it is; ``None`` for data that need no place.
+        place: what ``train`` gets as data, from the command line; ``--data`` by default.
+        fingerprint: of the data, from their place.
+        add_arguments: options of its own, and ``check``, which refuses what cannot go together.
+        introduction: said before the trainings, from the command line.
+        draw: pictures and further tables of a study into a folder; returns what else to print.
+        methods: that can be compared, by key, and the ``baseline``.
+        seeds, workers: defaults.
     """
 
     name: str
     description: str
-    settings: Mapping[str, Setting]
+    settings: Mapping[str, Setting] | Callable[[argparse.Namespace], Mapping[str, Setting]]
     metrics: tuple[str, ...]
     compared: tuple[str, ...]
-    data: tuple[str | None, str]
-    packages: tuple[str, ...]
-    fingerprint: Callable[[str], str]
-    trainer: Callable[[str, float | None], TrainCell]
+    train: TrainOne
+    packages: tuple[str, ...] = ()
+    data: tuple[str | None, str] | None = None
+    place: Callable[[argparse.Namespace], Any] = lambda options: options.data
+    fingerprint: Callable[[Any], str] | None = None
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
+    introduction: Callable[[argparse.Namespace], str] | None = None
+    draw: Callable[[Study, Path], str] | None = None
+    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    baseline: str = BASELINE
+    seeds: int = 5
+    workers: int = 2
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train what is missing, print the tables, and return the exit code."""
-        for package in ("sklearn", "tqdm", "accelerate", *self.packages):
+        for package in ("sklearn", "tqdm", "accelerate", "optuna", *self.packages):
             need(package)
         parser = self._parser()
         options = parser.parse_args(arguments)
-        try:
-            return self._run(parser, options)
-        except (RecipeError, SaliencyRegError) as error:
-            print(f"{parser.prog}: error: {error}", file=sys.stderr)
-            return 1
+        self._check(parser, options)
+        with started_ranks() as state:
+            try:
+                return _Course(self, parser, options, Ranks(state)).run()
+            except (RecipeError, SaliencyRegError) as error:
+                print(f"{parser.prog}: error: {error}", file=sys.stderr)
+                return 1
 
-    def _run(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-        path: Path = options.results
-        settings = [self.settings[key] for key in options.settings]
-        tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
-        code = 0
-        with contextlib.ExitStack() as held:
-            trains = options.minutes is None or options.minutes > 0
-            if trains:
-                self._lock(parser, path, held)
-            cells = CellFile(path)
-            study = Study(settings, range(options.seeds), tuning_seeds, cells)
-            if trains and study.done < study.trainings:
-                self._check_data(parser, options, cells)
-                code = self._train(study, options)
-        print(markdown(study, self.metrics, self.compared))
-        print(f"\n{study.done} of {study.trainings} trainings are done. Results: {path}")
-        return code
-
-    def _lock(self, parser: argparse.ArgumentParser, path: Path, held: contextlib.ExitStack) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(path.parent))
-        except BlockingIOError:
-            parser.error(f"argument --results: another run is at work in {path.parent}. Stop it, or pass another file.")
-        except OSError as error:
-            parser.error(f"argument --results: cannot write in {path.parent} ({error.strerror}). Pass another file.")
-
-    def _check_data(self, parser: argparse.ArgumentParser, options: argparse.Namespace, cells: CellFile) -> None:
-        if options.data is None:
-            parser.error(f"argument --data: needed for the trainings that are missing. Use {self.data[1]}.")
-        found = self.fingerprint(options.data)
-        if not cells.data <= {found}:
-            parser.error(
-                f"argument --data: the results in {options.results} are of other data than {options.data}. Pass another "
-                "--results."
-            )
-
-    def _train(self, study: Study, options: argparse.Namespace) -> int:
-        deadline = None if options.minutes is None else time.time() + 60 * options.minutes
-        bar = need("tqdm").tqdm(total=study.trainings, initial=study.done, unit="training", disable=None)
-        try:
-            with listening(), bar, Workers(options.workers) as workers:
-                for cell in study.run(
-                    functools.partial(workers.run_all, ordered=False), self.trainer(options.data, deadline)
-                ):
-                    bar.set_postfix_str(f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}")
-                    bar.update()
-        except KeyboardInterrupt:
-            print("\nInterrupted. What follows is from the trainings that were finished.")
-            return INTERRUPTED
-        except Terminated:
-            print("\nTerminated. Run the same command again to go on.")
-            return TERMINATED
-        return 0
+    def settings_of(self, options: argparse.Namespace) -> Mapping[str, Setting]:
+        """The tables, by key."""
+        return self.settings(options) if callable(self.settings) else self.settings
 
     def _parser(self) -> argparse.ArgumentParser:
         parser = Parser(prog=f"python -m recipes.{self.name}", description=self.description)
-        default, what = self.data
-        parser.add_argument(
-            "--data", default=default, metavar="DATA", help=f"{what}{f' (default: {default})' if default else ''}"
-        )
-        parser.add_argument(
-            "--settings",
+        if self.add_arguments is not None:
+            self.add_arguments(parser)
+        if self.data is not None:
+            default, what = self.data
+            shown = f" (default: {default})" if default else ""
+            parser.add_argument("--data", default=default, metavar="DATA", help=f"{what}{shown}")
+        study = parser.add_argument_group("study")
+        study.add_argument("--settings", nargs="+", metavar="SETTING", help="some of the tables (default: all)")
+        study.add_argument(
+            "--methods",
             nargs="+",
-            choices=list(self.settings),
-            default=list(self.settings),
-            metavar="SETTING",
-            help=f"some of {', '.join(self.settings)} (default: all, in this order)",
+            type=method_name if self.methods is METHODS else str,
+            metavar="METHOD",
+            help=f"some of {', '.join(self.methods)} (default: those of the published tables)",
         )
-        for name, default_count, text in (
-            ("--seeds", 5, "reported: 0, 1, ..."),
-            ("--tuning-seeds", 2, f"of each trial: {FIRST_TUNING_SEED}, ..."),
-            ("--workers", 2, "trainings at a time, of one thread each; the numbers do not depend on it"),
-        ):
-            parser.add_argument(
-                name,
-                type=whole_number(1),
-                default=default_count,
-                metavar="N",
-                help=f"{text} (default: {default_count})",
-            )
-        parser.add_argument(
-            "--minutes",
-            type=real_number(above_zero=False),
-            metavar="X",
-            help="after which no training begins; 0 only prints the tables (default: no limit)",
-        )
-        file = Path("runs", self.name, "results.jsonl")
-        parser.add_argument(
-            "--results",
-            type=Path,
-            default=file,
-            metavar="FILE",
-            help=f"what is there is not computed again (default: {file})",
-        )
+        add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
+        add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
+        text = "values that each method tries, chosen by Optuna within the bounds of its grid (default: the grid)"
+        add_number(study, "--trials", None, text, whole_number(2))
+        run = parser.add_argument_group("run")
+        workers = min(self.workers, os.cpu_count() or 1)
+        text = "trainings at a time, in processes of one thread each; the numbers do not depend on it"
+        run.add_argument("--workers", type=COUNT, metavar="N", help=f"{text} (default: {workers})")
+        text = "after which no training begins; 0 only prints the tables (default: no limit)"
+        add_number(run, "--minutes", None, text, NON_NEGATIVE)
+        folder = Path("runs", self.name)
+        text = f"of results.jsonl, in which nothing is computed twice, and of tables and pictures (default: {folder})"
+        run.add_argument("--out", type=Path, default=folder, metavar="FOLDER", help=text)
+        run.add_argument("--name", type=folder_name, help="of a folder in it (default: none)")
+        run.add_argument("--results", type=Path, metavar="FILE", help="in place of results.jsonl in that folder")
         return parser
+
+    def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+        if self.check is not None:
+            self.check(parser, options)
+        if options.results is None:
+            options.results = Path(options.out, options.name or "", "results.jsonl")
+        if options.seeds > FIRST_TUNING_SEED:
+            parser.error(
+                f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Use --seeds {FIRST_TUNING_SEED} or less."
+            )
+        for name, known in (("settings", self.settings_of(options)), ("methods", self.methods)):
+            given = getattr(options, name) or ()
+            if unknown := [key for key in given if key not in known]:
+                parser.error(f"argument --{name}: found {unknown[0]!r}. Use some of {', '.join(known)}.")
+            if len(set(given)) < len(given):
+                parser.error(f"argument --{name}: the same value twice. Use each value once.")
+
+
+class _Course:
+    """One start of a study."""
+
+    def __init__(
+        self, command: StudyCommand, parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks
+    ) -> None:
+        self._command = command
+        self._parser = parser
+        self._options = options
+        self._ranks = ranks
+        self._path: Path = options.results
+        self._began = time.monotonic()
+        if ranks.size > 1 and options.workers not in (None, 1):
+            parser.error(
+                f"argument --workers: the {ranks.size} processes that were started share each training, and there are no "
+                f"other workers. Leave --workers out, or start the recipe with {parser.prog}."
+            )
+        default = 1 if ranks.size > 1 else min(command.workers, os.cpu_count() or 1)
+        options.workers = options.workers or default
+
+    def run(self) -> int:
+        options, command, ranks = self._options, self._command, self._ranks
+        code, trains = 0, options.minutes is None or options.minutes > 0
+        with contextlib.ExitStack() as held:
+            if trains and ranks.is_main:
+                self._lock(held)
+            study = self._study()
+            if trains and study.done < study.trainings:
+                data = self._check_data(study)
+                self._print(command.introduction(options) if command.introduction is not None else "")
+                code = self._train(study, data)
+            if code == TERMINATED or not ranks.is_main:
+                return code
+            return self._conclude(study, code, trains)
+
+    def _study(self) -> Study:
+        options, command, ranks = self._options, self._command, self._ranks
+        settings = list(command.settings_of(options).values())
+        if options.settings:
+            settings = [own for own in settings if own.key in options.settings]
+        if options.methods:
+            settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
+        if options.trials is not None:
+            settings = [setting.searched(options.trials) for setting in settings]
+        results = ranks.from_main(ResultsFile(self._path) if ranks.is_main else None)
+        tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
+        if not ranks.is_main:
+            results.writes = False
+        return Study(settings, range(options.seeds), tuning_seeds, results, command.methods, command.baseline)
+
+    def _lock(self, held: contextlib.ExitStack) -> None:
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+        except BlockingIOError:
+            self._parser.error(
+                f"argument --results: another run is at work in {folder}. Stop it, or pass another file or --name."
+            )
+        except OSError as error:
+            self._parser.error(
+                f"argument --results: cannot write in {folder} ({error.strerror}). Pass another file or --out."
+            )
+
+    def _check_data(self, study: Study) -> str:
+        command = self._command
+        place = command.place(self._options)
+        if place is None and command.data is not None:
+            self._parser.error(f"argument --data: needed for the trainings that are missing. Use {command.data[1]}.")
+        found = "" if command.fingerprint is None else command.fingerprint(place)
+        if not study.results.data <= {found}:
+            self._parser.error(
+                f"argument --data: the results in {self._path} are of other data than these. Pass another --results."
+            )
+        return found
+
+    def _train(self, study: Study, data: str) -> int:
+        options = self._options
+        deadline = None if options.minutes is None else time.time() + 60 * options.minutes
+        folder = self._path.parent / "trainings"
+        tracked = bool(getattr(options, "trackers", ()))
+        work = CellTraining(self._command.train, self._command.place(options), data, folder, deadline, tracked)
+        several = self._ranks.size > 1
+        try:
+            # Several processes have to end at one place: only the engine knows one.
+            with (
+                listening(),
+                deferred() if several else contextlib.nullcontext(),
+                Workers(options.workers) as workers,
+                self._told(study) as tell,
+            ):
+                run_all = functools.partial(workers.run_all, ordered=several)
+                for cell, result in study.run(run_all, work):
+                    tell(f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}", cell.reported, result)
+                    work.forget(cell, self._ranks)
+        except KeyboardInterrupt:
+            self._print("\nInterrupted. What follows is from the trainings that were finished.")
+            return INTERRUPTED
+        except Terminated:
+            self._print("\nTerminated. Run the same command again to go on.")
+            return TERMINATED
+        return 0
+
+    @contextlib.contextmanager
+    def _told(self, study: Study) -> Iterator[Callable[[str, bool, Mapping[str, Any]], None]]:
+        """A bar in a terminal, otherwise a line now and then, on standard error."""
+        total, done, began = study.trainings, study.done, time.monotonic()
+        line = -_SECONDS_BETWEEN_LINES
+        shown = self._ranks.is_main and sys.stderr.isatty()
+        bar = need("tqdm").tqdm(total=total, initial=done, unit="training", disable=not shown)
+        first = done
+
+        def tell(what: str, reported: bool, result: Mapping[str, Any]) -> None:
+            nonlocal done, line
+            done += 1
+            bar.set_description("reported" if reported else "tuning")
+            bar.set_postfix_str(f"last: {what}")
+            bar.update()
+            now_ = time.monotonic()
+            if shown or not self._ranks.is_main or (now_ - line < _SECONDS_BETWEEN_LINES and done < total):
+                return
+            line = now_
+            left = (now_ - began) / (done - first) * (total - done)
+            score = result["validation"]
+            text = "no score" if score is None else f"validation score {score:.4f}"
+            print(f"{done} of {total} trainings ({what}: {text}), {_duration(left)} left", file=sys.stderr, flush=True)
+
+        with bar:
+            yield tell
+
+    def _conclude(self, study: Study, code: int, trains: bool) -> int:
+        command, not_written = self._command, {}
+        # What a full disk cannot take away comes first.
+        print(markdown(study, command.metrics, command.compared))
+        print(f"\n{study.done} of {study.trainings} trainings are done. Results: {self._path}", flush=True)
+        if not trains:
+            return code
+        study.results.flush()
+        if study.results.not_written is not None:
+            not_written[self._path.name] = study.results.not_written
+        text = f"{markdown(study, command.metrics, command.compared)}\n\n{tuning(study)}\n"
+        for_people, for_programs, numbers = (self._path.with_suffix(suffix) for suffix in (".md", ".csv", ".json"))
+        try:
+            _try(not_written, for_people.name, lambda: for_people.write_text(text, encoding="utf-8"))
+            _try(not_written, for_programs.name, lambda: for_programs.write_text(as_csv(study, command.metrics)))
+            _try(not_written, numbers.name, lambda: write_json(numbers, self._content(study, code)))
+            draw = command.draw
+            further = draw and _try(not_written, "pictures", lambda: draw(study, self._path.parent))
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        if further:
+            print(f"\n{further}")
+        names = sorted(path.name for path in self._path.parent.iterdir() if not path.name.startswith("."))
+        print(f"\n{time.monotonic() - self._began:.0f} s. In {self._path.parent}: {', '.join(names)}")
+        if not_written:
+            print(f"Not written: {'; '.join(f'{name} ({why})' for name, why in not_written.items())}")
+        return code or (NOT_WRITTEN if not_written else 0)
+
+    def _content(self, study: Study, code: int) -> dict[str, Any]:
+        hidden = ("out", "name", "results", "minutes")
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": self._command.name,
+            "status": "interrupted" if code else "complete" if study.done == study.trainings else "running",
+            "date": now(),
+            "options": {name: value for name, value in vars(self._options).items() if name not in hidden},
+            "versions": versions(),
+            "machine": machine(),
+            "processes": self._ranks.size,
+            **as_numbers(study, self._command.metrics),
+        }
+
+    def _print(self, text: str) -> None:
+        if self._ranks.is_main and text:
+            print(text, flush=True)
+
+
+def _try(not_written: dict[str, str], name: str, write: Callable[[], Any]) -> Any:
+    try:
+        return write()
+    except (OSError, SaliencyRegError) as error:
+        not_written[name] = getattr(error, "strerror", None) or str(error)
+        return None
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 90
+        else f"{seconds / 60:.0f} min"
+        if seconds < 5400
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -1,16 +1,18 @@
-"""Pictures of results, good enough for a paper."""
+"""Pictures of a study: learned relations, learning curves, conflicts."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saliency_reg.integrations.plot import draw_relations
+
 from ..runtime.errors import need
 from ..runtime.figures import new_figure, save
-
-__all__ = ["draw_conflicts", "draw_learning_curves"]
+from .study import Setting, Study
 
 #: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
 _STYLES = (
@@ -30,43 +32,99 @@ _STYLES = (
 _MOST_BANDS = 5
 
 
-def draw_learning_curves(path: Path, curves: Mapping[str, Any], labels: Mapping[str, str]) -> None:
-    """Validation loss and AUC by epoch: mean over seeds, with a band of one standard deviation if there are few methods.
+@dataclass(frozen=True)
+class Curve:
+    """What one method measured by epoch, over seeds.
 
-    A method's place among the labels decides its style, so that it looks the same in all pictures.
+    Attributes:
+        label: of the method.
+        style: colour and dashes, the same in all pictures.
+        epochs: of the looks.
+        per_seed: measure to ``[seeds, looks]``.
     """
+
+    label: str
+    style: tuple[str, Any]
+    epochs: list[float]
+    per_seed: Mapping[str, Any]
+
+
+def draw_study(study: Study, folder: Path) -> str:
+    """Draw each setting: relations of every regularizer, learning curves of all methods, conflicts of task gradients."""
+    for setting in study.settings:
+        prefix = "" if len(study.settings) == 1 else f"{setting.key}_"
+        _draw_relations(study, setting, folder, prefix)
+        curves = _curves(study, setting)
+        surgery = {key: own for key, own in curves.items() if getattr(study.methods[key], "surgery", None) is not None}
+        others = {key: own for key, own in curves.items() if key not in surgery}
+        baseline = {key: own for key, own in others.items() if key == study.baseline}
+        for name, chosen in (("", others), ("_surgery", {**baseline, **surgery} if surgery else {})):
+            if chosen:
+                draw_learning_curves(folder / f"{prefix}learning_curves{name}.png", list(chosen.values()))
+        if conflicts := [curve for curve in curves.values() if "conflicts" in curve.per_seed]:
+            draw_conflicts(folder / f"{prefix}conflicts.png", conflicts)
+    return ""
+
+
+def _draw_relations(study: Study, setting: Setting, folder: Path, prefix: str) -> None:
+    for method in study.methods_of(setting):
+        results = study.reported(setting, method).values()
+        found = [result["relations"] for result in results if result.get("relations")]
+        if found and method.rule != "fixed":
+            mean = need("numpy").mean(found, axis=0)
+            tasks = list(next(iter(results))["scores"])
+            title = f"Learned relations, {method.label}, mean of {len(found)} seed{'s' if len(found) > 1 else ''}"
+            draw_relations(mean, tasks, folder / f"{prefix}relations_{method.key}.png", title=title)
+
+
+def _curves(study: Study, setting: Setting) -> dict[str, Curve]:
+    numpy = need("numpy")
+    found = {}
+    for method, style in zip(study.methods_of(setting), itertools.cycle(_STYLES)):
+        curves = [result["curves"] for result in study.reported(setting, method).values() if result.get("curves")]
+        if curves:
+            per_seed = {
+                name: numpy.array([curve[name] for curve in curves], dtype=float)
+                for name in curves[0]
+                if all(name in curve for curve in curves)
+            }
+            found[method.key] = Curve(method.label, style, curves[0]["epoch"], per_seed)
+    return found
+
+
+def draw_learning_curves(path: Path, curves: list[Curve]) -> None:
+    """Draw loss and score by epoch: mean over seeds, with a band of one standard deviation if there are few methods."""
     figure, (left, right) = new_figure(9.0, 3.9, columns=2)
-    _draw_by_epoch(left, curves, labels, "validation_loss", 1.0)
-    _draw_by_epoch(right, curves, labels, "validation_auc", 100.0)
-    left.set_ylabel("validation loss (cross-entropy, nats)")
-    right.set_ylabel("validation AUC (%)")
+    loss = "validation_loss" if all("validation_loss" in curve.per_seed for curve in curves) else "training_loss"
+    _draw_by_epoch(left, curves, loss, 1.0)
+    _draw_by_epoch(right, curves, "validation_score", 100.0)
+    left.set_ylabel(loss.replace("_", " "))
+    right.set_ylabel("validation score (%)")
     left.set_ylim(bottom=0)
     _stretch_towards_100(right)
     _describe_lines(figure, left, curves, "Mean over tasks")
     save(figure, path)
 
 
-def draw_conflicts(path: Path, curves: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+def draw_conflicts(path: Path, curves: list[Curve]) -> None:
     """Share of conflicting task gradients by epoch."""
     figure, axes = new_figure(6.4, 4.2)
-    _draw_by_epoch(axes, curves, labels, "conflicts", 100.0)
+    _draw_by_epoch(axes, curves, "conflicts", 100.0)
     axes.set_ylabel("pairs of tasks in conflict (%)")
     axes.set_ylim(0, 100)
-    _describe_lines(figure, axes, curves, "Task gradients at the feature map, all training images at once")
+    _describe_lines(figure, axes, curves, "Task gradients at the feature map")
     save(figure, path)
 
 
-def _draw_by_epoch(axes: Any, curves: Mapping[str, Any], labels: Mapping[str, str], name: str, factor: float) -> None:
-    numpy = need("numpy")
-    styles = dict(zip(labels, itertools.cycle(_STYLES)))
-    for key, curve in curves.items():
-        colour, style = styles[key]
-        mean = factor * numpy.array(curve[name]["mean"], dtype=float)
-        deviation = factor * numpy.array(curve[name]["std"], dtype=float)
-        epochs = numpy.arange(1, len(mean) + 1)
-        axes.plot(epochs, mean, color=colour, linestyle=style, linewidth=1.6, label=labels[key])
-        if len(curve["seeds"]) > 1 and len(curves) <= _MOST_BANDS:
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.12, linewidth=0)
+def _draw_by_epoch(axes: Any, curves: list[Curve], name: str, factor: float) -> None:
+    for curve in curves:
+        colour, dashes = curve.style
+        values = factor * curve.per_seed[name]
+        mean = values.mean(0)
+        axes.plot(curve.epochs, mean, color=colour, linestyle=dashes, linewidth=1.6, label=curve.label)
+        if len(values) > 1 and len(curves) <= _MOST_BANDS:
+            spread = values.std(0, ddof=1)
+            axes.fill_between(curve.epochs, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(need("matplotlib.ticker").MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.01)
@@ -75,17 +133,12 @@ def _draw_by_epoch(axes: Any, curves: Mapping[str, Any], labels: Mapping[str, st
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _describe_lines(figure: Any, axes: Any, curves: Mapping[str, Any], title: str) -> None:
+def _describe_lines(figure: Any, axes: Any, curves: list[Curve], title: str) -> None:
     """Legend below, and above what the lines are."""
-    seeds = max(len(curve["seeds"]) for curve in curves.values())
+    seeds = max(len(values) for curve in curves for values in curve.per_seed.values())
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=min(len(names), 5 if len(names) <= 5 else round(figure.get_figwidth() / 2.2)),
-        frameon=False,
-    )
+    columns = min(len(names), 5 if len(names) <= 5 else round(figure.get_figwidth() / 2.2))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     lines = "lines and bands: mean and standard deviation" if axes.collections else "lines: mean"
     what = f"; {lines} of {seeds} seeds" if seeds > 1 else ", one seed"
     figure.suptitle(f"{title}{what}", fontsize=10)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods.methods import BASELINE, METHODS, Method
-from .results_file import CellFile
+import numpy as np
 
-__all__ = ["FIRST_TUNING_SEED", "Cell", "Setting", "Study"]
+from ..methods.methods import BASELINE, METHODS, Method
+from .results_file import ResultsFile
+from .trials import Range, Space, count_of, trial_values
 
 FIRST_TUNING_SEED = 1000
+#: Of the bootstrap.
+_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,27 @@ class Setting:
         label: for titles.
         values: everything else that a result depends on, as plain numbers and texts.
         methods: keys of those that are compared.
-        grids: from what a method tunes to the values that are tried.
+        spaces: values that are tried, by a method's key, or by what it tunes.
     """
 
     key: str
     label: str
     values: Mapping[str, Any]
     methods: tuple[str, ...]
-    grids: Mapping[str, tuple[float, ...]] = field(hash=False, default_factory=dict)
+    spaces: Mapping[str, Space] = field(hash=False, default_factory=dict)
 
-    def trials(self, method: Method) -> tuple[float, ...]:
+    def space(self, method: Method) -> Space:
         """The values that are tried for this method."""
-        return self.grids[method.parameter]
+        names = (method.key, method.parameter, method.parameter.partition(",")[0])
+        return next(self.spaces[name] for name in names if name in self.spaces)
+
+    def searched(self, trials: int) -> Setting:
+        """The same, with so many trials of each method within the bounds of its grid."""
+        spaces = {}
+        for name, space in self.spaces.items():
+            known = sorted(value for value in space if value > 0) if not isinstance(space, Range) else []
+            spaces[name] = Range(known[0], known[-1], trials) if known else space
+        return Setting(self.key, self.label, self.values, self.methods, spaces)
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Cell:
 
     setting: Setting
     method: Method
-    value: float
+    value: Any
     seed: int
     reported: bool
 
@@ -63,9 +75,21 @@ class Cell:
         }
 
 
-#: From a cell to its result, or to ``None`` if the time is up.
-TrainCell = Callable[[Cell], "tuple[Cell, dict[str, Any] | None, dict[str, Any]]"]
-RunAll = Callable[[TrainCell, Sequence[Cell]], Iterable["tuple[Cell, dict[str, Any] | None, dict[str, Any]]"]]
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and standard deviation over the seeds, and the bounds of a 95 % interval of the mean by bootstrap; NaN where
+    they are not known."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+#: A cell, its result (``None`` if the time is up), and what else should be known about it.
+Trained = tuple[Cell, "dict[str, Any] | None", dict[str, Any]]
+TrainCell = Callable[[Cell], Trained]
+RunAll = Callable[[TrainCell, Sequence[Cell]], Iterable[Trained]]
 
 
 class Study:
@@ -74,61 +98,73 @@ class Study:
     Args:
         settings: in the order in which they are trained.
         seeds, tuning_seeds: of reported trainings and of trials.
-        cells: the results.
+        results: those that are there.
+        methods: by key.
+        baseline: key of the method that others are compared with.
     """
 
     def __init__(
-        self, settings: Sequence[Setting], seeds: Sequence[int], tuning_seeds: Sequence[int], cells: CellFile
+        self,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        tuning_seeds: Sequence[int],
+        results: ResultsFile,
+        methods: Mapping[str, Method] = METHODS,
+        baseline: str = BASELINE,
     ) -> None:
         self.settings = list(settings)
         self.seeds = list(seeds)
         self.tuning_seeds = list(tuning_seeds)
-        self._cells = cells
+        self.results = results
+        self.methods = methods
+        self.baseline = baseline
+
+    def methods_of(self, setting: Setting) -> list[Method]:
+        """Those that are compared, in the order of the tables."""
+        return [self.methods[key] for key in setting.methods]
 
     @property
     def trainings(self) -> int:
         """How many there are in all."""
-        each = len(self.tuning_seeds)
         return sum(
-            len(setting.trials(METHODS[key])) * each + len(self.seeds)
+            count_of(setting.space(method)) * len(self.tuning_seeds) + len(self.seeds)
             for setting in self.settings
-            for key in setting.methods
+            for method in self.methods_of(setting)
         )
 
     @property
     def done(self) -> int:
         """How many of them have a result."""
-        trials = sum(self._cells.get(cell.to_dict()) is not None for own in self.settings for cell in self._trials(own))
-        reported = sum(
-            self._cells.get(cell.to_dict()) is not None for own in self.settings for cell in self._reported(own)
-        )
-        return trials + reported
+        cells = [cell for own in self.settings for cell in (*self._trials(own), *self._reported(own))]
+        return len(cells) - len(self._missing(cells))
 
-    def run(self, run_all: RunAll, train: TrainCell) -> Iterator[Cell]:
+    def run(self, run_all: RunAll, train: TrainCell) -> Iterator[tuple[Cell, dict[str, Any]]]:
         """Every training without a result, each one saved before it is yielded; ends early when the time is up."""
         for setting in self.settings:
-            for cells in (self._trials, self._reported):
-                for cell, result, about in run_all(train, self._missing(cells(setting))):
-                    if result is not None:
-                        self._cells.add(cell.to_dict(), result, about)
-                        yield cell
+            for planned in (self._trials, self._reported):
+                while missing := self._missing(planned(setting)):
+                    for cell, result, about in run_all(train, missing):
+                        if result is not None:
+                            self.results.add(cell.to_dict(), result, about)
+                            yield cell, result
+                    if self._missing(missing):
+                        return  # the time is up
 
-    def chosen(self, setting: Setting, method: Method) -> float | None:
-        """The value of the best mean validation score over the tuning seeds; ``None`` until all are tried."""
-        means = self.tuning(setting, method)
-        if len(means) < len(setting.trials(method)):
+    def chosen(self, setting: Setting, method: Method) -> Any:
+        """The value of the best mean validation score over the tuning seeds, the first of equals; ``None`` until all are
+        tried."""
+        space = setting.space(method)
+        if not count_of(space):
+            return trial_values(space, {}.get)[0]
+        found = self.tuning(setting, method)
+        if len(found) < count_of(space):
             return None
-        return max(means, key=lambda value: means[value])
+        return max(found, key=lambda trial: trial[1])[0]
 
-    def tuning(self, setting: Setting, method: Method) -> dict[float, float]:
-        """The mean validation score of each value that all tuning seeds have tried."""
-        found = {}
-        for value in setting.trials(method):
-            results = [self._result(setting, method, value, seed, reported=False) for seed in self.tuning_seeds]
-            scores = [_score(result) for result in results if result is not None]
-            if len(scores) == len(results):
-                found[value] = statistics.fmean(scores)
-        return found
+    def tuning(self, setting: Setting, method: Method) -> list[tuple[Any, float]]:
+        """The values that all tuning seeds have tried, with their mean validation scores."""
+        found = [(value, self._validation(setting, method, value)) for value in self._values(setting, method)]
+        return [(value, score) for value, score in found if score is not None]
 
     def reported(self, setting: Setting, method: Method) -> dict[int, dict[str, Any]]:
         """Results of the chosen value, by seed; those that are there."""
@@ -138,60 +174,81 @@ class Study:
         found = {seed: self._result(setting, method, value, seed, reported=True) for seed in self.seeds}
         return {seed: result for seed, result in found.items() if result is not None}
 
-    def summary(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation over the seeds of each macro metric; empty without a result."""
+    def summary(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, Statistic]:
+        """Statistics over the seeds of each macro metric; empty without a result."""
         return _statistics([result["macro"] for result in self.reported(setting, method).values()], metrics)
 
-    def difference(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, tuple[float, float]]:
-        """The same of the difference to hard sharing within a seed."""
-        ours, theirs = self.reported(setting, method), self.reported(setting, METHODS[BASELINE])
+    def difference(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, Statistic]:
+        """The same of the difference to the baseline within a seed; empty for the baseline, and without it."""
+        if method.key == self.baseline or self.baseline not in setting.methods:
+            return {}
+        ours, theirs = self.reported(setting, method), self.reported(setting, self.methods[self.baseline])
         pairs = [(ours[seed]["macro"], theirs[seed]["macro"]) for seed in sorted(set(ours) & set(theirs))]
-        rows = [{name: _number(a[name]) - _number(b[name]) for name in metrics} for a, b in pairs]
+        rows = [{name: _number(a.get(name)) - _number(b.get(name)) for name in metrics} for a, b in pairs]
         return _statistics(rows, metrics)
 
+    def _values(self, setting: Setting, method: Method) -> list[Any]:
+        return trial_values(setting.space(method), lambda value: self._validation(setting, method, value))
+
+    def _validation(self, setting: Setting, method: Method, value: Any) -> float | None:
+        results = [self._result(setting, method, value, seed, reported=False) for seed in self.tuning_seeds]
+        scores = [_score(result) for result in results if result is not None]
+        return statistics.fmean(scores) if len(scores) == len(results) else None
+
     def _trials(self, setting: Setting) -> list[Cell]:
+        values = {
+            method.key: self._values(setting, method)
+            for method in self.methods_of(setting)
+            if count_of(setting.space(method))
+        }
         return [
-            Cell(setting, METHODS[key], value, seed, reported=False)
+            Cell(setting, self.methods[key], value, seed, reported=False)
             for seed in self.tuning_seeds
-            for key in setting.methods
-            for value in setting.trials(METHODS[key])
+            for key, own in values.items()
+            for value in own
         ]
 
     def _reported(self, setting: Setting) -> list[Cell]:
         # Seed by seed, so that a study that is stopped has all methods for the seeds it finished.
-        chosen = {key: self.chosen(setting, METHODS[key]) for key in setting.methods}
+        chosen = [(method, self.chosen(setting, method)) for method in self.methods_of(setting)]
         return [
-            Cell(setting, METHODS[key], value, seed, reported=True)
+            Cell(setting, method, value, seed, reported=True)
             for seed in self.seeds
-            for key, value in chosen.items()
+            for method, value in chosen
             if value is not None
         ]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Cell]:
-        return [cell for cell in cells if self._cells.get(cell.to_dict()) is None]
+        return [cell for cell in cells if self.results.get(cell.to_dict()) is None]
 
-    def _result(
-        self, setting: Setting, method: Method, value: float, seed: int, reported: bool
-    ) -> dict[str, Any] | None:
-        return self._cells.get(Cell(setting, method, value, seed, reported).to_dict())
+    def _result(self, setting: Setting, method: Method, value: Any, seed: int, reported: bool) -> dict[str, Any] | None:
+        return self.results.get(Cell(setting, method, value, seed, reported).to_dict())
 
 
 def _score(result: Mapping[str, Any]) -> float:
     score = result["validation"]
-    return -float("inf") if score is None else float(score)  # JSON has no infinity: a training that diverged
+    return -math.inf if score is None else float(score)  # JSON has no infinity: a training that diverged
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value  # JSON has no NaN, either
 
 
-def _statistics(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, tuple[float, float]]:
+def _statistics(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]) -> dict[str, Statistic]:
     if not rows:
         return {}
     found = {}
     for name in names:
-        values = [_number(row[name]) for row in rows]
+        values = [_number(row.get(name)) for row in rows]
         # Python 3.11's stdev stumbles on NaN.
         known = len(values) > 1 and not any(map(math.isnan, values))
-        found[name] = statistics.fmean(values), statistics.stdev(values) if known else math.nan
+        deviation = statistics.stdev(values) if known else math.nan
+        found[name] = Statistic(statistics.fmean(values), deviation, *(_interval(values) if known else (math.nan,) * 2))
     return found
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of 95 % for the mean, by the percentiles of means over seeds that are drawn anew."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(np.asarray(values)[drawn].mean(1), (2.5, 97.5))
+    return float(low), float(high)

@@ -1,14 +1,16 @@
-"""Tables of a study, in Markdown."""
+"""A study as tables, for people (Markdown) and for programs (CSV), and as plain numbers."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ..methods.methods import BASELINE, METHODS
-from .study import Setting, Study
-
-__all__ = ["markdown"]
+from ..methods.methods import Method
+from .study import Setting, Statistic, Study
 
 _TITLES = {
     "accuracy": "accuracy %",
@@ -16,57 +18,156 @@ _TITLES = {
     "precision": "precision %",
     "recall": "recall %",
     "nmse": "nMSE (lower is better)",
+    "rmse": "RMSE (lower is better)",
     "f1": "F1 %",
     "f1_rare": "F1 of rare tasks %",
     "auc_rare": "AUC of rare tasks %",
 }
-_PERCENT = ("accuracy", "auc", "precision", "recall", "f1", "f1_rare", "auc_rare")
 
 
 def markdown(study: Study, metrics: Sequence[str], compared: Sequence[str]) -> str:
-    """One table for each setting, with what is not done yet.
+    """Lay out one table for each setting, with what is not done yet.
 
     Args:
         study: its results.
         metrics: columns of means over seeds.
-        compared: columns of paired differences to hard sharing.
+        compared: columns of paired differences to the baseline.
     """
-    return "\n\n".join(_table(study, setting, metrics, compared) for setting in study.settings)
+    tables = []
+    for setting in study.settings:
+        differences = compared if study.baseline in setting.methods else ()
+        titles = [
+            "method",
+            "tuned",
+            "seeds",
+            *(_TITLES[name] for name in metrics),
+            *(f"difference in {_TITLES[name].removesuffix(' %').partition(' (')[0]}" for name in differences),
+        ]
+        rows = [_row(study, setting, method, metrics, differences) for method in study.methods_of(setting)]
+        tables.append(f"### {setting.label}\n\n{markdown_table([titles, *rows])}")
+    return "\n\n".join(tables)
 
 
-def _table(study: Study, setting: Setting, metrics: Sequence[str], compared: Sequence[str]) -> str:
-    titles = [
-        "method",
-        "tuned",
-        "seeds",
-        *(_TITLES[name] for name in metrics),
-        *(f"difference in {_TITLES[name].removesuffix(' %').partition(' (')[0]}" for name in compared),
-    ]
-    rows = [_row(study, setting, key, metrics, compared) for key in setting.methods]
-    lines = [titles, ["---"] * len(titles), *rows]
-    return f"### {setting.label}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def tuning(study: Study) -> str:
+    """Lay out the mean validation score of every value that was tried."""
+    rows = [["method", "tuned", "mean validation score of each value"]]
+    tables = []
+    for setting in study.settings:
+        rows = [["method", "tuned", "chosen", "mean validation score of each value"]]
+        for method in study.methods_of(setting):
+            found = ", ".join(f"{value_text(value)}: {score:.4f}" for value, score in study.tuning(setting, method))
+            chosen = study.chosen(setting, method)
+            rows.append(
+                [
+                    method.label,
+                    method.parameter,
+                    "not done" if chosen is None else value_text(chosen),
+                    found or "-",
+                ]
+            )
+        tables.append(f"### Tuning: {setting.label}\n\n{markdown_table(rows)}")
+    return "\n\n".join(tables)
 
 
-def _row(study: Study, setting: Setting, key: str, metrics: Sequence[str], compared: Sequence[str]) -> list[str]:
-    method = METHODS[key]
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows of which the first has the titles."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_csv(study: Study, metrics: Sequence[str]) -> str:
+    """One line for each setting, method and metric, with numbers as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [entry.name for entry in dataclasses.fields(Statistic)]
+    writer.writerow(
+        ["setting", "method", "tuned", "seeds", "metric", *names, *(f"difference_{name}" for name in names)]
+    )
+    for setting in study.settings:
+        for method in study.methods_of(setting):
+            summary = study.summary(setting, method, metrics)
+            difference = study.difference(setting, method, metrics)
+            value, seeds = study.chosen(setting, method), len(study.reported(setting, method))
+            for name in summary:
+                cells = [*_numbers(summary.get(name)), *_numbers(difference.get(name))]
+                writer.writerow(
+                    [setting.key, method.key, "" if value is None else value_text(value), seeds, name, *cells]
+                )
+    return text.getvalue()
+
+
+def as_numbers(study: Study, metrics: Sequence[str]) -> dict[str, Any]:
+    """What is known so far, for ``results.json``."""
+    return {
+        "seeds": study.seeds,
+        "tuning_seeds": study.tuning_seeds,
+        "baseline": study.baseline,
+        "settings": {
+            setting.key: {
+                "label": setting.label,
+                "values": dict(setting.values),
+                "methods": {
+                    method.key: _method(study, setting, method, metrics) for method in study.methods_of(setting)
+                },
+            }
+            for setting in study.settings
+        },
+    }
+
+
+def _method(study: Study, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, Any]:
+    return {
+        "label": method.label,
+        "parameter": method.parameter,
+        "chosen": study.chosen(setting, method),
+        "trials": [{"value": value, "validation": score} for value, score in study.tuning(setting, method)],
+        "per_seed": [{"seed": seed, **result} for seed, result in study.reported(setting, method).items()],
+        "summary": _plain(study.summary(setting, method, metrics)),
+        "difference": _plain(study.difference(setting, method, metrics)),
+    }
+
+
+def _plain(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(statistic) for name, statistic in statistics.items()}
+
+
+def _numbers(statistic: Statistic | None) -> list[str]:
+    if statistic is None:
+        return [""] * len(dataclasses.fields(Statistic))
+    return ["" if math.isnan(value) else repr(value) for value in dataclasses.astuple(statistic)]
+
+
+def _row(study: Study, setting: Setting, method: Method, metrics: Sequence[str], compared: Sequence[str]) -> list[str]:
     value = study.chosen(setting, method)
     summary = study.summary(setting, method, metrics)
-    difference = {} if key == BASELINE else study.difference(setting, method, compared)
+    difference = study.difference(setting, method, compared)
     done = len(study.reported(setting, method))
-    parameter = method.parameter.partition(",")[0]
+    name = method.parameter.partition(",")[0]
     return [
         method.label,
-        "not done" if value is None else f"{parameter} {value:g}",
+        "not done" if value is None else f"{name} {value_text(value)}".strip(),
         f"{done}" if done == len(study.seeds) else f"{done} of {len(study.seeds)}",
-        *(_text(name, summary.get(name)) for name in metrics),
-        *(_text(name, difference.get(name), sign="+") for name in compared),
+        *(statistic_text(name, summary.get(name)) for name in metrics),
+        *(statistic_text(name, difference.get(name), sign="+") for name in compared),
     ]
 
 
-def _text(name: str, statistic: tuple[float, float] | None, sign: str = "") -> str:
-    if statistic is None or math.isnan(statistic[0]):
+def value_text(value: Any) -> str:
+    """A value of what is tuned, or several by name."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {own:g}" for name, own in value.items())
+    return f"{value:g}"
+
+
+def statistic_text(name: str, statistic: Statistic | None, sign: str = "") -> str:
+    """Mean and deviation; of a difference, which has a sign, also the 95 % interval."""
+    if statistic is None or math.isnan(statistic.mean):
         return "-"
-    factor, digits = (100, 2) if name in _PERCENT else (1, 4)
-    mean, deviation = statistic
-    text = f"{factor * mean:{sign}.{digits}f}"
-    return text if math.isnan(deviation) else f"{text} +- {factor * deviation:.{digits}f}"
+    factor, digits = (100, 2) if _TITLES[name].endswith("%") else (1, 4)
+    text = f"{factor * statistic.mean:{sign}.{digits}f}"
+    if math.isnan(statistic.std):
+        return text
+    text += f" +- {factor * statistic.std:.{digits}f}"
+    if sign:
+        text += f" [{factor * statistic.low:+.{digits}f}, {factor * statistic.high:+.{digits}f}]"
+    return text
