@@ -218,6 +218,7 @@ class Ways:
         self._known: set[tuple[int, int]] = set()
 
     def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
+        """Tell whether any output reads the map past its head, in this forward or an earlier one."""
         edge, heads = seen.edge, {(index, run.differentiable) for index, run in recorded.ended.items()}
         if not self.others and edge is not None and not heads <= self._known and recorded.aliased:
             # Ways that lead through another named feature map are those of that one.

@@ -18,6 +18,7 @@ HeadsNow = frozenset[tuple[int, tuple[bool, ...]]]
 
 
 def heads_as_they_are(forward: CapturedForward) -> HeadsNow:
+    """Return the heads that ran, each with the modes of its parts now."""
     modules = forward.modules
     return frozenset(
         (index, tuple(module.training for module in modules[index].modules()) if modules else ())

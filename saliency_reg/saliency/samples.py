@@ -66,6 +66,7 @@ class Rows:
 
 
 def per_feature(value: Any, number: int, what: str) -> list[Any]:
+    """Return a value for each feature map, of one for all or a list of them."""
     if isinstance(value, (list, tuple)):
         if len(value) != number:
             raise ShapeError(f"{what}= has {len(value)} entries for {number} feature maps. Pass one for each.")

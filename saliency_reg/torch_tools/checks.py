@@ -38,6 +38,7 @@ def non_negative_number(name: str, value: object) -> float:
 
 
 def positive_number(name: str, value: object) -> float:
+    """Return ``value`` as a float, finite and ``> 0``."""
     number = non_negative_number(name, value)
     if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
@@ -45,6 +46,7 @@ def positive_number(name: str, value: object) -> float:
 
 
 def share_below_one(name: str, value: object) -> float:
+    """Return ``value`` as a float in ``[0, 1)``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise WrongTypeError(f"{name} must be a number in [0, 1), found {value!r} ({type(value).__name__}).")
     if not 0 <= float(value) < 1:
@@ -53,6 +55,7 @@ def share_below_one(name: str, value: object) -> float:
 
 
 def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise an error for a value that is not among those ``allowed``."""
     if value not in allowed:
         raise ConfigurationError(f"unknown {what} {value!r}. Choose one of {', '.join(map(repr, allowed))}.")
 
