@@ -212,7 +212,7 @@ def of_methods(heads: Heads, ran_inside: Callable[[str], Sequence[str]] = lambda
         words += " (for each task from where its head begins to its output)" if more else ""
     return (
         f" Where a method of a head is called, head.step(feature), not {heads.names[0]!r} itself, name the modules in it "
-        f"that are called: heads={words}."
+        f"that are called (the keys are the names of the tasks): heads={words}."
     )
 
 
