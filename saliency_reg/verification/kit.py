@@ -288,15 +288,11 @@ _ENABLE = "Set regularizer.enabled = True in training; the other rows are as if 
 def _axes(subject: Subject, run: Run) -> list[str]:
     """Say of each feature map which of its axes are samples and channels, as the saliency takes them."""
     shapes = [list(one.tensor.shape) for one in run.forward.features]
-    chosen = subject.options.channel_axis
     try:
         subject.penalty(run)  # which finds the axes
         found = []
         for index, (one, shape) in enumerate(zip(run.forward.features, shapes)):
-            given = chosen[index] if isinstance(chosen, Sequence) else chosen
-            axis = resolve_channel_axis(
-                one.tensor.shape, run.twin._extractor._channel_axis(index, given, run.forward), one.batch_axis
-            )
+            axis = resolve_channel_axis(one.tensor.shape, subject.channel_axis(run, index), one.batch_axis)
             axis = [one.batch_axis, *(each for each in range(len(shape)) if each != one.batch_axis)][axis]
             samples = shape[one.batch_axis]
             found.append(f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})")
