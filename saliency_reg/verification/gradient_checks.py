@@ -33,7 +33,7 @@ def reach(subject: Subject) -> Check:
         changed = changed_in_place(parts) if "inplace" in str(error) or "in place" in str(error) else []
         if not changed:
             raise
-        text = f"changed in place, but needed for a gradient: what these made or read: {_names(changed)}"
+        text = f"a tensor was changed in place that a gradient needs, one that these made or read: {_names(changed)}"
         return Check("reach", False, text, "Use the operation that makes a new tensor: x = x + y, not x += y.")
 
 

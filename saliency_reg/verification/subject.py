@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +19,15 @@ from ..errors import CaptureError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
-from ..torch_tools import at_least_float32, derives_from, gradients_of, leaves_behind, same_tensor, without_autocast
+from ..torch_tools import (
+    at_least_float32,
+    derives_from,
+    gradients_of,
+    leaves_behind,
+    same_tensor,
+    users_place,
+    without_autocast,
+)
 from .unchanged import Buffers, Randomness
 
 _Found = TypeVar("_Found")
@@ -49,11 +55,7 @@ def called(name: str, function: Callable[..., Any], *args: Any) -> Any:
     except SaliencyRegError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        package = str(Path(__file__).parents[1])
-        own = [one for one in frames if not one.filename.startswith(package) and "/torch/" not in one.filename]
-        where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{where}") from error
+        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{users_place(error)}") from error
 
 
 class Handed(HeadAliases):
