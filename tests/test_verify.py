@@ -446,6 +446,7 @@ def conflicts() -> Net:
 def test_surgery(backward: Any) -> None:
     report = report_of(conflicts(), losses=conflicting, surgery=PCGrad(), backward=backward)
     assert failed(report) == ([] if backward in (None, right) else ["surgery"]), str(report)
+    assert ("that was built here" in report["surgery"].advice) == (backward is right)
 
 
 def test_pcgrad_on_summed_gradients() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,7 +63,9 @@ def surgery(
     if others:
         return Check("surgery", None, "not checked: your loop uses the surgery of another regularizer", _OTHER)
     try:
-        return subject.in_double(lambda: _compared(subject, backward, tolerance))
+        check = subject.in_double(lambda: _compared(subject, backward, tolerance))
+        built = combiner is not None and backward is not None and not attached
+        return replace(check, advice=_BUILT) if check.passed and built else check
     except SurgeryError as error:
         if backward is None or combiner is None or _APART not in str(error):
             raise
@@ -215,6 +217,10 @@ _NEVER = (
 _OWN = (
     "Add losses and penalty and call backward on the sum once: gradients that were added up before the surgery, a penalty "
     "that was detached, or weighed with the losses, are not what was asked for."
+)
+_BUILT = (
+    "The surgery is that of a regularizer that was built here. For a loop that combines the task gradients itself, pass its "
+    "regularizer=, too, built without surgery=."
 )
 _WEIGHTING = "Look at the weighting, and at code of your own between the heads' outputs and the losses."
 
