@@ -286,6 +286,13 @@ def changed_between_heads(task: str, feature: Tensor) -> Tensor:
     return feature
 
 
+def patched_and_changed(x: Tensor) -> Tensor:
+    z = x * 1
+    y = Patched.apply(z, torch.eye(4), torch.zeros(4))
+    z += 1
+    return y
+
+
 def changed_after_heads() -> Net:
     def after(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         args[0].add_(1)
@@ -299,11 +306,14 @@ def changed_after_heads() -> Net:
     (lambda: Net(lambda feature: feature.add_(1)), "'backbone.3' (Sigmoid)"),
     (changed_after_heads, "'backbone.3' (Sigmoid)"),
     (lambda: Net(before=changed_between_heads), "after head 'heads.a'"),
-    (lambda: with_part(InPlace()), "'heads.b.1' (InPlace)"),
-], ids=["feature map", "after heads", "between heads", "within a part"])  # fmt: skip
+    (lambda: with_part(InPlace()), "read: 'heads.b.1' (InPlace)"),
+    (lambda: with_part(nn.Sequential(nn.Sigmoid(), nn.Identity(), nn.ReLU(inplace=True))), "read: 'heads.b.1.0' (Sigmoid)"),
+    (lambda: with_part(Odd(patched_and_changed)), "read: 'heads.b.1' (Odd)"),
+], ids=["feature map", "after heads", "between heads", "within a part", "by the next but one", "by a function"])  # fmt: skip
 def test_what_is_changed_in_place_is_named(make: Callable[[], Net], words: str) -> None:
     reach = report_of(make())["reach"]
     assert reach.passed is False, reach
+    assert reach.found.endswith(words) or not words.startswith("read")
     assert words in reach.found
 
 
@@ -533,6 +543,22 @@ def test_a_loop_at_the_parameters() -> None:
     assert surgery.weighting.state_dict() == before
 
 
+@pytest.mark.parametrize("kind", ["feature map", "parameters"])
+def test_a_weighting_with_state_of_its_own_keeps_it(kind: str) -> None:
+    class Weighting:
+        calls = 0
+
+        def __call__(self, gramian: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.linspace(1, 2, len(gramian)) * self.calls
+
+    model, weighting = conflicts(), Weighting()
+    used = weighting if kind == "feature map" else ParameterSurgery(model, weighting)
+    report = report_of(model, losses=conflicting, surgery=used)
+    assert report["surgery"].passed, str(report)
+    assert weighting.calls == 0
+
+
 def test_passing_in_the_users_loop_shows() -> None:
     model = conflicts()
     regularizer = SaliencyRegularizer(model, "heads", strength=30.0, surgery=PCGrad())
@@ -718,6 +744,23 @@ def test_nothing_changes(attached: bool, surgery: bool) -> None:
         assert float(regularizer()) > 0  # the forward that waited
     else:
         SaliencyRegularizer(model, "heads")  # nothing is attached
+
+
+def test_a_regularizer_that_has_seen_nothing_has_seen_nothing_afterwards() -> None:
+    model = Net()
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0:input", strength=30.0)
+    capture = regularizer._capture
+
+    def seen() -> list[Any]:
+        known = [vars(way) for way in capture._ways]
+        return copy.deepcopy([known, capture._changes_output, capture._raw_inputs._ran, capture._raw_inputs._told])
+
+    before = seen()
+    assert verify(model, X, losses=losses, show=False, regularizer=regularizer).passed
+    assert seen() == before
+    model(X)
+    regularizer()
+    assert seen() != before
 
 
 def test_a_model_that_raises_is_put_back() -> None:

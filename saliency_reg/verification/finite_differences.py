@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..saliency import batch_first
 from ..torch_tools import gradients_of, leaves_behind
 from .saliency_checks import handed, maps_of
-from .subject import HeldStatistics, Subject
+from .subject import Subject
 
 #: Relative to what is moved. A kink may lie in a large step, and a layer that computes in float32 drowns a small one.
 STEPS = {torch.float64: (1e-5, 1e-3, 1e-7), torch.float32: (1e-2, 3e-3, 3e-2)}
@@ -79,10 +79,9 @@ def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 def of_outputs(subject: Subject) -> Function:
     """Return a random sum of the outputs, as a function of the feature maps."""
-    held = HeldStatistics() if subject.options.cross_sample == "fix" else None  # as the saliency has it
 
     def value(maps: Sequence[Tensor]) -> Tensor:
-        run = subject.run(handed(subject, maps), statistics=held)
+        run = subject.run(handed(subject, maps))
         batch_first(run.forward, subject.options.batch_axis)
         total = torch.zeros((), dtype=torch.float64, device=run.forward.device)
         for output in run.forward.outputs:

@@ -36,7 +36,11 @@ class ParameterLevel:
 
 def lent_to_a_loop(surgery: ParameterSurgery | None) -> contextlib.AbstractContextManager[None]:
     """Let a loop use it, and put it back; gradients are measured in this step."""
-    return lent(surgery, _has_weights=False, _unfinished=None)
+    if surgery is None:
+        return contextlib.nullcontext()
+    weighting = copy.deepcopy(surgery.weighting)
+    usable = (check_weighting(weighting, None),)
+    return lent(surgery, _has_weights=False, _unfinished=None, weighting=weighting, _usable=usable)
 
 
 def held_by(function: Any, kind: type) -> list[Any]:

@@ -118,9 +118,8 @@ def borrowed(regularizer: SaliencyRegularizer) -> Iterator[FeatureCapture]:
     assert capture is not None
     before, reminded = dict(vars(capture)), regularizer._reminders.enabled
     held = vars(capture)
-    held["aliases"] = copy.copy(capture.aliases)
-    held["_raw_inputs"] = copy.copy(capture._raw_inputs)
-    held["_raw_inputs"].__dict__.update(_aliases=held["aliases"], _seen={}, _told=set(capture._raw_inputs._told))
+    held["_raw_inputs"] = inputs = copy.copy(capture._raw_inputs)
+    vars(inputs).update(_seen={}, _told=set(inputs._told), _ran=set(inputs._ran))
     held["_ways"] = copy.deepcopy(capture._ways)
     held["_changes_output"] = dict(capture._changes_output)
     held.update(_latest=None, enabled=True)
