@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,13 @@ def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:
 def derives_from(value: object, *class_names: str) -> bool:
     """Tell whether a base class has one of these names: for classes of packages that may not be installed."""
     return any(base.__name__ in class_names for base in type(value).__mro__)
+
+
+def users_place(error: BaseException) -> str:
+    """Return the last place in the user's code that an error came through, `` (file:line)``, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not one.filename.startswith((*_NOT_THE_USERS, "<frozen"))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def warn_user(message: str) -> None:
