@@ -76,7 +76,7 @@ class SaliencyExtractor:
     #: Task to the tasks whose feature it is known not to read, as a bit mask.
     _known_separate: dict[int, int] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
-    _without_batch_norm: set[tuple[int, tuple[bool, ...]]] = field(init=False, default_factory=set)
+    _without_batch_norm: HeadsNow = field(init=False, default=frozenset())
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
     #: Tasks that had a saliency once, which are compared from then on.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..capture import CapturedForward
 from ..torch_tools import Edge, gradients_of
 from .pooling import Pooling
-from .scalars import LABEL_SCALARIZATIONS, Scalarize
+from .scalars import LABEL_SCALARIZATIONS, Scalarize, weighed_unequally
 
 #: A saliency below this share of the largest one, or of what its output has, is looked at.
 _SMALL = 1e-3
@@ -105,13 +105,11 @@ class Vanishing:
         output = forward.outputs[row]
         if not output.requires_grad or output.numel() == 0:
             return 0.0
-        # Unequal factors: the sum of softmax outputs is constant.
-        factors = torch.linspace(1, 2, output[:1].numel() if output.ndim else 1, device=output.device)
-        weighed = output.float() * factors.view(output[:1].shape) if output.ndim else output
         edges: list[Edge] = [feature.edges[row] for feature in forward.features]
+        total = weighed_unequally(output).sum()
         pooled = [
             pooling.pooled(gradient.abs())
-            for pooling, feature, at_edge in zip(poolings, forward.features, gradients_of([weighed.sum()], edges))
+            for pooling, feature, at_edge in zip(poolings, forward.features, gradients_of([total], edges))
             if (gradient := feature.gradient(at_edge)) is not None
         ]
         return max((float(each.max()) for each in pooled), default=0.0)
