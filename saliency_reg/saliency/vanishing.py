@@ -95,13 +95,13 @@ class Vanishing:
             )
 
     def _reason(self, forward: CapturedForward, task: int) -> str:
-        if forward.columns or forward.outputs[forward.ran.index(task)][:1].numel() == 1:
+        if forward.columns or forward.outputs[forward.row_of(task)][:1].numel() == 1:
             return _POOLED
         return _AUTO if self._choices[task] == "auto" else _OTHERS
 
     def _reaction(self, forward: CapturedForward, task: int, poolings: Sequence[Pooling]) -> float:
         """Return how large the pooled gradient of a task's outputs would be if nothing in it cancelled."""
-        row = 0 if forward.columns else forward.ran.index(task)
+        row = forward.row_of(task)
         output = forward.outputs[row]
         if not output.requires_grad or output.numel() == 0:
             return 0.0
@@ -116,7 +116,7 @@ class Vanishing:
 
     def _rounding(self, forward: CapturedForward, task: int) -> float:
         """The share of a gradient that may be rounding."""
-        output = forward.outputs[0 if forward.columns else forward.ran.index(task)]
+        output = forward.outputs[forward.row_of(task)]
         dtypes = [output.dtype, *(feature.tensor.dtype for feature in forward.features)]
         return min(64 * max(torch.finfo(dtype).eps for dtype in dtypes), _SMALL)
 
