@@ -147,7 +147,7 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile has this module, as ``torch.compile(module)`` or ``module.compile()``."""
-    # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
+    # Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 
 
