@@ -209,10 +209,10 @@ def of_methods(heads: Heads, ran_inside: Callable[[str], Sequence[str]] = lambda
         named = [f"{task!r}: {own!r}" for task, own in zip(heads.tasks, given)]
         more = ["..."] if len(named) > _MOST_NAMES else []
         words = f"{{{', '.join([*named[:_MOST_NAMES], *more])}}}"
-        words += " (for each task from where its head begins to its output)" if more else ""
+        words += " (for each task from where its head begins to its output)" if more else " (the keys name the tasks)"
     return (
         f" Where a method of a head is called, head.step(feature), not {heads.names[0]!r} itself, name the modules in it "
-        f"that are called (the keys are the names of the tasks): heads={words}."
+        f"that are called: heads={words}."
     )
 
 
