@@ -115,6 +115,37 @@ def test_one_head_with_columns_under_surgery() -> None:
     assert report["surgery"].passed
 
 
+class SequenceFirst(nn.Module):
+    """A recurrent layer, ``[L, B, 6]``, and heads that read each step or the last one, or a column of each step per task."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads, self.lstm = reads, nn.LSTM(4, 6)
+        self.heads: nn.Module = nn.ModuleDict({task: head() for task in TASKS})
+        if reads == "columns":
+            self.heads = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, len(TASKS)))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        feature = self.lstm(x)[0]
+        if isinstance(self.heads, nn.ModuleDict):
+            return {task: head(feature[-1] if self.reads == "last" else feature) for task, head in self.heads.items()}
+        return dict(zip(TASKS, self.heads(feature).unbind(-1)))
+
+
+@pytest.mark.parametrize("length", [7, 5])
+@pytest.mark.parametrize(("reads", "options"), [
+    ("each", {}), ("each", {"surgery": PCGrad()}), ("each", {"pool": None}), ("last", {"feature": "lstm:output.0"}),
+    ("columns", {"tasks": TASKS}), ("columns", {"tasks": TASKS, "surgery": PCGrad()}),
+])  # fmt: skip
+def test_the_sequence_comes_first(reads: str, options: dict[str, Any], length: int) -> None:
+    x = torch.randn(length, 5, 4, generator=torch.Generator().manual_seed(1))  # as many steps as samples, too
+    report = report_of(SequenceFirst(reads), x, batch_axis=1, **options)
+    assert report.passed, str(report)
+    assert report["saliency"].passed
+    assert report["surgery"].passed is ("surgery" in options or None), str(report)
+
+
 class Dropping(Net):
     def __init__(self) -> None:
         super().__init__()

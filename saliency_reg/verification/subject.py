@@ -215,7 +215,9 @@ class Subject:
         """Return the channel axis that the saliency takes of one of the feature maps."""
         given = self.options.channel_axis
         one = given[index] if isinstance(given, Sequence) else given
-        return run.twin._extractor._channel_axis(index, one, run.forward)
+        forward = replace(run.forward, features=[replace(feature) for feature in run.forward.features])
+        batch_first(forward, self.options.batch_axis)  # of copies: outputs must not be moved twice
+        return run.twin._extractor._channel_axis(index, one, forward)
 
     def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the trained parameters of the heads, and the others."""

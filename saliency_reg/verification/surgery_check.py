@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import SurgeryError
 from ..regularizer import SaliencyRegularizer
-from ..saliency import resolve_channel_axis, task_columns
+from ..saliency import Pooling, batch_first, task_columns
 from ..surgery.parameters import ParameterSurgery
 from ..torch_tools import Gradient, added, gradients_of
 from .parameter_level import (
@@ -277,10 +277,11 @@ def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
         return [zero if row is None else row for row in rows]
     output = forward.outputs[0]
     (at_output,) = gradients_of([total], [output])
-    shape = forward.features[0].tensor.shape
-    axis = resolve_channel_axis(shape, subject.channel_axis(run, 0))
-    columns = task_columns(output, len(subject.tasks), shape, axis, forward.groups)
-    places = torch.arange(output.numel(), device=output.device).view(output.shape)
+    feature, axis = forward.features[0], subject.channel_axis(run, 0)
+    forward.outputs = [torch.arange(output.numel(), device=output.device).view(output.shape)]
+    batch_first(forward, subject.options.batch_axis)
+    pooling, (places,) = Pooling(feature.tensor.shape, axis, None, None, feature.batch_axis), forward.outputs
+    columns = task_columns(places, len(subject.tasks), pooling.shape, pooling.channel_axis, forward.groups)
     rows = []
     for task in range(len(subject.tasks)):
         own = torch.zeros(output.numel(), dtype=output.dtype, device=output.device)
