@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
 
-__all__ = ["STEPS", "ManyHeads", "Step", "make_data", "make_distributed_steps", "make_steps"]
+from ..models.small_resnet import ResidualBlock
 
-
-class Block(nn.Module):
-    """Two convolutions with a shortcut, as in ResNet-18."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.relu(self.bn1(self.conv1(x)))
-        return functional.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+#: One training step, from the forward pass to the optimizer.
+Step = Callable[[], None]
+#: Kinds of steps that are timed beside the plain one, and those that take too long with many tasks.
+FAST = ("regularizer", "floor", "surgery", "regularizer_surgery")
+SLOW = ("loop", "parameters", "torchjd", "textbook")
+#: Other shapes of the model, and the kinds of steps that are timed on them.
+VARIANTS = {"heads_alone": ("regularizer",), "linear": ("surgery", "regularizer_surgery"), "two-layer": ("surgery",)}
 
 
 class ManyHeads(nn.Module):
@@ -46,31 +37,25 @@ class ManyHeads(nn.Module):
     def __init__(self, tasks: int, width: int = 64, columns: str | None = None) -> None:
         super().__init__()
         self.tasks = tasks
-        stages: list[nn.Module] = [
-            nn.Conv2d(3, width, 7, 2, 3, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.MaxPool2d(3, 2, 1),
-        ]
+        stem = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        stages: list[nn.Module] = [stem, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
         channels = width
         for stage in range(4):
             outputs = width * 2**stage
-            stages += [Block(channels, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
+            stages += [ResidualBlock(channels, outputs, 1 if stage == 0 else 2), ResidualBlock(outputs, outputs, 1)]
             channels = outputs
         self.backbone = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        sizes = [1] * tasks if columns is None else [tasks]
-        self.heads = nn.ModuleList(
-            [
-                nn.Linear(channels, size)
-                if columns == "linear"
-                else nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, size))
-                for size in sizes
-            ]
-        )
+
+        def head(size: int) -> nn.Module:
+            if columns == "linear":
+                return nn.Linear(channels, size)
+            return nn.Sequential(nn.Linear(channels, 128), nn.GELU(), nn.Linear(128, size))
+
+        self.heads = nn.ModuleList([head(1) for _ in range(tasks)] if columns is None else [head(tasks)])
 
     @property
     def attachment(self) -> dict[str, Any]:
-        """What tells the library where the tasks are."""
+        """Tell the library where the tasks are."""
         if len(self.heads) == self.tasks:
             return {"heads": "heads"}
         return {"heads": "heads.0", "tasks": [str(task) for task in range(self.tasks)]}
@@ -80,17 +65,36 @@ class ManyHeads(nn.Module):
         return [column for head in self.heads for column in head(feature).split(1, dim=1)]
 
 
-class Step(Protocol):
-    """One training step, from the forward to the optimizer."""
-
-    def __call__(self) -> None: ...
-
-
 def make_data(tasks: int, batch_size: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images ``[B, 3, size, size]`` and labels ``[B, T]``: the time of a step does not depend on what they show."""
+    """Return images ``[B, 3, size, size]`` and labels ``[B, T]``: the time of a step does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, 3, size, size, generator=generator)
     return images, torch.randint(2, (batch_size, tasks), generator=generator).float()
+
+
+def training_step(
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], regularizer: SaliencyRegularizer | None = None
+) -> Step:
+    """Return a step on a loss, and on the penalty if there is a regularizer."""
+
+    def backward() -> None:
+        total = loss() if regularizer is None else loss() + regularizer()
+        total.backward()  # type: ignore[no-untyped-call]
+
+    return _step(optimizer, backward)
+
+
+def _step(optimizer: torch.optim.Optimizer, backward: Callable[[], None]) -> Step:
+    def step() -> None:
+        optimizer.zero_grad()
+        backward()
+        optimizer.step()
+
+    return step
+
+
+def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
 
 def _losses(outputs: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
@@ -101,50 +105,26 @@ def _task_loss(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(_losses(outputs, labels)).sum()
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-
-
-def _stepping(optimizer: torch.optim.Optimizer, backward: Callable[[], None]) -> Step:
-    def step() -> None:
-        optimizer.zero_grad()
-        backward()
-        optimizer.step()
-
-    return step
-
-
-def _trainer(model: nn.Module, images: Tensor, total_loss: Callable[[Sequence[Tensor]], Tensor]) -> Step:
-    return _stepping(_optimizer(model), lambda: total_loss(model(images)).backward())  # type: ignore[no-untyped-call]
-
-
-def plain_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
+def plain_step(model: nn.Module, images: Tensor, labels: Tensor, most: int | None) -> Step:
     """Equal weighting."""
-    return _trainer(model, images, lambda outputs: _task_loss(outputs, labels))
+    return training_step(_optimizer(model), lambda: _task_loss(model(images), labels))
 
 
-def regularized_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The same with the two lines of this package, and its defaults."""
-    return _with_regularizer(model, images, labels, max_tasks_per_step=most)
-
-
-def regularized_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The same with gradient surgery at the feature map."""
-    return _with_regularizer(model, images, labels, max_tasks_per_step=most, surgery=PCGrad())
-
-
-def _with_regularizer(
-    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, **options: Any
+def regularized_step(
+    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, most: int | None, **options: Any
 ) -> Step:
+    """The same with the two lines of this package, and its defaults."""
     optimizer = _optimizer(model)
     attachment = (model.module if isinstance(model, DistributedDataParallel) else model).attachment
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer, **attachment, **options)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, max_tasks_per_step=most, **attachment, **options)
+    return training_step(optimizer, lambda: _task_loss(model(images), labels), regularizer)
 
-    def backward() -> None:
-        outputs = model(images)
-        (_task_loss(outputs, labels) + regularizer()).backward()
 
-    return _stepping(optimizer, backward)
+def regularized_surgery_step(
+    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, most: int | None, **options: Any
+) -> Step:
+    """The same with gradient surgery at the feature map."""
+    return regularized_step(model, images, labels, most, surgery=PCGrad(), **options)
 
 
 def surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -157,7 +137,7 @@ def parameter_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, mos
     """Gradient surgery on the backbone's parameters: a backward pass for each task."""
     optimizer = _optimizer(model)
     surgery = ParameterSurgery(model, PCGrad(), optimizer=optimizer)
-    return _stepping(optimizer, lambda: surgery.backward(_losses(model(images), labels)))
+    return _step(optimizer, lambda: surgery.backward(_losses(model(images), labels)))
 
 
 def torchjd_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -172,7 +152,7 @@ def torchjd_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | N
         autojac.mtl_backward(losses, features=feature, parallel_chunk_size=1)
         autojac.jac_to_grad(list(model.backbone.parameters()), aggregator)
 
-    return _stepping(_optimizer(model), backward)
+    return _step(_optimizer(model), backward)
 
 
 def textbook_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -198,7 +178,7 @@ def textbook_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | 
         for parameter, part in zip(shared, torch.split(total, [parameter.numel() for parameter in shared])):
             parameter.grad = part.view_as(parameter)
 
-    return _stepping(_optimizer(model), backward)
+    return _step(_optimizer(model), backward)
 
 
 def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -219,7 +199,7 @@ def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | Non
         aliases.clear()
         return _task_loss(outputs, labels) + 1e-3 * torch.stack(saliencies).square().sum()
 
-    return _trainer(model, images, total)
+    return training_step(_optimizer(model), lambda: total(model(images)))
 
 
 def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
@@ -238,10 +218,10 @@ def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None
                     penalty = penalty + weight * (row - other).abs().sum()
         return _task_loss(outputs, labels) + 0.1 * penalty / len(feature)
 
-    return _trainer(model, images, total)
+    return training_step(_optimizer(model), lambda: total(model(images)))
 
 
-STEPS: dict[str, Callable[[ManyHeads, Tensor, Tensor, int | None], Step]] = {
+STEPS: dict[str, Callable[..., Step]] = {
     "plain": plain_step,
     "regularizer": regularized_step,
     "floor": floor_step,
@@ -254,51 +234,42 @@ STEPS: dict[str, Callable[[ManyHeads, Tensor, Tensor, int | None], Step]] = {
 }
 
 
+def tasks_sampled(tasks: int, options: argparse.Namespace) -> int | None:
+    """Return how many tasks the regularizer samples at each step; ``None``: it takes all."""
+    most: int = options.max_tasks_per_step
+    return most if tasks > most else None
+
+
 def make_steps(
-    names: Sequence[str],
-    tasks: int,
-    batch_size: int,
-    size: int,
-    width: int,
-    most: int | None,
-    variant: str | None = None,
+    names: Sequence[str], tasks: int, options: argparse.Namespace, variant: str | None = None
 ) -> dict[str, Step]:
-    """Each on a copy of one model.
+    """Make steps of some kinds, each on a copy of one model, with the options of the overhead recipe.
 
     ``variant``: ``"linear"`` or ``"two-layer"``: one head with a column per task; ``"heads_alone"``: the heads on a fixed
     vector that requires grad, without a backbone.
     """
     torch.manual_seed(0)
-    model = ManyHeads(tasks, width, None if variant == "heads_alone" else variant)
-    images, labels = make_data(tasks, batch_size, size)
+    model = ManyHeads(tasks, options.width, None if variant == "heads_alone" else variant)
+    images, labels = make_data(tasks, options.batch_size, options.size)
     if variant == "heads_alone":
-        images = torch.randn(batch_size, 8 * width).requires_grad_()
+        images = torch.randn(options.batch_size, 8 * options.width).requires_grad_()
         model.backbone = nn.Sequential()
-    return {name: STEPS[name](copy.deepcopy(model), images, labels, most) for name in names}
+    sampled = tasks_sampled(tasks, options)
+    return {name: STEPS[name](copy.deepcopy(model), images, labels, sampled) for name in names}
 
 
-def make_distributed_steps(
-    tasks: int, batch_size: int, size: int, width: int, most: int | None, group: Any
-) -> dict[str, Step]:
-    """The plain step and those with the regularizer, each on a ``DistributedDataParallel`` around a copy of one model.
+def make_distributed_steps(tasks: int, options: argparse.Namespace, group: Any) -> dict[str, Step]:
+    """Make the plain step and those with the regularizer, each on a ``DistributedDataParallel`` around a copy of one model.
 
-    Args:
-        group: for the collectives of the regularizer. The steps whose names end in ``_local`` have none.
+    The collectives of the regularizer take place in ``group``. The steps whose names end in ``_local`` have none.
     """
     torch.manual_seed(0)
-    model = ManyHeads(tasks, width)
-    images, labels = make_data(tasks, batch_size, size)
-
-    def regularized(**options: Any) -> Step:
-        wrapped = DistributedDataParallel(copy.deepcopy(model))
-        return _with_regularizer(wrapped, images, labels, max_tasks_per_step=most, **options)
-
-    return {
-        "plain": _trainer(
-            DistributedDataParallel(copy.deepcopy(model)), images, lambda outputs: _task_loss(outputs, labels)
-        ),
-        "regularizer_local": regularized(process_group="local"),
-        "regularizer": regularized(process_group=group),
-        "regularizer_surgery_local": regularized(process_group="local", surgery=PCGrad()),
-        "regularizer_surgery": regularized(process_group=group, surgery=PCGrad()),
-    }
+    model = ManyHeads(tasks, options.width)
+    images, labels = make_data(tasks, options.batch_size, options.size)
+    sampled = tasks_sampled(tasks, options)
+    steps = {"plain": plain_step(DistributedDataParallel(copy.deepcopy(model)), images, labels, sampled)}
+    for name in ("regularizer", "regularizer_surgery"):
+        for suffix, chosen in (("_local", "local"), ("", group)):
+            wrapped = DistributedDataParallel(copy.deepcopy(model))
+            steps[name + suffix] = STEPS[name](wrapped, images, labels, sampled, process_group=chosen)
+    return steps
