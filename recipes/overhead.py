@@ -20,7 +20,7 @@ from .benchmarks.collectives import collective_rows
 from .benchmarks.command import add_timing_options, run_timings
 from .benchmarks.costs import cost_rows
 from .benchmarks.memory import print_peak_memory
-from .benchmarks.steps import STEPS
+from .benchmarks.steps import FAST, SLOW
 from .benchmarks.table import collective_table, cost_table
 from .runs.command_line import add_number, whole_number
 from .runtime.errors import need
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     add_number(parser, "--width", 64, "channels of the first stage; 64 is ResNet-18")
     text = "leave out the peak memory, which takes a process for each figure and Linux"
     parser.add_argument("--no-memory", action="store_true", help=text)
-    parser.add_argument("--memory-of", choices=list(STEPS), default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", choices=("plain", *FAST, *SLOW), help=argparse.SUPPRESS)
     return parser
 
 

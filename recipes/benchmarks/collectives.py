@@ -27,11 +27,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from ..runtime.errors import RecipeError, need
-from .steps import make_distributed_steps, tasks_sampled
+from .steps import make_steps, tasks_sampled
 from .timing import median, ratio, time_in_turn
 
-#: Kinds of steps whose collectives are timed.
 WITH_COLLECTIVES = ("regularizer", "regularizer_surgery")
+KINDS = ("plain", "regularizer_local", "regularizer", "regularizer_surgery_local", "regularizer_surgery")
 #: Of ``torch.distributed``, as the package calls them.
 COLLECTIVES = ("all_reduce", "broadcast", "all_gather_object")
 #: Behind the name of a kind: its collectives are timed, and its barriers make the step itself slower.
@@ -47,7 +47,7 @@ def collective_rows(tasks: int, options: argparse.Namespace) -> list[dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         # Daemons end with this process, also by Ctrl-C; if one fails, the others are ended and its traceback is raised.
         spawn(_measure, (folder, tasks, options), nprocs=options.processes, daemon=True)  # type: ignore[no-untyped-call]
-        found = json.loads((Path(folder) / "found.json").read_text())
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(options.processes)]
     return [collective_row(name, tasks, tasks_sampled(tasks, options), found) for name in WITH_COLLECTIVES]
 
 
@@ -85,10 +85,8 @@ def _measure(rank: int, folder: str, tasks: int, options: argparse.Namespace) ->
     # Of DistributedDataParallel, about speed: second derivatives are laid out in another way than first ones.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=options.processes)
-    everywhere: list[Any] = [None] * options.processes
-    dist.all_gather_object(everywhere, _times_and_calls(tasks, options, quiet=rank > 0))
-    if rank == 0:
-        (Path(folder) / "found.json").write_text(json.dumps(everywhere))
+    found = _times_and_calls(tasks, options, quiet=rank > 0)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -103,7 +101,7 @@ def _end_with_parent() -> None:
 def _times_and_calls(tasks: int, options: argparse.Namespace, quiet: bool) -> dict[str, dict[str, Any]]:
     group: Any = dist.new_group()
     waiting: Any = dist.new_group()
-    steps = make_distributed_steps(tasks, options, group)
+    steps = make_steps(KINDS, tasks, options, group=group)
     calls: dict[str, list[Any]] = {}
 
     def with_timed_collectives(step: Callable[[], None], calls_of_steps: list[Any]) -> Callable[[], None]:

@@ -26,7 +26,7 @@ def add_timing_options(
     warmup: int = 2,
     batch_size: int = 8,
 ) -> None:
-    """Add the options that do not depend on the models; ``samples`` is what a batch has, ``called`` what tasks are called."""
+    """Add the options that do not depend on the models. A batch has ``samples``, and the tasks are ``called`` so."""
     parser.add_argument(
         "--tasks",
         type=whole_number(1),

@@ -23,7 +23,7 @@ def cost_rows(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         return time_in_turn(make_steps(names, tasks, options, variant), count, options.warmup, f"{tasks} tasks")
 
     def row(name: str, times: Mapping[str, Times], variant: str | None = None) -> dict[str, Any]:
-        found = {"tasks": tasks, "max_tasks_per_step": sampled, "step": name, "variant": variant}
+        found: dict[str, Any] = {"tasks": tasks, "max_tasks_per_step": sampled, "step": name, "variant": variant}
         found |= compared(times, name)
         if "floor" in times and name.startswith("regularizer"):
             found["ratio_to_floor"] = ratio(times[name].cpu_seconds, times["floor"].cpu_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..models.small_resnet import ResidualBlock
 
 #: One training step, from the forward pass to the optimizer.
 Step = Callable[[], None]
-#: Kinds of steps that are timed beside the plain one, and those that take too long with many tasks.
+#: Kinds of steps (methods of :class:`Steps`) that are timed beside the plain one, and those that take too long with many tasks.
 FAST = ("regularizer", "floor", "surgery", "regularizer_surgery")
 SLOW = ("loop", "parameters", "torchjd", "textbook")
 #: Other shapes of the model, and the kinds of steps that are timed on them.
@@ -73,12 +74,12 @@ def make_data(tasks: int, batch_size: int, size: int) -> tuple[Tensor, Tensor]:
 
 
 def training_step(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], regularizer: SaliencyRegularizer | None = None
+    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], penalty: Callable[[], Tensor] | None = None
 ) -> Step:
-    """Return a step on a loss, and on the penalty if there is a regularizer."""
+    """Return a step on a loss, and on a penalty if there is one, which is computed after it."""
 
     def backward() -> None:
-        total = loss() if regularizer is None else loss() + regularizer()
+        total = loss() if penalty is None else loss() + penalty()
         total.backward()  # type: ignore[no-untyped-call]
 
     return _step(optimizer, backward)
@@ -93,145 +94,128 @@ def _step(optimizer: torch.optim.Optimizer, backward: Callable[[], None]) -> Ste
     return step
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+class Steps:
+    """The kinds of steps on a model, maybe in ``DistributedDataParallel``, and a batch of images and labels.
 
+    Each method attaches what it needs to the model, and returns the step. Of more tasks than ``sampled`` the regularizer
+    takes so many at each step.
+    """
 
-def _losses(outputs: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-    return [functional.binary_cross_entropy_with_logits(z[:, 0], labels[:, t]) for t, z in enumerate(outputs)]
+    def __init__(
+        self, model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, sampled: int | None = None
+    ) -> None:
+        self._called = model
+        self._model: ManyHeads = model.module if isinstance(model, DistributedDataParallel) else model
+        self._images, self._labels, self._sampled = images, labels, sampled
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
 
+    def _losses(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        labels = self._labels.unbind(1)
+        return [functional.binary_cross_entropy_with_logits(z[:, 0], y) for z, y in zip(outputs, labels)]
 
-def _task_loss(outputs: Sequence[Tensor], labels: Tensor) -> Tensor:
-    return torch.stack(_losses(outputs, labels)).sum()
+    def _loss(self) -> Tensor:
+        return torch.stack(self._losses(self._called(self._images))).sum()
 
+    def plain(self) -> Step:
+        """Equal weighting."""
+        return training_step(self._optimizer, self._loss)
 
-def plain_step(model: nn.Module, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """Equal weighting."""
-    return training_step(_optimizer(model), lambda: _task_loss(model(images), labels))
+    def regularizer(self, **options: Any) -> Step:
+        """The same with the two lines of this package, and its defaults."""
+        options = {"optimizer": self._optimizer, "max_tasks_per_step": self._sampled, **options}
+        regularizer = SaliencyRegularizer(self._called, **self._model.attachment, **options)
+        return training_step(self._optimizer, self._loss, regularizer)
 
+    def regularizer_surgery(self, **options: Any) -> Step:
+        """The same with gradient surgery at the feature map."""
+        return self.regularizer(surgery=PCGrad(), **options)
 
-def regularized_step(
-    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, most: int | None, **options: Any
-) -> Step:
-    """The same with the two lines of this package, and its defaults."""
-    optimizer = _optimizer(model)
-    attachment = (model.module if isinstance(model, DistributedDataParallel) else model).attachment
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer, max_tasks_per_step=most, **attachment, **options)
-    return training_step(optimizer, lambda: _task_loss(model(images), labels), regularizer)
+    def surgery(self) -> Step:
+        """Gradient surgery at the feature map, without the penalty."""
+        FeatureSurgery(self._model, **self._model.attachment)
+        return self.plain()
 
+    def parameters(self) -> Step:
+        """Gradient surgery on the backbone's parameters: a backward pass for each task."""
+        surgery = ParameterSurgery(self._model, PCGrad(), optimizer=self._optimizer)
+        return _step(self._optimizer, lambda: surgery.backward(self._losses(self._model(self._images))))
 
-def regularized_surgery_step(
-    model: ManyHeads | DistributedDataParallel, images: Tensor, labels: Tensor, most: int | None, **options: Any
-) -> Step:
-    """The same with gradient surgery at the feature map."""
-    return regularized_step(model, images, labels, most, surgery=PCGrad(), **options)
+    def torchjd(self) -> Step:
+        """The same by TorchJD, one task at a time, which is faster here than its vmap."""
+        from torchjd import aggregation, autojac
 
+        aggregator = aggregation.PCGrad()
 
-def surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """Gradient surgery at the feature map, without the penalty."""
-    FeatureSurgery(model, **model.attachment)
-    return plain_step(model, images, labels, most)
+        def backward() -> None:
+            feature = self._model.backbone(self._images)
+            losses = self._losses([head(feature) for head in self._model.heads])
+            autojac.mtl_backward(losses, features=feature, parallel_chunk_size=1)
+            autojac.jac_to_grad(list(self._model.backbone.parameters()), aggregator)
 
+        return _step(self._optimizer, backward)
 
-def parameter_surgery_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """Gradient surgery on the backbone's parameters: a backward pass for each task."""
-    optimizer = _optimizer(model)
-    surgery = ParameterSurgery(model, PCGrad(), optimizer=optimizer)
-    return _step(optimizer, lambda: surgery.backward(_losses(model(images), labels)))
+    def textbook(self) -> Step:
+        """The same as it is written in the paper: one gradient vector after the other, projected pair by pair."""
+        shared = list(self._model.backbone.parameters())
 
+        def backward() -> None:
+            vectors = []
+            for loss, head in zip(self._losses(self._model(self._images)), self._model.heads):
+                own = list(head.parameters())
+                found = torch.autograd.grad(loss, shared + own, retain_graph=True)
+                for parameter, gradient in zip(own, found[len(shared) :]):
+                    parameter.grad = gradient
+                vectors.append(torch.cat([gradient.flatten() for gradient in found[: len(shared)]]))
+            total = torch.zeros_like(vectors[0])
+            for i, vector in enumerate(vectors):
+                projected = vector.clone()
+                for j in torch.randperm(len(vectors)).tolist():
+                    product = projected @ vectors[j]
+                    if j != i and product < 0:
+                        projected -= product / (vectors[j] @ vectors[j]) * vectors[j]
+                total += projected
+            for parameter, part in zip(shared, torch.split(total, [parameter.numel() for parameter in shared])):
+                parameter.grad = part.view_as(parameter)
 
-def torchjd_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The same by TorchJD, one task at a time, which is faster here than its vmap."""
-    from torchjd import aggregation, autojac
+        return _step(self._optimizer, backward)
 
-    aggregator = aggregation.PCGrad()
+    def floor(self) -> Step:
+        """The double backward through the heads alone: a penalty on the saliencies' size, without pairs or relations."""
+        aliases: list[Tensor] = []
+        scalars: list[Tensor] = []
 
-    def backward() -> None:
-        feature = model.backbone(images)
-        losses = _losses([head(feature) for head in model.heads], labels)
-        autojac.mtl_backward(losses, features=feature, parallel_chunk_size=1)
-        autojac.jac_to_grad(list(model.backbone.parameters()), aggregator)
+        def fork(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+            aliases.append(args[0].view_as(args[0]))
+            return (aliases[-1],)
 
-    return _step(_optimizer(model), backward)
+        def penalty() -> Tensor:
+            saliencies = torch.autograd.grad(scalars, aliases, create_graph=True)
+            aliases.clear()
+            scalars.clear()
+            return 1e-3 * torch.stack(saliencies).square().sum()
 
+        for head in list(self._model.heads)[: self._sampled]:
+            head.register_forward_pre_hook(fork)
+            head.register_forward_hook(lambda module, args, output: scalars.append(output.sum()))
+        return training_step(self._optimizer, self._loss, penalty)
 
-def textbook_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The same as it is written in the paper: one gradient vector after the other, projected pair by pair."""
-    shared = list(model.backbone.parameters())
+    def loop(self) -> Step:
+        """The published way: a gradient for each sample and task, and a loop over samples and pairs."""
+        features: list[Tensor] = []
+        heads = self._model.heads
+        weight = 2 / (len(heads) * (len(heads) - 1))
+        self._model.backbone.register_forward_hook(lambda module, args, output: features.append(output))
 
-    def backward() -> None:
-        vectors = []
-        for loss, head in zip(_losses(model(images), labels), model.heads):
-            own = list(head.parameters())
-            found = torch.autograd.grad(loss, shared + own, retain_graph=True)
-            for parameter, gradient in zip(own, found[len(shared) :]):
-                parameter.grad = gradient
-            vectors.append(torch.cat([gradient.flatten() for gradient in found[: len(shared)]]))
-        total = torch.zeros_like(vectors[0])
-        for i, vector in enumerate(vectors):
-            projected = vector.clone()
-            for j in torch.randperm(len(vectors)).tolist():
-                product = projected @ vectors[j]
-                if j != i and product < 0:
-                    projected -= product / (vectors[j] @ vectors[j]) * vectors[j]
-            total += projected
-        for parameter, part in zip(shared, torch.split(total, [parameter.numel() for parameter in shared])):
-            parameter.grad = part.view_as(parameter)
+        def penalty() -> Tensor:
+            feature = features.pop()
+            total = feature.new_zeros(())
+            for sample in feature.split(1):  # type: ignore[no-untyped-call]
+                rows = [torch.autograd.grad(head(sample).sum(), sample, create_graph=True)[0] for head in heads]
+                for row, other in itertools.combinations(rows, 2):
+                    total = total + weight * (row - other).abs().sum()
+            return 0.1 * total / len(feature)
 
-    return _step(_optimizer(model), backward)
-
-
-def floor_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The double backward through the heads alone: a penalty on the size of the saliencies, without pairs or relations."""
-    aliases: list[Tensor] = []
-
-    def fork(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        aliases.append(args[0].view_as(args[0]))
-        return (aliases[-1],)
-
-    chosen = list(model.heads)[:most]
-    for head in chosen:
-        head.register_forward_pre_hook(fork)
-
-    def total(outputs: Sequence[Tensor]) -> Tensor:
-        scalars = [output.sum() for output in outputs[: len(chosen)]]
-        saliencies = torch.autograd.grad(scalars, aliases, create_graph=True)
-        aliases.clear()
-        return _task_loss(outputs, labels) + 1e-3 * torch.stack(saliencies).square().sum()
-
-    return training_step(_optimizer(model), lambda: total(model(images)))
-
-
-def loop_step(model: ManyHeads, images: Tensor, labels: Tensor, most: int | None) -> Step:
-    """The published way: a gradient for each sample and task, and a loop over samples and pairs."""
-    features: list[Tensor] = []
-    model.backbone.register_forward_hook(lambda module, args, output: features.append(output))
-
-    def total(outputs: Sequence[Tensor]) -> Tensor:
-        feature = features.pop()
-        penalty = feature.new_zeros(())
-        weight = 2 / (len(outputs) * (len(outputs) - 1))
-        for sample in feature.split(1):  # type: ignore[no-untyped-call]
-            rows = [torch.autograd.grad(head(sample).sum(), sample, create_graph=True)[0] for head in model.heads]
-            for i, row in enumerate(rows):
-                for other in rows[:i]:
-                    penalty = penalty + weight * (row - other).abs().sum()
-        return _task_loss(outputs, labels) + 0.1 * penalty / len(feature)
-
-    return training_step(_optimizer(model), lambda: total(model(images)))
-
-
-STEPS: dict[str, Callable[..., Step]] = {
-    "plain": plain_step,
-    "regularizer": regularized_step,
-    "floor": floor_step,
-    "surgery": surgery_step,
-    "regularizer_surgery": regularized_surgery_step,
-    "parameters": parameter_surgery_step,
-    "torchjd": torchjd_step,
-    "textbook": textbook_step,
-    "loop": loop_step,
-}
+        return training_step(self._optimizer, self._loss, penalty)
 
 
 def tasks_sampled(tasks: int, options: argparse.Namespace) -> int | None:
@@ -241,12 +225,17 @@ def tasks_sampled(tasks: int, options: argparse.Namespace) -> int | None:
 
 
 def make_steps(
-    names: Sequence[str], tasks: int, options: argparse.Namespace, variant: str | None = None
+    names: Sequence[str], tasks: int, options: argparse.Namespace, variant: str | None = None, group: Any = None
 ) -> dict[str, Step]:
     """Make steps of some kinds, each on a copy of one model, with the options of the overhead recipe.
 
-    ``variant``: ``"linear"`` or ``"two-layer"``: one head with a column per task; ``"heads_alone"``: the heads on a fixed
-    vector that requires grad, without a backbone.
+    Args:
+        names: of methods of :class:`Steps`; in several processes, those that end in ``_local`` have no collectives.
+        tasks: how many the model has.
+        options: of the overhead recipe.
+        variant: ``"linear"`` or ``"two-layer"``: one head with a column per task; ``"heads_alone"``: the heads on a fixed
+            vector that requires grad, without a backbone.
+        group: in several processes, that of the regularizer's collectives. Each model is in ``DistributedDataParallel``.
     """
     torch.manual_seed(0)
     model = ManyHeads(tasks, options.width, None if variant == "heads_alone" else variant)
@@ -254,22 +243,13 @@ def make_steps(
     if variant == "heads_alone":
         images = torch.randn(options.batch_size, 8 * options.width).requires_grad_()
         model.backbone = nn.Sequential()
-    sampled = tasks_sampled(tasks, options)
-    return {name: STEPS[name](copy.deepcopy(model), images, labels, sampled) for name in names}
-
-
-def make_distributed_steps(tasks: int, options: argparse.Namespace, group: Any) -> dict[str, Step]:
-    """Make the plain step and those with the regularizer, each on a ``DistributedDataParallel`` around a copy of one model.
-
-    The collectives of the regularizer take place in ``group``. The steps whose names end in ``_local`` have none.
-    """
-    torch.manual_seed(0)
-    model = ManyHeads(tasks, options.width)
-    images, labels = make_data(tasks, options.batch_size, options.size)
-    sampled = tasks_sampled(tasks, options)
-    steps = {"plain": plain_step(DistributedDataParallel(copy.deepcopy(model)), images, labels, sampled)}
-    for name in ("regularizer", "regularizer_surgery"):
-        for suffix, chosen in (("_local", "local"), ("", group)):
-            wrapped = DistributedDataParallel(copy.deepcopy(model))
-            steps[name + suffix] = STEPS[name](wrapped, images, labels, sampled, process_group=chosen)
+    steps = {}
+    for name in names:
+        own = copy.deepcopy(model)
+        kinds = Steps(
+            own if group is None else DistributedDataParallel(own), images, labels, tasks_sampled(tasks, options)
+        )
+        kind = name.removesuffix("_local")
+        chosen = {} if group is None or kind == "plain" else {"process_group": group if kind == name else "local"}
+        steps[name] = getattr(kinds, kind)(**chosen)
     return steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..runtime.tables import aligned
@@ -24,18 +24,6 @@ VARIANT_LABELS = {
     "two-layer": "two layers with T columns",
 }
 COST_COLUMNS = "{:>5}  {:<59}{:>6}  {:<24}{:<24}{:>14}"
-COLLECTIVE_TITLES = (
-    "step",
-    "tasks",
-    "steps",
-    "calls",
-    "ms inside",
-    "% of plain step",
-    "% of this step",
-    "CPU % of plain step",
-    "time / local",
-    "CPU time / local",
-)
 
 
 def cost_table(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> str:
@@ -67,13 +55,7 @@ def cost_table(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -
 
 def collective_table(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> str:
     """Return the rows of :func:`~recipes.benchmarks.collectives.collective_rows` as text."""
-    cells = [[*COLLECTIVE_TITLES]]
-    for row in rows:
-        numbers = [str(row[name]) for name in ("tasks", "steps_counted", "collectives_per_step")]
-        milliseconds = f"{1000 * row['median_seconds_in_collectives']:.2f}"
-        shares = [_percent(row[name]) for name in ("share_of_plain", "share_of_step", "cpu_share_of_plain")]
-        ratios = [_interval(row[name]) for name in ("ratio_to_local", "cpu_ratio_to_local")]
-        cells.append([_label(row), *numbers, milliseconds, *shares, *ratios])
+    cells = [[*COLLECTIVE_COLUMNS], *([cell(row) for cell in COLLECTIVE_COLUMNS.values()] for row in rows)]
     lines = [
         f"ResNet-18 shape (width {options.width}) at {options.size}x{options.size}, two-layer heads, in {options.processes} "
         "gloo processes under",
@@ -113,3 +95,17 @@ def _interval(ratio: Mapping[str, float]) -> str:
 
 def _percent(share: Mapping[str, float]) -> str:
     return f"{100 * share['median']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
+
+
+COLLECTIVE_COLUMNS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "step": _label,
+    "tasks": lambda row: str(row["tasks"]),
+    "steps": lambda row: str(row["steps_counted"]),
+    "calls": lambda row: str(row["collectives_per_step"]),
+    "ms inside": lambda row: f"{1000 * row['median_seconds_in_collectives']:.2f}",
+    "% of plain step": lambda row: _percent(row["share_of_plain"]),
+    "% of this step": lambda row: _percent(row["share_of_step"]),
+    "CPU % of plain step": lambda row: _percent(row["cpu_share_of_plain"]),
+    "time / local": lambda row: _interval(row["ratio_to_local"]),
+    "CPU time / local": lambda row: _interval(row["cpu_ratio_to_local"]),
+}
