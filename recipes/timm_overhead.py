@@ -17,8 +17,9 @@ import torch
 
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, saliency_regularizer
 
-from .benchmarks.command import add_timing_options
-from .benchmarks.integrations import Training, multi_label_loss, run_kinds, time_kinds
+from .benchmarks.command import add_timing_options, run_timings
+from .benchmarks.integrations import Training, multi_label_loss, time_kinds
+from .benchmarks.table import markdown_table
 from .runtime.errors import need
 
 HEADS, COLUMNS = "a head for each task", "one classifier with a column per task"
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for tasks in options.tasks
         for shape in (HEADS, COLUMNS)
     )
-    return run_kinds(options, measurements, TABLE)
+    return run_timings(options, measurements, partial(markdown_table, TABLE), batch_below=True)
 
 
 def _training(backbone: str, tasks: int, shape: str, options: argparse.Namespace) -> Training:

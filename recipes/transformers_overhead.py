@@ -18,8 +18,9 @@ import torch
 
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel, saliency_regularizer
 
-from .benchmarks.command import add_timing_options
-from .benchmarks.integrations import Training, multi_label_loss, run_kinds, time_kinds
+from .benchmarks.command import add_timing_options, run_timings
+from .benchmarks.integrations import Training, multi_label_loss, time_kinds
+from .benchmarks.table import markdown_table
 from .runs.command_line import add_number
 from .runtime.errors import need
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for tasks in options.tasks
         for shape in (COLUMNS, HEADS)
     )
-    return run_kinds(options, measurements, TABLE)
+    return run_timings(options, measurements, partial(markdown_table, TABLE), batch_below=True)
 
 
 def _training(tasks: int, shape: str, options: argparse.Namespace) -> Training:

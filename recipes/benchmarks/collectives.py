@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import multiprocessing
@@ -102,23 +103,22 @@ def _times_and_calls(tasks: int, options: argparse.Namespace, quiet: bool) -> di
     group: Any = dist.new_group()
     waiting: Any = dist.new_group()
     steps = make_steps(KINDS, tasks, options, group=group)
-    calls: dict[str, list[Any]] = {}
+    calls: dict[str, list[Any]] = {name: [] for name in WITH_COLLECTIVES}
 
-    def with_timed_collectives(step: Callable[[], None], calls_of_steps: list[Any]) -> Callable[[], None]:
-        def timed_step() -> None:
-            with timed_collectives(group, waiting) as calls_of_step:
-                step()
-            calls_of_steps.append(calls_of_step)
+    def timed_step(name: str) -> None:
+        with timed_collectives(group, waiting) as own:
+            steps[name]()
+        calls[name].append(own)
 
-        return timed_step
-
-    for name in WITH_COLLECTIVES:
-        calls[name + _TIMED] = []
-        steps[name + _TIMED] = with_timed_collectives(steps[name], calls[name + _TIMED])
+    timed = {name + _TIMED: functools.partial(timed_step, name) for name in WITH_COLLECTIVES}
+    wait = functools.partial(dist.barrier, waiting)
     times = time_in_turn(
-        steps, options.steps, options.warmup, f"{tasks} tasks", before_each=lambda: dist.barrier(waiting), quiet=quiet
+        {**steps, **timed}, options.steps, options.warmup, f"{tasks} tasks", before_each=wait, quiet=quiet
     )
-    return {name: {**times[name]._asdict(), "calls": calls.get(name, [])[options.warmup :]} for name in steps}
+    found: dict[str, dict[str, Any]] = {name: own._asdict() for name, own in times.items()}
+    for name, own in calls.items():
+        found[name + _TIMED]["calls"] = own[options.warmup :]
+    return found
 
 
 def collective_row(name: str, tasks: int, sampled: int | None, everywhere: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def run_timings(
     options: argparse.Namespace,
     measurements: Iterable[list[dict[str, Any]]],
     table: Callable[[Sequence[dict[str, Any]]], str],
-    below: str = "",
+    batch_below: bool = False,
 ) -> int:
     """Measure, write results.json after each measurement, print the table, and return the exit code.
 
@@ -55,7 +55,7 @@ def run_timings(
         options: of :func:`add_timing_options`.
         measurements: rows. Each measurement begins when it is asked for.
         table: of all rows.
-        below: stands below the table.
+        batch_below: says below the table how large a batch was, and how many threads worked on it.
     """
     torch.set_num_threads(options.threads)
     folder = new_run_folder(options.out, options.name)
@@ -74,5 +74,6 @@ def run_timings(
             write_json(folder / "results.json", result)
     except KeyboardInterrupt:
         print("\nInterrupted; what follows is what was finished.")
+    below = f"Batch {options.batch_size}, {options.threads} thread(s). " if batch_below else ""
     print(f"{table(rows)}\n\n{below}Written to {folder}: results.json")
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,7 @@ from torch.nn import functional
 
 from saliency_reg import PCGrad, SaliencyRegularizer
 
-from .command import run_timings
 from .steps import training_step
-from .table import markdown_table
 from .timing import compared, time_in_turn
 
 #: What is timed, and the options of the regularizer, where there is one.
@@ -56,17 +54,3 @@ def time_kinds(
         steps[kind] = training_step(optimizer, loss, regularizer)
     times = time_in_turn(steps, options.steps, options.warmup, progress)
     return [{**description, "kind": f"{shape}, {kind}", **compared(times, kind)} for kind in KINDS if kind != "plain"]
-
-
-def run_kinds(
-    options: argparse.Namespace, measurements: Iterable[list[dict[str, Any]]], columns: Mapping[str, str]
-) -> int:
-    """Measure, print a Markdown table, and return the exit code.
-
-    Args:
-        options: of :func:`~recipes.benchmarks.command.add_timing_options`.
-        measurements: of :func:`time_kinds`.
-        columns: title of each column that tells about the model, and a format of its cells.
-    """
-    below = f"Batch {options.batch_size}, {options.threads} thread(s). "
-    return run_timings(options, measurements, lambda rows: markdown_table(columns, rows), below)

@@ -30,7 +30,7 @@ def peak_memory(names: Iterable[str], tasks: int, options: argparse.Namespace) -
 
 
 def print_peak_memory(options: argparse.Namespace) -> None:
-    """Print the MiB that this process grows by from its imports to the peak of some steps: weights, momentum, activations."""
+    """Print the MiB that this process grows by, up to the peak of some steps: weights, momentum and activations."""
     (tasks,) = options.tasks
     CLEAR_REFS.write_text("5")
     before = _kibibytes("VmRSS")

@@ -19,7 +19,7 @@ from ..models.small_resnet import ResidualBlock
 
 #: One training step, from the forward pass to the optimizer.
 Step = Callable[[], None]
-#: Kinds of steps (methods of :class:`Steps`) that are timed beside the plain one, and those that take too long with many tasks.
+#: Methods of :class:`Steps` that are timed beside the plain step, and those that take too long with many tasks.
 FAST = ("regularizer", "floor", "surgery", "regularizer_surgery")
 SLOW = ("loop", "parameters", "torchjd", "textbook")
 #: Other shapes of the model, and the kinds of steps that are timed on them.
@@ -246,10 +246,8 @@ def make_steps(
     steps = {}
     for name in names:
         own = copy.deepcopy(model)
-        kinds = Steps(
-            own if group is None else DistributedDataParallel(own), images, labels, tasks_sampled(tasks, options)
-        )
+        wrapped = own if group is None else DistributedDataParallel(own)
         kind = name.removesuffix("_local")
         chosen = {} if group is None or kind == "plain" else {"process_group": group if kind == name else "local"}
-        steps[name] = getattr(kinds, kind)(**chosen)
+        steps[name] = getattr(Steps(wrapped, images, labels, tasks_sampled(tasks, options)), kind)(**chosen)
     return steps

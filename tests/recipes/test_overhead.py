@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from recipes import overhead
 from recipes.benchmarks.collectives import collective_row, timed_collectives
 from recipes.benchmarks.steps import ManyHeads, Steps, make_data
+from recipes.benchmarks.timing import time_in_turn
 from recipes.runtime.errors import RecipeError
 from tests.two_processes import run_on_two_processes
 
@@ -50,6 +52,22 @@ def test_surgery_on_the_parameters_takes_one_step_in_three_ways() -> None:
         torch.testing.assert_close(after[name], after["parameters"], rtol=1e-9, atol=1e-12)
     different = {tuple(after[name].tolist()) for name in ("plain", "parameters", "surgery")}
     assert len(different) == 3
+
+
+def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
+    taken: list[str] = []
+    times = time_in_turn(
+        {name: functools.partial(taken.append, name) for name in "abc"},
+        count=2,
+        warmup=1,
+        description="",
+        before_each=lambda: taken.append("-"),
+        quiet=True,
+    )
+    assert "".join(taken) == "-a-b-c" + "-b-c-a" + "-c-a-b"
+    assert {name: (len(own.seconds), len(own.cpu_seconds)) for name, own in times.items()} == dict.fromkeys(
+        "abc", (2, 2)
+    )
 
 
 def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
