@@ -49,16 +49,10 @@ def check_step(
     optimizer: torch.optim.Optimizer,
     losses: Mapping[str, Tensor],
 ) -> None:
-    """Penalty, backward pass under surgery, and optimizer step.
-
-    Raises:
-        CheckFailedError: one of them is not as it must be.
-    """
+    """Raise CheckFailedError unless penalty, backward pass under surgery, and optimizer step are as they must be."""
     penalty = regularizer(losses=losses)
-    must(
-        bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad,
-        f"a penalty of {float(penalty.detach())}",
-    )
+    works = bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad
+    must(works, f"a penalty of {float(penalty.detach())}")
     loss: Tensor = torch.stack(list(losses.values())).sum() + penalty
     loss.backward()  # type: ignore[no-untyped-call]
     report = regularizer.report

@@ -68,17 +68,13 @@ def sweep(chosen: Sequence[str], processes: int, seconds: int) -> dict[str, dict
     """Results by family; ``processes`` children at a time, each limited to ``seconds``."""
     print(f"smallest models of {len(chosen)} families", flush=True)
     found = smallest_models(chosen)
-    families = {entry["model"]: family for family, entry in found.items() if entry["model"] is not None}
-    results = {
-        family: {**entry, **failed(family, entry["reason"], 0.0)}
-        for family, entry in found.items()
-        if "reason" in entry
-    }
-    every = run_all(check_family, failed, list(families), processes, seconds)
+    family_of = {entry["model"]: family for family, entry in found.items() if "reason" not in entry}
+    results = {name: entry | failed(name, entry["reason"], 0.0) for name, entry in found.items() if "reason" in entry}
+    every = run_all(check_family, failed, list(family_of), processes, seconds)
     for number, (model, result) in enumerate(every, start=1):
-        results[families[model]] = {**found[families[model]], **result}
+        results[family_of[model]] = found[family_of[model]] | result
         word = "ok" if passes(result) else f"FAILED {result['reasons']}"
-        print(f"{number}/{len(families)} {families[model]} {model}: {word}", flush=True)
+        print(f"{number}/{len(family_of)} {family_of[model]} {model}: {word}", flush=True)
     return dict(sorted(results.items()))
 
 

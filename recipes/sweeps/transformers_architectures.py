@@ -13,12 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from saliency_reg import PCGrad
-from saliency_reg.integrations.transformers import (
-    HeadConfig,
-    MultiTaskModel,
-    find_classifier,
-    saliency_regularizer,
-)
+from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel, find_classifier, saliency_regularizer
 
 from ..runtime.errors import need
 from .checks import attempt, check_step, must
@@ -73,14 +68,12 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
         for name, result in results.items()
         for way, reason in result["reasons"].items()
     ]
-    every = list(results.values())
-    with_classifier = [result for result in every if result["unmodified"] != NONE]
-    unmodified = sum(result["unmodified"] == OK for result in every)
-    multi_task = sum(result["multi_task"] == OK for result in every)
+    unmodified, multi_task = ([result[way] for result in results.values()] for way in WAYS)
+    with_classifier = len(unmodified) - unmodified.count(NONE)
     totals = [
-        f"unmodified: {unmodified} of {len(with_classifier)} that transformers has a classifier for",
-        f"multi-task: {multi_task} of {len(every)}",
-        f"{sum(map(passes, every))} of {len(every)} architectures both ways",
+        f"unmodified: {unmodified.count(OK)} of {with_classifier} that transformers has a classifier for",
+        f"multi-task: {multi_task.count(OK)} of {len(multi_task)}",
+        f"{sum(map(passes, results.values()))} of {len(results)} architectures both ways",
     ]
     return report([_COLUMNS, *rows], len(_COLUMNS), totals, reasons)
 
@@ -144,9 +137,8 @@ def _check_unmodified(entry: TinyModel, result: dict[str, Any]) -> None:
     finally:
         regularizer.remove()
     if entry.modality == "text":
-        result["notes"] += _check_padding(
-            model, model.base_model, inputs, lambda: saliency_regularizer(model, tasks=TASKS), "unmodified"
-        )
+        attach = partial(saliency_regularizer, model, tasks=TASKS)
+        result["notes"] += _check_padding(model, model.base_model, inputs, attach, "unmodified")
     result["loaded"]["unmodified"] = _check_files(model, inputs)
 
 
@@ -197,11 +189,7 @@ def _check_heads(heads: nn.Module) -> None:
 
 
 def _check_padding(
-    model: nn.Module,
-    encoder: nn.Module,
-    inputs: Mapping[str, Tensor],
-    attach: Callable[[], Any],
-    way: str,
+    model: nn.Module, encoder: nn.Module, inputs: Mapping[str, Tensor], attach: Callable[[], Any], way: str
 ) -> list[str]:
     """Notes; the penalty of the rows that end in padding is the same with less of it, if their hidden states are."""
     model.eval()
@@ -239,10 +227,8 @@ def _same_at_words(longer: Tensor, shorter: Tensor, mask: Tensor) -> bool:
     length = mask.shape[1] - PADDING
     if longer.shape[1] != shorter.shape[1] + PADDING or shorter.shape[1] < length:
         return False
-    words = mask[:, :length].bool()
-    return torch.allclose(
-        longer[:, :length][words], shorter[:, :length][words], atol=HIDDEN_TOLERANCE, rtol=HIDDEN_TOLERANCE
-    )
+    first, second = (hidden[:, :length][mask[:, :length].bool()] for hidden in (longer, shorter))
+    return torch.allclose(first, second, atol=HIDDEN_TOLERANCE, rtol=HIDDEN_TOLERANCE)
 
 
 def _check_files(model: Any, inputs: Mapping[str, Tensor]) -> float:
