@@ -14,7 +14,7 @@ from typing import IO, Any, NoReturn
 
 import torch
 
-from ..methods.methods import BASELINE, METHODS
+from ..methods.methods import BASELINE, METHODS, Methods
 from ..runtime.processes import launched_precision
 from ..training.options import Options
 
@@ -91,11 +91,11 @@ def folder_name(text: str) -> str:
     return text
 
 
-def method_name(text: str) -> str:
+def method_name(text: str, methods: Methods = METHODS) -> str:
     """The kind of an argument: a method, by its name or an earlier one."""
-    if text not in METHODS:
-        raise argparse.ArgumentTypeError(f"found {text!r}. Use one of {', '.join(METHODS)}.")
-    return METHODS.name_of(text)
+    if text not in methods:
+        raise argparse.ArgumentTypeError(f"found {text!r}. Use one of {', '.join(methods)}.")
+    return methods.name_of(text)
 
 
 def add_number(group: Any, name: str, default: float | None, text: str, kind: Callable[[str], float] = COUNT) -> None:

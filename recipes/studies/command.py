@@ -15,7 +15,7 @@ from typing import Any
 
 from saliency_reg.errors import SaliencyRegError
 
-from ..methods.methods import BASELINE, METHODS, Method
+from ..methods.methods import BASELINE, METHODS, Methods
 from ..runs.command_line import COUNT, NON_NEGATIVE, Parser, add_number, folder_name, method_name, whole_number
 from ..runtime.errors import RecipeError, need
 from ..runtime.files import locked, machine, now, versions, write_json
@@ -52,6 +52,7 @@ class StudyCommand:
         introduction: said before the trainings, from the command line.
         draw: pictures and further tables of a study into a folder; returns what else to print.
         methods: that can be compared, by key, and the ``baseline``.
+        searches: ``--trials`` searches within the bounds of grids; otherwise the study has a ``--trials`` of its own.
         seeds, workers: defaults.
     """
 
@@ -63,14 +64,15 @@ class StudyCommand:
     train: TrainOne
     packages: tuple[str, ...] = ()
     data: tuple[str | None, str] | None = None
-    place: Callable[[argparse.Namespace], Any] = lambda options: options.data
+    place: Callable[[argparse.Namespace], Any] = lambda options: getattr(options, "data", None)
     fingerprint: Callable[[Any], str] | None = None
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
     introduction: Callable[[argparse.Namespace], str] | None = None
     draw: Callable[[Study, Path], str] | None = None
-    methods: Mapping[str, Method] = field(default_factory=lambda: METHODS)
+    methods: Methods = field(default_factory=lambda: METHODS)
     baseline: str = BASELINE
+    searches: bool = True
     seeds: int = 5
     workers: int = 2
 
@@ -105,14 +107,15 @@ class StudyCommand:
         study.add_argument(
             "--methods",
             nargs="+",
-            type=method_name if self.methods is METHODS else str,
+            type=functools.partial(method_name, methods=self.methods),
             metavar="METHOD",
             help=f"some of {', '.join(self.methods)} (default: those of the published tables)",
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
         add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
         text = "values that each method tries, chosen by Optuna within the bounds of its grid (default: the grid)"
-        add_number(study, "--trials", None, text, whole_number(2))
+        if self.searches:
+            add_number(study, "--trials", None, text, whole_number(2))
         run = parser.add_argument_group("run")
         workers = min(self.workers, os.cpu_count() or 1)
         text = "trainings at a time, in processes of one thread each; the numbers do not depend on it"
@@ -188,7 +191,7 @@ class _Course:
             settings = [own for own in settings if own.key in options.settings]
         if options.methods:
             settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
-        if options.trials is not None:
+        if command.searches and options.trials is not None:
             settings = [setting.searched(options.trials) for setting in settings]
         results = ranks.from_main(ResultsFile(self._path) if ranks.is_main else None)
         tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)

@@ -19,6 +19,8 @@ _TITLES = {
     "recall": "recall %",
     "nmse": "nMSE (lower is better)",
     "rmse": "RMSE (lower is better)",
+    "error_inside": "error of weights in span",
+    "error_outside": "error outside",
     "f1": "F1 %",
     "f1_rare": "F1 of rare tasks %",
     "auc_rare": "AUC of rare tasks %",
@@ -155,7 +157,7 @@ def _row(study: Study, setting: Setting, method: Method, metrics: Sequence[str],
 def value_text(value: Any) -> str:
     """A value of what is tuned, or several by name."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name.replace('_', ' ')} {own:g}" for name, own in value.items())
+        return ", ".join(f"{name.replace('_', ' ')} {own:g}" for name, own in value.items()) or "-"
     return f"{value:g}"
 
 

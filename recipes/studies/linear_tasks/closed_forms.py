@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .problem import Regression, SyntheticData
 
-__all__ = ["CLOSED_FORMS", "CLOSED_FORM_STRENGTHS", "best_strength", "mean_regularised", "pooled", "ridge"]
-
 #: Values of the one hyper-parameter of the closed forms. They cost nothing, so that there are many.
 CLOSED_FORM_STRENGTHS = tuple(10 ** (exponent / 4) for exponent in range(-24, 13))
 

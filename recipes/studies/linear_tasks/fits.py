@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,66 +17,64 @@ from torch import Tensor, nn
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
 from ...methods.attach import Backward
+from ..study import Cell
 from .closed_forms import CLOSED_FORMS, best_strength
-from .methods import Method, Setting
 from .problem import FEATURES, TASKS, Problem, Regression, SyntheticData, task_rmse
-
-__all__ = ["Fitted", "Job", "LinearTasks", "Schedule", "fit", "train_adam"]
 
 #: Steps between two looks at the validation split.
 LOOK_EVERY = 5
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What is the same for all methods that are trained."""
-
-    steps: int = 1000
-    patience: int = 250
-    learning_rate: float = 0.1
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training; only a reported one sees the test split."""
-
-    method: Method
-    setting: Setting
-    seed: int
-    reported: bool
-
-
 @dataclass
 class Fitted:
-    """What a training left, as plain numbers."""
+    """What a training left, as plain numbers.
 
-    job: Job
+    Attributes:
+        validation_rmse: mean over the tasks.
+        best_steps: one, or one for each task; none for a closed form.
+        chosen: strengths that a closed form chose: one, or one for each task.
+        relations: at the best step.
+        test_rmse: of each task, as are the following; empty without a look at the test split.
+        error_inside, error_outside: size of the error of the weights in the span of the task's training inputs, and not.
+    """
+
     validation_rmse: float
-    """Mean over the tasks."""
     best_steps: list[int] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)
-    """Strengths that a closed form chose: one, or one for each task."""
     relations: list[list[float]] | None = None
-    """At the best step."""
     test_rmse: list[float] = field(default_factory=list)
-    """Of each task, as are the following."""
     error_inside: list[float] = field(default_factory=list)
-    """Size of the error of the weights inside the span of the task's training inputs."""
     error_outside: list[float] = field(default_factory=list)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What a study keeps."""
+        per_task = {"rmse": self.test_rmse, "error_inside": self.error_inside, "error_outside": self.error_outside}
+        return {
+            "validation": -self.validation_rmse,
+            "macro": {name: statistics.fmean(values) for name, values in per_task.items() if values},
+            "scores": {task: {"rmse": error} for task, error in zip(TASKS, self.test_rmse)},
+            "best_steps": self.best_steps,
+            "chosen": self.chosen,
+            "relations": self.relations,
+        }
 
-def fit(job: Job, problem: Problem, schedule: Schedule) -> Fitted:
-    """Learn the weights of all tasks, choosing on the validation split alone."""
-    data = problem.draw(job.seed)
-    if job.method.key in CLOSED_FORMS:
-        rmse, chosen, weights = best_strength(job.method.key, data)
-        fitted = Fitted(job, float(rmse.mean()), chosen=chosen)
+
+def train_linear(cell: Cell, data: Any = None, folder: Path | None = None) -> Fitted:
+    """Learn the weights of all tasks, choosing on the validation split alone. It needs no data, and leaves no checkpoint."""
+    del data, folder
+    problem = Problem(**{entry.name: cell.setting.values[entry.name] for entry in dataclasses.fields(Problem)})
+    drawn = problem.draw(cell.seed)
+    if cell.method.key in CLOSED_FORMS:
+        rmse, chosen, weights = best_strength(cell.method.key, drawn)
+        fitted = Fitted(float(rmse.mean()), chosen=chosen)
     else:
-        fitted, weights = train_adam(job, data, schedule)
-    if job.reported:
-        fitted.test_rmse = data.test.rmse(weights).tolist()
-        inside, outside = _split_error(weights - data.weights, data.train.inputs)
-        fitted.error_inside, fitted.error_outside = inside.tolist(), outside.tolist()
+        fitted, weights = _train_adam(cell, drawn)
+    if cell.reported:
+        fitted.test_rmse = drawn.test.rmse(weights).tolist()
+        error, inputs = weights - drawn.weights, drawn.train.inputs
+        inside = (torch.linalg.pinv(inputs) @ inputs @ error.unsqueeze(-1)).squeeze(-1)
+        fitted.error_inside = inside.norm(dim=1).tolist()
+        fitted.error_outside = (error - inside).norm(dim=1).tolist()
     return fitted
 
 
@@ -100,49 +101,43 @@ class LinearTasks(nn.Module):
         return head if self.backbone is None else head @ self.backbone.weight.detach()
 
 
-def train_adam(job: Job, data: SyntheticData, schedule: Schedule) -> tuple[Fitted, Tensor]:
-    """Full-batch Adam from small random weights, and the weights of the best step by validation RMSE.
-
-    Without a rule and a shared layer the tasks share nothing, and each has a best step of its own. With one of them,
-    there is one best step.
-    """
+def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
+    """Full-batch Adam from small random weights, and the weights of the best step by validation RMSE."""
+    values = cell.setting.values
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(job.seed)
-        model = LinearTasks(job.method.shared_layer)
-    setting = job.setting
-    rate = schedule.learning_rate if setting.learning_rate is None else setting.learning_rate
+        torch.manual_seed(cell.seed)
+        model = LinearTasks(cell.method.shared)
+    rate = cell.value.get("learning_rate", values["learning_rate"])
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, foreach=True)
-    backward = _backward(job, model, optimizer)
+    backward = _backward(cell, model, optimizer)
     inputs, targets = data.train.inputs.flatten(0, 1).float(), data.train.targets.float().T  # [T*N, F], [N, T]
     samples = len(targets)
-    best = _BestStep(data.validation, apart=job.method.shares_nothing)
-    for step in range(1, schedule.steps + 1):
+    # Tasks that share nothing have a best step each; with a rule or a shared layer, there is one best step.
+    best = _BestStep(data.validation, apart=cell.method.rule is None and not cell.method.shared)
+    for step in range(1, values["steps"] + 1):
         outputs = model(inputs).view(len(TASKS), samples, len(TASKS)).diagonal(dim1=0, dim2=2)  # [N, T]
         losses = (outputs - targets).square().mean(0)
         optimizer.zero_grad()
         backward(losses)
         optimizer.step()
-        if step % LOOK_EVERY == 0 or step == schedule.steps:
+        if step % LOOK_EVERY == 0 or step == values["steps"]:
             best.look(step, model.weights(), backward)
-            if step - best.latest >= schedule.patience:
+            if step - best.latest >= values["patience"]:
                 break
-    return Fitted(job, float(best.rmse.mean()), best.steps.tolist(), relations=best.relations), best.weights.double()
+    return Fitted(float(best.rmse.mean()), best.steps.tolist(), relations=best.relations), best.weights.double()
 
 
-def _backward(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backward:
-    method, setting = job.method, job.setting
-    options: dict[str, Any] = {}
-    if setting.temperature is not None:
-        options["temperature"] = setting.temperature
-    if setting.relation_rate is not None:
-        options["learning_rate"] = setting.relation_rate
+def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backward:
+    method, value = cell.method, cell.value
+    names = {"temperature": "temperature", "relation_rate": "learning_rate"}
+    options = {name: value[own] for own, name in names.items() if own in value}
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         return SaliencyRegularizer(
             model,
             heads="head",
             tasks=TASKS,
-            strength=setting.strength or 0.0,
+            strength=value["strength"],
             metric=method.metric,
             relations=RelationWeights(len(TASKS), method.rule or "fixed", **options),
             optimizer=optimizer,
@@ -150,7 +145,7 @@ def _backward(job: Job, model: nn.Module, optimizer: torch.optim.Optimizer) -> B
         )
 
     build = None if method.rule is None else regularizer
-    return Backward(model, "head", TASKS, optimizer, method.surgery, build, job.seed)
+    return Backward(model, "head", TASKS, optimizer, method.surgery, build, cell.seed)
 
 
 class _BestStep:
@@ -174,9 +169,3 @@ class _BestStep:
             self.steps = torch.where(better, step, self.steps)
             self.latest = step
             self.relations = backward.relations
-
-
-def _split_error(error: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Size of an error ``[T, F]`` inside and outside of the span of each task's inputs ``[T, N, F]``."""
-    inside = (torch.linalg.pinv(inputs) @ inputs @ error.unsqueeze(-1)).squeeze(-1)
-    return inside.norm(dim=1), (error - inside).norm(dim=1)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BASES", "FACTORS", "FEATURES", "TASKS", "Problem", "Regression", "SyntheticData", "task_rmse"]
-
 FEATURES = 20
 #: The weights of task t are its factor times a common vector.
 FACTORS = (1.0, 1.0, 2.0, 2.0, 3.0, 3.0, -1.0, -1.0, -2.0, -2.0, -3.0, -3.0)
@@ -49,13 +47,14 @@ class Problem:
     noise: float = 0.01
     shared_inputs: bool = False
     """All tasks have the same training inputs. Validation and test inputs are each task's own all the same."""
-    base: str = "ones"
+    weights: str = "ones"
+    """Which of :data:`BASES` the factors multiply."""
 
     def draw(self, seed: int) -> SyntheticData:
         """The data of a seed; the validation and test sets are the same with shared and with own inputs."""
         generator = torch.Generator().manual_seed(seed)
         vector = torch.ones(FEATURES, dtype=torch.float64)
-        if self.base == "normal":
+        if self.weights == "normal":
             # Its own generator: the inputs are those of the other base.
             vector = _normal(torch.Generator().manual_seed(seed + 1_000_000), FEATURES)
         weights = torch.tensor(FACTORS, dtype=torch.float64).outer(vector)
