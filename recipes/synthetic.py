@@ -18,10 +18,12 @@ from .studies.linear_tasks.problem import BASES, FEATURES, TASKS, Problem
 from .studies.linear_tasks.report import METRICS, report
 from .studies.study import Setting
 
-_IN_CELLS = (
-    *("train", "validation", "test", "noise", "shared_inputs", "weights"),
-    *("steps", "patience", "learning_rate"),
-)
+_IN_CELLS = ("train", "validation", "test", "noise", "shared_inputs", "weights", "steps", "patience", "learning_rate")
+_ABOUT_SURGERY = """\
+PCGrad (parameters), the method of Yu et al. 2020, acts on the weights of that layer; PCGrad (feature) and MGDA-UB
+act at its output. There the loss of each task depends on samples of its own: task gradients never conflict, so
+that PCGrad (feature) is hard sharing to the last digit, and SRDML w/ PCGrad (feature) is SRDML. MGDA-UB still
+gives most weight to the smallest gradient. SRDML with the shared layer: l1, entropic."""
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Setting]:
@@ -49,18 +51,11 @@ def _introduction(options: argparse.Namespace) -> str:
         "Errors in and outside of the span of a task's training inputs are those of its weights (norm).",
     ]
     tried = grids(options.trials)
-    trials = [len(tried[key]) for key in options.methods or METHODS if METHODS[key].shared]
-    if trials:
-        lines += [
+    if trials := [len(tried[key]) for key in options.methods or METHODS if METHODS[key].shared]:
+        lines.append(
             f"Shared layer: a linear map of the {FEATURES} features, which all tasks share, comes before a column for "
-            f"each; {trials[0]} trial{'s' if trials[0] > 1 else ''} each.",
-            "PCGrad (parameters), the method of Yu et al. 2020, acts on the weights of that layer; PCGrad (feature) and "
-            "MGDA-UB",
-            "act at its output. There the loss of each task depends on samples of its own: task gradients never conflict, "
-            "so",
-            "that PCGrad (feature) is hard sharing to the last digit, and SRDML w/ PCGrad (feature) is SRDML. MGDA-UB still",
-            "gives most weight to the smallest gradient. SRDML with the shared layer: l1, entropic.",
-        ]
+            f"each; {trials[0]} trial{'s' if trials[0] > 1 else ''} each.\n{_ABOUT_SURGERY}"
+        )
     return "\n".join(lines)
 
 

@@ -14,11 +14,9 @@ from .problem import Regression, SyntheticData
 #: Values of the one hyper-parameter of the closed forms. They cost nothing, so that there are many.
 CLOSED_FORM_STRENGTHS = tuple(10 ** (exponent / 4) for exponent in range(-24, 13))
 
-# Weights [T, F] for a strength. All are the minimum of the sum over the tasks of the mean squared error.
-
 
 def ridge(train: Regression, strength: float) -> Tensor:
-    """Each task alone, plus ``strength * sum_t |w_t|^2``."""
+    """Weights ``[T, F]`` at the minimum of the sum over the tasks of the mean squared error, plus ``strength * sum_t |w_t|^2``."""
     inputs, targets = train.inputs, train.targets.unsqueeze(-1)
     gram = inputs.mT @ inputs / inputs.shape[1] + strength * torch.eye(inputs.shape[2], dtype=inputs.dtype)
     weights: Tensor = torch.linalg.solve(gram, inputs.mT @ targets / inputs.shape[1])
@@ -26,13 +24,13 @@ def ridge(train: Regression, strength: float) -> Tensor:
 
 
 def pooled(train: Regression, strength: float) -> Tensor:
-    """One regressor for the samples of all tasks, plus ``strength * |w|^2``."""
+    """The same of one regressor for the samples of all tasks, plus ``strength * |w|^2``."""
     together = Regression(train.inputs.flatten(0, 1).unsqueeze(0), train.targets.flatten().unsqueeze(0))
     return ridge(together, strength).expand(len(train.inputs), -1)
 
 
 def mean_regularised(train: Regression, strength: float) -> Tensor:
-    """RMTL: plus ``strength * sum_t |w_t - mean|^2`` (Evgeniou and Pontil 2004), with ``mean`` that of the ``w_t``."""
+    """The same of RMTL, plus ``strength * sum_t |w_t - mean|^2`` (Evgeniou and Pontil 2004), with ``mean`` that of the ``w_t``."""
     tasks, samples, features = train.inputs.shape
     identity = torch.eye(features, dtype=train.inputs.dtype)
     centring = torch.eye(tasks, dtype=train.inputs.dtype) - 1 / tasks
@@ -43,11 +41,8 @@ def mean_regularised(train: Regression, strength: float) -> Tensor:
     return (inverse @ right).view(tasks, features)
 
 
-CLOSED_FORMS: dict[str, Callable[[Regression, float], Tensor]] = {
-    "single_ridge": ridge,
-    "mean_regularised": mean_regularised,
-    "pooled": pooled,
-}
+_Form = Callable[[Regression, float], Tensor]
+CLOSED_FORMS: dict[str, _Form] = {"single_ridge": ridge, "mean_regularised": mean_regularised, "pooled": pooled}
 
 
 def best_strength(key: str, data: SyntheticData) -> tuple[Tensor, list[float], Tensor]:
@@ -55,8 +50,7 @@ def best_strength(key: str, data: SyntheticData) -> tuple[Tensor, list[float], T
     candidates = torch.stack([CLOSED_FORMS[key](data.train, strength) for strength in CLOSED_FORM_STRENGTHS])
     errors = data.validation.rmse(candidates)  # [S, T]
     tasks = torch.arange(errors.shape[1])
-    # Ridge shares nothing, so each task has a strength of its own.
-    best = errors.argmin(0) if key == "single_ridge" else errors.mean(1).argmin().expand(len(tasks))
-    used = best if key == "single_ridge" else best[:1]
-    chosen = [CLOSED_FORM_STRENGTHS[index] for index in used.tolist()]
+    apart = key == "single_ridge"  # it shares nothing, so each task has a strength of its own
+    best = errors.argmin(0) if apart else errors.mean(1).argmin().expand(len(tasks))
+    chosen = [CLOSED_FORM_STRENGTHS[index] for index in (best if apart else best[:1]).tolist()]
     return errors[best, tasks], chosen, candidates[best, tasks]

@@ -19,7 +19,7 @@ from saliency_reg import RelationWeights, SaliencyRegularizer
 from ...methods.attach import Backward
 from ..study import Cell
 from .closed_forms import CLOSED_FORMS, best_strength
-from .problem import FEATURES, TASKS, Problem, Regression, SyntheticData, task_rmse
+from .problem import FEATURES, TASKS, Problem, SyntheticData
 
 #: Steps between two looks at the validation split.
 LOOK_EVERY = 5
@@ -30,33 +30,24 @@ class Fitted:
     """What a training left, as plain numbers.
 
     Attributes:
-        validation_rmse: mean over the tasks.
-        best_steps: one, or one for each task; none for a closed form.
+        validation: minus the RMSE, mean over the tasks.
+        best_steps: of each task; none for a closed form.
         chosen: strengths that a closed form chose: one, or one for each task.
         relations: at the best step.
-        test_rmse: of each task, as are the following; empty without a look at the test split.
-        error_inside, error_outside: size of the error of the weights in the span of the task's training inputs, and not.
+        scores: of each task: test RMSE, and the size of the error of its weights in and outside of the span of its inputs.
+        macro: their means; of a trial both are empty.
     """
 
-    validation_rmse: float
+    validation: float
     best_steps: list[int] = field(default_factory=list)
     chosen: list[float] = field(default_factory=list)
     relations: list[list[float]] | None = None
-    test_rmse: list[float] = field(default_factory=list)
-    error_inside: list[float] = field(default_factory=list)
-    error_outside: list[float] = field(default_factory=list)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    macro: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """What a study keeps."""
-        per_task = {"rmse": self.test_rmse, "error_inside": self.error_inside, "error_outside": self.error_outside}
-        return {
-            "validation": -self.validation_rmse,
-            "macro": {name: statistics.fmean(values) for name, values in per_task.items() if values},
-            "scores": {task: {"rmse": error} for task, error in zip(TASKS, self.test_rmse)},
-            "best_steps": self.best_steps,
-            "chosen": self.chosen,
-            "relations": self.relations,
-        }
+        return dataclasses.asdict(self)
 
 
 def train_linear(cell: Cell, data: Any = None, folder: Path | None = None) -> Fitted:
@@ -66,15 +57,17 @@ def train_linear(cell: Cell, data: Any = None, folder: Path | None = None) -> Fi
     drawn = problem.draw(cell.seed)
     if cell.method.key in CLOSED_FORMS:
         rmse, chosen, weights = best_strength(cell.method.key, drawn)
-        fitted = Fitted(float(rmse.mean()), chosen=chosen)
+        fitted = Fitted(-float(rmse.mean()), chosen=chosen)
     else:
         fitted, weights = _train_adam(cell, drawn)
     if cell.reported:
-        fitted.test_rmse = drawn.test.rmse(weights).tolist()
         error, inputs = weights - drawn.weights, drawn.train.inputs
         inside = (torch.linalg.pinv(inputs) @ inputs @ error.unsqueeze(-1)).squeeze(-1)
-        fitted.error_inside = inside.norm(dim=1).tolist()
-        fitted.error_outside = (error - inside).norm(dim=1).tolist()
+        outside = (error - inside).norm(dim=1)
+        scores = {"rmse": drawn.test.rmse(weights), "error_inside": inside.norm(dim=1), "error_outside": outside}
+        found = {name: values.tolist() for name, values in scores.items()}
+        fitted.scores = {task: dict(zip(found, values)) for task, values in zip(TASKS, zip(*found.values()))}
+        fitted.macro = {name: statistics.fmean(values) for name, values in found.items()}
     return fitted
 
 
@@ -113,24 +106,34 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
     inputs, targets = data.train.inputs.flatten(0, 1).float(), data.train.targets.float().T  # [T*N, F], [N, T]
     samples = len(targets)
     # Tasks that share nothing have a best step each; with a rule or a shared layer, there is one best step.
-    best = _BestStep(data.validation, apart=cell.method.rule is None and not cell.method.shared)
+    apart = cell.method.rule is None and not cell.method.shared
+    best_rmse, best_weights = torch.full((len(TASKS),), math.inf), torch.zeros(len(TASKS), FEATURES)
+    best_steps, latest, relations = torch.zeros(len(TASKS), dtype=torch.int64), 0, None
     for step in range(1, values["steps"] + 1):
         outputs = model(inputs).view(len(TASKS), samples, len(TASKS)).diagonal(dim1=0, dim2=2)  # [N, T]
         losses = (outputs - targets).square().mean(0)
         optimizer.zero_grad()
         backward(losses)
         optimizer.step()
-        if step % LOOK_EVERY == 0 or step == values["steps"]:
-            best.look(step, model.weights(), backward)
-            if step - best.latest >= values["patience"]:
-                break
-    return Fitted(float(best.rmse.mean()), best.steps.tolist(), relations=best.relations), best.weights.double()
+        if step % LOOK_EVERY and step < values["steps"]:
+            continue
+        weights = model.weights()
+        rmse = data.validation.rmse(weights)
+        better = rmse < best_rmse if apart else (rmse.mean() < best_rmse.mean()).expand(len(rmse))
+        if better.any():
+            best_rmse = torch.where(better, rmse, best_rmse)
+            best_weights = torch.where(better.unsqueeze(1), weights, best_weights)
+            best_steps = torch.where(better, step, best_steps)
+            latest, relations = step, backward.relations
+        if step - latest >= values["patience"]:
+            break
+    return Fitted(-float(best_rmse.mean()), best_steps.tolist(), relations=relations), best_weights.double()
 
 
 def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backward:
     method, value = cell.method, cell.value
-    names = {"temperature": "temperature", "relation_rate": "learning_rate"}
-    options = {name: value[own] for own, name in names.items() if own in value}
+    names = (("temperature", "temperature"), ("relation_rate", "learning_rate"))
+    options = {name: value[own] for own, name in names if own in value}
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         return SaliencyRegularizer(
@@ -146,26 +149,3 @@ def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) ->
 
     build = None if method.rule is None else regularizer
     return Backward(model, "head", TASKS, optimizer, method.surgery, build, cell.seed)
-
-
-class _BestStep:
-    """The weights with the lowest validation RMSE, of each task or of their mean."""
-
-    def __init__(self, validation: Regression, apart: bool) -> None:
-        self._inputs, self._targets = validation.inputs.float(), validation.targets.float()
-        self._apart = apart
-        self.rmse = torch.full((len(TASKS),), math.inf)
-        self.weights = torch.zeros(len(TASKS), FEATURES)
-        self.steps = torch.zeros(len(TASKS), dtype=torch.int64)
-        self.latest = 0
-        self.relations: list[list[float]] | None = None
-
-    def look(self, step: int, weights: Tensor, backward: Backward) -> None:
-        rmse = task_rmse(weights, self._inputs, self._targets)
-        better = rmse < self.rmse if self._apart else (rmse.mean() < self.rmse.mean()).expand(len(rmse))
-        if better.any():
-            self.rmse = torch.where(better, rmse, self.rmse)
-            self.weights = torch.where(better.unsqueeze(1), weights, self.weights)
-            self.steps = torch.where(better, step, self.steps)
-            self.latest = step
-            self.relations = backward.relations

@@ -23,8 +23,10 @@ class Regression:
     targets: Tensor
 
     def rmse(self, weights: Tensor) -> Tensor:
-        """Root mean squared error of each task, ``[..., T]``, for weights ``[..., T, FEATURES]``."""
-        return task_rmse(weights, self.inputs, self.targets)
+        """Root mean squared error of each task, ``[..., T]``, for weights ``[..., T, FEATURES]``, in their precision."""
+        inputs, targets = self.inputs.to(weights.dtype), self.targets.to(weights.dtype)
+        predictions = torch.matmul(inputs, weights.unsqueeze(-1)).squeeze(-1)
+        return (predictions - targets).square().mean(-1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,6 @@ class Problem:
 
         train = part(self.train, self.shared_inputs)
         return SyntheticData(weights, train, part(self.validation, False), part(self.test, False))
-
-
-def task_rmse(weights: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-    """``[..., T]`` for weights ``[..., T, F]``, inputs ``[T, N, F]`` and targets ``[T, N]``."""
-    predictions = torch.matmul(inputs, weights.unsqueeze(-1)).squeeze(-1)
-    return (predictions - targets).square().mean(-1).sqrt()
 
 
 def _normal(generator: torch.Generator, *shape: int) -> Tensor:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...runtime.errors import need
 from ...runtime.figures import new_figure, save
 from ...runtime.tables import aligned
-from ..study import Setting, Statistic, Study
+from ..study import Study
 from .methods import SINGLE_TASK
 from .problem import FACTORS, TASKS
 
@@ -23,136 +21,106 @@ METRICS = ("rmse", "error_inside", "error_outside")
 PICTURED = ("srdml", "srdml_sqchordal")
 _COLOURS = ("#0072B2", "#E69F00")
 
-Errors = Mapping[str, Mapping[int, float]]
+#: By method and seed.
+Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
 def report(study: Study, folder: Path) -> str:
     """Lay out ratios, seeds won against hard sharing and the quality of relations, and draw the panels."""
     (setting,) = study.settings
-    methods = study.methods_of(setting)
-    results = {method.key: list(study.reported(setting, method).values()) for method in methods}
-    errors = test_errors(study, setting)
-    base = best_single_task(errors)
-    against = "" if base is None else f"; ratio to: {study.methods[base].label}"
-    title = "Test, mean +- standard deviation over seeds of the mean RMSE of the tasks"
-    parts = [f"{title}{against}:\n{_ratio_table(study, setting, errors, base)}"]
-    if differences := difference_rows(study, setting, errors):
-        rows = [["", "seeds", "difference of RMSE", "lower", "equal", "higher"], *differences]
+    results = {method.key: study.reported(setting, method) for method in study.methods_of(setting)}
+    labels = {key: study.methods[key].label for key in results}
+    rmse, inside, outside = (_by_seed(results, name) for name in METRICS)
+    # Of the single-task methods the one with the lowest test RMSE: the hardest one to beat.
+    single = rmse.reindex(columns=SINGLE_TASK).mean().dropna()
+    base = None if single.empty else str(single.idxmin())
+    against = "" if base is None else f"; ratio to: {labels[base]}"
+    title = f"Test, mean +- standard deviation over seeds of the mean RMSE of the tasks{against}"
+    rows = [["", "seeds", "RMSE", "ratio", "worst seed", "error in span", "outside"]]
+    for key, own in rmse.items():
+        numbers = (
+            *ratios(own, own * math.nan if base is None else rmse[base]),
+            inside[key].mean(),
+            outside[key].mean(),
+        )
+        texts = ("-" if math.isnan(number) else f"{number:.3f}" for number in numbers)
+        rows.append([labels[key], str(own.count()), _mean_and_deviation(own), *texts])
+    parts = [f"{title}:\n{aligned(rows, left=1)}"]
+    rows = [["", "seeds", "difference of RMSE", "lower", "equal", "higher"]]
+    for key in results:
+        difference = (rmse[key] - rmse.get(study.baseline, math.nan)).dropna()
+        if study.methods[key].shared and key != study.baseline and len(difference):
+            counts = ((difference < 0).sum(), (difference == 0).sum(), (difference > 0).sum())
+            text = _mean_and_deviation(difference, sign="+")
+            rows.append([labels[key], str(len(difference)), text, *map(str, counts)])
+    if len(rows) > 1:
         title = "Shared layer: test RMSE minus that of hard sharing, and in how many seeds it is lower, equal or higher"
         parts.append(f"{title}:\n{aligned(rows, left=1)}")
-    found = {key: [result["relations"] for result in own if result["relations"]] for key, own in results.items()}
-    relations = {key: torch.tensor(own, dtype=torch.float64) for key, own in found.items() if own}
+    found = {key: [result["relations"] for result in own.values()] for key, own in results.items()}
+    relations = {key: np.array(own) for key, own in found.items() if own and own[0]}
     if relations:
-        table = _quality_table({study.methods[key].label: own for key, own in relations.items()})
+        table = _quality_table({labels[key]: own for key, own in relations.items()})
         parts.append(f"Relations, in their mean over the seeds and seed by seed:\n{table}")
-    if base is not None and PICTURED[0] in relations:
-        improvement = {
-            study.methods[key].label: _improvement(study, setting, key, base)
-            for key in PICTURED
-            if errors.get(key, {}).keys() & errors[base].keys()
-        }
-        _draw_panels(folder / "panels.png", relations[PICTURED[0]].numpy(), improvement, base)
+    shown = [] if base is None else [key for key in PICTURED if results.get(key, {}).keys() & results[base].keys()]
+    if base is not None and shown and PICTURED[0] in relations:
+        quartiles = {labels[key]: _improvement(results[key], results[base]) for key in shown}
+        _draw_panels(folder / "panels.png", relations[PICTURED[0]], quartiles, base)
     return "\n\n".join(parts)
 
 
-def test_errors(study: Study, setting: Setting) -> dict[str, dict[int, float]]:
-    """Mean test RMSE of the tasks, by method and seed."""
-    return {
-        method.key: {seed: result["macro"]["rmse"] for seed, result in study.reported(setting, method).items()}
-        for method in study.methods_of(setting)
-    }
+def _by_seed(results: Results, metric: str) -> Any:
+    """A frame with a column for each method; NaN where there is no result yet."""
+    values = {key: {seed: result["macro"][metric] for seed, result in own.items()} for key, own in results.items()}
+    return need("pandas").DataFrame(values, dtype=float)
 
 
-def best_single_task(errors: Errors) -> str | None:
-    """The single-task method with the lowest test RMSE: the hardest one to beat."""
-    found = [key for key in SINGLE_TASK if errors.get(key)]
-    return min(found, key=lambda key: statistics.fmean(errors[key].values()), default=None)
-
-
-def ratios(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float] | None:
+def ratios(ours: Any, theirs: Any) -> tuple[float, float]:
     """The ratio of the means over the seeds that both have, and the largest ratio within a seed."""
-    both = [seed for seed in ours if seed in theirs]
-    if not both:
-        return None
-    of_means = statistics.fmean(ours[seed] for seed in both) / statistics.fmean(theirs[seed] for seed in both)
-    return of_means, max(ours[seed] / theirs[seed] for seed in both)
+    both = ours.notna() & theirs.notna()
+    return ours[both].mean() / theirs[both].mean(), (ours / theirs).max()
 
 
-def _ratio_table(study: Study, setting: Setting, errors: Errors, base: str | None) -> str:
-    rows = [["", "seeds", "RMSE", "ratio", "worst seed", "error in span", "outside"]]
-    for method in study.methods_of(setting):
-        summary, own = study.summary(setting, method, METRICS), errors[method.key]
-        found = None if base is None else ratios(own, errors[base])
-        if not summary:
-            rows.append([method.label, "0", *("-",) * 5])
-            continue
-        both = [f"{ratio:.3f}" for ratio in found] if found else ["-", "-"]
-        sizes = [f"{summary[name].mean:.3f}" for name in METRICS[1:]]
-        rows.append([method.label, str(len(own)), _text(summary["rmse"]), *both, *sizes])
-    return aligned(rows, left=1)
-
-
-def difference_rows(study: Study, setting: Setting, errors: Errors) -> list[list[str]]:
-    """What surgery and SRDML change in the RMSE with a shared layer, within each seed."""
-    rows = []
-    for method in study.methods_of(setting):
-        difference = study.difference(setting, method, METRICS[:1])
-        if method.shared and difference:
-            ours, theirs = errors[method.key], errors[study.baseline]
-            signs = [np.sign(ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
-            counts = [str(signs.count(sign)) for sign in (-1, 0, 1)]
-            rows.append([method.label, str(len(signs)), _text(difference["rmse"], sign="+"), *counts])
-    return rows
-
-
-def _quality_table(relations: Mapping[str, Tensor]) -> str:
-    """How well the relations order the pairs, in their mean over the seeds and seed by seed."""
+def _quality_table(relations: Mapping[str, Any]) -> str:
     twins = len(TASKS) // 2
     rows = [["", f"twins among the {twins} strongest", "seeds with all", "AUC same sign", "lowest AUC of a seed"]]
     for label, found in relations.items():
-        mean, each = relation_quality(found.mean(0)), [relation_quality(matrix) for matrix in found]
-        complete = sum(quality["twins_on_top"] == twins for quality in each)
-        lowest = min(quality["same_base_auc"] for quality in each)
-        on_top = f"{mean['twins_on_top']:.0f} of {twins}"
-        rows.append([label, on_top, f"{complete} of {len(each)}", f"{mean['same_base_auc']:.3f}", f"{lowest:.3f}"])
+        (on_top, area), each = relation_quality(found.mean(0)), [relation_quality(matrix) for matrix in found]
+        complete = f"{sum(top == twins for top, _ in each)} of {len(each)}"
+        lowest = min(area for _, area in each)
+        rows.append([label, f"{on_top} of {twins}", complete, f"{area:.3f}", f"{lowest:.3f}"])
     return aligned(rows, left=1)
 
 
-def relation_quality(matrix: Tensor) -> dict[str, float]:
+def relation_quality(matrix: Any) -> tuple[int, float]:
     """How learned relations ``[T, T]`` order the pairs.
 
-    ``twins_on_top``: how many of the pairs with equal weights are among as many strongest pairs.
-    ``same_base_auc``: the probability that a pair of equal signs is stronger than one of opposite signs.
+    Returns:
+        How many of the pairs with equal weights are among as many strongest pairs, and the probability that a pair of equal
+        signs is stronger than one of opposite signs.
     """
-    row, column = torch.triu_indices(len(TASKS), len(TASKS), 1)
-    factors, weights = torch.tensor(FACTORS, dtype=torch.float64), matrix[row, column]
+    row, column = np.triu_indices(len(TASKS), 1)
+    factors, weights = np.array(FACTORS), np.asarray(matrix)[row, column]
     twins = factors[row] == factors[column]
     # A tie counts against the twins: only pairs above all others are surely on top.
-    others = weights[~twins].sort(descending=True).values
-    rank = (others >= weights[twins].unsqueeze(1)).sum(1) + (weights[twins] > weights[twins].unsqueeze(1)).sum(1)
-    same, opposite = (
-        weights[chosen] for chosen in (factors[row] * factors[column] > 0, factors[row] * factors[column] < 0)
-    )
-    difference = same.unsqueeze(1) - opposite
-    area = ((difference > 0).double() + 0.5 * (difference == 0).double()).mean()
-    return {"twins_on_top": float((rank < twins.sum()).sum()), "same_base_auc": float(area)}
+    ranks = [(weights[~twins] >= own).sum() + (weights[twins] > own).sum() for own in weights[twins]]
+    area = need("sklearn.metrics").roc_auc_score(factors[row] * factors[column] > 0, weights)
+    return sum(rank < twins.sum() for rank in ranks), float(area)
 
 
-def _text(statistic: Statistic, sign: str = "") -> str:
-    text = f"{statistic.mean:{sign}.3f}"
-    return text if np.isnan(statistic.std) else f"{text} +- {statistic.std:.3f}"
+def _mean_and_deviation(values: Any, sign: str = "") -> str:
+    mean, deviation = values.mean(), values.std()
+    text = "-" if math.isnan(mean) else f"{mean:{sign}.3f}"
+    return text if math.isnan(deviation) else f"{text} +- {deviation:.3f}"
 
 
-def _improvement(study: Study, setting: Setting, key: str, base: str) -> np.ndarray[Any, Any]:
+def _improvement(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Any:
     """Quartiles over the seeds of how much lower the test RMSE of each task is, in percent."""
-    ours, theirs = (study.reported(setting, study.methods[name]) for name in (key, base))
     both = [seed for seed in ours if seed in theirs]
     own, single = (
         np.array([[score["rmse"] for score in results[seed]["scores"].values()] for seed in both])
         for results in (ours, theirs)
     )
-    quartiles: np.ndarray[Any, Any] = np.percentile(100 * (1 - own / single), (25, 50, 75), axis=0)
-    return quartiles
+    return np.percentile(100 * (1 - own / single), (25, 50, 75), axis=0)
 
 
 def _draw_panels(path: Path, relations: Any, improvement: Mapping[str, Any], base: str) -> None:
@@ -160,30 +128,21 @@ def _draw_panels(path: Path, relations: Any, improvement: Mapping[str, Any], bas
     figure, (left, middle, right) = new_figure(13.6, 4.4, columns=3)
     factors = np.array(FACTORS)
     distance = np.abs(factors[:, None] - factors)
-    diagonal = np.eye(len(TASKS), dtype=bool)
-    colormaps, grey = need("matplotlib").colormaps, "#bdbdbd"
-    image = left.imshow(
-        np.ma.masked_where(diagonal, distance), cmap=colormaps["Blues_r"].with_extremes(bad=grey), vmin=0
-    )
-    left.set_title("(a) True distance of the tasks, $|a_i - a_j|$", fontsize=10)
-    bar = figure.colorbar(image, ax=left, fraction=0.046, pad=0.03)
+    image = _draw_pairs(left, distance, "Blues_r", "(a) True distance of the tasks, $|a_i - a_j|$", vmin=0)
+    bar = figure.colorbar(image, ax=left, fraction=0.046, pad=0.03, label="$|a_i - a_j|$")
     bar.ax.invert_yaxis()  # related tasks on top, as in (b)
     bar.outline.set_visible(False)
-    bar.set_label("$|a_i - a_j|$")
 
     relative = relations.mean(0) * len(TASKS) * (len(TASKS) - 1) / 2
     top = float(relative.max())
     # Not below eight decades: weights of unrelated pairs are astronomically small where the temperature is low.
-    lowest = max(float(relative[~diagonal].min()), top / 1e8)
+    lowest = max(float(relative[~np.eye(len(TASKS), dtype=bool)].min()), top / 1e8)
     scale = need("matplotlib.colors").LogNorm(vmin=lowest, vmax=top, clip=True)
-    colours = colormaps["Blues"].with_extremes(bad=grey)
-    image = middle.imshow(np.ma.masked_where(diagonal, relative), cmap=colours, norm=scale)
-    middle.set_title(f"(b) Learned relations, l1 entropic, mean of {len(relations)} seeds", fontsize=10)
-    bar = figure.colorbar(image, ax=middle, fraction=0.046, pad=0.03, extend="min")
-    bar.set_label("relation weight / uniform weight")
+    title = f"(b) Learned relations, l1 entropic, mean of {len(relations)} seeds"
+    image = _draw_pairs(middle, relative, "Blues", title, norm=scale)
+    label = "relation weight / uniform weight"
+    bar = figure.colorbar(image, ax=middle, fraction=0.046, pad=0.03, extend="min", label=label)
     bar.outline.set_visible(False)
-    for axes in (left, middle):
-        _ticks_of_pairs(axes)
     _draw_improvement(right, improvement)
     name = "ridge" if base == "single_ridge" else "early stopping"
     right.set_title(f"(c) Improvement over single-task ({name})", fontsize=10)
@@ -191,16 +150,20 @@ def _draw_panels(path: Path, relations: Any, improvement: Mapping[str, Any], bas
     save(figure, path)
 
 
-def _ticks_of_pairs(axes: Any) -> None:
-    axes.set_xticks(range(len(TASKS)), _names(), fontsize=8)
-    axes.set_yticks(range(len(TASKS)), _names(), fontsize=8)
-    for set_ticks in (axes.set_xticks, axes.set_yticks):
-        set_ticks([index - 0.5 for index in range(2, len(TASKS), 2)], minor=True)
+def _draw_pairs(axes: Any, values: Any, colours: str, title: str, **scale: Any) -> Any:
+    masked = np.ma.masked_where(np.eye(len(TASKS), dtype=bool), values)
+    colormap = need("matplotlib").colormaps[colours].with_extremes(bad="#bdbdbd")
+    image = axes.imshow(masked, cmap=colormap, **scale)
+    axes.set_title(title, fontsize=10)
+    between_pairs = [index - 0.5 for index in range(2, len(TASKS), 2)]
+    for axis, set_label in ((axes.xaxis, axes.set_xlabel), (axes.yaxis, axes.set_ylabel)):
+        axis.set_ticks(range(len(TASKS)), _names(), fontsize=8)
+        axis.set_ticks(between_pairs, minor=True)
+        set_label("task, by its factor $a$")
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("task, by its factor $a$")
-    axes.set_ylabel("task, by its factor $a$")
+    return image
 
 
 def _draw_improvement(axes: Any, improvement: Mapping[str, Any]) -> None:
