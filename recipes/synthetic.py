@@ -28,9 +28,8 @@ gives most weight to the smallest gradient. SRDML with the shared layer: l1, ent
 
 def _settings(options: argparse.Namespace) -> dict[str, Setting]:
     values = {"version": 1, "data": "synthetic", **{name: getattr(options, name) for name in _IN_CELLS}}
-    label = f"Synthetic, {'one set of inputs for all tasks' if options.shared_inputs else 'own inputs'}"
-    if options.weights != "ones":
-        label += f", {options.weights} weights"
+    inputs = "one set of inputs for all tasks" if options.shared_inputs else "own inputs"
+    label = f"Synthetic, {inputs}, weights a_t * {options.weights}"
     return {"synthetic": Setting("synthetic", label, values, tuple(METHODS), grids(options.trials))}
 
 
@@ -90,7 +89,7 @@ COMMAND = StudyCommand(
     metrics=METRICS,
     compared=(),
     train=train_linear,
-    packages=("matplotlib", "torchjd"),
+    packages=("matplotlib", "pandas", "torchjd"),
     add_arguments=_add_arguments,
     check=_check,
     introduction=_introduction,

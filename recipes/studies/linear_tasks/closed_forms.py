@@ -16,7 +16,7 @@ CLOSED_FORM_STRENGTHS = tuple(10 ** (exponent / 4) for exponent in range(-24, 13
 
 
 def ridge(train: Regression, strength: float) -> Tensor:
-    """Weights ``[T, F]`` at the minimum of the sum over the tasks of the mean squared error, plus ``strength * sum_t |w_t|^2``."""
+    """Weights ``[T, F]`` of the least sum of mean squared errors over the tasks, plus ``strength * sum_t |w_t|^2``."""
     inputs, targets = train.inputs, train.targets.unsqueeze(-1)
     gram = inputs.mT @ inputs / inputs.shape[1] + strength * torch.eye(inputs.shape[2], dtype=inputs.dtype)
     weights: Tensor = torch.linalg.solve(gram, inputs.mT @ targets / inputs.shape[1])
@@ -30,7 +30,7 @@ def pooled(train: Regression, strength: float) -> Tensor:
 
 
 def mean_regularised(train: Regression, strength: float) -> Tensor:
-    """The same of RMTL, plus ``strength * sum_t |w_t - mean|^2`` (Evgeniou and Pontil 2004), with ``mean`` that of the ``w_t``."""
+    """The same of RMTL, plus ``strength * sum_t |w_t - mean|^2`` with the mean of the ``w_t`` (Evgeniou and Pontil 2004)."""
     tasks, samples, features = train.inputs.shape
     identity = torch.eye(features, dtype=train.inputs.dtype)
     centring = torch.eye(tasks, dtype=train.inputs.dtype) - 1 / tasks

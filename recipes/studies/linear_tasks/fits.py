@@ -46,7 +46,6 @@ class Fitted:
     macro: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """What a study keeps."""
         return dataclasses.asdict(self)
 
 
@@ -74,9 +73,7 @@ def train_linear(cell: Cell, data: Any = None, folder: Path | None = None) -> Fi
 class LinearTasks(nn.Module):
     """All tasks see every input; task ``t`` is column ``t``. There is no intercept, as in the truth.
 
-    Args:
-        shared_layer: whether all tasks share a linear layer before the columns. It could be multiplied into them: what can
-            be learned is the same, how it is learned is not.
+    A layer that all tasks share could be multiplied into the columns: what can be learned is the same, but not how.
     """
 
     def __init__(self, shared_layer: bool) -> None:
@@ -100,17 +97,16 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         model = LinearTasks(cell.method.shared)
-    rate = cell.value.get("learning_rate", values["learning_rate"])
+    rate = {**values, **cell.value}["learning_rate"]
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, foreach=True)
     backward = _backward(cell, model, optimizer)
     inputs, targets = data.train.inputs.flatten(0, 1).float(), data.train.targets.float().T  # [T*N, F], [N, T]
-    samples = len(targets)
     # Tasks that share nothing have a best step each; with a rule or a shared layer, there is one best step.
     apart = cell.method.rule is None and not cell.method.shared
     best_rmse, best_weights = torch.full((len(TASKS),), math.inf), torch.zeros(len(TASKS), FEATURES)
     best_steps, latest, relations = torch.zeros(len(TASKS), dtype=torch.int64), 0, None
     for step in range(1, values["steps"] + 1):
-        outputs = model(inputs).view(len(TASKS), samples, len(TASKS)).diagonal(dim1=0, dim2=2)  # [N, T]
+        outputs = model(inputs).view(len(TASKS), -1, len(TASKS)).diagonal(dim1=0, dim2=2)  # [N, T]
         losses = (outputs - targets).square().mean(0)
         optimizer.zero_grad()
         backward(losses)
@@ -132,8 +128,8 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
 
 def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backward:
     method, value = cell.method, cell.value
-    names = (("temperature", "temperature"), ("relation_rate", "learning_rate"))
-    options = {name: value[own] for own, name in names if own in value}
+    names = {"temperature": "temperature", "relation_rate": "learning_rate"}
+    options = {name: value[own] for own, name in names.items() if own in value}
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         return SaliencyRegularizer(

@@ -24,11 +24,7 @@ class LinearMethod(Method):
     """
 
     grid: Grid = ({},)
-
-    @property
-    def parameter(self) -> str:
-        """Nothing: values name what they tune."""
-        return ""
+    parameter = ""  # values name what they tune
 
 
 def _read() -> Iterator[LinearMethod]:

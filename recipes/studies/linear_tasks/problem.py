@@ -50,7 +50,6 @@ class Problem:
     shared_inputs: bool = False
     """All tasks have the same training inputs. Validation and test inputs are each task's own all the same."""
     weights: str = "ones"
-    """Which of :data:`BASES` the factors multiply."""
 
     def draw(self, seed: int) -> SyntheticData:
         """The data of a seed; the validation and test sets are the same with shared and with own inputs."""

@@ -20,9 +20,8 @@ METRICS = ("rmse", "error_inside", "error_outside")
 #: The relations of the first are drawn; the improvement of all.
 PICTURED = ("srdml", "srdml_sqchordal")
 _COLOURS = ("#0072B2", "#E69F00")
-
-#: By method and seed.
-Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
+_NAMES = [f"{factor:+.0f}".replace("-", "\N{MINUS SIGN}") for factor in FACTORS]
+_DIAGONAL = np.eye(len(TASKS), dtype=bool)
 
 
 def report(study: Study, folder: Path) -> str:
@@ -38,11 +37,10 @@ def report(study: Study, folder: Path) -> str:
     title = f"Test, mean +- standard deviation over seeds of the mean RMSE of the tasks{against}"
     rows = [["", "seeds", "RMSE", "ratio", "worst seed", "error in span", "outside"]]
     for key, own in rmse.items():
-        numbers = (
-            *ratios(own, own * math.nan if base is None else rmse[base]),
-            inside[key].mean(),
-            outside[key].mean(),
-        )
+        theirs = own * math.nan if base is None else rmse[base]
+        both = own.notna() & theirs.notna()
+        ratios = (own[both].mean() / theirs[both].mean(), (own / theirs).max())
+        numbers = (*ratios, inside[key].mean(), outside[key].mean())
         texts = ("-" if math.isnan(number) else f"{number:.3f}" for number in numbers)
         rows.append([labels[key], str(own.count()), _mean_and_deviation(own), *texts])
     parts = [f"{title}:\n{aligned(rows, left=1)}"]
@@ -56,8 +54,10 @@ def report(study: Study, folder: Path) -> str:
     if len(rows) > 1:
         title = "Shared layer: test RMSE minus that of hard sharing, and in how many seeds it is lower, equal or higher"
         parts.append(f"{title}:\n{aligned(rows, left=1)}")
-    found = {key: [result["relations"] for result in own.values()] for key, own in results.items()}
-    relations = {key: np.array(own) for key, own in found.items() if own and own[0]}
+    found = {
+        key: [result["relations"] for result in own.values() if result["relations"]] for key, own in results.items()
+    }
+    relations = {key: np.array(own) for key, own in found.items() if own}
     if relations:
         table = _quality_table({labels[key]: own for key, own in relations.items()})
         parts.append(f"Relations, in their mean over the seeds and seed by seed:\n{table}")
@@ -68,16 +68,10 @@ def report(study: Study, folder: Path) -> str:
     return "\n\n".join(parts)
 
 
-def _by_seed(results: Results, metric: str) -> Any:
+def _by_seed(results: Mapping[str, Mapping[int, Any]], metric: str) -> Any:
     """A frame with a column for each method; NaN where there is no result yet."""
     values = {key: {seed: result["macro"][metric] for seed, result in own.items()} for key, own in results.items()}
     return need("pandas").DataFrame(values, dtype=float)
-
-
-def ratios(ours: Any, theirs: Any) -> tuple[float, float]:
-    """The ratio of the means over the seeds that both have, and the largest ratio within a seed."""
-    both = ours.notna() & theirs.notna()
-    return ours[both].mean() / theirs[both].mean(), (ours / theirs).max()
 
 
 def _quality_table(relations: Mapping[str, Any]) -> str:
@@ -115,34 +109,32 @@ def _mean_and_deviation(values: Any, sign: str = "") -> str:
 
 def _improvement(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> Any:
     """Quartiles over the seeds of how much lower the test RMSE of each task is, in percent."""
-    both = [seed for seed in ours if seed in theirs]
     own, single = (
-        np.array([[score["rmse"] for score in results[seed]["scores"].values()] for seed in both])
+        {seed: {task: score["rmse"] for task, score in result["scores"].items()} for seed, result in results.items()}
         for results in (ours, theirs)
     )
-    return np.percentile(100 * (1 - own / single), (25, 50, 75), axis=0)
+    frame = need("pandas").DataFrame
+    return (100 * (1 - frame(own) / frame(single))).quantile([0.25, 0.5, 0.75], axis=1).to_numpy()
 
 
 def _draw_panels(path: Path, relations: Any, improvement: Mapping[str, Any], base: str) -> None:
     """True similarity, learned relations, improvement over single-task."""
     figure, (left, middle, right) = new_figure(13.6, 4.4, columns=3)
-    factors = np.array(FACTORS)
-    distance = np.abs(factors[:, None] - factors)
-    image = _draw_pairs(left, distance, "Blues_r", "(a) True distance of the tasks, $|a_i - a_j|$", vmin=0)
-    bar = figure.colorbar(image, ax=left, fraction=0.046, pad=0.03, label="$|a_i - a_j|$")
+    colors = need("matplotlib.colors")
+    distance = np.abs(np.subtract.outer(FACTORS, FACTORS))
+    title, scale = "(a) True distance of the tasks, $|a_i - a_j|$", colors.Normalize(0, distance.max())
+    bar = _draw_pairs(figure, left, distance, title, "Blues_r", scale, label="$|a_i - a_j|$")
     bar.ax.invert_yaxis()  # related tasks on top, as in (b)
-    bar.outline.set_visible(False)
-
     relative = relations.mean(0) * len(TASKS) * (len(TASKS) - 1) / 2
     top = float(relative.max())
     # Not below eight decades: weights of unrelated pairs are astronomically small where the temperature is low.
-    lowest = max(float(relative[~np.eye(len(TASKS), dtype=bool)].min()), top / 1e8)
-    scale = need("matplotlib.colors").LogNorm(vmin=lowest, vmax=top, clip=True)
-    title = f"(b) Learned relations, l1 entropic, mean of {len(relations)} seeds"
-    image = _draw_pairs(middle, relative, "Blues", title, norm=scale)
+    lowest = max(float(relative[~_DIAGONAL].min()), top / 1e8)
+    title, scale = (
+        f"(b) Learned relations, l1 entropic, mean of {len(relations)} seeds",
+        colors.LogNorm(lowest, top, True),
+    )
     label = "relation weight / uniform weight"
-    bar = figure.colorbar(image, ax=middle, fraction=0.046, pad=0.03, extend="min", label=label)
-    bar.outline.set_visible(False)
+    _draw_pairs(figure, middle, relative, title, "Blues", scale, label=label, extend="min")
     _draw_improvement(right, improvement)
     name = "ridge" if base == "single_ridge" else "early stopping"
     right.set_title(f"(c) Improvement over single-task ({name})", fontsize=10)
@@ -150,20 +142,20 @@ def _draw_panels(path: Path, relations: Any, improvement: Mapping[str, Any], bas
     save(figure, path)
 
 
-def _draw_pairs(axes: Any, values: Any, colours: str, title: str, **scale: Any) -> Any:
-    masked = np.ma.masked_where(np.eye(len(TASKS), dtype=bool), values)
+def _draw_pairs(figure: Any, axes: Any, values: Any, title: str, colours: str, scale: Any, **of_bar: Any) -> Any:
     colormap = need("matplotlib").colormaps[colours].with_extremes(bad="#bdbdbd")
-    image = axes.imshow(masked, cmap=colormap, **scale)
+    image = axes.imshow(np.ma.masked_where(_DIAGONAL, values), cmap=colormap, norm=scale)
     axes.set_title(title, fontsize=10)
-    between_pairs = [index - 0.5 for index in range(2, len(TASKS), 2)]
-    for axis, set_label in ((axes.xaxis, axes.set_xlabel), (axes.yaxis, axes.set_ylabel)):
-        axis.set_ticks(range(len(TASKS)), _names(), fontsize=8)
-        axis.set_ticks(between_pairs, minor=True)
-        set_label("task, by its factor $a$")
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, **of_bar)
+    bar.outline.set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(range(len(TASKS)), _NAMES, fontsize=8)
+        axis.set_ticks(np.arange(2, len(TASKS), 2) - 0.5, minor=True)
+        axis.set_label_text("task, by its factor $a$")
     axes.grid(which="minor", color="white", linewidth=1.2)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    return image
+    return bar
 
 
 def _draw_improvement(axes: Any, improvement: Mapping[str, Any]) -> None:
@@ -171,21 +163,16 @@ def _draw_improvement(axes: Any, improvement: Mapping[str, Any]) -> None:
     width = 0.8 / len(improvement)
     for index, (label, (low, middle, high)) in enumerate(improvement.items()):
         offset, colour = (index - (len(improvement) - 1) / 2) * width, _COLOURS[index]
-        axes.bar(places + offset, middle, width, color=colour, label=label)
-        spread = (middle - low, high - middle)
-        axes.errorbar(places + offset, middle, spread, fmt="none", ecolor="#404040", elinewidth=0.8, capsize=1.5)
+        spread, line = (middle - low, high - middle), {"ecolor": "#404040", "elinewidth": 0.8, "capsize": 1.5}
+        axes.bar(places + offset, middle, width, yerr=spread, color=colour, label=label, error_kw=line)
     lowest = min(0.0, *(float(low.min()) for low, _, _ in improvement.values()))
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_ylim(max(-110.0, 1.05 * lowest), 104)
     axes.set_box_aspect(1)
-    axes.set_xticks(places, _names(), fontsize=8)
+    axes.set_xticks(places, _NAMES, fontsize=8)
     axes.set_xlabel("task, by its factor $a$")
     axes.set_ylabel("lower test RMSE by (%): median, quartiles")
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, ncols=len(improvement), loc="upper center", bbox_to_anchor=(0.46, -0.14))
-
-
-def _names() -> list[str]:
-    return [f"{factor:+.0f}".replace("-", "\N{MINUS SIGN}") for factor in FACTORS]
