@@ -12,8 +12,6 @@ from typing import Any
 
 from .files import finite, now
 
-__all__ = ["CLOCK_FIELDS", "RunLog"]
-
 #: Fields of each line that are another one in each run, whatever was trained.
 CLOCK_FIELDS = ("time", "seconds")
 

@@ -29,7 +29,8 @@ from ..training.best_weights import BestWeights
 from ..training.binary_objective import BinaryTasks
 from ..training.checkpoints import Checkpoints
 from ..training.digit_metrics import task_auc, task_metrics
-from ..training.engine import Engine, Plan
+from ..training.engine import Engine
+from ..training.plan import Plan
 
 __all__ = ["DTYPES", "Job", "Method", "Schedule", "Trained", "train"]
 

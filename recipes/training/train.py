@@ -21,10 +21,11 @@ from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
 from ..runtime.processes import Ranks, open_accelerator
 from .best_weights import BestWeights
-from .engine import Engine, Plan
+from .engine import Engine
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .options import Options
+from .plan import Plan
 
 #: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
 PRETRAINING = "pretraining"

@@ -16,7 +16,8 @@ from recipes.methods.surgeries import PCGRAD, PCGRAD_PARAMETERS
 from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen
 from recipes.training.best_weights import BestWeights
-from recipes.training.engine import Engine, Plan
+from recipes.training.engine import Engine
+from recipes.training.plan import Plan
 from recipes.training.objective import Objective
 from saliency_reg import SaliencyRegularizer
 

@@ -22,7 +22,7 @@ from recipes.runtime.random_state import derived_seed, kept_random_state, load_r
 from recipes.runtime.termination import Terminated, deferred, listening
 from recipes.training.batches import Feed, GlobalBatches, MicroBatch
 from recipes.training.checkpoints import Checkpoints, check, load
-from recipes.training.engine import Plan
+from recipes.training.plan import Plan
 from recipes.training.learning_rate import learning_rate_factor
 from tests.two_processes import run_on_two_processes
 
@@ -85,9 +85,9 @@ class TestBatches:
             assert joined == list(step.own[0].indices)
             assert len({len(own.own) for own in mine}) == 1, "every process has as many backward passes"
             assert all(own.size == step.size == sum(own.sizes) for own in mine)
-            sizes = [sum(map(len, own.own)) for own in mine]
+            sizes = [sum(len(micro.indices) for micro in own.own) for own in mine]
             assert max(sizes) - min(sizes) <= 1
-            assert mine[0].sizes == tuple(sum(len(own.own[micro]) for own in mine) for micro in range(len(mine[0].own)))
+            assert mine[0].sizes == tuple(sum(len(own.own[micro].indices) for own in mine) for micro in range(len(mine[0].own)))
 
     def test_order_depends_on_seed_and_epoch(self):
         orders = [tuple(GlobalBatches(20, 5, seed=seed).order(epoch)) for seed in (0, 1) for epoch in (0, 1)]
@@ -99,7 +99,7 @@ class TestBatches:
         feed = Feed(Samples(6, noise=1.0), seed=1)
         before = random_state()
         (one,), (other,), (later,) = (
-            list(feed([MicroBatch(epoch, rows, 0)])) for epoch, rows in ((0, [4, 2]), (0, [1, 2, 3]), (1, [4, 2]))
+            list(feed([MicroBatch(epoch, rows)])) for epoch, rows in ((0, [4, 2]), (0, [1, 2, 3]), (1, [4, 2]))
         )
         assert torch.equal(one["inputs"][1], other["inputs"][1])
         assert not torch.equal(one["inputs"], later["inputs"])
@@ -108,11 +108,11 @@ class TestBatches:
         assert torch.equal(before["numpy"][1], random_state()["numpy"][1])
 
     def test_empty_batches_have_the_format_of_others(self):
-        (batch,) = Feed(Samples(6), seed=1)([MicroBatch(0, [], 2)])
+        (batch,) = Feed(Samples(6), seed=1)([MicroBatch(0, [])])
         assert batch["inputs"].shape == (0, 6)
         assert batch["id"].shape == (0,)
         examples = Examples(torch.zeros(4, 1, 8, 8), torch.zeros(4, 3), (0, 1, 2, 3))
-        ((inputs, labels),) = Feed(examples, seed=1)([MicroBatch(0, [], 2)])
+        ((inputs, labels),) = Feed(examples, seed=1)([MicroBatch(0, [])])
         assert inputs.shape == (0, 1, 8, 8)
         assert labels.shape == (0, 3)
 
@@ -317,7 +317,7 @@ class TestCheckpoints:
                 pass
 
         training = Training(tmp_path, **SAVING)
-        training.engine._saved._parts.others["measured"] = Measured()
+        training.engine._saved.others["measured"] = Measured()
         with pytest.raises(CheckpointError, match="others.pt cannot be loaded"):
             training.run()
 
