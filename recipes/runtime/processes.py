@@ -48,9 +48,8 @@ def open_accelerator(
     """An ``accelerate.Accelerator`` for one training.
 
     Args:
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``; the same for all trainings of a process.
-        trackers: names that accelerate knows, such as ``"tensorboard"``.
-        folder: of the trackers.
+        mixed_precision: one of :data:`PRECISIONS`, the same for all trainings of a process.
+        trackers: names that accelerate knows, such as ``"tensorboard"``; ``folder`` is theirs.
         find_unused_parameters: for models with parameters that no loss depends on.
 
     Raises:
@@ -72,9 +71,7 @@ def open_accelerator(
             project_dir=None if folder is None else str(folder),
             # Accumulation is done by the engine, whatever accelerate's environment says.
             gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
-            ],
+            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
     except ValueError as error:
         if "mixed_precision" not in str(error):
@@ -85,10 +82,9 @@ def open_accelerator(
 
 
 class Ranks:
-    """Small collectives on the host: no GPU is waited for. They do nothing in a single process.
+    """Small collectives of the processes of an ``Accelerator`` or a ``PartialState``, on the host: no GPU is waited for.
 
-    Args:
-        state: an ``Accelerator`` or a ``PartialState``.
+    They do nothing in a single process.
     """
 
     _groups: ClassVar[dict[str | None, Any]] = {}
@@ -122,23 +118,17 @@ class Ranks:
         return box[0]
 
     def by_main(self, task: str, function: Callable[[], Result]) -> Result:
-        """Call a function on the main process alone, and give what it returns, or its error, to all: they would wait for it.
-
-        Args:
-            task: what it does, for the error of the other processes.
-            function: returns small plain objects.
-        """
+        """Call a function on the main process alone, and give all of them what it returns, or its error."""
         found: Any = None
         failure: Exception | None = None
-        told: RecipeError | None = None
+        told: Exception | None = None
         if self.is_main:
             try:
                 found = function()
             except Exception as error:
                 failure = error
-                told = RecipeError(f"the main process could not {task} ({type(error).__name__}: {error}).")
-                if isinstance(error, RecipeError):
-                    told = error
+                reason = f"the main process could not {task} ({type(error).__name__}: {error})."
+                told = error if isinstance(error, RecipeError) else RecipeError(reason)
         found, told = self.from_main((found, told))
         if told is not None:
             raise failure or told

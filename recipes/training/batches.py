@@ -52,11 +52,6 @@ class Step:
         return sum(self.sizes)
 
 
-def even_parts(size: int, parts: int) -> list[int]:
-    """Sizes of as many parts, in order, that differ by at most one."""
-    return [size // parts + (part < size % parts) for part in range(parts)]
-
-
 @dataclass(frozen=True)
 class GlobalBatches:
     """The steps of every epoch, as one process sees them.
@@ -93,26 +88,18 @@ class GlobalBatches:
         return [self._step(epoch, order[start : start + self.batch_size]) for start in starts]
 
     def _step(self, epoch: int, rows: list[int]) -> Step:
-        shares = even_parts(len(rows), self.ranks)
-        count = min(self.accumulation, shares[0])
-        split = [even_parts(share, count) for share in shares]
-        start = sum(shares[: self.rank])
-        own = []
-        for size in split[self.rank]:
-            own.append(MicroBatch(epoch, rows[start : start + size]))
-            start += size
-        return Step(tuple(map(sum, zip(*split))), tuple(own))
+        shares = np.array_split(rows, self.ranks)
+        count = min(self.accumulation, len(shares[0]))
+        split = [np.array_split(share, count) for share in shares]
+        sizes = tuple(sum(map(len, micro)) for micro in zip(*split))
+        return Step(sizes, tuple(MicroBatch(epoch, own.tolist()) for own in split[self.rank]))
 
 
 class Feed:
     """Loads micro-batches with as many data workers, which are started once. The results do not depend on their number.
 
-    Args:
-        source: the data.
-        seed: of what is drawn for samples.
-        workers: data workers; with 0, this process loads.
-        collate: samples to a batch; only for a :class:`SampleSource`.
-        pin_memory: for copies to a GPU beside the computation.
+    The seed is that of what is drawn for samples. Without workers, this process loads; ``collate`` is for a
+    :class:`SampleSource`.
     """
 
     def __init__(
@@ -181,13 +168,11 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _outlive_termination(worker: int) -> None:
-    del worker
+def _outlive_termination(_: int) -> None:
     signal.signal(signal.SIGTERM, _end_later)
 
 
-def _end_later(number: int, frame: Any) -> None:
-    del number, frame
+def _end_later(*_: Any) -> None:
     if signal.getitimer(signal.ITIMER_REAL)[0] > 0:  # asked again, by its own training
         os._exit(0)
     signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_SAVE)

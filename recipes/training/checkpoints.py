@@ -12,6 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +28,19 @@ _REPLACED = ".replaced-"
 _BLOCK = 1 << 20
 
 
+@dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training: folders ``checkpoint-00000120``, named after the step.
+    """The checkpoints of one training, of which the newest are kept: folders ``checkpoint-00000120``, after the step."""
 
-    Args:
-        folder: of the training; created with the first checkpoint.
-        keep: how many, the newest ones.
-    """
-
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    folder: Path
+    keep: int = 2
 
     def save(self, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
         """Write a checkpoint, and then remove what is older than the ones to keep.
 
         Args:
             step: names it; one of the same name is replaced.
-            parts: file name without its ending, to what ``torch.load(weights_only=True)`` can read: tensors and plain
-                values, in lists, tuples and dictionaries.
+            parts: file name to tensors and plain values, in lists, tuples and dictionaries.
             about: a few plain values for the manifest.
 
         Raises:

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ from ..runtime.log import RunLog
 from ..runtime.processes import Ranks
 from ..runtime.random_state import derived_seed, kept_random_state, seed_all
 from ..runtime.termination import Terminated, deferred
-from .batches import Feed, GlobalBatches, MicroBatch, Step, even_parts
+from .batches import Feed, GlobalBatches, MicroBatch, Step
 from .checkpoints import Checkpoints
 from .learning_rate import learning_rate_factor
 from .loss_sums import LossSums, scaled, weighted_sums
@@ -38,6 +40,7 @@ LOG = "log.jsonl"
 AfterEpoch = Callable[[int, list[float]], Mapping[str, Any]]
 
 
+@dataclass(eq=False)
 class Engine:
     """Trains one model.
 
@@ -45,14 +48,10 @@ class Engine:
     feature map weighs each micro-batch on its own, and dropout draws on each process for itself), and to the bit for any
     number of data workers, and after a resume.
 
-    Args:
+    Attributes:
         accelerator: of :func:`open_accelerator`; one for each engine.
         model: not yet wrapped; is moved to the device.
-        optimizer: of its parameters, with groups as wanted.
-        backward: what was attached to the model and to the optimizer.
-        objective: losses and predictions.
         source: the training data.
-        plan: of the training.
         collate: samples to a batch, for all data; PyTorch's by default.
         folder: of the log, checkpoints and trackers; none of them without one.
         stateful: what else belongs into checkpoints, under names.
@@ -62,83 +61,62 @@ class Engine:
         OptionError: options that do not go together, or no data.
     """
 
-    def __init__(
-        self,
-        accelerator: Any,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        backward: Backward,
-        objective: Objective,
-        source: Source,
-        plan: Plan | Options,
-        *,
-        collate: Collate | None = None,
-        folder: Path | None = None,
-        stateful: Mapping[str, Stateful] | None = None,
-        tracked: tuple[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        if len(source) == 0:
+    accelerator: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    backward: Backward
+    objective: Objective
+    source: Source
+    plan: Plan | Options
+    _: KW_ONLY
+    collate: Collate | None = None
+    folder: Path | None = None
+    stateful: Mapping[str, Stateful] | None = None
+    tracked: tuple[str, Mapping[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        accelerator, model, plan, backward = self.accelerator, self.model, self.plan, self.backward
+        if len(self.source) == 0:
             raise OptionError("there are no training samples. Choose other data.")
-        self.accelerator = accelerator
-        self.model = model
-        self.plan = plan
         self.ranks = ranks = Ranks(accelerator)
-        self._objective = objective
-        self._backward = backward
-        self._source = source
-        self._collate = collate
-        self._tracked = tracked
-        self._position = Position()
+        self.position = Position()
+        self._feeds: dict[int, tuple[Source, Feed]] = {}
+        self._running = False
         self._batches = GlobalBatches(
-            len(source), plan.batch_size, plan.seed, plan.accumulation, ranks=ranks.size, rank=ranks.rank
+            len(self.source), plan.batch_size, plan.seed, plan.accumulation, ranks=ranks.size, rank=ranks.rank
         )
-        total = len(self._batches) * plan.epochs
+        steps = len(self._batches) * plan.epochs
         # Unwrapped by accelerate, which would step it once for each process.
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, learning_rate_factor(plan.decay, plan.warmup_steps, total)
-        )
+        factor = learning_rate_factor(plan.decay, plan.warmup_steps, steps)
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
         # Gradients that the surgery averages must not be averaged again.
         self._wrapped: nn.Module = accelerator.prepare_model(model, evaluation_mode=backward.averages_itself)
         if backward.averages_itself:
             ranks.same_weights([*model.parameters(), *model.buffers()])
-        self._inner_optimizer = optimizer
-        self._prepared_optimizer = accelerator.prepare_optimizer(optimizer)
+        self._prepared_optimizer = accelerator.prepare_optimizer(self.optimizer)
         for part in backward.attached.values():
             register(part, accelerator)
-        self._feeds: dict[int, tuple[Source, Feed]] = {}
-        self._running = False
-        self._of_epoch = LossSums(objective.tasks, accelerator.device)
-        self._of_interval = LossSums(objective.tasks, accelerator.device)
-        log = RunLog(folder / LOG if folder is not None and ranks.is_main else None)
-        self._reports = Reports(
-            accelerator,
-            log,
-            backward,
-            objective.tasks,
-            self._position,
-            epochs=plan.epochs,
-            steps=total,
-            watched=plan.progress and ranks.is_main,
-        )
+        tasks = self.objective.tasks
+        self._sums = {name: LossSums(tasks, accelerator.device) for name in ("epoch", "interval")}
+        log = RunLog(self.folder / LOG if self.folder is not None and ranks.is_main else None)
+        watched = plan.progress and ranks.is_main
+        self._reports = Reports(accelerator, log, backward, tasks, self.position, plan.epochs, steps, watched)
+        states = {"optimizer": self.optimizer, "scheduler": self._scheduler, "scaler": accelerator.scaler}
         self._saved: SavedTraining | None = None
-        if folder is not None:
+        if self.folder is not None:
             self._saved = SavedTraining(
-                Checkpoints(folder, plan.keep_checkpoints),
+                Checkpoints(self.folder, plan.keep_checkpoints),
                 ranks,
                 accelerator.device,
                 log,
-                identity=_identity(plan, objective, source, optimizer, accelerator.mixed_precision),
+                identity=self._identity(),
                 seed=plan.seed,
-                position=self._position,
+                position=self.position,
                 model=model,
                 backward=backward,
-                states={
-                    "optimizer": optimizer,
-                    "scheduler": self._scheduler,
-                    **({} if accelerator.scaler is None else {"scaler": accelerator.scaler}),
-                },
-                others=dict(stateful or {}),
-                sums={"epoch": self._of_epoch, "interval": self._of_interval},
+                states={name: part for name, part in states.items() if part is not None},
+                others=dict(self.stateful or {}),
+                sums=self._sums,
             )
 
     def run(self, after_epoch: AfterEpoch, resume: str | Path = "never") -> None:
@@ -162,7 +140,7 @@ class Engine:
                 self._saved.resume(resume)
             elif resume not in ("never", "auto"):
                 raise OptionError(f"found resume={str(resume)!r} without a folder. Pass the folder of the training.")
-            with self._reports.opened(self._tracked, resumed=resume != "never"):
+            with self._reports.opened(self.tracked, resumed=resume != "never"):
                 self._running = True
                 try:
                     self._train(after_epoch, asked)
@@ -182,14 +160,12 @@ class Engine:
             raise OptionError("there are no samples to predict. Choose other data.")
         self.model.eval()
         self.ranks.same_weights(list(self.model.buffers()))  # statistics of normalisations are each process' own
-        sizes = even_parts(len(source), self.ranks.size)
-        start = sum(sizes[: self.ranks.rank])
-        own = range(start, start + sizes[self.ranks.rank])
+        own = np.array_split(range(len(source)), self.ranks.size)[self.ranks.rank].tolist()
         at_once = self.plan.evaluation_batch_size or max(len(own), 1)
         wanted = [MicroBatch(-1, own[first : first + at_once]) for first in range(0, len(own), at_once)]
         # A process without samples predicts one for the format, and drops it.
         parts = [
-            self._objective.predictions(self.model, self._on_device(batch))
+            self.objective.predictions(self.model, self._on_device(batch))
             for batch in self._load(source, wanted or [MicroBatch(-1, [0])])
         ]
         if not self._running:  # in a run, data workers stay for the next epoch
@@ -203,27 +179,26 @@ class Engine:
             self._saved.checkpoints.remove_all()
 
     def _train(self, after_epoch: AfterEpoch, asked: Callable[[], bool]) -> None:
-        position = self._position
+        position = self.position
         while position.epoch < self.plan.epochs:
             self._train_epoch(asked)
-            losses = self._of_epoch.take_means(self.ranks)
+            losses = self._sums["epoch"].take_means(self.ranks)
             position.epoch += 1
             self._reports.epoch(losses, after_epoch(position.epoch, losses))
-            if self._due() or (position.epoch == self.plan.epochs and self.plan.checkpoint_steps):
-                self._save()
+            self._save_if_due()
         if self.ranks.total(torch.tensor(float(asked()))) > 0:
             self._end_early()
 
     def _train_epoch(self, asked: Callable[[], bool]) -> None:
-        position = self._position
+        position = self.position
         per_epoch = len(self._batches)
         steps = self._batches.steps(position.epoch)[position.step % per_epoch :]
         self._wrapped.train()
-        loaded = self._load(self._source, [micro for step in steps for micro in step.own])
+        loaded = self._load(self.source, [micro for step in steps for micro in step.own])
         for step in steps:
             # All of them first, and on the host: what a loss is divided by depends on all labels of the step.
             batches = [next(loaded) for _ in step.own]
-            weights = [self._objective.weights(batch) for batch in batches]
+            weights = [self.objective.weights(batch) for batch in batches]
             counts, stop = self._agree_on(step, weights, asked())
             if stop:
                 self._end_early()
@@ -232,51 +207,47 @@ class Engine:
             position.step += 1
             self._reports.step()
             if self.plan.log_steps and position.step % self.plan.log_steps == 0:
-                losses = self._of_interval.take_means(self.ranks)
+                losses = self._sums["interval"].take_means(self.ranks)
                 self._reports.interval(losses, rates, gradient_norm)
             # With the last step of an epoch, the checkpoint waits for its evaluation.
-            if self._due() and position.step % per_epoch:
-                self._save()
+            if position.step % per_epoch:
+                self._save_if_due()
 
     def _take(self, step: Step, batches: list[Any], weights: list[Tensor | None], counts: Tensor) -> Tensor | None:
         """Take an optimizer step, and return the norm of the gradients before clipping, where they are clipped."""
         accelerator = self.accelerator
-        self._inner_optimizer.zero_grad()  # whatever others have left there
+        self.optimizer.zero_grad()  # whatever others have left there
         divisors = [self.ranks.size / count if count > 0 else 0.0 for count in counts.tolist()]
         for number, (loaded, own) in enumerate(zip(batches, weights)):
             batch = self._on_device(loaded)
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
-                losses = self._objective.losses(self._wrapped, batch)
+                losses = self.objective.losses(self._wrapped, batch)
                 sums = weighted_sums(losses, own)
-                self._of_epoch.add(sums)
-                self._of_interval.add(sums)
-                self._backward(
+                for kept in self._sums.values():
+                    kept.add(sums)
+                self.backward(
                     scaled(sums, divisors),
                     share=step.sizes[number] / step.size,
                     accumulate=not last,
                     accelerator=accelerator,
-                    arguments=self._objective.regularizer_arguments(batch, losses),
+                    arguments=self.objective.regularizer_arguments(batch, losses),
                 )
-        self._of_epoch.count(counts)
-        self._of_interval.count(counts)
+        for kept in self._sums.values():
+            kept.count(counts)
         norm: Tensor | None = None
         if self.plan.clip_norm is not None:
             norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip_norm)
-        skipped = False
-        if accelerator.scaler is None:
-            self._inner_optimizer.step()  # accelerate's own takes as long again for small models
-        else:
-            self._prepared_optimizer.step()
-            skipped = self._prepared_optimizer.step_was_skipped
-        if not skipped:
+        # Accelerate's own takes as long again for small models.
+        (self.optimizer if accelerator.scaler is None else self._prepared_optimizer).step()
+        if not self._prepared_optimizer.step_was_skipped:
             self._scheduler.step()
-        self._inner_optimizer.zero_grad()
+        self.optimizer.zero_grad()
         return norm
 
     def _agree_on(self, step: Step, weights: list[Tensor | None], asked: bool) -> tuple[Tensor, bool]:
         """``[T]`` labels of the step in all processes, and whether any of them is to stop."""
-        table = torch.zeros(len(self._objective.tasks) + 1, dtype=torch.float64)
+        table = torch.zeros(len(self.objective.tasks) + 1, dtype=torch.float64)
         for micro, own in zip(step.own, weights):
             table[:-1] += len(micro.indices) if own is None else own.detach().to("cpu", torch.float64).sum(1)
         table[-1] = float(asked)
@@ -289,7 +260,7 @@ class Engine:
                 source,
                 self.plan.seed,
                 workers=self.plan.data_workers,
-                collate=self._collate,
+                collate=self.collate,
                 pin_memory=self.accelerator.device.type == "cuda",
             )
             self._feeds[id(source)] = source, feed
@@ -306,39 +277,34 @@ class Engine:
             return batch
         return need("accelerate.utils").send_to_device(batch, device, non_blocking=True)
 
-    def _due(self) -> bool:
-        return self.plan.checkpoint_steps > 0 and self._position.step % self.plan.checkpoint_steps == 0
-
-    def _save(self) -> None:
-        if self._saved is not None:
+    def _save_if_due(self) -> None:
+        position, every = self.position, self.plan.checkpoint_steps
+        if self._saved is not None and every and (position.step % every == 0 or position.epoch == self.plan.epochs):
             self._saved.save()
 
     def _end_early(self) -> None:
-        where = f"after step {self._position.step}, without a checkpoint"
+        where = f"after step {self.position.step}, without a checkpoint"
         if self._saved is not None and self._saved.save():
             folder = self._saved.checkpoints.folder
-            where = f"after step {self._position.step}, with a checkpoint in {folder}. Use --resume auto to go on"
+            where = f"after step {self.position.step}, with a checkpoint in {folder}. Use --resume auto to go on"
         raise Terminated(f"Terminated {where}.")
 
-
-def _identity(
-    plan: Plan | Options, objective: Objective, source: Source, optimizer: torch.optim.Optimizer, precision: str
-) -> dict[str, Any]:
-    """What has to be the same in a resumed training; micro-batches, processes and data workers may be others."""
-    groups = optimizer.param_groups
-    identity: dict[str, Any] = {
-        "tasks": list(objective.tasks),
-        "seed": plan.seed,
-        "batch_size": plan.batch_size,
-        "samples": len(source),
-        "clip_norm": plan.clip_norm,
-        "warmup_steps": plan.warmup_steps,
-        "decay": plan.decay,
-        "mixed precision": precision,
-        "dtype": str(groups[0]["params"][0].dtype),
-        "learning rates": [float(group.get("initial_lr", group["lr"])) for group in groups],
-        "weight decays": [float(group.get("weight_decay", 0.0)) for group in groups],
-    }
-    if plan.decay != "constant":  # otherwise a training may be made longer
-        identity["epochs"] = plan.epochs
-    return identity
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same in a resumed training; micro-batches, processes and data workers may be others."""
+        plan, groups = self.plan, self.optimizer.param_groups
+        identity: dict[str, Any] = {
+            "tasks": list(self.objective.tasks),
+            "seed": plan.seed,
+            "batch_size": plan.batch_size,
+            "samples": len(self.source),
+            "clip_norm": plan.clip_norm,
+            "warmup_steps": plan.warmup_steps,
+            "decay": plan.decay,
+            "mixed precision": self.accelerator.mixed_precision,
+            "dtype": str(groups[0]["params"][0].dtype),
+            "learning rates": [float(group.get("initial_lr", group["lr"])) for group in groups],
+            "weight decays": [float(group.get("weight_decay", 0.0)) for group in groups],
+        }
+        if plan.decay != "constant":  # otherwise a training may be made longer
+            identity["epochs"] = plan.epochs
+        return identity

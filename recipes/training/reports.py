@@ -30,16 +30,9 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}, {rate
 
 @dataclass
 class Reports:
-    """The log, the trackers of the accelerator and, where it is wanted, a bar or lines on standard error.
+    """The log, the trackers of the accelerator and, for a training that is watched, standard error.
 
-    Attributes:
-        accelerator: of the training.
-        log: of the training.
-        backward: what was attached to the model.
-        tasks: of the losses.
-        position: of the training.
-        epochs, steps: of the whole training.
-        watched: draw a bar in a terminal; where standard error is none, write one line for each epoch.
+    There a bar goes with the steps in a terminal; where it is none, one line is written for each epoch.
     """
 
     accelerator: Any
@@ -59,14 +52,10 @@ class Reports:
 
     @contextlib.contextmanager
     def opened(self, tracked: tuple[str, Mapping[str, Any]] | None, resumed: bool) -> Iterator[None]:
-        """Within, it can be told how the training goes.
-
-        Args:
-            tracked: name and options of the run for the trackers.
-            resumed: from a checkpoint: what a killed run has logged behind it is taken out of the charts.
-        """
+        """Within, reports come: to trackers under the name and with the options of the run."""
         if tracked is not None:
             name, options = tracked
+            # What a killed run has logged behind the checkpoint is taken out of the charts.
             purge = {"tensorboard": {"purge_step": self.position.step + 1}} if resumed else {}
             self.accelerator.init_trackers(name, dict(options), init_kwargs=purge)
         in_terminal = self.watched and sys.stderr.isatty()
@@ -106,7 +95,9 @@ class Reports:
         if self._lines:
             per_step = (now - self._started) / max(self.position.step - self._first_step, 1)
             left = per_step * (self.steps - self.position.step)
-            line = f"epoch {self.position.epoch} of {self.epochs}: {_told(known)}, {_duration(now - self._epoch_started)}"
+            line = (
+                f"epoch {self.position.epoch} of {self.epochs}: {_told(known)}, {_duration(now - self._epoch_started)}"
+            )
             with contextlib.suppress(OSError):  # a terminal that was closed, a disk that is full
                 print(f"{line}, {_duration(left)} left" if left else line, file=sys.stderr, flush=True)
         self._epoch_started = now

@@ -40,15 +40,12 @@ class SavedTraining:
     """The checkpoints of a training in several processes, of which the main one writes.
 
     Attributes:
-        checkpoints: on disk.
-        ranks, device: the processes, and what this one computes on.
-        log: which is cut back to the checkpoint that is loaded.
+        log: is cut back to the checkpoint that is loaded.
         identity: plain values that have to be the same in a resumed training.
-        seed: of the training, for processes without a saved random state.
-        position: of the training, which is changed in place.
-        model, backward, states: of the training; ``states`` are the optimizer's and the like.
-        others: what else was given, under names.
-        sums: of each process, under names.
+        position: is changed in place.
+        states: of the optimizer and the like.
+        others: what does not belong to the engine.
+        sums: of each process.
     """
 
     checkpoints: Checkpoints
@@ -130,8 +127,8 @@ class SavedTraining:
             chosen = path, check(path)
             if later := [other.name for other in checkpoints.all() if step_of(other) > step_of(path)]:
                 raise OptionError(
-                    f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, or "
-                    "use --resume auto."
+                    f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, "
+                    "or use --resume auto."
                 )
         if chosen is not None and chosen[0].parent.resolve() == checkpoints.folder.resolve():
             self.log.cut(int(chosen[1]["log_bytes"]))

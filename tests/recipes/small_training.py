@@ -17,8 +17,8 @@ from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen
 from recipes.training.best_weights import BestWeights
 from recipes.training.engine import Engine
-from recipes.training.plan import Plan
 from recipes.training.objective import Objective
+from recipes.training.plan import Plan
 from saliency_reg import SaliencyRegularizer
 
 TASKS = ("a", "b", "c")
@@ -117,6 +117,7 @@ class Training:
         precision="no",
         trackers=(),
         after_epoch=None,
+        figures=None,
         scale=None,
         model=None,
         **plan,
@@ -159,6 +160,7 @@ class Training:
             tracked=("small", {"seed": 0}) if trackers else None,
         )
         self._after_epoch = after_epoch
+        self._figures = figures or {}
 
     def validate(self, epoch, losses):
         found = self.engine.evaluate(self.validation)
@@ -166,7 +168,7 @@ class Training:
         self.best.update(epoch, [(-error,)])
         if self._after_epoch is not None:
             self._after_epoch(self, epoch)
-        return {"validation_error": error}
+        return {"validation_error": error, **self._figures}
 
     def run(self, resume="never"):
         self.engine.run(self.validate, resume)

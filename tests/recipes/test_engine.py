@@ -22,8 +22,8 @@ from recipes.runtime.random_state import derived_seed, kept_random_state, load_r
 from recipes.runtime.termination import Terminated, deferred, listening
 from recipes.training.batches import Feed, GlobalBatches, MicroBatch
 from recipes.training.checkpoints import Checkpoints, check, load
-from recipes.training.plan import Plan
 from recipes.training.learning_rate import learning_rate_factor
+from recipes.training.plan import Plan
 from tests.two_processes import run_on_two_processes
 
 from .small_training import METHODS, Samples, Training, as_rank, finish, outcome_of, same, start
@@ -87,7 +87,9 @@ class TestBatches:
             assert all(own.size == step.size == sum(own.sizes) for own in mine)
             sizes = [sum(len(micro.indices) for micro in own.own) for own in mine]
             assert max(sizes) - min(sizes) <= 1
-            assert mine[0].sizes == tuple(sum(len(own.own[micro].indices) for own in mine) for micro in range(len(mine[0].own)))
+            assert mine[0].sizes == tuple(
+                sum(len(own.own[micro].indices) for own in mine) for micro in range(len(mine[0].own))
+            )
 
     def test_order_depends_on_seed_and_epoch(self):
         orders = [tuple(GlobalBatches(20, 5, seed=seed).order(epoch)) for seed in (0, 1) for epoch in (0, 1)]
@@ -138,7 +140,7 @@ class TestSteps:
 
     def test_loss_is_the_mean_over_the_labels_of_the_whole_step(self):
         training = Training(method="plain", batch_size=12, epochs=1)
-        data = training.engine._source
+        data = training.engine.source
         with torch.no_grad():
             outputs = torch.stack(list(training.model(data.inputs).values()), 1)
         errors = (outputs - data.labels).square() * data.known
@@ -149,7 +151,7 @@ class TestSteps:
 
     def test_task_without_any_label_changes_nothing_but_its_decay(self):
         training = Training(method="plain", epochs=1)  # a penalty needs no labels, and would train that head, too
-        training.engine._source.known[:, 1] = False
+        training.engine.source.known[:, 1] = False
         before = {name: value.clone() for name, value in training.model.state_dict().items()}
         seen = []
         training.engine.run(lambda epoch, losses: seen.extend(losses) or {})
@@ -175,8 +177,8 @@ class TestSteps:
 
     def test_step_that_overflows_is_skipped_by_everything(self):
         training = Training(samples=5, epochs=2, scale=1024.0, decay="linear")
-        training.engine._source.labels[0] = math.inf
-        training.engine._source.known[0] = True
+        training.engine.source.labels[0] = math.inf
+        training.engine.source.known[0] = True
         before = training.outcome()
         training.run()
         assert same(before["model"], training.outcome()["model"])
