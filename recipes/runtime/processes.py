@@ -120,15 +120,15 @@ class Ranks:
     def by_main(self, task: str, function: Callable[[], Result]) -> Result:
         """Call a function on the main process alone, and give all of them what it returns, or its error."""
         found: Any = None
-        failure: Exception | None = None
-        told: Exception | None = None
+        failure: BaseException | None = None
+        told: BaseException | None = None
         if self.is_main:
             try:
                 found = function()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 failure = error
                 reason = f"the main process could not {task} ({type(error).__name__}: {error})."
-                told = error if isinstance(error, RecipeError) else RecipeError(reason)
+                told = error if isinstance(error, (RecipeError, SystemExit)) else RecipeError(reason)
         found, told = self.from_main((found, told))
         if told is not None:
             raise failure or told

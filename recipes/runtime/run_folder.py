@@ -89,27 +89,19 @@ def open_shared_folder(
 ) -> Iterator[Path]:
     """The same in several processes: the main one opens it, locks it within the context, and all get it."""
     with contextlib.ExitStack() as held:
-        try:
-            folder = open_folder(parser, options, kind) if ranks.is_main else None
-            if folder is not None:
-                _lock(parser, folder, held)
-        except SystemExit as stop:
-            ranks.from_main((None, stop.code))
-            raise
-        shared, code = ranks.from_main((folder, 0))
-        if shared is None:
-            raise SystemExit(code)
-        yield Path(shared)
 
+        def opened() -> Path:
+            folder = open_folder(parser, options, kind)
+            try:
+                held.enter_context(locked(folder))
+            except BlockingIOError:
+                parser.error(
+                    f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, "
+                    "or stop the other run."
+                )
+            return folder
 
-def _lock(parser: argparse.ArgumentParser, folder: Path, held: contextlib.ExitStack) -> None:
-    try:
-        held.enter_context(locked(folder))
-    except BlockingIOError:
-        parser.error(
-            f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, or stop "
-            "the other run."
-        )
+        yield ranks.by_main("open the folder of the run", opened)
 
 
 def _check_same_run(

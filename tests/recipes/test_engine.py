@@ -1,11 +1,13 @@
 """The training loop of the recipes: the same steps in every division of the work, and checkpoints that can be trusted."""
 
+import dataclasses
 import importlib
 import json
 import math
 import os
 import shutil
 import signal
+import types
 import warnings
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +25,7 @@ from recipes.runtime.termination import Terminated, deferred, listening
 from recipes.training.batches import Feed, GlobalBatches, MicroBatch
 from recipes.training.checkpoints import Checkpoints, check, load
 from recipes.training.learning_rate import learning_rate_factor
+from recipes.training.options import Options
 from recipes.training.plan import Plan
 from tests.two_processes import run_on_two_processes
 
@@ -383,6 +386,48 @@ def stop_on_rank(rank, folder, options):
         Training(Path(folder), after_epoch=hold_two_epochs, **options).run()
 
 
+def failed_on_rank(rank, folder, state):
+    as_rank(rank)
+    training = Training(Path(folder), **SAVING)
+    training.engine._saved.others["failing"] = FailingState(state)
+    try:
+        training.run()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+class FailingState:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def state_dict(self):
+        return {"value": np.float64(0.5) if self.kind == "unreadable" else (lambda: 0)}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class TestErrorsOfTheMainProcess:
+    def test_existing_checkpoints(self, copied):
+        answers = run_on_two_processes(failed_on_rank, str(copied), "unreadable")
+        assert answers[0] == answers[1]
+        assert answers[0][0] == "OptionError"
+        assert "has checkpoints, the newest of step 10" in answers[0][1]
+
+    def test_checkpoint_that_cannot_be_read_again(self, tmp_path):
+        answers = run_on_two_processes(failed_on_rank, str(tmp_path), "unreadable")
+        assert answers[0] == answers[1]
+        assert answers[0][0] == "CheckpointError"
+        assert "others.pt cannot be loaded" in answers[0][1]
+
+    def test_checkpoint_that_cannot_be_written(self, tmp_path):
+        own, other = run_on_two_processes(failed_on_rank, str(tmp_path), "unwritable")
+        assert other == ("RecipeError", f"the main process could not write a checkpoint ({own[0]}: {own[1]}).")
+        assert "lambda" in own[1]
+        assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
+
+
 class TestOtherNumberOfProcesses:
     OPTIONS: ClassVar = {
         "epochs": 4,
@@ -532,6 +577,15 @@ class TestOptions:
     def test_bad_plans_say_what_to_type(self, options, message):
         with pytest.raises(OptionError, match=message):
             Plan(**{"epochs": 1, "batch_size": 1, **options})
+
+    @pytest.mark.parametrize("kind", [Options, types.SimpleNamespace])
+    def test_options_of_any_kind_will_do(self, kind):
+        training, plan = Training(), Training().engine.plan
+        engine = dataclasses.replace(training.engine, plan=kind(**vars(plan)))
+        engine.run(lambda epoch, losses: {})
+        expected = Training()
+        expected.run()
+        assert same(training.outcome()["model"], expected.outcome()["model"])
 
     def test_bad_precisions_say_what_to_type(self):
         with pytest.raises(OptionError, match="Use one of no, bf16, fp16"):
