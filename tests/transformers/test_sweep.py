@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +117,15 @@ def test_a_child_that_hangs() -> None:
         "multi_task": "not finished within 1 seconds",
     }
     assert not sweep_architecture.as_known(hung)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere a launcher may stand between a process and its parent")
+def test_a_child_ends_with_its_sweep() -> None:
+    not_its_parent = str(os.getpid() + 1)
+    check = sweep_architecture.check_architecture
+    command = [sys.executable, "-m", "recipes.sweeps.runner", not_its_parent, check.__module__, check.__name__, "bert"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
 
 
 def test_the_tables_of_tiny_models_are_whole() -> None:
