@@ -17,7 +17,7 @@ from recipes.data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
 from recipes.data.texts.tokens import TokenisedTexts, trained_tokenizer
 from recipes.methods.methods import METHODS
 from recipes.runtime.errors import DataError, OptionError
-from recipes.studies.emotion_cells import EmotionCell
+from recipes.studies.emotion_cells import train_emotions
 from recipes.studies.study import Cell
 from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
@@ -207,9 +207,9 @@ def test_a_run(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--method", "pcgrad_parameters"], "does not have the method pcgrad_parameters"),
+        (["--method", "pcgrad_parameters"], "does not have the method pcgrad@parameters"),
         (["--temperature", "0.1"], "does not have --temperature"),
-        (["--encoder", "./nowhere"], "could not be loaded"),
+        (["--encoder", "./nowhere"], "no tokenizer could be loaded from ./nowhere"),
     ],
 )
 def test_bad_options(
@@ -220,16 +220,15 @@ def test_bad_options(
     assert text in capsys.readouterr().err
 
 
-def test_a_cell_of_the_grid(without_test: Path) -> None:
+def test_a_cell_of_the_grid(without_test: Path, tmp_path: Path) -> None:
     setting = go_emotions_grid.SETTINGS["all-labels"]
     small = {"train_texts": 60, "validation_texts": 20, "epochs": 1, "width": 16, "vocabulary": 80, "warmup_steps": 0}
     setting = dataclasses.replace(setting, values={**setting.values, **small})
     method = METHODS["srdml_entropic"]
     trial, report = (
-        EmotionCell(str(without_test))(Cell(setting, method, 0.01, 0, reported))[1] for reported in (False, True)
+        train_emotions(Cell(setting, method, 0.01, 0, reported), str(without_test), tmp_path / str(reported)).to_dict()
+        for reported in (False, True)
     )
-    assert trial is not None
-    assert report is not None
     assert trial["scores"] == {}
     assert trial["validation"] == report["validation"]
     assert {"f1", "auc", "f1_rare", "auc_rare"} <= set(report["macro"])
