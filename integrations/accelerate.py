@@ -144,6 +144,7 @@ def backward(
     _check_engine(surgery, accelerator, None)
 
     def as_accelerate_scales(loss: Any) -> Any:
+        """Divide a loss by the accumulation steps and scale it for float16, as ``accelerator.backward`` does."""
         if not isinstance(loss, Tensor):  # refused, or a penalty without a gradient
             return loss
         loss = loss / accelerator.gradient_accumulation_steps
@@ -244,9 +245,11 @@ class _Checkpoint:
         self.object = kept
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the object, for ``accelerator.save_state``."""
         return self.object.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
+        """Load it, for ``accelerator.load_state``; what does not fit raises :class:`StateMismatchError`."""
         try:
             self.object.load_state_dict(state)
         except (RuntimeError, TypeError) as error:

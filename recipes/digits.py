@@ -54,8 +54,8 @@ def _introduction(options: argparse.Namespace) -> str:
         "approach the ceiling.",
         f"All methods: AdamW, learning rate {options.learning_rate:g}, batch {options.batch_size}, {options.epochs} "
         f"epochs, the best one by validation AUC, {options.activation} heads.",
-        f"Hyper-parameters: {options.trials or len(options.strengths)} trials per method, chosen by validation AUC on "
-        f"{options.tuning_seeds} seed{'s' if options.tuning_seeds > 1 else ''}, not among the {options.seeds} reported.",
+        f"Values tried for the hyper-parameter of each method: {options.trials or len(options.strengths)}, chosen by "
+        f"validation AUC on seeds ({options.tuning_seeds}) that are not among the {options.seeds} reported.",
         "Single-task is ten separate networks, ten times the parameters, with a best epoch each. SRDML has no weight "
         "decay.",
         "PCGrad (feature) and MGDA-UB weigh the task gradients at the feature map that the heads share, in the one backward",

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tasks import spread
+
 #: What the matrices of a :class:`SaliencyReport` hold for tasks that had no part in the step.
 _ELSEWHERE = {"samples": 0.0, "distances": math.nan, "relations": math.nan}
 
@@ -127,10 +129,7 @@ class SaliencyReport:
         if name not in vars(self).get("_small", ()):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         small: Tensor = vars(self)["_small"][name]
-        index = torch.tensor(list(vars(self)["_among"]), dtype=torch.int64, device=small.device)
-        whole = small.new_full((len(self.tasks),) * small.ndim, _ELSEWHERE[name])
-        whole[index if small.ndim == 1 else (index.unsqueeze(1), index)] = small
-        vars(self)[name] = whole
+        whole = vars(self)[name] = spread(small, vars(self)["_among"], len(self.tasks), _ELSEWHERE[name])
         return whole
 
     @property

@@ -15,6 +15,8 @@ from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import SecondDerivativeError
 from saliency_reg.saliency import Derivatives, derivatives_of
 
+from .zoo import Reverse
+
 
 def function(forward: Callable[..., Any], backward: Callable[..., Any], name: str) -> Callable[[Tensor], Tensor]:
     made = type(
@@ -45,7 +47,7 @@ def hooked(x: Tensor) -> Tensor:
 
 
 PARTS: dict[str, tuple[Callable[[Tensor], Tensor], Derivatives]] = {
-    "reversal": (function(lambda ctx, x: x.view_as(x), lambda ctx, g: -g, "Reverse"), Derivatives.NOT_FIRST),
+    "reversal": (Reverse.apply, Derivatives.NOT_FIRST),
     "scaling": (function(lambda ctx, x: x.view_as(x), lambda ctx, g: 0.1 * g, "Scale"), Derivatives.NOT_FIRST),
     "straight-through": (function(lambda ctx, x: x.sign(), lambda ctx, g: g, "Sign"), Derivatives.NOT_FIRST),
     "straight-through by detach": (lambda x: x + (x.sign() - x).detach(), Derivatives.NOT_FIRST),

@@ -28,7 +28,7 @@ from saliency_reg.surgery.feature.penalty_bypass import replayed
 
 from .reference.slow_fork import Expected, slow_step
 from .reference.slow_surgery import textbook_pcgrad
-from .zoo import TASKS, build, mlp
+from .zoo import TASKS, Reverse, build, mlp
 
 LOSS_WEIGHTS = dict(zip(TASKS, (1.0, 0.3, 2.5)))
 
@@ -733,23 +733,13 @@ def test_samples_that_are_mixed_later_on(how: str) -> None:
     assert conflicts > 0
 
 
-class Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
 def hooked(x: Tensor) -> Tensor:
     view = x.view_as(x)
     view.register_hook(lambda gradient: 0.1 * gradient)
     return view
 
 
-@pytest.mark.parametrize("change", [Reversal.apply, lambda x: x.detach().requires_grad_(), hooked])
+@pytest.mark.parametrize("change", [Reverse.apply, lambda x: x.detach().requires_grad_(), hooked])
 @pytest.mark.parametrize("at", [0, 1])
 def test_what_changes_a_gradient_in_front_of_a_head_is_refused(change: object, at: int) -> None:
     model = build("tanh heads").model

@@ -476,12 +476,15 @@ def test_penalties_of_changing_sets(sets: list[str]) -> None:
         torch.testing.assert_close(found.detach(), expected.detach())
 
 
-def test_what_is_known_of_sets_does_not_grow() -> None:
+@pytest.mark.parametrize("options", [{}, {"run_all_heads": True}, {"max_tasks_per_step": 4}, {"surgery": True}])
+def test_what_is_known_of_sets_does_not_grow(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     net = Net()
     heads = nn.ModuleList([nn.Sequential(nn.Linear(8, 2), nn.Tanh(), nn.Linear(2, 1)) for _ in range(12)])
     model = nn.ModuleDict({"backbone": net.backbone, "heads": heads})
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1)
+    if "surgery" in options:
+        options = {"surgery": PCGrad()}
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, **options)
     sizes = []
     for step in range(40):
         ran = sorted(torch.randperm(12, generator=torch.Generator().manual_seed(step))[:8].tolist())

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegul
 from saliency_reg.errors import AlreadyAttachedError, ConfigurationError, VerificationError, WrongTypeError
 from saliency_reg.verification.__main__ import main
 
-from .zoo import build
+from .zoo import Reverse, build
 
 
 @pytest.fixture(autouse=True)
@@ -40,17 +39,22 @@ def head() -> nn.Sequential:
 
 
 class Net(nn.Module):
-    """A small net; tests put defects in the place of its parts."""
+    """A small net; tests put defects in the place of its parts, behind the backbone, or before a head."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        between: Callable[[Tensor], Tensor] = lambda feature: feature,
+        before: Callable[[str, Tensor], Tensor] = lambda task, feature: feature,
+    ) -> None:
         super().__init__()
+        self.between, self.before = between, before
         torch.manual_seed(0)
         self.backbone = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Sigmoid())
         self.heads = nn.ModuleDict({task: head() for task in TASKS})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        feature = self.backbone(x)
-        return {task: head(feature) for task, head in self.heads.items()}
+        feature = self.between(self.backbone(x))
+        return {task: head(self.before(task, feature)) for task, head in self.heads.items()}
 
 
 X = torch.randn(6, 5, generator=torch.Generator().manual_seed(1))
@@ -61,7 +65,7 @@ def losses(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def report_of(model: nn.Module, batch: Any = X, **options: Any) -> VerificationReport:
-    return verify(model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 30.0, **options})
+    return verify(model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 10.0, **options})
 
 
 def with_part(part: nn.Module, task: str = "b") -> Net:
@@ -109,6 +113,37 @@ def test_one_head_with_columns_under_surgery() -> None:
     )
     assert report.passed, str(report)
     assert report["surgery"].passed
+
+
+class SequenceFirst(nn.Module):
+    """A recurrent layer, ``[L, B, 6]``, and heads that read each step or the last one, or a column of each step per task."""
+
+    def __init__(self, reads: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.reads, self.lstm = reads, nn.LSTM(4, 6)
+        self.heads: nn.Module = nn.ModuleDict({task: head() for task in TASKS})
+        if reads == "columns":
+            self.heads = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, len(TASKS)))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        feature = self.lstm(x)[0]
+        if isinstance(self.heads, nn.ModuleDict):
+            return {task: head(feature[-1] if self.reads == "last" else feature) for task, head in self.heads.items()}
+        return dict(zip(TASKS, self.heads(feature).unbind(-1)))
+
+
+@pytest.mark.parametrize("length", [7, 5])
+@pytest.mark.parametrize(("reads", "options"), [
+    ("each", {}), ("each", {"surgery": PCGrad()}), ("each", {"pool": None}), ("last", {"feature": "lstm:output.0"}),
+    ("columns", {"tasks": TASKS}), ("columns", {"tasks": TASKS, "surgery": PCGrad()}),
+])  # fmt: skip
+def test_the_sequence_comes_first(reads: str, options: dict[str, Any], length: int) -> None:
+    x = torch.randn(length, 5, 4, generator=torch.Generator().manual_seed(1))  # as many steps as samples, too
+    report = report_of(SequenceFirst(reads), x, batch_axis=1, **options)
+    assert report.passed, str(report)
+    assert report["saliency"].passed
+    assert report["surgery"].passed is ("surgery" in options or None), str(report)
 
 
 class Dropping(Net):
@@ -168,7 +203,7 @@ class Centred(nn.Module):
 
 
 def test_a_batch_norm_in_a_head() -> None:
-    report = report_of(with_part(nn.BatchNorm1d(4)))
+    report = report_of(with_part(nn.BatchNorm1d(4)), strength=1.0)
     assert report.passed, str(report)
     assert "held constant" in report["samples"].found
     assert "'heads.b.1' (BatchNorm1d)" in report["samples"].found
@@ -202,13 +237,7 @@ def test_instance_norm_mixes_nothing() -> None:
 
 
 def test_an_own_mean_over_the_batch_in_no_module() -> None:
-    class Own(Net):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            feature = self.backbone(x)
-            middle = feature - feature.mean(0)
-            return {task: head(middle) for task, head in self.heads.items()}
-
-    report = report_of(Own(), feature="backbone")
+    report = report_of(Net(lambda feature: feature - feature.mean(0)), feature="backbone")
     assert failed(report) == ["saliency", "samples"]
     assert "in no module" in report["samples"].found
 
@@ -216,51 +245,49 @@ def test_an_own_mean_over_the_batch_in_no_module() -> None:
 # 2. Detached.
 
 
-class Detaching(Net):
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        hidden = self.backbone[1](self.backbone[0](x))
-        feature = self.backbone[3](self.backbone[2](hidden.detach() if self.where == "backbone" else hidden))
-        outputs = {}
-        for task, head in self.heads.items():
-            read = feature.detach() if self.where == "feature" or (task, self.where) == ("b", "head") else feature
-            with torch.set_grad_enabled((task, self.where) != ("b", "no_grad")):
-                outputs[task] = head(read)
-        return outputs
-
-
-@pytest.mark.parametrize(("where", "words"), [
-    ("backbone", "'backbone.0' (Linear)"),
-    ("feature", "'backbone.0' (Linear), 'backbone.2' (Linear)"),
-    ("no_grad", "heads.b"),
-])  # fmt: skip
-def test_what_is_detached_is_named(where: str, words: str) -> None:
-    report = report_of(Detaching(where))
-    assert report["reach"].passed is False, str(report)
-    assert words in report["reach"].found
-
-
 class Detach(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.detach()
 
 
-def test_a_detached_head() -> None:
-    report = report_of(with_part(Detach()))
-    assert report["reach"].passed is False, str(report)
-    assert "'heads.b.0' (Linear)" in report["reach"].found
+def detaching(where: str, place: int) -> Net:
     model = Net()
-    model.heads["b"].insert(0, Detach())
-    report = report_of(model)
-    assert report["reach"].passed is False, str(report)
-    assert "'heads.b'" in report["reach"].found
-    for feature in (None, "backbone.3"):
-        report = report_of(Detaching("head"), feature=feature)
-        assert report["reach"].passed is False, str(report)
-        assert "'heads.b'" in report["reach"].found
+    model.get_submodule(where).insert(place, Detach())
+    return model
+
+
+def without_grad(where: str) -> Net:
+    model = Net()
+    part = model.get_submodule(where)
+    part.forward = torch.no_grad()(part.forward)
+    return model
+
+
+def detached_before_b() -> Net:
+    return Net(before=lambda task, feature: feature.detach() if task == "b" else feature)
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: detaching("backbone", 2), "'backbone.0' (Linear)"),
+    (lambda: Net(torch.detach), "'backbone.0' (Linear), 'backbone.2' (Linear)"),
+    (lambda: without_grad("heads.b"), "heads.b"),
+    (lambda: without_grad("backbone"), "ran under no_grad, so that no gradient reaches them: 'backbone.0' (Linear)"),
+    (lambda: detaching("heads.b", 1), "'heads.b.0' (Linear)"),
+    (lambda: detaching("heads.b", 0), "['heads.b']"),
+    (detached_before_b, "['heads.b']"),
+], ids=["backbone", "feature map", "head under no_grad", "trunk under no_grad", "in a head", "first in a head",
+        "before a head"])  # fmt: skip
+def test_what_is_detached_is_named(make: Callable[[], Net], words: str) -> None:
+    reach = report_of(make())["reach"]
+    assert reach.passed is False, reach
+    assert words in reach.found
+    assert ("requires_grad_(False)" in reach.advice) == ("ran under no_grad" in reach.found)
+
+
+def test_a_head_that_is_detached_from_a_named_feature_map() -> None:
+    reach = report_of(detached_before_b(), feature="backbone.3")["reach"]
+    assert reach.passed is False, reach
+    assert "['heads.b']" in reach.found
 
 
 def test_a_frozen_backbone_is_told() -> None:
@@ -274,48 +301,54 @@ def test_a_frozen_backbone_is_told() -> None:
 # 3. Changed in place.
 
 
-class InPlace(Net):
-    def __init__(self, where: str) -> None:
-        super().__init__()
-        self.where = where
+class InPlace(nn.Module):
+    """Changes what its own derivative needs."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        feature = self.backbone(x)
-        if self.where == "backbone":
-            feature += 1
-        outputs = {}
-        for task, head in self.heads.items():
-            outputs[task] = head(feature)
-            if self.where == "between heads" and task == "a":
-                with torch.no_grad():
-                    feature.mul_(2)
-        if self.where == "after heads":
-            feature.add_(1)
-        return outputs
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sigmoid()
+        y += 1
+        return y
 
 
-@pytest.mark.parametrize(("where", "words"), [
-    ("backbone", "'backbone.3' (Sigmoid)"),
-    ("after heads", "'backbone.3' (Sigmoid)"),
-    ("between heads", "after head 'heads.a'"),
-])  # fmt: skip
-def test_what_is_changed_in_place_is_named(where: str, words: str) -> None:
-    report = report_of(InPlace(where))
-    assert report["reach"].passed is False, str(report)
-    assert words in report["reach"].found
+def changed_between_heads(task: str, feature: Tensor) -> Tensor:
+    if task == "b":
+        with torch.no_grad():
+            feature.mul_(2)
+    return feature
+
+
+def patched_and_changed(x: Tensor) -> Tensor:
+    z = x * 1
+    y = Patched.apply(z, torch.eye(4), torch.zeros(4))
+    z += 1
+    return y
+
+
+def changed_after_heads() -> Net:
+    def after(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        args[0].add_(1)
+
+    model = Net()
+    model.heads["c"].register_forward_hook(after)
+    return model
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: Net(lambda feature: feature.add_(1)), "'backbone.3' (Sigmoid)"),
+    (changed_after_heads, "'backbone.3' (Sigmoid)"),
+    (lambda: Net(before=changed_between_heads), "after head 'heads.a'"),
+    (lambda: with_part(InPlace()), "read: 'heads.b.1' (InPlace)"),
+    (lambda: with_part(nn.Sequential(nn.Sigmoid(), nn.Identity(), nn.ReLU(inplace=True))), "read: 'heads.b.1.0' (Sigmoid)"),
+    (lambda: with_part(Odd(patched_and_changed)), "read: 'heads.b.1' (Odd)"),
+], ids=["feature map", "after heads", "between heads", "within a part", "by the next but one", "by a function"])  # fmt: skip
+def test_what_is_changed_in_place_is_named(make: Callable[[], Net], words: str) -> None:
+    reach = report_of(make())["reach"]
+    assert reach.passed is False, reach
+    assert reach.found.endswith(words) or not words.startswith("read")
+    assert words in reach.found
 
 
 # 4. Gradients that are not derivatives, and 5. layers without a second one.
-
-
-class Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
 
 
 class Patched(torch.autograd.Function):
@@ -365,13 +398,8 @@ def test_backwards_that_are_no_derivative(function: Callable[[Tensor], Tensor]) 
 
 
 def test_a_reversal_in_no_module() -> None:
-    class Own(Net):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            feature = Reverse.apply(self.backbone(x))
-            return {task: head(feature) for task, head in self.heads.items()}
-
-    assert report_of(Own()).passed  # in front of the feature map it is no concern of the penalty
-    report = report_of(Own(), feature="backbone")
+    assert report_of(Net(Reverse.apply)).passed  # in front of the feature map it is no concern of the penalty
+    report = report_of(Net(Reverse.apply), feature="backbone")
     assert failed(report) == ["derivatives"], str(report)
     assert "Reverse" in report["derivatives"].found
 
@@ -398,6 +426,15 @@ def test_a_linear_of_ones_own() -> None:
     assert "'heads.b.2' (Own)" in report["derivatives"].found
     model.heads["b"].insert(2, nn.Hardsigmoid())
     assert "Hardsigmoid" in report_of(model)["derivatives"].found
+
+
+def test_a_spectral_norm_in_train_mode() -> None:
+    model = Net()
+    model.heads["b"][0] = nn.utils.spectral_norm(model.heads["b"][0])
+    derivatives = report_of(model)["derivatives"]
+    assert derivatives.passed is False
+    assert "spectral_norm: 'heads.b.0' (Linear)" in derivatives.found
+    assert report_of(model.eval())["derivatives"].passed
 
 
 # 6. Surgery.
@@ -448,10 +485,9 @@ def conflicts() -> Net:
 
 @pytest.mark.parametrize("backward", [None, right, detached, summed_before, twice])
 def test_surgery(backward: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch, of create_graph
-        report = report_of(conflicts(), losses=conflicting, surgery=PCGrad(), backward=backward)
+    report = report_of(conflicts(), losses=conflicting, surgery=PCGrad(), backward=backward)
     assert failed(report) == ([] if backward in (None, right) else ["surgery"]), str(report)
+    assert ("that was built here" in report["surgery"].advice) == (backward is right)
 
 
 def test_pcgrad_on_summed_gradients() -> None:
@@ -538,9 +574,25 @@ def test_a_loop_at_the_parameters() -> None:
     assert surgery.weighting.state_dict() == before
 
 
+@pytest.mark.parametrize("kind", ["feature map", "parameters"])
+def test_a_weighting_with_state_of_its_own_keeps_it(kind: str) -> None:
+    class Weighting:
+        calls = 0
+
+        def __call__(self, gramian: Tensor) -> Tensor:
+            self.calls += 1
+            return torch.linspace(1, 2, len(gramian)) * self.calls
+
+    model, weighting = conflicts(), Weighting()
+    used = weighting if kind == "feature map" else ParameterSurgery(model, weighting)
+    report = report_of(model, losses=conflicting, surgery=used)
+    assert report["surgery"].passed, str(report)
+    assert weighting.calls == 0
+
+
 def test_passing_in_the_users_loop_shows() -> None:
     model = conflicts()
-    regularizer = SaliencyRegularizer(model, "heads", strength=30.0, surgery=PCGrad())
+    regularizer = SaliencyRegularizer(model, "heads", strength=10.0, surgery=PCGrad())
 
     def passing(losses: dict[str, Tensor], penalty: Tensor) -> None:
         with regularizer.surgery.passing():
@@ -569,31 +621,14 @@ def test_a_batch_without_conflicts_is_told() -> None:
 
 
 def test_a_reversal_before_a_head() -> None:
-    class Own(Net):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            feature = self.backbone(x)
-            return {t: head(Reverse.apply(feature) if t == "b" else feature) for t, head in self.heads.items()}
-
-    report = report_of(Own())
+    reversing = Net(before=lambda task, feature: Reverse.apply(feature) if task == "b" else feature)
+    report = report_of(reversing)
     assert report["derivatives"].passed is False
     assert "heads ['heads.b'] read the feature map" in report["derivatives"].found
-    for model in (Own(), with_part(Odd(Reverse.apply))):
+    for model in (reversing, with_part(Odd(Reverse.apply))):
         found = report_of(model, custom_backward="ignore")["derivatives"]
         assert found.passed is None
         assert "(meant: custom_backward='ignore')" in found.found
-
-
-def test_a_trunk_under_no_grad() -> None:
-    class Own(Net):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            with torch.no_grad():
-                feature = self.backbone(x)
-            return {task: head(feature) for task, head in self.heads.items()}
-
-    found = report_of(Own())["reach"]
-    assert found.passed is False
-    assert "'backbone.0' (Linear)" in found.found
-    assert "requires_grad_(False)" in found.advice
 
 
 def test_axes_and_masks_are_told() -> None:
@@ -656,7 +691,7 @@ def test_a_compiled_backbone_is_right() -> None:
 
 def test_a_strength_of_fifty_times_the_losses() -> None:
     share = float(report_of(Net(), strength=1.0)["share"].found.split()[3])
-    for factor, passed in ((50, False), (5e-4, False), (0.1, True)):
+    for factor, passed in ((50, False), (3.1, False), (2.9, True), (0.1, True), (5e-4, False)):
         report = report_of(Net(), strength=factor / share)
         assert report["share"].passed is passed, str(report)
         assert f"{factor:.3g} times" in report["share"].found
@@ -740,6 +775,23 @@ def test_nothing_changes(attached: bool, surgery: bool) -> None:
         assert float(regularizer()) > 0  # the forward that waited
     else:
         SaliencyRegularizer(model, "heads")  # nothing is attached
+
+
+def test_a_regularizer_that_has_seen_nothing_has_seen_nothing_afterwards() -> None:
+    model = Net()
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0:input", strength=10.0)
+    capture = regularizer._capture
+
+    def seen() -> list[Any]:
+        known = [vars(way) for way in capture._ways]
+        return copy.deepcopy([known, capture._changes_output, capture._raw_inputs._ran, capture._raw_inputs._told])
+
+    before = seen()
+    assert verify(model, X, losses=losses, show=False, regularizer=regularizer).passed
+    assert seen() == before
+    model(X)
+    regularizer()
+    assert seen() != before
 
 
 def test_a_model_that_raises_is_put_back() -> None:

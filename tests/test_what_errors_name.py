@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,9 @@ from torch import Tensor, nn
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import CaptureError, HeadNotFoundError, NoHeadRanError, NotConnectedError, TaskError
 
+from .zoo import float64  # noqa: F401
 
-@pytest.fixture(autouse=True)
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def said(model: nn.Module, x: Any, error: type[Exception] = CaptureError, **options: Any) -> str:

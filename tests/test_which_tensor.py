@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,16 +14,10 @@ from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.errors import CaptureError
 
 from .reference.slow import slow_distances, slow_penalty
+from .zoo import Reverse, float64  # noqa: F401
 
+pytestmark = pytest.mark.usefixtures("float64")
 SURGERY = pytest.mark.parametrize("surgery", [False, True], ids=["plain", "surgery"])
-
-
-@pytest.fixture(autouse=True)
-def _in_float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def mlp(first: nn.Module | None = None, outputs: int = 1) -> nn.Sequential:
@@ -592,20 +586,8 @@ class Real(nn.Module):
         return self.layer(x.abs())
 
 
-class Reversed(torch.autograd.Function):
-    """The identity, in the same memory, with a backward of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -gradient
-
-
 @pytest.mark.parametrize("surgery", [False, True])
-@pytest.mark.parametrize("on_the_way", [Reversed.apply, lambda x: x.view_as(x)], ids=["reversed", "a view"])
+@pytest.mark.parametrize("on_the_way", [Reverse.apply, lambda x: x.view_as(x)], ids=["reversed", "a view"])
 def test_a_named_output_is_not_what_heads_make_of_its_memory(on_the_way: Any, surgery: bool) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "heads": nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])})
@@ -617,7 +599,7 @@ def test_a_named_output_is_not_what_heads_make_of_its_memory(on_the_way: Any, su
     for head in model["heads"]:
         head(feature)
     rows = [head.weight[0] for head in model["heads"]]
-    sign = -1 if on_the_way == Reversed.apply else 1
+    sign = -1 if on_the_way == Reverse.apply else 1
     extractor, found = regularizer._extractor, []
     extract = extractor.extract
     extractor.extract = lambda *args, **kwargs: found.append(extract(*args, **kwargs)) or found[0]

@@ -5,13 +5,36 @@ Each has ``feature_map(x)`` and ``from_feature(feature)``, so that the slow refe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 TASKS = ("first", "second", "third")
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Tensors are made in float64, from seed 0."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Reverse(torch.autograd.Function):
+    """The identity, in the same memory, with a reversed gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
 
 
 class Model(nn.Module):

@@ -172,7 +172,10 @@ class _Course:
             study = self._study()
             if trains and study.done < study.trainings:
                 data = self._check_data(study)
-                self._print(command.introduction(options) if command.introduction is not None else "")
+                if command.introduction is not None:
+                    self._print(command.introduction(options))
+                if ranks.size > 1:
+                    self._print(f"Each training is shared by {ranks.size} processes, the batch included.")
                 code = self._train(study, data)
             if code == TERMINATED or not ranks.is_main:
                 return code
@@ -244,6 +247,9 @@ class _Course:
         except Terminated:
             self._print("\nTerminated. Run the same command again to go on.")
             return TERMINATED
+        if self._ranks.is_main:
+            with contextlib.suppress(OSError):  # there is something in it, or there was nothing to save
+                folder.rmdir()
         return 0
 
     @contextlib.contextmanager

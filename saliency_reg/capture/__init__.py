@@ -3,9 +3,9 @@
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``places`` (where a tensor is in the graph, whatever is done to it in place), ``aliases``
 (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is known here), ``raw_inputs``
-(where the input of a module was named). ``heads`` and ``lookup`` find modules by their names, ``graph_names`` in
-the graph of a forward; ``other_heads`` runs those that did not run. ``nested`` finds tensors in nested arguments; ``linear``
-tells whether a head's output is what its weight says.
+(where the input of a module was named), ``unread`` (forwards that no call reads). ``heads`` and ``lookup`` find modules by
+their names, ``graph_names`` in the graph of a forward; ``other_heads`` runs those that did not run. ``nested`` finds tensors
+in nested arguments; ``linear`` tells whether a head's output is what its weight says.
 """
 
 from .aliases import HeadAliases

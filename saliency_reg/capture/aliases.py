@@ -96,6 +96,7 @@ class HeadAliases:
         return any(tensor is new for _, new in self._stand_ins)
 
     def stand_in_edges(self) -> list[Edge]:
+        """Return where the stand-ins of this forward are in the graph."""
         return [edge for _, new in self._stand_ins if (edge := edge_of(new)) is not None]
 
     def _stand_in_of(self, tensor: Tensor, recorded: bool) -> Tensor | None:

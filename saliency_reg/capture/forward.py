@@ -140,6 +140,15 @@ class CapturedForward:
         """Samples in the first feature map; 0 in a forward without heads."""
         return self.features[0].tensor.shape[self.features[0].batch_axis] if self.features else 0
 
+    @property
+    def heads_alone(self) -> bool:
+        """Whether there is nothing but the heads between the feature maps and the outputs."""
+        return bool(self.modules) and all(feature.direct for feature in self.features)
+
+    def row_of(self, task: int) -> int:
+        """Return where the head of a task is among those that ran."""
+        return 0 if self.columns else self.ran.index(task)
+
     def tasks(self, num_tasks: int) -> Sequence[int]:
         """Return the tasks that can have a saliency: all columns of a single head, or the heads that ran."""
         return range(num_tasks) if self.columns and self.ran else self.ran
@@ -218,6 +227,7 @@ class Ways:
         self._known: set[tuple[int, int]] = set()
 
     def others_read(self, seen: Place, recorded: RecordedForward, outputs: Sequence[Tensor]) -> bool:
+        """Tell whether any output reads the map past its head, in this forward or an earlier one."""
         edge, heads = seen.edge, {(index, run.differentiable) for index, run in recorded.ended.items()}
         if not self.others and edge is not None and not heads <= self._known and recorded.aliased:
             # Ways that lead through another named feature map are those of that one.

@@ -43,8 +43,9 @@ class Trace:
                 address = f"{name}:output.{'.'.join(map(str, path))}" if path else name
                 self.returned[name].setdefault(address, (tensor.grad_fn, tensor.output_nr))
 
-    def once(self, name: str) -> bool:
-        return self.ran.count(name) == 1
+    def addresses(self, name: str) -> dict[str, _Output]:
+        """Return the addresses of what a module returned; none where it ran more than once, or not at all."""
+        return self.returned[name] if self.ran.count(name) == 1 else {}
 
     def inside(self, name: str) -> list[str]:
         """Return the outermost modules inside of one that ran, in their order."""
@@ -102,16 +103,16 @@ class Names:
 
     def of(self, tensors: Sequence[Tensor]) -> list[str]:
         """Return addresses of these tensors; nothing unless there is one for each."""
-        returned = {} if self._trace is None else self._trace.returned
-        known: dict[_Output, list[str]] = defaultdict(list)
-        for name in sorted(returned, key=lambda name: name.count(".")):  # that of the outermost module comes first
-            for address, place in returned[name].items():
-                if self._trace is not None and self._trace.once(name):
-                    known[place].append(address)
-        places = [(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
-        if not places or not all(place in known for place in places):
+        if self._trace is None:
             return []
-        return list(dict.fromkeys(known[place][0] for place in places))  # type: ignore[index]  # checked
+        known: dict[tuple[Node | None, int], str] = {}
+        for name in sorted(
+            self._trace.returned, key=lambda name: name.count(".")
+        ):  # that of the outermost module counts
+            for address, place in self._trace.addresses(name).items():
+                known.setdefault(place, address)
+        places = [(tensor.grad_fn, tensor.output_nr) for tensor in tensors]
+        return list(dict.fromkeys(known[one] for one in places)) if all(one in known for one in places) else []
 
     def instead_of_a_tensor(
         self, head: str, given: Mapping[str, Mapping[Any, Tensor]], outputs: Mapping[str, Any]
@@ -180,7 +181,7 @@ class Names:
             if not container or not is_container(self._model.get_submodule(container)):
                 container = name
             if self._trace is not None:
-                returned = self._trace.returned.get(name, {}) if self._trace.once(name) else {}
+                returned = self._trace.addresses(name)
                 addresses = {one: depth[place[0]] for one, place in returned.items() if reach[place] == every}
                 places.update({place: one for one, place in returned.items() if one in addresses})
             if addresses:

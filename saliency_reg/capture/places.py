@@ -34,7 +34,7 @@ class Place:
 
     @classmethod
     def of(cls, tensor: Tensor, made_by: nn.Module | None = None) -> Place:
-        base = tensor._base if tensor.requires_grad and tensor._is_view() else None
+        base = tensor._base if tensor.requires_grad else None
         base_edge = None if base is None else edge_of(base)
         return cls(tensor, edge_of(tensor), version_of(tensor), base, base_edge, made_by)
 

@@ -56,10 +56,8 @@ class RawInputs:
         if self._decided or forward is None:
             return
         self._ran.update(forward.ran)
-        self._active = any(read_elsewhere(edge, [alias], forward.outputs) for edge, alias in self._seen.values())
-        self._decided = self._active or len(self._ran) == len(forward.modules)
-        if not self._decided:
-            self._active = True
-            return
-        self._told.update(self._seen)
-        self._seen.clear()
+        needed = any(read_elsewhere(edge, [alias], forward.outputs) for edge, alias in self._seen.values())
+        if needed or len(self._ran) == len(forward.modules):
+            self._active, self._decided = needed, True
+            self._told.update(self._seen)
+            self._seen.clear()

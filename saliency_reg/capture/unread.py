@@ -13,12 +13,14 @@ class UnreadForwards:
         self._told = told
 
     def add(self, training: bool) -> None:
+        """Count one, in train or in eval mode."""
         if training:
             self._trained += 1
         else:
             self._evaluated += 1
 
     def clear(self) -> None:
+        """Begin anew: an optimizer took a step."""
         self._evaluated = self._trained = 0
 
     def before(self, training: bool) -> None:

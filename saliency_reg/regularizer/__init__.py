@@ -12,7 +12,8 @@ import sys
 from .earlier_pickles import FinderOfMovedModules
 from .reach import HeadForm
 from .regularizer import SaliencyRegularizer
+from .reminders import SHARE
 
-__all__ = ["HeadForm", "SaliencyRegularizer"]
+__all__ = ["SHARE", "HeadForm", "SaliencyRegularizer"]
 
 sys.meta_path.append(FinderOfMovedModules())

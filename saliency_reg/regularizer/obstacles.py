@@ -61,8 +61,7 @@ class Obstacles:
         self._hooks_so_far = RemovableHandle.next_id
 
     def _look(self, forward: CapturedForward, tasks: Sequence[str]) -> None:
-        closed_form = forward.modules and all(feature.direct for feature in forward.features)
-        if closed_form and all(map(is_plain_linear, forward.modules)):  # nothing is differentiated
+        if forward.heads_alone and all(map(is_plain_linear, forward.modules)):  # nothing is differentiated
             self._found = None
             return
         where = next(_hooked_parts(forward, tasks), None)

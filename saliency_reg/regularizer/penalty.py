@@ -233,9 +233,8 @@ class Penalty(StateModule):
         present, values = saliencies.present, saliencies.values
         if not saliencies.comparable:
             zeros = torch.zeros(len(present), len(present), device=values.device)
-            return (
-                zeros + values[:0].sum() if saliencies.left_out is not None else zeros
-            )  # with a graph, for a lone backward()
+            # Where tasks were left out, with a graph: for a lone backward().
+            return zeros if saliencies.left_out is None else zeros + values[:0].sum()
         distances = pairwise_distances(values, self._options.metric, self._options.reduction, saliencies.real)
         if self._options.reduction == "sum" and values.shape[1] != saliencies.batch_size:
             distances = distances * saliencies.batch_size  # one row stands for all samples

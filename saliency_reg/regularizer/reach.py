@@ -57,9 +57,10 @@ _NOT_SECOND = (
     "outputs with ctx.save_for_backward and compute the rest in backward, or pass custom_backward='ignore'."
 )
 _TURNED = (
-    "heads {heads} read the feature map through something that changes its gradient alone (gradient reversal, a hook): "
-    "their saliency is taken behind it, and what the penalty gives to the backbone goes back through it. Name the feature "
-    "map to take them in front of it, e.g. feature='backbone', or pass custom_backward='ignore' if it is meant."
+    "heads {heads} read the feature map through something that changes its gradient alone (reversal, detach, a hook): "
+    "their saliency is taken behind it, and what the penalty gives to the backbone goes back through it, if it can. Leave "
+    "these heads out of heads=, or, to take their saliency in front of it, name the feature map, e.g. feature='backbone', "
+    "custom_backward='ignore'. If it is meant as it is, pass custom_backward='ignore' alone."
 )
 _NOT_LOOKED_AT = (
     "a backward of your own is between the feature map and the outputs{names}, and it could not be looked at whether it "

@@ -40,7 +40,10 @@ _ALONE = (
     f"never two tasks have come together in {ALONE} training calls, so the penalty was 0 in all of them: it compares tasks "
     "on the same samples. {advice}"
 )
-_RUN_ALL = "Pass run_all_heads=True, or run all heads in each forward and take the loss of one."
+_RUN_ALL = (
+    "Pass run_all_heads=True and call the regularizer after each forward, or run all heads in each forward and take the "
+    "loss of one."
+)
 _RUN_ALL_IN_FORWARD = "Run all heads in each forward, and take the loss of one."
 _SEVERAL_LOSSES = "Pass the losses of all tasks that have one in the same call."
 _NOT_CALLED = (

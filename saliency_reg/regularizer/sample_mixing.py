@@ -8,7 +8,7 @@ import torch
 
 from ..capture import CapturedForward
 from ..errors import CrossSampleError
-from ..saliency import HeadsNow, Saliencies, fixed_statistics, heads_as_they_are
+from ..saliency import HeadsNow, Saliencies, fixed_statistics, heads_as_they_are, weighed_unequally
 from ..torch_tools import gradients_of, warn_user
 
 #: Give up after so many measurements that told nothing, because no output reacts to the feature map (zero weights).
@@ -31,9 +31,8 @@ class SampleMixing:
     def __init__(self, cross_sample: str) -> None:
         self._cross_sample = cross_sample
         self._warned = cross_sample == "ignore"
-        # Heads, with the modes that they and their parts were in.
-        self._unmixed: set[tuple[int, tuple[bool, ...]]] = set()
-        self._mixed: set[tuple[int, tuple[bool, ...]]] = set()
+        self._unmixed: HeadsNow = frozenset()
+        self._mixed: HeadsNow = frozenset()
         self._undecided = 0
 
     def are_samples_apart(self, forward: CapturedForward, saliencies: Saliencies, *, needed: bool) -> bool:
@@ -87,13 +86,7 @@ def mixes_samples(forward: CapturedForward, *, fix: bool) -> bool | None:
         outputs = [output for output in forward.outputs if output.ndim > 0 and len(output) == size]
         if size < 2 or not outputs:
             return None
-        # Unequal factors: the sum of softmax outputs is constant.
-        first = [
-            (
-                output[:1].float() * torch.linspace(1, 2, output[:1].numel(), device=output.device).view_as(output[:1])
-            ).sum()
-            for output in outputs
-        ]
+        first = [weighed_unequally(output[:1]).sum() for output in outputs]
         edges = list(dict.fromkeys(feature.edges))
         with fixed_statistics(outputs, edges, forward.modules) if fix else nullcontext():
             found = gradients_of(first, edges)

@@ -13,46 +13,23 @@ from torch import Tensor, nn
 
 from ..errors import ShapeError
 
-#: Nodes of autograd that leave the axes as they are, by how their names begin.
+_TAKES_SEVERAL = ("MulBack", "AddBack", "Sub", "Div")
+#: Nodes of autograd that leave the axes as they are, by how their names begin; the last two are of this package.
 _KEEPS_AXES = (
+    *_TAKES_SEVERAL,
     *("Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "LeakyRelu", "Elu", "Softplus", "Hard", "Mish", "Prelu", "Threshold"),
-    *("Celu", "Rrelu", "LogSigmoid", "Pow", "Exp", "Sqrt", "Abs", "Sign"),
-    *(
-        "MulBack",
-        "AddBack",
-        "Sub",
-        "Div",
-        "Neg",
-        "NativeDropout",
-        "Clone",
-        "Alias",
-        "ToCopy",
-        "Slice",
-        "Constant",
-        "Clamp",
-    ),
-    *(
-        "MaxPool",
-        "AvgPool",
-        "AdaptiveAvgPool",
-        "AdaptiveMaxPool",
-        "Upsample",
-        "Glu",
-        "Cat",
-        "MaskedFill",
-        "_Fork",
-        "_Req",
-    ),
+    *("Celu", "Rrelu", "LogSigmoid", "Pow", "Exp", "Sqrt", "Abs", "Sign", "Neg", "Clamp", "Glu", "MaskedFill"),
+    *("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "Upsample", "NativeLayerNorm", "NativeDropout"),
+    *("Clone", "Alias", "ToCopy", "Slice", "Constant", "Cat", "_Fork", "_Req"),
 )
 _CHANNELS_SECOND = (
     "Convolution",
+    "CudnnConv",
+    "NativeGroupNorm",
     "NativeBatchNorm",
     "CudnnBatchNorm",
     "MiopenBatchNorm",
-    "NativeGroupNorm",
-    "CudnnConv",
 )
-_TAKES_SEVERAL = ("MulBack", "AddBack", "Sub", "Div")
 _CHANNELS_LAST = ("NativeLayerNorm", "AddmmBack", "MmBack", "EmbeddingBack")
 _VIEWS = ("ViewBackward", "UnsafeView", "ReshapeAlias")
 _MOST_NODES = 200
@@ -126,7 +103,7 @@ def _origins(tensor: Tensor) -> Iterator[tuple[Any, list[Any]]]:
         if node is None:
             continue
         yield node, axes
-        before = _axes_before(node, node.name(), axes, tensor.shape)
+        before = _axes_before(node, axes, tensor.shape)
         if before is not None:
             several = node.name().startswith(_TAKES_SEVERAL)
             waiting += [
@@ -140,9 +117,10 @@ def _is_broadcast(node: Any, edge: Any) -> bool:
     return made is not None and taken is not None and list(made[0].shape) != list(taken[edge[1]].shape)
 
 
-def _axes_before(node: Any, name: str, axes: list[Any], shape: Sequence[int]) -> list[Any] | None:
+def _axes_before(node: Any, axes: list[Any], shape: Sequence[int]) -> list[Any] | None:
     """Return the axes of what a node was given; ``None`` where they cannot be followed."""
-    if name.startswith(_KEEPS_AXES) or name.startswith("NativeLayerNorm"):
+    name = node.name()
+    if name.startswith(_KEEPS_AXES):
         return axes
     if name.startswith("Transpose"):
         one, other = (_signed(dim) % len(axes) for dim in (node._saved_dim0, node._saved_dim1))

@@ -76,7 +76,7 @@ class SaliencyExtractor:
     #: Task to the tasks whose feature it is known not to read, as a bit mask.
     _known_separate: dict[int, int] = field(init=False, default_factory=dict)
     _heads_mix: bool = field(init=False, default=False)
-    _without_batch_norm: set[tuple[int, tuple[bool, ...]]] = field(init=False, default_factory=set)
+    _without_batch_norm: HeadsNow = field(init=False, default=frozenset())
     #: Of maps with three axes, where that was not given: found in the first forward, and kept.
     _channel_axes: dict[int, int | None] | None = field(init=False, default=None)
     #: Tasks that had a saliency once, which are compared from then on.
@@ -159,13 +159,10 @@ class SaliencyExtractor:
             return Saliencies([], feature.tensor.new_zeros(0, shape[0], 1), shape[0])
         present, scalars, names = list(by_task), list(by_task.values()), [self.tasks[task] for task in by_task]
         check_graph(scalars, names, self.target)
-        edges: list[Sequence[Edge]]
-        if forward.columns:
-            edges, at_once = [[feature.edges[0]]] * len(present), False
-        elif feature.separate and self._mix(by_task, forward.ran, feature):
+        at_once = feature.separate and not forward.columns
+        edges: list[Sequence[Edge]] = [[feature.edges[forward.row_of(task)]] for task in present]
+        if at_once and self._mix(by_task, forward.ran, feature):
             edges, at_once = [feature.edges] * len(present), False
-        else:
-            edges, at_once = [[feature.edges[forward.ran.index(task)]] for task in present], feature.separate
         # Behind a named feature map there may be a BatchNorm outside of the heads.
         heads_now = heads_as_they_are(forward) if self.fix_statistics else None
         fix = heads_now is not None and not (feature.direct and heads_now <= self._without_batch_norm)

@@ -18,6 +18,7 @@ HeadsNow = frozenset[tuple[int, tuple[bool, ...]]]
 
 
 def heads_as_they_are(forward: CapturedForward) -> HeadsNow:
+    """Return the heads that ran, each with the modes of its parts now."""
     modules = forward.modules
     return frozenset(
         (index, tuple(module.training for module in modules[index].modules()) if modules else ())
@@ -68,11 +69,7 @@ def _kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 def _has_batch_statistics(node: Any) -> bool:
     # NativeBatchNormBackward0, and those of cuDNN and MIOpen.
-    return (
-        "BatchNormBackward" in node.name()
-        and getattr(node, "_saved_training", False)
-        and not _is_of_an_instance_norm(node)
-    )
+    return "BatchNormBackward" in node.name() and not _is_of_an_instance_norm(node)
 
 
 def _is_of_an_instance_norm(node: Any) -> bool:

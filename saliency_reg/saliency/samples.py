@@ -42,8 +42,8 @@ class Rows:
         """Return ``[B]``, which rows of the map count; ``None``: all. Refuse heads that read different ones."""
         size = values.shape[1]
         outputs = {task: len(output) for task, output in zip(forward.ran, forward.outputs) if output.ndim > 0}
-        direct = forward.modules and all(feature.direct for feature in forward.features)
-        if self.own is False or real is not None or direct or all(number == size for number in outputs.values()):
+        complete = all(number == size for number in outputs.values())
+        if self.own is False or real is not None or forward.heads_alone or complete:
             return real
         read = values.detach().flatten(2).ne(0).any(2)  # [t, B]
         counts = read.sum(1).tolist()
@@ -66,6 +66,7 @@ class Rows:
 
 
 def per_feature(value: Any, number: int, what: str) -> list[Any]:
+    """Return a value for each feature map, of one for all or a list of them."""
     if isinstance(value, (list, tuple)):
         if len(value) != number:
             raise ShapeError(f"{what}= has {len(value)} entries for {number} feature maps. Pass one for each.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..capture import CapturedForward
 from ..torch_tools import Edge, gradients_of
 from .pooling import Pooling
-from .scalars import LABEL_SCALARIZATIONS, Scalarize
+from .scalars import LABEL_SCALARIZATIONS, Scalarize, weighed_unequally
 
 #: A saliency below this share of the largest one, or of what its output has, is looked at.
 _SMALL = 1e-3
@@ -95,30 +95,28 @@ class Vanishing:
             )
 
     def _reason(self, forward: CapturedForward, task: int) -> str:
-        if forward.columns or forward.outputs[forward.ran.index(task)][:1].numel() == 1:
+        if forward.columns or forward.outputs[forward.row_of(task)][:1].numel() == 1:
             return _POOLED
         return _AUTO if self._choices[task] == "auto" else _OTHERS
 
     def _reaction(self, forward: CapturedForward, task: int, poolings: Sequence[Pooling]) -> float:
         """Return how large the pooled gradient of a task's outputs would be if nothing in it cancelled."""
-        row = 0 if forward.columns else forward.ran.index(task)
+        row = forward.row_of(task)
         output = forward.outputs[row]
         if not output.requires_grad or output.numel() == 0:
             return 0.0
-        # Unequal factors: the sum of softmax outputs is constant.
-        factors = torch.linspace(1, 2, output[:1].numel() if output.ndim else 1, device=output.device)
-        weighed = output.float() * factors.view(output[:1].shape) if output.ndim else output
         edges: list[Edge] = [feature.edges[row] for feature in forward.features]
+        total = weighed_unequally(output).sum()
         pooled = [
             pooling.pooled(gradient.abs())
-            for pooling, feature, at_edge in zip(poolings, forward.features, gradients_of([weighed.sum()], edges))
+            for pooling, feature, at_edge in zip(poolings, forward.features, gradients_of([total], edges))
             if (gradient := feature.gradient(at_edge)) is not None
         ]
         return max((float(each.max()) for each in pooled), default=0.0)
 
     def _rounding(self, forward: CapturedForward, task: int) -> float:
         """The share of a gradient that may be rounding."""
-        output = forward.outputs[0 if forward.columns else forward.ran.index(task)]
+        output = forward.outputs[forward.row_of(task)]
         dtypes = [output.dtype, *(feature.tensor.dtype for feature in forward.features)]
         return min(64 * max(torch.finfo(dtype).eps for dtype in dtypes), _SMALL)
 

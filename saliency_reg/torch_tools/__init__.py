@@ -30,6 +30,7 @@ from .checks import (
     non_negative_number,
     positive_number,
     share_below_one,
+    users_place,
     warn_user,
     whole_number,
 )
@@ -80,6 +81,7 @@ __all__ = [
     "state_dtype",
     "this_pass",
     "unwrap_optimizer",
+    "users_place",
     "version_of",
     "warn_user",
     "whole_number",

@@ -6,6 +6,7 @@ import math
 import numbers
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ def non_negative_number(name: str, value: object) -> float:
 
 
 def positive_number(name: str, value: object) -> float:
+    """Return ``value`` as a float, finite and ``> 0``."""
     number = non_negative_number(name, value)
     if number == 0:
         raise ConfigurationError(f"{name} must be a finite number > 0, found {value}.")
@@ -45,6 +47,7 @@ def positive_number(name: str, value: object) -> float:
 
 
 def share_below_one(name: str, value: object) -> float:
+    """Return ``value`` as a float in ``[0, 1)``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise WrongTypeError(f"{name} must be a number in [0, 1), found {value!r} ({type(value).__name__}).")
     if not 0 <= float(value) < 1:
@@ -53,6 +56,7 @@ def share_below_one(name: str, value: object) -> float:
 
 
 def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise an error for a value that is not among those ``allowed``."""
     if value not in allowed:
         raise ConfigurationError(f"unknown {what} {value!r}. Choose one of {', '.join(map(repr, allowed))}.")
 
@@ -60,6 +64,13 @@ def check_choice(what: str, value: object, allowed: Sequence[object]) -> None:
 def derives_from(value: object, *class_names: str) -> bool:
     """Tell whether a base class has one of these names: for classes of packages that may not be installed."""
     return any(base.__name__ in class_names for base in type(value).__mro__)
+
+
+def users_place(error: BaseException) -> str:
+    """Return the last place in the user's code that an error came through, `` (file:line)``, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if not one.filename.startswith((*_NOT_THE_USERS, "<frozen"))]
+    return f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
 
 
 def warn_user(message: str) -> None:

@@ -7,13 +7,13 @@ import difflib
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigurationError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
+from ..torch_tools import users_place
 from .kit import verify
 
 _ADVICE = "Name a function that returns (model, batch), or a dict of the arguments of verify: package.module:function."
@@ -41,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust", action="store_true", help="load the file, which runs code that is in it")
     given = parser.parse_args(arguments)
     try:
-        found = _from_file(given.what, given.trust) if Path(given.what).is_file() else _from_function(given.what)
-        return 0 if verify(**_arguments(found)).passed else 1
+        return 0 if verify(**_arguments(_found(given.what, given.trust))).passed else 1
     except SaliencyRegError as error:
         said = f"{type(error).__name__}: {error}"
     except Exception as error:  # of the model on this batch
@@ -52,24 +51,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _said(error: Exception) -> str:
-    """Return an error in a line, with the last place in the user's code."""
-    here, torchs = str(Path(__file__).parents[1]), "/torch/"
-    frames = [
-        one
-        for one in traceback.extract_tb(error.__traceback__)
-        if not one.filename.startswith((here, "<frozen")) and torchs not in one.filename
-    ]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {error}{users_place(error)}"
 
 
-def _from_function(what: str) -> Any:
+def _found(what: str, trust: bool) -> Any:
+    """Return what was named: what a function returns, or a file holds."""
     module, _, function = what.partition(":")
     if module.endswith(".py"):
         name = ".".join(Path(module).with_suffix("").parts).lstrip("./")
         raise ConfigurationError(
             f"{what!r} names a file, expected a module. Leave out .py: {name}:{function or 'function'}."
         )
+    return _from_file(what, trust) if Path(what).is_file() else _from_function(what)
+
+
+def _from_function(what: str) -> Any:
+    module, _, function = what.partition(":")
     if not module or not function:
         raise ConfigurationError(f"{what!r} is no file, and names no function. {_ADVICE}")
     sys.path.insert(0, "")  # modules beside the user, as with python -m
@@ -86,8 +83,6 @@ def _from_function(what: str) -> Any:
 
 
 def _from_file(path: str, trust: bool) -> Any:
-    if path.endswith(".py"):
-        raise ConfigurationError(f"{path!r} is a Python file. Leave out .py: {Path(path).stem}:function. {_ADVICE}")
     if not trust:
         raise ConfigurationError(
             f"{path!r} is a file, and loading a pickled model runs whatever code is in it. Pass --trust if you wrote it, or "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..capture import is_compiled, tensors_in
 from ..saliency import Derivatives, derivatives_of, is_torchs_own
-from ..torch_tools import leaves_behind, nodes_between, version_of
+from ..torch_tools import leaves_behind, nodes_behind, nodes_between
 from .report import Check
 from .subject import Run, Subject
 
@@ -25,8 +25,7 @@ class Part:
     module: nn.Module
     read: list[Tensor] = field(default_factory=list)
     alone: bool = False  # whether one tensor is all that it read
-    returned: Tensor | None = None
-    version: int = -1
+    before: set[Any] = field(default_factory=set)  # where in the graph it read
     node: Any = None  # that made what it returned
     with_gradients: bool = True  # whether it ran with gradients enabled
 
@@ -49,8 +48,9 @@ def _hooks(model: nn.Module, parts: dict[nn.Module, Part]) -> Iterator[None]:
         part.read = [tensor for _, tensor in tensors_in(args, kwargs)]
         part.with_gradients = torch.is_grad_enabled()
         part.alone = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
-        if isinstance(output, Tensor):
-            part.returned, part.version, part.node = output, version_of(output), output.grad_fn
+        part.before = {(tensor.grad_fn, tensor.output_nr) for tensor in part.read}
+        new = isinstance(output, Tensor) and (output.grad_fn, output.output_nr) not in part.before
+        part.node = output.grad_fn if new else None
 
     names = {module: name for name, module in model.named_modules() if name}
     handles = [module.register_forward_hook(after, with_kwargs=True) for module in names]
@@ -74,8 +74,7 @@ def behind_the_feature(subject: Subject, parts: list[Part]) -> list[Part]:
     """Return the parts of heads, or, where the feature map was named, all that may lie behind it."""
     if subject.capture.feature_names:
         return parts
-    inside = {part for head in subject.heads.modules for part in head.modules()}
-    return [part for part in parts if part.module in inside]
+    return [part for part in parts if part.module in subject.in_heads]
 
 
 def mixing_parts(subject: Subject, parts: list[Part], size: int) -> list[Part]:
@@ -85,24 +84,36 @@ def mixing_parts(subject: Subject, parts: list[Part], size: int) -> list[Part]:
         x = part.read[0].detach() if part.alone and part.read else None
         if x is None or x.ndim == 0 or len(x) != size:
             return False
-        moved = x.clone()
-        moved[0] = x[0] * 1.5 + x.float().std().to(x.dtype)
         with torch.no_grad():
-            before, after = (_alone(subject, part, values) for values in (x, moved))
+            before, after = (_alone(subject, part, values) for values in (x, first_moved(x)))
         return before is not None and after is not None and changed_elsewhere(before, after)
 
-    return innermost(behind_the_feature(subject, parts), mixes)
+    with _not_captured(subject):
+        return innermost(behind_the_feature(subject, parts), mixes)
+
+
+def first_moved(values: Tensor, axis: int = 0) -> Tensor:
+    """Return a copy in which the first sample has other values."""
+    moved = values.clone()
+    moved.select(axis, 0).mul_(1.5).add_(values.float().std().to(values.dtype))
+    return moved
+
+
+@contextmanager
+def _not_captured(subject: Subject) -> Iterator[None]:
+    enabled, subject.capture.enabled = subject.capture.enabled, False
+    try:
+        yield
+    finally:
+        subject.capture.enabled = enabled
 
 
 def _alone(subject: Subject, part: Part, x: Tensor) -> Tensor | None:
-    subject._begin()
-    enabled, subject.capture.enabled = subject.capture.enabled, False
+    subject.begin()
     try:
         output = part.module(x.clone())
     except Exception:  # whatever a part does that is not made for this
         return None
-    finally:
-        subject.capture.enabled = enabled
     return output if isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(x) else None
 
 
@@ -125,11 +136,8 @@ def parts_without_derivative(subject: Subject, parts: list[Part]) -> dict[str, l
             return True
         return False
 
-    enabled, subject.capture.enabled = subject.capture.enabled, False
-    try:
+    with _not_captured(subject):
         innermost(behind_the_feature(subject, parts), wrong)
-    finally:
-        subject.capture.enabled = enabled
     return found
 
 
@@ -159,20 +167,19 @@ def heads_without_backbone(run: Run, backbone: Sequence[Tensor]) -> list[int]:
 
 
 def changed_in_place(parts: list[Part]) -> list[Part]:
-    """Return the parts whose output, which their derivative needs, was changed in place after they returned it."""
+    """Return the parts whose derivative needs a tensor that was changed in place."""
 
     def lost(part: Part) -> bool:
-        if part.node is None or part.returned is None or version_of(part.returned) == part.version:
-            return False
         try:
-            for name in dir(part.node):
-                if name.startswith("_saved_"):
-                    getattr(part.node, name)
+            for node in nodes_behind([part.node], part.before):
+                for name in dir(node):
+                    if name.startswith("_saved_") or name == "saved_tensors":
+                        getattr(node, name)
         except RuntimeError:
             return True
         return False
 
-    return [part for part in parts if lost(part)]
+    return innermost(parts, lost)
 
 
 _COMPILE_ALONE = (

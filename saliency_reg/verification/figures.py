@@ -6,12 +6,13 @@ import math
 
 import torch
 
+from ..regularizer import SHARE
 from ..torch_tools import gradients_of
 from .report import Check
 from .subject import Subject
 
-#: The penalty as a share of the task losses.
-_LEAST_SHARE, _MOST_SHARE = 0.001, 10.0
+#: The penalty as a share of the task losses, at least; at most what a training is reminded of.
+_LEAST_SHARE = 0.001
 #: Half of the smallest float16 number: what is below becomes zero.
 _VANISHES = 2.0**-25
 _MOST_VANISHING = 0.01
@@ -34,7 +35,7 @@ def share(subject: Subject) -> Check:
     found = penalty / losses
     text = f"the penalty is {found:.3g} times the sum of the task losses with strength={strength:g}"
     text += subject.without_loss(run)
-    if _LEAST_SHARE <= found <= _MOST_SHARE:
+    if _LEAST_SHARE <= found <= SHARE:
         return Check("share", True, text)
     return Check("share", False, text, f"strength={strength / found:.2g} makes it as large as they are; start with a share "
                  f"of 0.01 to 0.1, strength={strength / found / 20:.2g}.")  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,26 +12,55 @@ from torch import Tensor, nn
 from ..saliency import batch_first
 from ..torch_tools import gradients_of, leaves_behind
 from .saliency_checks import handed, maps_of
-from .subject import HeldStatistics, Subject
+from .subject import Subject
 
 #: Relative to what is moved. A kink may lie in a large step, and a layer that computes in float32 drowns a small one.
 STEPS = {torch.float64: (1e-5, 1e-3, 1e-7), torch.float32: (1e-2, 3e-3, 3e-2)}
 
 
+@dataclass
 class Function:
-    """A number, as a function of tensors; ``floor`` is how large a difference means nothing."""
+    """A number, as a function of feature maps ``[B, ...]`` and of parameters, some of which are moved."""
 
-    start: Sequence[Tensor]
+    value: Callable[[Sequence[Tensor]], Tensor]  # of feature maps; those of the forward where there are none
+    maps: list[Tensor]
+    parameters: list[nn.Parameter]
+    move_maps: bool = True
+
+    def __post_init__(self) -> None:
+        self.start = [*(self.maps if self.move_maps else []), *(one.detach().clone() for one in self.parameters)]
 
     def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        """Return the derivative along the directions as autograd has it, and the floor, relative to a step of 1."""
-        raise NotImplementedError
+        """Return the derivative along the directions as autograd has it, and how large a difference means nothing."""
+        leaves = [values.clone().requires_grad_() for values in self.maps]
+        value = self.value(leaves)
+        moved = [*(leaves if self.move_maps else []), *self.parameters]
+        found = gradients_of([value], moved) if value.requires_grad and moved else []
+        pairs = [(one.double(), along.double()) for one, along in zip(found, directions) if one is not None]
+        size = abs(float(value.detach()))
+        # At its least, 0, the distances have a kink.
+        floor = (1e-6 if value.dtype == torch.float64 else 3e-3) * size if size else math.inf
+        return sum(float((one * along).sum()) for one, along in pairs), floor
 
     def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        raise NotImplementedError
+        """Return the number at so many times the directions from where it begins."""
+        moved = [values + step * direction for values, direction in zip(self.start, directions)]
+        first = len(self.start) - len(self.parameters)
+        maps = moved[:first] if self.move_maps else [values.clone() for values in self.maps]
+        try:
+            self._set(moved[first:])
+            return float(self.value([values.requires_grad_() for values in maps]).detach())
+        finally:
+            self._set(self.start[first:])
+
+    @torch.no_grad()
+    def _set(self, parameters: Sequence[Tensor]) -> None:
+        for one, values in zip(self.parameters, parameters):
+            one.copy_(values)
 
 
 def agrees(function: Function, steps: Sequence[float], allowed: float) -> bool:
+    """Whether the derivative along a random direction is that of a finite difference, in one of the steps."""
     for number, step in enumerate(steps):
         generator = torch.Generator().manual_seed(number)
         directions = [_direction(one, generator) for one in function.start]
@@ -47,69 +77,30 @@ def _direction(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return (scale * random).to(tensor.device, tensor.dtype)
 
 
-class Outputs(Function):
-    """A random sum of the outputs, as a function of the feature maps."""
+def of_outputs(subject: Subject) -> Function:
+    """Return a random sum of the outputs, as a function of the feature maps."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._held = HeldStatistics()  # as the saliency has it
-        self.start = maps_of(subject)
-
-    def _sum(self, maps: Sequence[Tensor]) -> Tensor:
-        statistics = self._held if self._subject.options.cross_sample == "fix" else None
-        run = self._subject.run(handed(self._subject, maps), statistics=statistics)
-        batch_first(run.forward, self._subject.options.batch_axis)
+    def value(maps: Sequence[Tensor]) -> Tensor:
+        run = subject.run(handed(subject, maps))
+        batch_first(run.forward, subject.options.batch_axis)
         total = torch.zeros((), dtype=torch.float64, device=run.forward.device)
         for output in run.forward.outputs:
             factors = torch.linspace(-1, 2, max(output.numel(), 1), dtype=torch.float64, device=output.device).sin()
             total = total + (output.double().flatten() * factors).sum()
         return total
 
-    def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        leaves = [values.clone().requires_grad_() for values in self.start]
-        value = self._sum(leaves)
-        found = gradients_of([value], leaves)
-        return _along(found, directions), _floor(value)
-
-    def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        moved = [values + step * direction for values, direction in zip(self.start, directions)]
-        return float(self._sum([values.requires_grad_() for values in moved]).detach())
+    return Function(value, maps_of(subject), [])
 
 
-class Penalty(Function):
-    """The penalty, as a function of parameters, and of the feature maps unless the input of a module was named."""
+def of_penalty(subject: Subject, parameters: list[nn.Parameter], *, move_maps: bool = True) -> Function:
+    """Return the penalty, as a function of parameters, and of the feature maps unless the input of a module was named."""
 
-    def __init__(self, subject: Subject, parameters: list[nn.Parameter], *, move_maps: bool = True) -> None:
-        self._subject = subject
-        self._parameters = parameters
-        self._maps = maps_of(subject) if subject.replaceable else []
-        self._moved = self._maps if move_maps else []
-        self.start = [*self._moved, *(one.detach().clone() for one in parameters)]
-
-    def _of(self, maps: Sequence[Tensor]) -> Tensor:
-        run = self._subject.run(handed(self._subject, maps) if maps else None)
+    def value(maps: Sequence[Tensor]) -> Tensor:
+        run = subject.run(handed(subject, maps) if maps else None)
         run.twin._reach._custom_backward = "ignore"  # it is looked at here
-        return self._subject.penalty(run)
+        return subject.penalty(run)
 
-    def slope(self, directions: Sequence[Tensor]) -> tuple[float, float]:
-        leaves = [values.clone().requires_grad_() for values in self._maps]
-        value = self._of(leaves)
-        moved = [*leaves[: len(self._moved)], *self._parameters]
-        found = gradients_of([value], moved) if value.requires_grad and moved else []
-        return _along(found, directions), _floor(value)
-
-    def at(self, step: float, directions: Sequence[Tensor]) -> float:
-        moved = [values + step * direction for values, direction in zip(self.start, directions)]
-        maps = [values.requires_grad_() for values in (*moved[: len(self._moved)], *self._maps[len(self._moved) :])]
-        with torch.no_grad():
-            for one, values in zip(self._parameters, moved[len(self._moved) :]):
-                one.copy_(values)
-        try:
-            return float(self._of(maps).detach())
-        finally:
-            with torch.no_grad():
-                for one, values in zip(self._parameters, self.start[len(self._moved) :]):
-                    one.copy_(values)
+    return Function(value, maps_of(subject) if subject.replaceable else [], parameters, move_maps)
 
 
 def behind(subject: Subject) -> list[nn.Parameter]:
@@ -117,14 +108,3 @@ def behind(subject: Subject) -> list[nn.Parameter]:
     maps = [values.requires_grad_() for values in maps_of(subject)]
     behind = {id(leaf) for leaf in leaves_behind(subject.run(handed(subject, maps)).forward.outputs)}
     return [one for one in subject.model.parameters() if id(one) in behind]
-
-
-def _along(found: Sequence[Tensor | None], directions: Sequence[Tensor]) -> float:
-    pairs = zip(found, directions)
-    return sum(float((one.double() * direction.double()).sum()) for one, direction in pairs if one is not None)
-
-
-def _floor(value: Tensor) -> float:
-    if not bool(value.detach()):
-        return math.inf  # at its least, where the distances have a kink
-    return (1e-6 if value.dtype == torch.float64 else 3e-3) * abs(float(value.detach()))

@@ -8,7 +8,7 @@ from torch import nn
 from ..regularizer import HeadForm
 from ..saliency import custom_functions
 from ..tasks import first_few
-from ..torch_tools import gradients_of
+from ..torch_tools import derives_from, gradients_of
 from .culprits import (
     Part,
     behind_the_feature,
@@ -19,7 +19,7 @@ from .culprits import (
     patched,
     watched_run,
 )
-from .finite_differences import STEPS, Function, Outputs, Penalty, agrees, behind
+from .finite_differences import STEPS, agrees, behind, of_outputs, of_penalty
 from .report import Check
 from .subject import Run, Subject
 
@@ -33,14 +33,13 @@ def reach(subject: Subject) -> Check:
         changed = changed_in_place(parts) if "inplace" in str(error) or "in place" in str(error) else []
         if not changed:
             raise
-        text = f"changed in place after it was returned, but needed for a gradient: {_names(changed)}"
+        text = f"a tensor was changed in place that a gradient needs, one that these made or read: {_names(changed)}"
         return Check("reach", False, text, "Use the operation that makes a new tensor: x = x + y, not x += y.")
 
 
 def _detached(subject: Subject, run: Run, parts: list[Part]) -> Check | None:
     if found := detached_parts(run, parts):
-        heads = {part for head in subject.heads.modules for part in head.modules()}
-        if not any(part.with_gradients or part.module in heads for part in found):
+        if not any(part.with_gradients or part.module in subject.in_heads for part in found):
             text = (
                 f"these parts can be trained, but ran under no_grad, so that no gradient reaches them: {_names(found)}"
             )
@@ -121,23 +120,13 @@ def derivatives(subject: Subject, tolerance: float | None) -> Check:
 
 def _spectral(parts: list[Part]) -> list[Part]:
     """Return the parts whose weight is computed by a spectral_norm in train mode, under no_grad."""
-    return [
-        part
-        for part in parts
-        if part.module.training
-        and (
-            "SpectralNorm" in _kinds_of_hooks(part.module) or "_SpectralNorm" in _kinds_of_parametrizations(part.module)
+
+    def has_one(module: nn.Module) -> bool:  # as a parametrization, or as a hook
+        return any(
+            derives_from(one, "_SpectralNorm", "SpectralNorm") for one in (module, *module._forward_pre_hooks.values())
         )
-    ]
 
-
-def _kinds_of_hooks(module: nn.Module) -> set[str]:
-    return {type(hook).__name__ for hook in module._forward_pre_hooks.values()}
-
-
-def _kinds_of_parametrizations(module: nn.Module) -> set[str]:
-    listed = getattr(module, "parametrizations", None) or {}
-    return {type(one).__name__ for each in listed.values() for one in each}
+    return [part for part in parts if part.module.training and has_one(part.module)]
 
 
 _SPECTRAL = (
@@ -163,13 +152,14 @@ def _compared(subject: Subject, tolerance: float | None) -> tuple[list[str], tor
     """Return what is not as it should be, in words, and the number format in which that was found out."""
     dtype = subject.run().forward.features[0].tensor.dtype
     used = torch.float64 if dtype == torch.float64 else torch.float32
-    steps, allowed = STEPS[used], tolerance or (1e-2 if used == torch.float64 else 5e-2)
-    functions: dict[str, Function] = {}
+    allowed = tolerance or (1e-2 if used == torch.float64 else 5e-2)
     if subject.replaceable:
-        functions["the saliency is not the derivative of the outputs"] = Outputs(subject)
-        functions[f"{_MISSING} at the feature map"] = Penalty(subject, [])
-        functions[f"{_MISSING} at the parameters behind it"] = Penalty(subject, behind(subject), move_maps=False)
+        functions = {
+            "the saliency is not the derivative of the outputs": of_outputs(subject),
+            f"{_MISSING} at the feature map": of_penalty(subject, []),
+            f"{_MISSING} at the parameters behind it": of_penalty(subject, behind(subject), move_maps=False),
+        }
     else:
-        functions[f"{_MISSING} at the parameters of the heads"] = Penalty(subject, subject.trained()[0])
-    wrong = [words for words, function in functions.items() if not agrees(function, steps, allowed)]
+        functions = {f"{_MISSING} at the parameters of the heads": of_penalty(subject, subject.trained()[0])}
+    wrong = [words for words, function in functions.items() if not agrees(function, STEPS[used], allowed)]
     return wrong, dtype

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -134,7 +133,8 @@ def verify(
             "target='loss' takes the saliency of the losses. Pass losses=, a function of the outputs."
         )
     given = {"targets": targets, "mask": mask}
-    with unchanged(model):
+    with unchanged(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         checks = _checks(model, batch, regularizer, own, losses, backward, level, given, tolerance)
     report = VerificationReport(checks)
     if show:
@@ -157,21 +157,19 @@ def _checks(
     given: dict[str, Any],
     tolerance: float | None,
 ) -> list[Check]:
-    collected = _Collected()
+    collected = _Collected(model)
     try:
-        with collected.quiet():
-            used = regularizer or SaliencyRegularizer(model, **{"process_group": "local", **options})
+        used = regularizer or SaliencyRegularizer(model, **{"process_group": "local", **options})
     except SaliencyRegError as error:
-        collected.failed("heads", error, compiled_parts(model))
+        collected.failed("heads", error)
         return collected.rows("the regularizer could not be built")
     try:
         with borrowed(used) as capture:
             subject = Subject(model, batch, used, capture, losses, given)
             try:
-                with collected.quiet():
-                    subject.settle()
+                subject.settle()
             except SaliencyRegError as error:
-                collected.failed("heads", error, compiled_parts(model))
+                collected.failed("heads", error)
                 if collected.home != "reach":
                     return collected.rows("the forward could not be captured")
             checks: dict[str, Callable[[], Check]] = {
@@ -187,10 +185,9 @@ def _checks(
             }
             for name, check in checks.items():
                 try:
-                    with collected.quiet():
-                        collected.add(check())
+                    collected.add(check())
                 except Exception as error:  # of the user's code, too: the other checks go on
-                    collected.failed(name, error, compiled_parts(model))
+                    collected.failed(name, error)
             return collected.rows("")
     finally:
         if regularizer is None:
@@ -200,7 +197,8 @@ def _checks(
 class _Collected:
     """Rows; an error counts to the row that says what it is about, and leaves the one where it came up unchecked."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._rows: dict[str, Check] = {}
         self._errors: dict[str, Check] = {}
         self.home = ""
@@ -208,13 +206,13 @@ class _Collected:
     def add(self, check: Check) -> None:
         self._rows[check.name] = check
 
-    def failed(self, name: str, error: Exception, compiled_modules: Sequence[str]) -> None:
+    def failed(self, name: str, error: Exception) -> None:
         text = str(error).strip() or type(error).__name__
         if not isinstance(error, SaliencyRegError):
             text = f"{type(error).__name__}: {text}"
         self.home = next((row for row, check in self._errors.items() if check.found == text), _home(name, error))
         if self.home == "compiled":
-            self._errors.setdefault("compiled", not_captured(compiled_modules, error))
+            self._errors.setdefault("compiled", not_captured(compiled_parts(self._model), error))
         else:
             self._errors.setdefault(self.home, Check(self.home, False, text))
         if self.home != name:
@@ -229,12 +227,6 @@ class _Collected:
             found.append(row or Check(name, None, f"not checked: {why_not}"))
         failed = {row.name for row in found if row.passed is False}
         return [_pointing(row, failed) for row in found]
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
 
 
 #: In which rows the cause of a row's failure may be.
@@ -288,15 +280,11 @@ _ENABLE = "Set regularizer.enabled = True in training; the other rows are as if 
 def _axes(subject: Subject, run: Run) -> list[str]:
     """Say of each feature map which of its axes are samples and channels, as the saliency takes them."""
     shapes = [list(one.tensor.shape) for one in run.forward.features]
-    chosen = subject.options.channel_axis
     try:
         subject.penalty(run)  # which finds the axes
         found = []
         for index, (one, shape) in enumerate(zip(run.forward.features, shapes)):
-            given = chosen[index] if isinstance(chosen, Sequence) else chosen
-            axis = resolve_channel_axis(
-                one.tensor.shape, run.twin._extractor._channel_axis(index, given, run.forward), one.batch_axis
-            )
+            axis = resolve_channel_axis(one.tensor.shape, subject.channel_axis(run, index), one.batch_axis)
             axis = [one.batch_axis, *(each for each in range(len(shape)) if each != one.batch_axis)][axis]
             samples = shape[one.batch_axis]
             found.append(f"{samples} sample{'s' * (samples != 1)}, {shape[axis]} channels (axis {axis} of {shape})")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from ..distributed import Ranks
 from ..regularizer import SaliencyRegularizer
 from ..surgery import PCGrad, check_weighting, task_weights
 from ..surgery.parameters import ParameterSurgery
-from ..torch_tools import Gradient, gradients_of
-from .subject import Run, Subject
-from .unchanged import unchanged
+from ..torch_tools import Gradient, added, gradients_of
+from .subject import Subject
+from .unchanged import lent
 
 #: So many orders of PCGrad are tried for a loop that draws its own.
 _MOST_ORDERS = 1296
@@ -33,35 +33,27 @@ class ParameterLevel:
     weighting: Any
     surgery: ParameterSurgery | None = None  # that the loop uses, or that was passed
 
-    @contextlib.contextmanager
-    def resting(self) -> Iterator[None]:
-        """Let the loop use it, and put it back; gradients are measured in this step."""
-        if self.surgery is None:
-            yield
-            return
-        with unchanged(self.surgery):
-            self.surgery._has_weights, self.surgery._unfinished = False, None
-            self.surgery.ranks = Ranks("local")
-            yield
+
+def lent_to_a_loop(surgery: ParameterSurgery | None) -> contextlib.AbstractContextManager[None]:
+    """Let a loop use it, and put it back; gradients are measured in this step."""
+    if surgery is None:
+        return contextlib.nullcontext()
+    weighting = copy.deepcopy(surgery.weighting)
+    usable = (check_weighting(weighting, None),)
+    return lent(surgery, _has_weights=False, _unfinished=None, weighting=weighting, _usable=usable)
 
 
 def held_by(function: Any, kind: type) -> list[Any]:
     """Return the objects of a kind that a function closes over, is bound to, or names as globals."""
-    if isinstance(function, functools.partial):
-        return [
-            *[one for one in (*function.args, *function.keywords.values()) if isinstance(one, kind)],
-            *held_by(function.func, kind),
-        ]
-    found = [getattr(function, "__self__", None)]
-    inner = getattr(function, "__func__", function)
-    for cell in getattr(inner, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # of a name that has no value yet
-            found.append(cell.cell_contents)
-    code, known = getattr(inner, "__code__", None), getattr(inner, "__globals__", {})
-    found += [known[name] for name in (code.co_names if code is not None else ()) if name in known]
-    found += [*(getattr(inner, "__defaults__", None) or ())]
-    owner = found[0]
-    found += [*vars(owner).values()] if owner is not None and hasattr(owner, "__dict__") else []
+    found: list[Any] = []
+    while isinstance(function, functools.partial):
+        found += [*function.args, *function.keywords.values()]
+        function = function.func
+    owner = getattr(function, "__self__", None)
+    found += [owner, *getattr(owner, "__dict__", {}).values(), *(getattr(function, "__defaults__", None) or ())]
+    with contextlib.suppress(TypeError, ValueError):  # no function of Python; a name that has no value yet
+        names = inspect.getclosurevars(function)
+        found += [*names.nonlocals.values(), *names.globals.values()]
     return list({id(one): one for one in found if isinstance(one, kind)}.values())
 
 
@@ -87,6 +79,7 @@ class TaskGradients:
     penalty: list[Gradient]
 
     def reached(self, place: int) -> int:
+        """Return how many tasks depend on a parameter."""
         return sum(rows[place] is not None for rows in self.tasks)
 
     def combined(self, weights: Tensor, shared: set[str], *, penalty: bool = True) -> dict[str, Gradient]:
@@ -95,39 +88,32 @@ class TaskGradients:
         for place, name in enumerate(self.names):
             used = weights.tolist() if name in shared else [1.0] * len(self.tasks)
             rows = [rows[place] for rows in self.tasks]
-            parts = [weight * row for weight, row in zip(used, rows) if row is not None]
-            own = self.penalty[place]
-            parts += [own] if own is not None and penalty else []
-            found[name] = sum(parts[1:], start=parts[0]) if parts else None
+            parts = [None if row is None else weight * row for weight, row in zip(used, rows)]
+            found[name] = added(*parts, self.penalty[place] if penalty else None)
         return found
 
     def gramian(self, measured: set[str]) -> Tensor:
-        flat = torch.stack([self.flat(rows, measured) for rows in self.tasks])
-        return flat @ flat.T
-
-    def flat(self, rows: list[Gradient], names: set[str]) -> Tensor:
-        at = [place for place, name in enumerate(self.names) if name in names]
-        sizes = {place: next(one for row in self.tasks if (one := row[place]) is not None) for place in at}
-        parts = [torch.zeros_like(sizes[place]) if (one := rows[place]) is None else one for place in at]
-        return torch.cat([part.detach().double().flatten() for part in parts]) if parts else torch.zeros(1).double()
+        """Return ``[T, T]`` inner products at these parameters."""
+        at = [place for place, name in enumerate(self.names) if name in measured]
+        total = torch.zeros(len(self.tasks), len(self.tasks), dtype=torch.float64)
+        for place in at:
+            own = [row[place] for row in self.tasks]
+            size = next(one.numel() for one in own if one is not None)
+            zero = torch.zeros(size, dtype=torch.float64)
+            flat = torch.stack([zero if one is None else one.detach().cpu().double().flatten() for one in own])
+            total += flat @ flat.T
+        return total
 
 
 def task_gradients(subject: Subject, named: list[tuple[str, nn.Parameter]]) -> TaskGradients:
     """Differentiate each task's loss, and the penalty, by itself."""
     run = subject.run()
     penalty, parameters = subject.penalty(run), [one for _, one in named]
-    rows = []
-    for _, loss in sorted(_losses(subject, run).items()):
-        rows.append(list(gradients_of([loss], parameters)))
-    alone: list[Gradient] = (
-        list(gradients_of([penalty], parameters)) if penalty.requires_grad else [None] * len(parameters)
-    )
-    return TaskGradients([name for name, _ in named], rows, alone)
-
-
-def _losses(subject: Subject, run: Run) -> dict[int, Tensor]:
     with torch.enable_grad():
-        return {task: loss.mean() for task, loss in subject.losses_of(run).items()}
+        losses = [loss.mean() for _, loss in sorted(subject.losses_of(run).items())]
+    rows = [list(gradients_of([loss], parameters)) for loss in losses]
+    alone = gradients_of([penalty], parameters) if penalty.requires_grad else [None] * len(parameters)
+    return TaskGradients([name for name, _ in named], rows, list(alone))
 
 
 def shared_names(gradients: TaskGradients, surgery: ParameterSurgery | None) -> tuple[set[str], set[str]]:
@@ -140,28 +126,39 @@ def shared_names(gradients: TaskGradients, surgery: ParameterSurgery | None) -> 
     return shared, shared if measured is None else shared & set(measured)
 
 
-def weights_of(
-    level: ParameterLevel, gramian: Tensor, pcgrad: Callable[[Tensor, Tensor], Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the weights, and those of other orders, in which a loop by hand may project."""
-    if len(gramian) < 2:
-        return torch.ones(len(gramian), dtype=torch.float64), []
-    weighting = copy.deepcopy(level.weighting)
-    if not isinstance(weighting, PCGrad):
-        with torch.no_grad():
-            return task_weights(weighting, gramian, Ranks("local")), []
-    rows = _root(gramian)
-    drawn = pcgrad(rows, PCGrad.order(weighting, len(gramian)))
-    others: list[Tensor] = []
+def possible_weights(level: ParameterLevel, gramian: Tensor) -> list[Tensor]:
+    """Return the weights ``[T]``, and those of other orders, in which a loop by hand may project."""
     size = len(gramian)
-    if level.surgery is None and math.factorial(size - 1) ** size <= _MOST_ORDERS:
-        ways = [list(itertools.permutations([one for one in range(size) if one != task])) for task in range(size)]
-        others = [pcgrad(rows, torch.tensor(order)) for order in itertools.product(*ways)]
-    return drawn, others
-
-
-def _root(gramian: Tensor) -> Tensor:
-    """Return vectors that have these inner products."""
+    if size < 2:
+        return [torch.ones(size, dtype=torch.float64)]
     values, vectors = torch.linalg.eigh(gramian)
-    rows: Tensor = vectors * values.clamp(min=0).sqrt()
-    return rows
+    rows = vectors * values.clamp(min=0).sqrt()  # which have these inner products
+    found = [weights_of(level.weighting, rows)]
+    by_hand = isinstance(level.weighting, PCGrad) and level.surgery is None
+    if by_hand and math.factorial(size - 1) ** size <= _MOST_ORDERS:
+        ways = [list(itertools.permutations([one for one in range(size) if one != task])) for task in range(size)]
+        found += [_pcgrad(rows, torch.tensor(order)) for order in itertools.product(*ways)]
+    return found
+
+
+def weights_of(weighting: Any, gradients: Tensor) -> Tensor:
+    """Return the weights ``[T]`` of the task gradients ``[T, N]``; the weighting keeps its state."""
+    twin = copy.deepcopy(weighting)
+    if isinstance(twin, PCGrad):
+        return _pcgrad(gradients, PCGrad.order(twin, len(gradients)))
+    with torch.no_grad():
+        return task_weights(twin, gradients @ gradients.T, Ranks("local"))
+
+
+def _pcgrad(gradients: Tensor, order: Tensor) -> Tensor:
+    """Algorithm 1 of Yu et al. on the gradients ``[T, N]`` themselves; the weights of their sum, ``[T]``."""
+    weights = torch.ones(len(gradients), dtype=gradients.dtype, device=gradients.device)
+    for task, others in enumerate(order.tolist()):
+        projected = gradients[task].clone()
+        for other in others:
+            product = projected @ gradients[other]
+            if product < 0:
+                share = product / (gradients[other] @ gradients[other])
+                projected -= share * gradients[other]
+                weights[other] -= share
+    return weights

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..capture import CapturedForward, as_edge
 from ..saliency import Pooling, batch_first
-from ..torch_tools import gradients_of
-from .culprits import changed_elsewhere, mixing_parts, watched_run
+from ..torch_tools import added, gradients_of
+from .culprits import changed_elsewhere, first_moved, mixing_parts, watched_run
 from .report import Check
 from .subject import Handed, HeldStatistics, Run, Subject
 
@@ -62,22 +62,19 @@ def saliency(subject: Subject, tolerance: float | None) -> Check:
     leaves = [values.requires_grad_() for values in maps_of(subject)] if subject.replaceable else None
     alone = subject.run(handed(subject, leaves) if leaves else None, statistics=held)
     size = found.batch_size
-    samples = sorted({*range(min(_MOST_SAMPLES - 1, size)), size - 1})
-    rows = [row for row in range(len(found.present)) if row < _MOST_TASKS]
+    chosen, tasks = sorted({*range(min(_MOST_SAMPLES - 1, size)), size - 1}), found.present[:_MOST_TASKS]
     worst, which, scale = 0.0, "", 0.0
-    for sample in samples:
-        for row, reference in zip(
-            rows, _of_sample(subject, alone, leaves, sample, [found.present[row] for row in rows])
-        ):
+    for sample in chosen:
+        for row, reference in enumerate(_of_sample(subject, alone, leaves, sample, tasks)):
             values = found.values[row, min(sample, found.values.shape[1] - 1)].flatten().double()
             difference = float((values - reference.double()).abs().max())
             scale = max(scale, float(reference.abs().max()))
             if difference >= worst:
-                worst, which = difference, f"task {subject.tasks[found.present[row]]!r}, sample {sample}"
+                worst, which = difference, f"task {subject.tasks[tasks[row]]!r}, sample {sample}"
     dtypes = [run.forward.features[0].tensor.dtype, *(output.dtype for output in run.forward.outputs)]
     allowed = tolerance or 1e3 * max(torch.finfo(dtype).eps for dtype in dtypes)
     share = worst / scale if scale else worst
-    some = f"{len(samples)} sample{'s' * (len(samples) > 1)}"
+    some = f"{len(chosen)} sample{'s' * (len(chosen) > 1)}"
     text = f"largest difference from the gradients of {some} alone: {share:.1e} of the largest entry"
     if missing:
         return Check("saliency", False, f"{text}; zero, or nothing but rounding, for {missing}", _NOTHING)
@@ -104,11 +101,10 @@ def _of_sample(
     extractor, targets = alone.twin._extractor, subject.given.get("targets")
     mask = subject.given_for(alone).mask
     masks = mask if isinstance(mask, (list, tuple)) else [mask] * len(forward.features)
-    axes = subject.options.channel_axis
-    poolings = []
-    for index, (feature, one) in enumerate(zip(forward.features, masks)):
-        axis = extractor._channel_axis(index, axes[index] if isinstance(axes, Sequence) else axes, alone.forward)
-        poolings.append(Pooling(feature.tensor.shape, axis, subject.options.pool, one, feature.batch_axis))
+    poolings = [
+        Pooling(feature.tensor.shape, subject.channel_axis(alone, index), subject.options.pool, one, feature.batch_axis)
+        for index, (feature, one) in enumerate(zip(forward.features, masks))
+    ]
     chosen, shape = set(tasks), poolings[0].shape
     if subject.options.target == "loss":
         scalars = extractor._of_losses(subject.given_for(alone).losses, forward, shape[0], chosen)
@@ -140,8 +136,8 @@ def _at_maps(scalar: Tensor, forward: CapturedForward, leaves: Sequence[Tensor] 
     rows = []
     for feature in forward.features:
         at_edges = gradients_of([scalar], list({as_edge(edge): edge for edge in feature.edges}.values()))
-        parts = [part for each in at_edges if (part := feature.gradient(each)) is not None]
-        rows.append(sum(parts[1:], start=parts[0]) if parts else torch.zeros_like(feature.tensor))
+        total = added(*[feature.gradient(each) for each in at_edges])
+        rows.append(torch.zeros_like(feature.tensor) if total is None else total)
     return rows
 
 
@@ -166,14 +162,13 @@ def samples(subject: Subject) -> Check:
         return Check("samples", None, "not checked: the batch has one sample", "Pass a batch of two or more.")
     if not subject.replaceable:
         return Check("samples", None, _NOT_REPLACED)
-    if not _mix(subject, maps_of(subject), axis, lambda: None):
+    if not _mix(subject, axis):
         return Check(
             "samples", True, "the outputs of the other samples stay as they are if one sample's feature map changes"
         )
     guilty = mixing_parts(subject, parts, feature.tensor.shape[axis])
     names = ", ".join(map(str, guilty[:6])) or "code that is in no module of its own"
-    held = HeldStatistics()
-    if _mix(subject, maps_of(subject), axis, lambda: held):
+    if _mix(subject, axis, HeldStatistics()):
         return Check(
             "samples", False, f"outputs of other samples change with one sample's feature map: {names}", _MIXES
         )
@@ -192,13 +187,10 @@ _NOT_REPLACED = (
 _MIXES = "Choose a feature map behind it, or normalise within each sample (LayerNorm, GroupNorm)."
 
 
-def _mix(subject: Subject, maps: list[Tensor], axis: int, statistics: object) -> bool:
-    moved = []
-    for values in maps:
-        first = values.select(axis, 0)
-        moved.append(values.clone())
-        moved[-1].select(axis, 0).copy_(first * 1.5 + values.float().std().to(values.dtype))
-    before, after = (_outputs(subject, tensors, statistics()) for tensors in (maps, moved))  # type: ignore[operator]
+def _mix(subject: Subject, axis: int, statistics: HeldStatistics | None = None) -> bool:
+    maps = maps_of(subject)
+    moved = [first_moved(values, axis) for values in maps]
+    before, after = (_outputs(subject, tensors, statistics) for tensors in (maps, moved))
     size = maps[0].shape[axis]
     pairs = [(x, y) for x, y in zip(before, after) if x.ndim and len(x) == size]
     return any(changed_elsewhere(x, y) for x, y in pairs)

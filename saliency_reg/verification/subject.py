@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +19,16 @@ from ..errors import CaptureError, SaliencyRegError
 from ..regularizer import SaliencyRegularizer
 from ..saliency import Given, Saliencies, batch_first
 from ..tasks import losses_per_task
-from ..torch_tools import at_least_float32, derives_from, gradients_of, leaves_behind, same_tensor, without_autocast
-from .unchanged import Buffers, Randomness, in_format, unchanged
+from ..torch_tools import (
+    at_least_float32,
+    derives_from,
+    gradients_of,
+    leaves_behind,
+    same_tensor,
+    users_place,
+    without_autocast,
+)
+from .unchanged import Buffers, Randomness
 
 _Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
@@ -49,11 +55,7 @@ def called(name: str, function: Callable[..., Any], *args: Any) -> Any:
     except SaliencyRegError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        package = str(Path(__file__).parents[1])
-        own = [one for one in frames if not one.filename.startswith(package) and "/torch/" not in one.filename]
-        where = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{where}") from error
+        raise UserError(f"your {name}= raised {type(error).__name__}: {error}{users_place(error)}") from error
 
 
 class Handed(HeadAliases):
@@ -127,7 +129,8 @@ class Subject:
         given: dict[str, Any],
     ) -> None:
         self.model, self.capture, self.losses, self.given = model, capture, losses, given
-        self._batch = batch
+        self._args = batch if isinstance(batch, tuple) else () if isinstance(batch, dict) else (batch,)
+        self._kwargs = batch if isinstance(batch, dict) else {}
         self.tasks = regularizer.tasks
         self.options = regularizer._options
         self.enabled = regularizer.enabled
@@ -181,15 +184,11 @@ class Subject:
             vars(aliases)["_combiner"] = twin.surgery
         vars(self.capture).update(aliases=aliases, _latest=None, _unread=type(self.capture._unread)(told=True))
         vars(self.capture._raw_inputs)["_aliases"] = aliases
-        self._begin()
-        args = self._batch if isinstance(self._batch, tuple) else ()
-        kwargs = self._batch if isinstance(self._batch, dict) else {}
-        if not isinstance(self._batch, (tuple, dict)):
-            args = (self._batch,)
+        self.begin()
         model: Any = self.model
         alone = model.no_sync() if derives_from(model, "DistributedDataParallel") else contextlib.nullcontext()
         with torch.enable_grad(), alone, contextlib.nullcontext() if statistics is None else statistics:
-            returned = model(*args, **kwargs)
+            returned = model(*self._args, **self._kwargs)
         forward = self.capture.take()
         if forward is None:
             raise CaptureError(
@@ -198,21 +197,27 @@ class Subject:
             )
         return Run(returned, forward, twin)
 
-    @contextlib.contextmanager
-    def lent_surgery(self) -> Iterator[None]:
-        """Let runs use the surgery itself, as what a loop does with it (``passing()``) is to show; it is put back."""
-        if self.surgery is None:
-            yield
-            return
-        with unchanged(self.surgery):
-            lent = self.surgery
-            lent.ranks, lent.arrived, lent._report = Ranks("local"), lent.arrived.clone(), None
-            lent.weighting = copy.deepcopy(lent.weighting)
-            yield
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Put buffers and random numbers back to where each run begins."""
         self._randomness.again()
         self._buffers.again()
+
+    @cached_property
+    def in_heads(self) -> set[nn.Module]:
+        """The heads and the modules in them."""
+        return {part for head in self.heads.modules for part in head.modules()}
+
+    def named(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the trained parameters that are in the model now, with their names."""
+        return [(name, one) for name, one in self.model.named_parameters() if one.requires_grad]
+
+    def channel_axis(self, run: Run, index: int) -> int | None:
+        """Return the channel axis that the saliency takes of one of the feature maps."""
+        given = self.options.channel_axis
+        one = given[index] if isinstance(given, Sequence) else given
+        forward = replace(run.forward, features=[replace(feature) for feature in run.forward.features])
+        batch_first(forward, self.options.batch_axis)  # of copies: outputs must not be moved twice
+        return run.twin._extractor._channel_axis(index, one, forward)
 
     def trained(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the trained parameters of the heads, and the others."""
@@ -240,6 +245,12 @@ class Subject:
         if isinstance(found, Tensor) and found.ndim == 1 and len(found) == len(self.tasks):
             found = list(found.unbind())
         return losses_per_task(found, self.tasks)
+
+    def total_loss(self, run: Run) -> Tensor:
+        """Return the sum of the losses, each of them a mean over its samples."""
+        with torch.enable_grad():
+            zero = torch.zeros((), device=run.forward.device)
+            return sum((loss.mean() for loss in self.losses_of(run).values()), start=zero)
 
     def without_loss(self, run: Run) -> str:
         """Say which heads ran and have no loss."""
@@ -270,12 +281,9 @@ class Subject:
             return function()
 
     @contextlib.contextmanager
-    def swapped(self, dtype: torch.dtype | None = None) -> Iterator[list[tuple[str, nn.Parameter]]]:
-        """Put copies, in another number format, in the place of all parameters and buffers; the originals rest.
-
-        Yields those that are trained, with their names.
-        """
-        batch, buffers = self._batch, self._buffers
+    def swapped(self, dtype: torch.dtype | None = None) -> Iterator[None]:
+        """Put copies, in another number format, in the place of all parameters and buffers; the originals rest."""
+        args, kwargs, buffers = self._args, self._kwargs, self._buffers
         places = [
             (module, name, one)
             for module in self.model.modules()
@@ -286,23 +294,23 @@ class Subject:
             id(one): nn.Parameter(_as(one, dtype).detach().clone(), one.requires_grad and one.is_floating_point())
             for _, _, one in places
         }
-        named = [(name, twins[id(one)]) for name, one in self.model.named_parameters() if one.requires_grad]
         first = next((one for _, _, one in places), torch.empty(0))
         try:
             for module, name, one in places:
                 setattr(module, name, twins[id(one)])
             if dtype is not None:
                 buffers.again()
-                self._batch = in_format(batch, dtype)
+                for path, tensor in tensors_in(args, kwargs):
+                    self._args, self._kwargs = put_argument(self._args, self._kwargs, path, tensor.detach().to(dtype))
                 for module in self.model.modules():
                     module._buffers.update({n: b if b is None else _as(b, dtype) for n, b in module._buffers.items()})
                 self._buffers = Buffers(self.model)
             with without_autocast(first) if dtype is not None else contextlib.nullcontext():
-                yield named
+                yield
         finally:
             for module, name, one in places:
                 setattr(module, name, one)
-            self._batch, self._buffers = batch, buffers
+            self._args, self._kwargs, self._buffers = args, kwargs, buffers
             buffers.again()
 
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..distributed import Ranks
 from ..errors import SurgeryError
 from ..regularizer import SaliencyRegularizer
-from ..saliency import resolve_channel_axis, task_columns
-from ..surgery import PCGrad, task_weights
+from ..saliency import Pooling, batch_first, task_columns
 from ..surgery.parameters import ParameterSurgery
-from ..torch_tools import Gradient, gradients_of
-from .parameter_level import ParameterLevel, TaskGradients, held_by, shared_names, task_gradients, weights_of
+from ..torch_tools import Gradient, added, gradients_of
+from .parameter_level import (
+    ParameterLevel,
+    TaskGradients,
+    held_by,
+    lent_to_a_loop,
+    possible_weights,
+    shared_names,
+    task_gradients,
+    weights_of,
+)
 from .report import Check
 from .subject import Handed, Run, Subject, called
+from .unchanged import lent
 
 #: What the user's loop does with the losses and the penalty: ``backward(losses, penalty)``.
 Backward = Callable[[Mapping[str, Tensor], Tensor], Any]
@@ -55,7 +63,9 @@ def surgery(
     if others:
         return Check("surgery", None, "not checked: your loop uses the surgery of another regularizer", _OTHER)
     try:
-        return subject.in_double(lambda: _compared(subject, backward, tolerance))
+        check = subject.in_double(lambda: _compared(subject, backward, tolerance))
+        built = combiner is not None and backward is not None and not attached
+        return replace(check, advice=_BUILT) if check.passed and built else check
     except SurgeryError as error:
         if backward is None or combiner is None or _APART not in str(error):
             raise
@@ -68,28 +78,30 @@ def surgery(
 
 
 def _compared(subject: Subject, backward: Backward | None, tolerance: float | None) -> Check:
-    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
-    used = held_by(backward, ParameterSurgery)
-    with subject.lent_surgery(), ParameterLevel(None, used[0] if used else None).resting():
+    named, combiner = subject.named(), subject.surgery
+    used = next(iter(held_by(backward, ParameterSurgery)), None)
+    weighting = {} if combiner is None else {"weighting": copy.deepcopy(combiner.weighting)}
+    with lent(combiner, _report=None, **weighting), lent_to_a_loop(used):
         run = subject.run(surgery=True)
         found = _of_backward(subject, run, backward, named)
         report = None if run.twin.surgery is None else run.twin.surgery.report
     if run.twin.surgery is None:
-        return _beside_plain(_Loop(found, tolerance, named), task_gradients(subject, named), bool(used))
+        return _beside_plain(_Loop(found, tolerance), task_gradients(subject, named), used is not None)
     if report is None and not subject.backbone(run):
         return Check("surgery", None, "nothing is weighed: no parameter outside of the heads can be trained")
     if report is None:
         return Check("surgery", False, "the surgery has weighed no gradient in this backward pass", _NEVER)
-    weights, expected = _reference(subject, named)
-    loop = _Loop(found, tolerance, named)
+    plain = _of_backward(subject, subject.run(), None, named)
+    weights, expected = _reference(subject, named, plain)
+    loop = _Loop(found, tolerance)
     text, right = loop.beside(expected)
-    text += f", weights {_few(report.weights)} (reference {_few(weights)})"
+    text += f", weights {_few(report.weights)} at the feature map (reference {_few(weights)})"
     nothing = bool((weights - 1).abs().max() < 1e-9)
     if right:
         return Check("surgery", True, text + _NO_CONFLICT if nothing else text)
-    if not nothing and loop.beside(_plain(subject, named))[1]:
+    if not nothing and loop.beside(plain)[1]:
         return Check("surgery", False, f"{_SUMMED}; {text}", _OWN if backward is not None else _WEIGHTING)
-    return Check("surgery", False, text + loop.place, _OWN if backward is not None else _WEIGHTING)
+    return Check("surgery", False, text, _OWN if backward is not None else _WEIGHTING)
 
 
 @dataclass
@@ -98,19 +110,17 @@ class _Loop:
 
     found: dict[str, Gradient]
     tolerance: float | None
-    named: _Named
-    place: str = ""  # the parameter at which it is furthest off
 
     def beside(self, expected: Mapping[str, Gradient]) -> tuple[str, bool]:
         """Return the difference in words, and whether it is but rounding."""
-        allowed = self.tolerance or 1e4 * torch.finfo(self.named[0][1].dtype).eps
+        present = [one for one in expected.values() if one is not None]
+        allowed = self.tolerance or 1e4 * max((torch.finfo(one.dtype).eps for one in present), default=0.0)
         off = {name: _distance(self.found[name], one) for name, one in expected.items()}
-        size = max((float(one.double().norm()) for one in expected.values() if one is not None), default=0.0)
+        size = max((float(one.double().norm()) for one in present), default=0.0)
         name, worst = max(off.items(), key=lambda item: item[1])
-        self.place = f"; at {name!r}"
-        share = f"{worst / (size or 1.0):.1e}"
-        text = f"largest difference of a parameter's gradient from the reference: {share} of the longest gradient"
-        return text, worst <= allowed * size
+        right = worst <= allowed * size
+        text = f"largest difference of a parameter's gradient from the reference: {worst / (size or 1.0):.1e} of the longest"
+        return text + f" gradient{'' if right else f' (at {name!r})'}", right
 
     def away(self, gradients: TaskGradients, weights: Tensor, shared: set[str]) -> float:
         """Return the distance from the gradients under these weights."""
@@ -118,18 +128,18 @@ class _Loop:
         return sum(_distance(self.found[name], expected[name]) for name in shared)
 
 
-def _beside_plain(loop: _Loop, gradients: TaskGradients, used: bool) -> Check:
+def _beside_plain(loop: _Loop, gradients: TaskGradients, holds_surgery: bool) -> Check:
     """Compare a loop, without an algorithm to compare it with, with the sum of the losses and the penalty."""
     ones = torch.ones(len(gradients.tasks))
     plain = gradients.combined(ones, set())
     text, right = loop.beside(plain)
-    if right and used:
+    if right and holds_surgery:
         found = "your loop holds a ParameterSurgery, and its gradient is the plain sum of losses and penalty"
         return Check("surgery", None, found, "Pass surgery=it to compare with the algorithm.")
     if right:
         return Check("surgery", True, f"{text}, which is the plain sum of losses and penalty: no surgery acts in it")
     if _without_penalty(loop, gradients):
-        return Check("surgery", False, f"{text}{loop.place}: the penalty's gradient is missing", _MISSING)
+        return Check("surgery", False, f"{text}: the penalty's gradient is missing", _MISSING)
     pairs = [(one, plain[name]) for name, one in loop.found.items()]
     both = [(x.flatten().double(), y.flatten().double()) for x, y in pairs if x is not None and y is not None]
     if not both:
@@ -156,36 +166,32 @@ def _at_parameters(
     apart: str = "",
 ) -> Check:
     """Compare with task gradients that are weighed at the shared parameters; ``apart``: why not at the feature map."""
-    named = [(name, one) for name, one in subject.model.named_parameters() if one.requires_grad]
+    named = subject.named()
     gradients = task_gradients(subject, named)
     shared, measured = shared_names(gradients, level.surgery)
     if not shared:
         return Check("surgery", None, "nothing is weighed: no trained parameter is shared by two tasks")
-    if not measured:
-        measured = shared
-    gramian = gradients.gramian(measured)
-    weights, others = weights_of(level, gramian, _pcgrad)
-    with level.resting():
+    choices = possible_weights(level, gradients.gramian(measured or shared))
+    with lent_to_a_loop(level.surgery):
         own = backward if backward is not None else level.surgery.backward if level.surgery is not None else None
         found = _of_backward(subject, subject.run(), own, named)
-    loop = _Loop(found, tolerance, named)
-    nothing = bool((weights - 1).abs().max() < 1e-9)
-    best = min([weights, *others], key=lambda one: loop.away(gradients, one, shared))
+    loop = _Loop(found, tolerance)
+    nothing = bool((choices[0] - 1).abs().max() < 1e-9)
+    best = min(choices, key=lambda one: loop.away(gradients, one, shared))
     text, right = loop.beside(gradients.combined(best, shared))
     text += f", weights {_few(best)} of the {len(shared)} parameters that tasks share"
-    plain = loop.beside(gradients.combined(torch.ones(len(weights)), set()))[1]
+    plain = loop.beside(gradients.combined(torch.ones(len(best)), set()))[1]
     if apart and plain:
         if nothing:
             return Check("surgery", None, f"{apart}, and add up to their plain sum{_NO_CONFLICT}", _OTHER_BATCH)
         return Check("surgery", False, f"{_SUMMED} ({apart})", f"{_PER_TASK} {_AT_FEATURE}")
     if right:
         return Check("surgery", True, text + _NO_CONFLICT if nothing else text)
-    loop.beside(gradients.combined(best, shared))
     if plain:
         return Check("surgery", False, f"{_SUMMED}; {text}", _PER_TASK)
     if _without_penalty(loop, gradients):
         return Check("surgery", False, f"{text}: the penalty's gradient is missing", _MISSING)
-    return Check("surgery", False, text + loop.place, _PER_TASK)
+    return Check("surgery", False, text, _PER_TASK)
 
 
 _APART = "arrived in separate backward passes"
@@ -212,32 +218,28 @@ _OWN = (
     "Add losses and penalty and call backward on the sum once: gradients that were added up before the surgery, a penalty "
     "that was detached, or weighed with the losses, are not what was asked for."
 )
+_BUILT = (
+    "The surgery is that of a regularizer that was built here. For a loop that combines the task gradients itself, pass its "
+    "regularizer=, too, built without surgery=."
+)
 _WEIGHTING = "Look at the weighting, and at code of your own between the heads' outputs and the losses."
 
 
 def _of_backward(subject: Subject, run: Run, backward: Backward | None, named: _Named) -> dict[str, Gradient]:
+    """Return the gradients that a backward pass leaves: that of a loop, or of the sum of losses and penalty."""
     penalty = subject.penalty(run)
-    losses = {subject.tasks[task]: loss for task, loss in subject.losses_of(run).items()}
-    # On copies of the parameters: hooks on the originals, and their gradients, are left alone.
     if backward is None:
         with torch.enable_grad():
-            total = sum((loss.mean() for loss in losses.values()), start=penalty)
+            total = subject.total_loss(run) + penalty
         return dict(zip([name for name, _ in named], gradients_of([total], [one for _, one in named])))
+    losses = {subject.tasks[task]: loss for task, loss in subject.losses_of(run).items()}
+    # On copies of the parameters: hooks on the originals, and their gradients, are left alone.
     with torch.enable_grad():
         called("backward", backward, losses, penalty)
     return {name: one.grad for name, one in named}
 
 
-def _plain(subject: Subject, named: _Named) -> dict[str, Gradient]:
-    """Return the gradient of the losses, added up, and of the penalty."""
-    run = subject.run()
-    penalty = subject.penalty(run)
-    with torch.enable_grad():
-        total = sum((loss.mean() for loss in subject.losses_of(run).values()), start=penalty)
-    return dict(zip([name for name, _ in named], gradients_of([total], [one for _, one in named])))
-
-
-def _reference(subject: Subject, named: _Named) -> tuple[Tensor, dict[str, Gradient]]:
+def _reference(subject: Subject, named: _Named, plain: Mapping[str, Gradient]) -> tuple[Tensor, dict[str, Gradient]]:
     """Return the weights, and the plain gradient with ``sum_t (w_t - 1) g_t`` added where the heads read the feature map."""
     sources: list[Tensor] = []
 
@@ -245,27 +247,17 @@ def _reference(subject: Subject, named: _Named) -> tuple[Tensor, dict[str, Gradi
         sources.append(source)
         return source
 
-    run = subject.run(Handed(subject.heads, False, note))
+    subject.run(Handed(subject.heads, False, note))
     shared = sources[0]
+    assert subject.surgery is not None
     gradients = _task_gradients(subject, shared.detach())
-    weights = _weights(subject, gradients)
-    change = sum((weight - 1) * gradient.double() for weight, gradient in zip(weights, gradients))
-    assert isinstance(change, Tensor)
-    parameters = [one for _, one in named]
-    with torch.enable_grad():
-        total: Tensor = sum(loss.mean() for loss in subject.losses_of(run).values())  # type: ignore[assignment]
-    plain = gradients_of([total], parameters)
-    behind: Sequence[Gradient] = [None] * len(parameters)
-    if shared.requires_grad and shared.grad_fn is not None:
-        behind = gradients_of([shared], parameters, [change.to(shared.dtype)])
-    again = subject.run()
-    penalty = subject.penalty(again)
-    alone = gradients_of([penalty], parameters) if penalty.requires_grad else [None] * len(parameters)
-    found: dict[str, Gradient] = {}
-    for (name, _), *parts in zip(named, plain, behind, alone):
-        present = [part for part in parts if part is not None]
-        found[name] = sum(present[1:], start=present[0]) if present else None
-    return weights, found
+    weights = weights_of(subject.surgery.weighting, torch.stack([one.flatten().double() for one in gradients]))
+    if shared.grad_fn is None:
+        return weights, dict(plain)
+    change = added(*[(weight - 1) * one.double() for weight, one in zip(weights, gradients)])
+    assert change is not None
+    behind = gradients_of([shared], [one for _, one in named], [change.to(shared.dtype)])
+    return weights, {name: added(plain[name], one) for (name, _), one in zip(named, behind)}
 
 
 def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
@@ -277,9 +269,7 @@ def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
         return leaves[head].clone()  # heads may work on it in place
 
     run = subject.run(Handed(subject.heads, False, own_leaf))
-    forward = run.forward
-    with torch.enable_grad():
-        total: Tensor = sum(loss.mean() for loss in subject.losses_of(run).values())  # type: ignore[assignment]
+    forward, total = run.forward, subject.total_loss(run)
     zero = torch.zeros_like(values)
     if not forward.columns:
         found = dict(zip(leaves, gradients_of([total], list(leaves.values()))))
@@ -287,12 +277,11 @@ def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
         return [zero if row is None else row for row in rows]
     output = forward.outputs[0]
     (at_output,) = gradients_of([total], [output])
-    feature, axis = forward.features[0].tensor, subject.options.channel_axis
-    given = next(iter(axis), None) if isinstance(axis, Sequence) else axis
-    columns = task_columns(
-        output, len(subject.tasks), feature.shape, resolve_channel_axis(feature.shape, given), forward.groups
-    )
-    places = torch.arange(output.numel(), device=output.device).view(output.shape)
+    feature, axis = forward.features[0], subject.channel_axis(run, 0)
+    forward.outputs = [torch.arange(output.numel(), device=output.device).view(output.shape)]
+    batch_first(forward, subject.options.batch_axis)
+    pooling, (places,) = Pooling(feature.tensor.shape, axis, None, None, feature.batch_axis), forward.outputs
+    columns = task_columns(places, len(subject.tasks), pooling.shape, pooling.channel_axis, forward.groups)
     rows = []
     for task in range(len(subject.tasks)):
         own = torch.zeros(output.numel(), dtype=output.dtype, device=output.device)
@@ -300,31 +289,6 @@ def _task_gradients(subject: Subject, values: Tensor) -> list[Tensor]:
         seed = torch.zeros_like(output) if at_output is None else at_output * own.view(output.shape)
         rows += gradients_of([output], [leaves[0]], [seed])
     return [zero if row is None else row for row in rows]
-
-
-def _weights(subject: Subject, gradients: list[Tensor]) -> Tensor:
-    flat = torch.stack([gradient.flatten().double() for gradient in gradients])
-    combiner = subject.run().twin.surgery
-    assert combiner is not None
-    weighting = copy.deepcopy(combiner.weighting)
-    if isinstance(weighting, PCGrad):
-        return _pcgrad(flat, PCGrad.order(weighting, len(flat)))
-    with torch.no_grad():
-        return task_weights(weighting, flat @ flat.T, Ranks("local"))
-
-
-def _pcgrad(gradients: Tensor, order: Tensor) -> Tensor:
-    """Algorithm 1 of Yu et al. on the gradients ``[T, N]`` themselves; the weights of their sum, ``[T]``."""
-    weights = torch.ones(len(gradients), dtype=gradients.dtype, device=gradients.device)
-    for task, others in enumerate(order.tolist()):
-        projected = gradients[task].clone()
-        for other in others:
-            product = projected @ gradients[other]
-            if product < 0:
-                share = product / (gradients[other] @ gradients[other])
-                projected -= share * gradients[other]
-                weights[other] -= share
-    return weights
 
 
 def _distance(found: Gradient, expected: Gradient) -> float:

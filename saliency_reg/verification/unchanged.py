@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..capture import FeatureCapture
+from ..distributed import Ranks
 from ..regularizer import SaliencyRegularizer
 
 logger = logging.getLogger("saliency_reg")
@@ -30,6 +31,7 @@ class Randomness:
         self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"}
 
     def again(self) -> None:
+        """Put them back."""
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)
@@ -53,6 +55,7 @@ class Buffers:
             module._buffers.update({name: copies.get(id(one), one) for name, one in own.items()})
 
     def again(self) -> None:
+        """Put the buffers themselves, with their values, back."""
         for module, own in self._own:
             module._buffers.clear()
             module._buffers.update(own)
@@ -96,15 +99,27 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def lent(surgery: Any, **state: Any) -> Iterator[None]:
+    """Let the user's loop use a surgery, from this state on and in this process alone; ``None`` for none."""
+    if surgery is None:
+        yield
+        return
+    with unchanged(surgery):
+        surgery.ranks = Ranks("local")
+        for name, value in state.items():
+            setattr(surgery, name, value)
+        yield
+
+
+@contextlib.contextmanager
 def borrowed(regularizer: SaliencyRegularizer) -> Iterator[FeatureCapture]:
     """Lend the hooks of an attached regularizer, which then remembers nothing of what ran in between."""
     capture = regularizer._capture
     assert capture is not None
     before, reminded = dict(vars(capture)), regularizer._reminders.enabled
     held = vars(capture)
-    held["aliases"] = copy.copy(capture.aliases)
-    held["_raw_inputs"] = copy.copy(capture._raw_inputs)
-    held["_raw_inputs"].__dict__.update(_aliases=held["aliases"], _seen={}, _told=set(capture._raw_inputs._told))
+    held["_raw_inputs"] = inputs = copy.copy(capture._raw_inputs)
+    vars(inputs).update(_seen={}, _told=set(inputs._told), _ran=set(inputs._ran))
     held["_ways"] = copy.deepcopy(capture._ways)
     held["_changes_output"] = dict(capture._changes_output)
     held.update(_latest=None, enabled=True)
@@ -115,14 +130,3 @@ def borrowed(regularizer: SaliencyRegularizer) -> Iterator[FeatureCapture]:
         regularizer._reminders.enabled = reminded
         held.clear()
         held.update(before)
-
-
-def in_format(value: Any, dtype: torch.dtype) -> Any:
-    """Return arguments of a model with their floating-point tensors in another format."""
-    if isinstance(value, Tensor):
-        return value.detach().to(dtype) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: in_format(part, dtype) for key, part in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(in_format(part, dtype) for part in value)
-    return value

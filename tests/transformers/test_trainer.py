@@ -789,7 +789,7 @@ def test_without_a_count_of_labels_a_loss_is_a_mean(way: str, tmp_path: Path) ->
     assert difference(*found) < 1e-9
 
 
-@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("size", [4, 8, 16])
 def test_losses_of_tasks_are_in_the_logs(size: int, tmp_path: Path) -> None:
     model = multi_task()
     collate = MultiTaskCollator(model)

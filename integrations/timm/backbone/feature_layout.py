@@ -71,13 +71,15 @@ class FeatureLayout(ABC):
         return features
 
     def describe(self) -> str:
+        """Return axes, channels and positions, for a person."""
         grid = "no positions" if self.grid is None else f"{self.grid[0]}x{self.grid[1]} positions"
         prefix = f", {self.num_prefix_tokens} prefix tokens" if self.num_prefix_tokens else ""
         return f"{self.axes}, {self.channels} channels, {grid}{prefix}"
 
     @property
     @abstractmethod
-    def axes(self) -> str: ...
+    def axes(self) -> str:
+        """The axes by name, e.g. ``[B, C, H, W]``."""
 
 
 @dataclass(frozen=True)

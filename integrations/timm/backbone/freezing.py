@@ -36,6 +36,7 @@ class Freezing(nn.Module):
         self._apply_freezing()
 
     def unfreeze(self) -> None:
+        """Let all layers be trained, but those that the forward does not use."""
         self._frozen = frozenset()
         self._apply_freezing()
 

@@ -116,6 +116,7 @@ class _PartRegularizer(SaliencyRegularizer):
         self._taken_off.atexit = False
 
     def remove(self) -> None:
+        """Take everything off the model, also the part that the classifier was given as a head."""
         super().remove()
         if self._taken_off is not None:
             self._taken_off()

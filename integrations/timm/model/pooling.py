@@ -43,6 +43,7 @@ class FeaturePooling(nn.Module):
         self.kind = kind
 
     def forward(self, feature: Tensor) -> Tensor:
+        """Return ``[B, C]`` (``[B, L*C]`` for ``"none"``) of a feature with the axes of the layout."""
         sequence = self.layout.to_sequence(feature)
         if self.kind == "token":
             return sequence[:, 0]

@@ -49,6 +49,7 @@ class ClassifierWatch:
         weakref.finalize(self, self._without_fused_attention.close).atexit = False
 
     def remove(self) -> None:
+        """Take the hooks off, and give fused attention back."""
         self._hooks.remove()
         self._without_fused_attention.close()
         self._output = None

@@ -127,6 +127,7 @@ class _ClassifierRegularizer(MaskedRegularizer):
         return penalty
 
     def remove(self) -> None:
+        """Take everything off the model, also what watches its classifier."""
         super().remove()
         if self._watch is not None:
             self._watch.remove()

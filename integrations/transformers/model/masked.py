@@ -29,6 +29,7 @@ class MaskSource:
             self._hooks.before(module, self._before, names.index(name) if name in names else None)
 
     def remove(self) -> None:
+        """Take the hooks off, and forget the mask."""
         self._hooks.remove()
         self._latest = None
 
@@ -74,6 +75,7 @@ class MaskedRegularizer(SaliencyRegularizer):
         self._mask_source: MaskSource | None = MaskSource(*mask_from)
 
     def remove(self) -> None:
+        """Take everything off the model, also what notes its masks."""
         super().remove()
         if self._mask_source is not None:
             self._mask_source.remove()

@@ -68,6 +68,7 @@ class SaliencyCallback(_trainer_callback.TrainerCallback, _trainer_callback.Expo
     # What a Trainer calls.
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Note that a Trainer calls this object, as it is among its callbacks."""
         self.is_callback = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -115,10 +115,10 @@ class SaliencyTrainerMixin:
         inner = unwrapped_model(trainer.model)
         if isinstance(inner, MultiTaskModel):
             device = trainer.accelerator.device
-            labels = [batch.get("labels") for batch in batches if isinstance(batch, Mapping)]
             counts = torch.zeros(len(inner.tasks), device=device)
-            for one in labels:
-                counts = counts + label_counts(one, inner.tasks, device)
+            for batch in batches:
+                if isinstance(batch, Mapping):
+                    counts = counts + label_counts(batch.get("labels"), inner.tasks, device)
             if self._gather is not None:
                 counts = self._gather(counts).view(-1, len(counts)).mean(0)
             self._labels_of_step = counts

@@ -147,7 +147,7 @@ def _compilable(model: nn.Module, heads: set[int]) -> str:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile has this module, as ``torch.compile(module)`` or ``module.compile()``."""
-    # By torch.compile(module) or module.compile(). Not hasattr: a wrapper may pass unknown names on to a part of it.
+    # Not hasattr: a wrapper may pass unknown names on to a part of it.
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 
 
@@ -209,7 +209,7 @@ def of_methods(heads: Heads, ran_inside: Callable[[str], Sequence[str]] = lambda
         named = [f"{task!r}: {own!r}" for task, own in zip(heads.tasks, given)]
         more = ["..."] if len(named) > _MOST_NAMES else []
         words = f"{{{', '.join([*named[:_MOST_NAMES], *more])}}}"
-        words += " (for each task from where its head begins to its output)" if more else ""
+        words += " (for each task from where its head begins to its output)" if more else " (the keys name the tasks)"
     return (
         f" Where a method of a head is called, head.step(feature), not {heads.names[0]!r} itself, name the modules in it "
         f"that are called: heads={words}."

@@ -103,7 +103,7 @@ class ForkedAliases(HeadAliases):
             self._named_cuts.pop(index, None)
         if recorded and self.for_penalty and self._combiner.enabled and feature.requires_grad:
             # A view may lose its node, what it is a view of does not.
-            root = feature._base if feature._is_view() and feature._base is not None else feature
+            root = feature if feature._base is None else feature._base
             cut = _cut_at([root], Anchor.apply(root))
             if not any(as_edge(cut.edges[0]) == as_edge(known.edges[0]) for known in self._named_cuts.values()):
                 self._named_cuts[index] = cut
