@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from .methods.methods import METHODS
 from .models.text_encoders import SMALL
@@ -30,7 +29,7 @@ from .runs.command_line import (
     method_name,
     whole_number,
 )
-from .runs.text_set_run import DEFAULT_STRENGTH, OWN_OF_SMALL, TextSetRun
+from .runs.text_set_run import DEFAULT_STRENGTH, OWN_OF_SMALL, TextSetRun, named_columns, named_source
 from .runtime.processes import PRECISIONS
 
 RECIPE = "text_sets"
@@ -42,23 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train one model and return the exit code."""
     packages = ("transformers", "tokenizers", "accelerate", "datasets", "sklearn", "matplotlib", "scipy")
     return shell.main(RECIPE, _parser(), _check, TextSetRun, packages, arguments)
-
-
-def _named(text: str) -> list[str]:
-    name, equals, source = text.partition("=")
-    if not (name and equals and source):
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}. Pass NAME=SOURCE, such as sst2=nyu-mll/glue:sst2 or mine=folder/of/tables."
-        )
-    return [name, source]
-
-
-def _named_columns(text: str) -> list[Any]:
-    name, _, columns = text.partition("=")
-    names = columns.split(",")
-    if not name or len(names) not in (2, 3) or not all(names):
-        raise argparse.ArgumentTypeError(f"found {text!r}. Pass NAME=TEXT,LABEL or NAME=TEXT,TEXT,LABEL.")
-    return [name, names]
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -90,11 +72,10 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     text = "a folder or file of tables, or an id on the hub with a configuration behind a colon; for each set once"
     data.add_argument(
-        "--set", dest="sets", type=_named, action="append", required=True, metavar="NAME=SOURCE", help=text
+        "--set", dest="sets", type=named_source, action="append", required=True, metavar="NAME=SOURCE", help=text
     )
-    text = "of one set (default: those with common names)"
-    metavar = "NAME=TEXT,[TEXT,]LABEL"
-    data.add_argument("--columns", type=_named_columns, action="append", default=[], metavar=metavar, help=text)
+    columns = {"metavar": "NAME=TEXT,[TEXT,]LABEL", "help": "of one set (default: those with common names)"}
+    data.add_argument("--columns", type=named_columns, action="append", default=[], **columns)
     data.add_argument("--skip-incomplete", action="store_true", help="leave out rows without a text or a label")
     text = "batches of a set are in proportion to its size to this power"
     add_number(data, "--sampling-exponent", 0.5, text, NON_NEGATIVE)

@@ -36,6 +36,25 @@ OWN_OF_SMALL = {"width": 128, "layers": 2, "vocabulary": 8000}
 _transformers = need("transformers")
 
 
+def named_source(text: str) -> list[str]:
+    """The kind of an argument: a set, and where it comes from."""
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}. Pass NAME=SOURCE, such as sst2=nyu-mll/glue:sst2 or mine=folder/of/tables."
+        )
+    return [name, source]
+
+
+def named_columns(text: str) -> list[Any]:
+    """The kind of an argument: a set, and its columns of texts and labels."""
+    name, _, columns = text.partition("=")
+    names = columns.split(",")
+    if not name or len(names) not in (2, 3) or not all(names):
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass NAME=TEXT,LABEL or NAME=TEXT,TEXT,LABEL.")
+    return [name, names]
+
+
 class TextSetRun:
     """One model on all sets; a :class:`~recipes.runs.shell.SingleRun`.
 

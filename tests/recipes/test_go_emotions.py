@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +133,18 @@ def test_a_batch_is_padded_and_nothing_else() -> None:
         ids = tokens["input_ids"][row][tokens["attention_mask"][row].bool()]
         assert ids.tolist() == tokenizer(text)["input_ids"]
     assert (tokens["input_ids"][tokens["attention_mask"] == 0] == tokenizer.pad_token_id).all()
+
+
+def test_every_process_learns_the_same_tokens() -> None:
+    code = (
+        "from recipes.data.texts.tokens import trained_tokenizer; "
+        "from tests.recipes.test_go_emotions import rows; "
+        "print(sorted(trained_tokenizer(tuple(rows(200, 0)['text']), 60).get_vocab().items()))"
+    )
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = (run().stdout for _ in range(2))
+    assert "##" in first
+    assert first == second
 
 
 def test_f1_is_that_of_scikit_learn() -> None:

@@ -16,36 +16,12 @@ from ..hub import load_splits
 
 HUB_ID = "google-research-datasets/go_emotions"
 SUBSET = "simplified"
-EMOTIONS = (
-    "admiration",
-    "amusement",
-    "anger",
-    "annoyance",
-    "approval",
-    "caring",
-    "confusion",
-    "curiosity",
-    "desire",
-    "disappointment",
-    "disapproval",
-    "disgust",
-    "embarrassment",
-    "excitement",
-    "fear",
-    "gratitude",
-    "grief",
-    "joy",
-    "love",
-    "nervousness",
-    "optimism",
-    "pride",
-    "realization",
-    "relief",
-    "remorse",
-    "sadness",
-    "surprise",
-    "neutral",
-)
+_NAMES = """
+admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval
+disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief
+remorse sadness surprise neutral
+"""
+EMOTIONS = tuple(_NAMES.split())
 #: In less than 1.5 % of the published training texts each.
 RARE = ("desire", "embarrassment", "fear", "grief", "nervousness", "pride", "relief", "remorse")
 

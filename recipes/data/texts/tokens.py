@@ -24,17 +24,24 @@ def trained_tokenizer(texts: tuple[str, ...], vocabulary: int, *, pairs: bool = 
         pairs: mark where the one or two texts of each input begin and end, as BERT does.
     """
     tokenizers = need("tokenizers")
-    own = tokenizers.BertWordPieceTokenizer(lowercase=True)
-    own.train_from_iterator(
-        texts, vocab_size=vocabulary, min_frequency=2, special_tokens=list(_SPECIAL), show_progress=False
-    )
+
+    def learned(size: int, first: Sequence[str]) -> dict[str, int]:
+        own = tokenizers.BertWordPieceTokenizer(lowercase=True)
+        own.train_from_iterator(
+            texts, vocab_size=size, min_frequency=2, special_tokens=list(first), show_progress=False
+        )
+        vocabulary: dict[str, int] = own.get_vocab()
+        return vocabulary
+
+    # Chance numbers the letters within words, and numbers decide between tokens that are equally frequent. With letters in
+    # order every process learns the same, and so does whoever goes on with a run.
+    letters = sorted(token for token in learned(0, _SPECIAL) if token.startswith("##"))
+    own = tokenizers.BertWordPieceTokenizer(vocab=learned(vocabulary, (*_SPECIAL, *letters)), lowercase=True)
+    marks = [(token, own.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    single, pair = ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1") if pairs else ("$A", "$A $B")
+    own._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single, pair, special_tokens=marks)
     names: dict[str, Any] = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), _SPECIAL))
     if pairs:
-        own._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[(token, own.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
-        )
         names["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     tokenizer: Any = need("transformers").PreTrainedTokenizerFast(tokenizer_object=own._tokenizer, **names)
     return tokenizer
