@@ -51,17 +51,15 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
         )
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         parser.error(f"argument --set: found {doubled[0]} more than once. Give each set a name of its own.")
-    for name, _ in options.columns:
-        if name not in names:
-            parser.error(f"argument --columns: found {name}, which is no set. Use one of {', '.join(names)}.")
+    if others := [name for name, _ in options.columns if name not in names]:
+        parser.error(f"argument --columns: found {others[0]}, which is no set. Use one of {', '.join(names)}.")
     if options.method not in _METHODS:
         parser.error(f"argument --method: this recipe has no {options.method}. Use one of {', '.join(_METHODS)}.")
     if options.strength is not None and METHODS[options.method].rule is None:
         parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
     if options.encoder != SMALL:
-        for name in OWN_OF_SMALL:
-            if getattr(options, name) is not None:
-                parser.error(f"argument --{name}: only the encoder {SMALL!r} has it. Leave it out.")
+        if given := [name for name in OWN_OF_SMALL if getattr(options, name) is not None]:
+            parser.error(f"argument --{given[0]}: only the encoder {SMALL!r} has it. Leave it out.")
     elif options.tokenizer is not None:
         parser.error(f"argument --tokenizer: the encoder {SMALL!r} learns its own. Leave it out.")
     check_precision(parser, options)
@@ -74,8 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--set", dest="sets", type=named_source, action="append", required=True, metavar="NAME=SOURCE", help=text
     )
-    columns = {"metavar": "NAME=TEXT,[TEXT,]LABEL", "help": "of one set (default: those with common names)"}
-    data.add_argument("--columns", type=named_columns, action="append", default=[], **columns)
+    text = "of one set (default: those with common names)"
+    metavar = "NAME=TEXT,[TEXT,]LABEL"
+    data.add_argument("--columns", type=named_columns, action="append", default=[], metavar=metavar, help=text)
     data.add_argument("--skip-incomplete", action="store_true", help="leave out rows without a text or a label")
     text = "batches of a set are in proportion to its size to this power"
     add_number(data, "--sampling-exponent", 0.5, text, NON_NEGATIVE)
