@@ -8,27 +8,24 @@ for each label.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional
 
-from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel, saliency_regularizer
 
-from .benchmarks.step_statistics import interval
-from .benchmarks.timing import add_timing_arguments, kinds_of, markdown, run_timings, time_steps, training_step
-from .runs.command_line import whole_number
+from .benchmarks.command import add_timing_options, run_timings
+from .benchmarks.integrations import Training, multi_label_loss, time_kinds
+from .benchmarks.table import markdown_table
+from .runs.command_line import add_number
 from .runtime.errors import need
 
-__all__ = ["main"]
-
 COLUMNS, HEADS = "one classifier with a column per label", "a head for each label"
+TABLE = {"layers": "{layers}", "channels": "{hidden}", "tokens": "{tokens}", "labels": "{tasks}"}
 #: Of the hidden layer of a task head; channels of an attention head, and of a layer's middle per channel, as in bert-base.
 HEAD_WIDTH, CHANNELS_PER_HEAD, HIDDEN_FACTOR = 64, 64, 4
 
@@ -44,24 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for module in ("numpy", "tqdm", "transformers"):
         need(module)
-    packages = {"transformers": str(need("transformers").__version__)}
-    measurements = [
-        functools.partial(_measure, tasks, shape, options) for tasks in options.tasks for shape in (COLUMNS, HEADS)
-    ]
-    return run_timings(options, measurements, _table, packages)
+    measurements = (
+        time_kinds(partial(_training, tasks, shape, options), shape, options, f"{tasks} labels, {shape}")
+        for tasks in options.tasks
+        for shape in (COLUMNS, HEADS)
+    )
+    return run_timings(options, measurements, partial(markdown_table, TABLE), batch_below=True)
 
 
-def _measure(tasks: int, shape: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    kinds = kinds_of([shape])
-    steps = {name: _step(tasks, *kind, options) for name, kind in kinds.items()}
-    rows = time_steps(steps, kinds, options, f"{tasks} labels, {shape}")
-    sizes = {"layers": options.layers, "hidden": options.hidden, "tokens": options.tokens, "tasks": tasks}
-    return [{**sizes, **row} for row in rows]
-
-
-def _step(tasks: int, shape: str, regularizes: bool, surgery: bool, options: argparse.Namespace) -> Callable[[], None]:
-    """One whole training step."""
-    torch.manual_seed(0)
+def _training(tasks: int, shape: str, options: argparse.Namespace) -> Training:
     names = [f"label {task}" for task in range(tasks)]
     transformers = need("transformers")
     config = transformers.BertConfig(
@@ -73,53 +61,27 @@ def _step(tasks: int, shape: str, regularizes: bool, surgery: bool, options: arg
         num_labels=tasks,
         problem_type="multi_label_classification",
     )
-    model: Any = (
-        MultiTaskModel.from_encoder(config, names, head=HeadConfig(hidden=(HEAD_WIDTH,)))
-        if shape == HEADS
-        else transformers.BertForSequenceClassification(config)
-    )
+    model: Any
+    if shape == HEADS:
+        model = MultiTaskModel.from_encoder(config, names, head=HeadConfig(hidden=(HEAD_WIDTH,)))
+        attach = model.regularizer
+    else:
+        model = transformers.BertForSequenceClassification(config)
+        attach = partial(saliency_regularizer, model, tasks=names)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    regularizer: SaliencyRegularizer | None = None
-    if regularizes:
-        chosen: dict[str, Any] = {"optimizer": optimizer, **({"surgery": PCGrad()} if surgery else {})}
-        regularizer = (
-            model.regularizer(**chosen) if shape == HEADS else saliency_regularizer(model, tasks=names, **chosen)
-        )
     size = (options.batch_size, options.tokens)
     inputs = {"input_ids": torch.randint(config.vocab_size, size), "attention_mask": torch.ones(size).long()}
     labels = torch.randint(2, (options.batch_size, tasks)).float()
-    return training_step(model, optimizer, regularizer, lambda: _loss(model, inputs, labels))
-
-
-def _loss(model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
-    found = model(**inputs).logits
-    logits = found if isinstance(found, Tensor) else torch.stack(list(found.values()), dim=1)
-    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(0).sum()
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    titles = ("layers", "channels", "tokens", "labels", "step", "seconds", "time over the plain step")
-    names = ("layers", "hidden", "tokens", "tasks", "kind")
-    cells = [
-        (*(str(row[name]) for name in names), f"{row['median_seconds']:.2f}", interval(row["ratio_to_plain"]))
-        for row in rows
-    ]
-    return markdown(titles, cells)
+    description = {"layers": options.layers, "hidden": options.hidden, "tokens": options.tokens, "tasks": tasks}
+    return Training(optimizer, lambda: multi_label_loss(model(**inputs).logits, labels), attach, description)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m recipes.transformers_overhead", description=__doc__)
-    count = whole_number(1)
-    parser.add_argument(
-        "--tasks", type=count, nargs="+", default=[28], metavar="T", help="numbers of labels (default: 28)"
-    )
-    for name, default, text in (
-        ("--layers", 12, "of the encoder"),
-        ("--hidden", 768, "channels of the encoder"),
-        ("--tokens", 64, "of a text"),
-    ):
-        parser.add_argument(name, type=count, default=default, metavar="N", help=f"{text} (default: {default})")
-    add_timing_arguments(parser, "texts", Path("runs/transformers_overhead"))
+    add_number(parser, "--layers", 12, "of the encoder")
+    add_number(parser, "--hidden", 768, "channels of the encoder")
+    add_number(parser, "--tokens", 64, "of a text")
+    add_timing_options(parser, Path("runs/transformers_overhead"), tasks=(28,), samples="texts", called="labels")
     return parser
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import multiprocessing
@@ -20,37 +21,25 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from ..runtime.errors import RecipeError
-from ..runtime.tables import aligned
-from .step_statistics import interval, median, ratio
-from .steps import make_distributed_steps
+from ..runtime.errors import RecipeError, need
+from .steps import make_steps, tasks_sampled
+from .timing import median, ratio, time_in_turn
 
-__all__ = ["TimedCollectives", "collective_row", "collective_rows", "collective_table"]
-
-LABELS = {"regularizer": "with the regularizer", "regularizer_surgery": "regularizer w/ PCGrad (feature)"}
+WITH_COLLECTIVES = ("regularizer", "regularizer_surgery")
+KINDS = ("plain", "regularizer_local", "regularizer", "regularizer_surgery_local", "regularizer_surgery")
 #: Of ``torch.distributed``, as the package calls them.
 COLLECTIVES = ("all_reduce", "broadcast", "all_gather_object")
+#: Behind the name of a kind: its collectives are timed, and its barriers make the step itself slower.
 _TIMED = "_timed"
-_TITLES = (
-    "step",
-    "tasks",
-    "steps",
-    "calls",
-    "ms inside",
-    "% of plain step",
-    "% of this step",
-    "CPU % of plain step",
-    "time / local",
-    "CPU time / local",
-)
 
 
-def collective_rows(tasks: int, most: int | None, options: argparse.Namespace) -> list[dict[str, Any]]:
+def collective_rows(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Start the processes, measure, and return a row for each kind of step.
 
     Raises:
@@ -58,108 +47,47 @@ def collective_rows(tasks: int, most: int | None, options: argparse.Namespace) -
     """
     with tempfile.TemporaryDirectory() as folder:
         # Daemons end with this process, also by Ctrl-C; if one fails, the others are ended and its traceback is raised.
-        spawn(  # type: ignore[no-untyped-call]
-            _measure, (folder, tasks, most, options), nprocs=options.processes, daemon=True
-        )
-        found = json.loads((Path(folder) / "found.json").read_text())
-    return [collective_row(name, tasks, most, found) for name in LABELS]
+        spawn(_measure, (folder, tasks, options), nprocs=options.processes, daemon=True)  # type: ignore[no-untyped-call]
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(options.processes)]
+    return [collective_row(name, tasks, tasks_sampled(tasks, options), found) for name in WITH_COLLECTIVES]
 
 
-def collective_table(rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
-    """The rows as text."""
-    cells = [[*_TITLES]]
-    for row in rows:
-        label = LABELS[row["step"]]
-        if row["max_tasks_per_step"] is not None:
-            label += f", {row['max_tasks_per_step']} sampled"
-        numbers = [row["tasks"], row["steps_counted"], row["collectives_per_step"]]
-        milliseconds = f"{1000 * row['median_seconds_in_collectives']:.2f}"
-        shares = [_percent(row[name]) for name in ("share_of_plain", "share_of_step", "cpu_share_of_plain")]
-        ratios = [interval(row[name]) for name in ("ratio_to_local", "cpu_ratio_to_local")]
-        cells.append([label, *map(str, numbers), milliseconds, *shares, *ratios])
-    lines = [
-        f"ResNet-18 shape (width {options.width}) at {options.size}x{options.size}, two-layer heads, in {options.processes} "
-        "gloo processes under",
-        f"DistributedDataParallel, each with a batch of {options.batch_size} and {options.threads} thread(s).",
-        "Inside the regularizer's collectives: time from the last process coming to the last one leaving, and CPU time.",
-        "Step with them over the step without (process_group='local') next to it, waiting included. Median [95 % interval].",
-        aligned(cells, left=1),
-    ]
-    if rows:
-        largest = max(row["share_of_plain"]["median"] for row in rows)
-        lines.append(
-            f"At most {100 * largest:.2f} % of a plain step's time is spent inside the regularizer's collectives."
-        )
-    return "\n".join(lines)
+@contextlib.contextmanager
+def timed_collectives(group: Any, waiting: Any) -> Iterator[list[tuple[float, float, float, float]]]:
+    """Time what this process calls in one process group of torch.distributed, each time after a barrier in another group.
 
-
-def _percent(share: dict[str, float]) -> str:
-    return f"{100 * share['median']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
-
-
-class TimedCollectives:
-    """What this process calls in one process group of torch.distributed, timed after a barrier.
-
-    Every process has to make one at the same time.
-
-    Args:
-        group: where the calls that count are made. A group over the same processes is made for the barriers.
-
-    Attributes:
-        calls: of each call, in their order: when it came to the barrier, began and ended, and its CPU seconds.
+    Yields a list, to which each call adds when it came to the barrier, began and ended, and its CPU seconds.
     """
+    calls: list[tuple[float, float, float, float]] = []
 
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self._waiting: Any = dist.new_group()
-        self.calls: list[tuple[float, float, float, float]] = []
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        dist.barrier(self._waiting)
-
-    @contextlib.contextmanager
-    def timing(self) -> Iterator[None]:
-        """Within, calls in the group are timed."""
-        plain = {name: getattr(dist, name) for name in COLLECTIVES}
-        for name, function in plain.items():
-            setattr(dist, name, self._timed(function))
-        try:
-            yield
-        finally:
-            for name, function in plain.items():
-                setattr(dist, name, function)
-
-    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
-            if options.get("group") is not self._group:
+            if options.get("group") is not group:
                 return function(*args, **options)
             came = time.perf_counter()
-            self.wait()
+            dist.barrier(waiting)
             began, cpu_began = time.perf_counter(), time.process_time()
             result = function(*args, **options)
             ended, cpu_ended = time.perf_counter(), time.process_time()
-            self.calls.append((came, began, ended, cpu_ended - cpu_began))
+            calls.append((came, began, ended, cpu_ended - cpu_began))
             return result
 
         return call
 
+    replaced: dict[str, Any] = {name: timed(getattr(dist, name)) for name in COLLECTIVES}
+    with mock.patch.multiple(dist, **replaced):
+        yield calls
 
-def _measure(rank: int, folder: str, tasks: int, most: int | None, options: argparse.Namespace) -> None:
+
+def _measure(rank: int, folder: str, tasks: int, options: argparse.Namespace) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(options.threads)
     logging.getLogger("saliency_reg").setLevel(logging.ERROR)
     # Of DistributedDataParallel, about speed: second derivatives are laid out in another way than first ones.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=options.processes)
-    group = dist.new_group()
-    collectives = TimedCollectives(group)
-    steps = make_distributed_steps(tasks, options.batch_size, options.size, options.width, most, group)
-    found = _interleaved(steps, collectives, tasks, options, quiet=rank > 0)
-    everywhere: list[Any] = [None] * options.processes
-    dist.all_gather_object(everywhere, found)
-    if rank == 0:
-        (Path(folder) / "found.json").write_text(json.dumps(everywhere))
+    found = _times_and_calls(tasks, options, quiet=rank > 0)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
@@ -171,77 +99,66 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _interleaved(
-    steps: dict[str, Callable[[], None]],
-    collectives: TimedCollectives,
-    tasks: int,
-    options: argparse.Namespace,
-    quiet: bool,
-) -> dict[str, Any]:
-    """Steps of each kind, one after the other in an order that turns; those with collectives also while these are timed."""
-    from tqdm import tqdm
+def _times_and_calls(tasks: int, options: argparse.Namespace, quiet: bool) -> dict[str, dict[str, Any]]:
+    group: Any = dist.new_group()
+    waiting: Any = dist.new_group()
+    steps = make_steps(KINDS, tasks, options, group=group)
+    calls: dict[str, list[Any]] = {name: [] for name in WITH_COLLECTIVES}
 
-    names = [name + suffix for name in steps for suffix in ("", *[_TIMED] * (name in LABELS))]
-    found: dict[str, Any] = {name: {"seconds": [], "cpu_seconds": [], "calls": []} for name in names}
-    rounds = tqdm(range(options.steps + options.warmup), desc=f"{tasks} tasks", disable=True if quiet else None)
-    for round_ in rounds:
-        for place in range(len(names)):
-            name = names[(place + round_) % len(names)]
-            collectives.calls = []
-            timing = collectives.timing() if name.endswith(_TIMED) else contextlib.nullcontext()
-            collectives.wait()
-            with timing:
-                before, cpu_before = time.perf_counter(), time.process_time()
-                steps[name.removesuffix(_TIMED)]()
-                seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - cpu_before
-            if round_ >= options.warmup:
-                found[name]["seconds"].append(seconds)
-                found[name]["cpu_seconds"].append(cpu_seconds)
-                found[name]["calls"].append(collectives.calls)
+    def timed_step(name: str) -> None:
+        with timed_collectives(group, waiting) as own:
+            steps[name]()
+        calls[name].append(own)
+
+    timed = {name + _TIMED: functools.partial(timed_step, name) for name in WITH_COLLECTIVES}
+    wait = functools.partial(dist.barrier, waiting)
+    times = time_in_turn(
+        {**steps, **timed}, options.steps, options.warmup, f"{tasks} tasks", before_each=wait, quiet=quiet
+    )
+    found: dict[str, dict[str, Any]] = {name: own._asdict() for name, own in times.items()}
+    for name, own in calls.items():
+        found[name + _TIMED]["calls"] = own[options.warmup :]
     return found
 
 
-def collective_row(name: str, tasks: int, most: int | None, everywhere: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the processes found about one kind of step.
+def collective_row(name: str, tasks: int, sampled: int | None, everywhere: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the processes found about one kind of step.
 
     Raises:
         RecipeError: it called no collective in the group that it was given.
     """
-    calls = {len(step) for found in everywhere for step in found[name + _TIMED]["calls"]}
-    if calls == {0}:
+    numpy = need("numpy")
+    # For each step an array [process, call, 4]: when the call came, began and ended, and its CPU seconds.
+    steps = [numpy.asarray(step) for step in zip(*(found[name + _TIMED]["calls"] for found in everywhere))]
+    most_calls = max(step.shape[1] for step in steps)
+    if most_calls == 0:
         raise RecipeError(
             f"the step {name!r} called none of {', '.join(COLLECTIVES)} with the group that it was given. Look at how "
-            "saliency_reg/distributed/ranks.py calls them, and name those functions in recipes/overhead_processes.py."
+            "saliency_reg/distributed/ranks.py calls them, and name those functions in recipes/benchmarks/collectives.py."
         )
-    # Of each step, of each process, of each call: when it came, began and ended, and its CPU seconds.
-    by_step = list(zip(*(found[name + _TIMED]["calls"] for found in everywhere)))
-    inside = [sum(_shared_seconds(own) for own in zip(*step)) for step in by_step]
-    cpu_inside = [sum(call[3] for own in step for call in own) / len(step) for step in by_step]
-    waited = [sum(call[1] - call[0] for own in step for call in own) / len(step) for step in by_step]
+    # From when the last process came until the last one left.
+    inside = [(step[..., 2].max(axis=0) - step[..., 1].max(axis=0)).sum() for step in steps]
+    cpu_inside = [step[..., 3].sum() / len(everywhere) for step in steps]
+    waited = [(step[..., 1] - step[..., 0]).sum() / len(everywhere) for step in steps]
 
-    def mean(kind: str, field: str) -> list[float]:
-        return [sum(own) / len(own) for own in zip(*(found[kind][field] for found in everywhere))]
+    def mean(kind: str, field: str = "seconds") -> Any:
+        return numpy.mean([found[kind][field] for found in everywhere], axis=0)
 
     return {
         "tasks": tasks,
-        "max_tasks_per_step": most,
+        "max_tasks_per_step": sampled,
         "step": name,
         "processes": len(everywhere),
-        "steps_counted": len(inside),
-        "collectives_per_step": max(calls),
-        "median_seconds": median(mean(name, "seconds")),
-        "median_seconds_of_plain": median(mean("plain", "seconds")),
+        "steps_counted": len(steps),
+        "collectives_per_step": most_calls,
+        "median_seconds": median(mean(name)),
+        "median_seconds_of_plain": median(mean("plain")),
         "median_seconds_in_collectives": median(inside),
         "median_seconds_waited_before": median(waited),
-        "share_of_plain": ratio(inside, mean("plain", "seconds")),
-        "share_of_step": ratio(inside, mean(name, "seconds")),
+        "share_of_plain": ratio(inside, mean("plain")),
+        "share_of_step": ratio(inside, mean(name)),
         "cpu_share_of_plain": ratio(cpu_inside, mean("plain", "cpu_seconds")),
-        "ratio_to_local": ratio(mean(name, "seconds"), mean(f"{name}_local", "seconds")),
+        "ratio_to_local": ratio(mean(name), mean(f"{name}_local")),
         "cpu_ratio_to_local": ratio(mean(name, "cpu_seconds"), mean(f"{name}_local", "cpu_seconds")),
-        "ratio_to_plain": ratio(mean(name, "seconds"), mean("plain", "seconds")),
+        "ratio_to_plain": ratio(mean(name), mean("plain")),
     }
-
-
-def _shared_seconds(calls: Sequence[tuple[float, float, float, float]]) -> float:
-    """Of one call in all processes: from when the last one came until the last one left."""
-    return max(ended for _, _, ended, _ in calls) - max(began for _, began, _, _ in calls)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..runtime.errors import OptionError, need
 
-__all__ = ["SMALL_BACKBONE", "SmallResNet", "register_small_backbone"]
-
 #: Its name in ``timm.create_model``.
 SMALL_BACKBONE = "saliency_reg_resnet8"
 
@@ -38,7 +36,9 @@ class SmallResNet(nn.Module):
             nn.Conv2d(in_chans, widths[0], 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         self.blocks = nn.Sequential(
-            _Block(widths[0], widths[0], 1), _Block(widths[0], widths[1], 2), _Block(widths[1], widths[2], 2)
+            ResidualBlock(widths[0], widths[0], 1),
+            ResidualBlock(widths[0], widths[1], 2),
+            ResidualBlock(widths[1], widths[2], 2),
         )
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
@@ -73,7 +73,9 @@ class SmallResNet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions with a shortcut, as in ResNet-18."""
+
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)

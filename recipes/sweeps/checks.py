@@ -1,18 +1,16 @@
-"""What has to hold of one training step with the regularizer, for the sweeps over many architectures."""
+"""What has to hold of one training step with the regularizer, and what becomes of a check that fails."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
-
-__all__ = ["CheckFailedError", "check_names", "check_step", "must", "reason_of"]
 
 
 class CheckFailedError(Exception):
@@ -32,22 +30,29 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__} at {place}: {' '.join(str(error).split())[:300]}"
 
 
+def attempt(way: str, check: Callable[[], None], result: dict[str, Any]) -> bool:
+    """Tell whether a check passes; its warnings join the ``notes`` of the result, its error the ``reasons``."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            check()
+        except Exception as error:  # of any kind: it is told in the table
+            result["reasons"][way] = reason_of(error)
+    told = [f"{way}: {' '.join(str(each.message).split())[:120]}" for each in caught]
+    result["notes"] = list(dict.fromkeys(result["notes"] + told))
+    return way not in result["reasons"]
+
+
 def check_step(
     shared: nn.Module,
     regularizer: SaliencyRegularizer,
     optimizer: torch.optim.Optimizer,
     losses: Mapping[str, Tensor],
 ) -> None:
-    """Penalty, backward pass under surgery, and optimizer step.
-
-    Raises:
-        CheckFailedError: one of them is not as it must be.
-    """
+    """Raise CheckFailedError unless penalty, backward pass under surgery, and optimizer step are as they must be."""
     penalty = regularizer(losses=losses)
-    must(
-        bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad,
-        f"a penalty of {float(penalty.detach())}",
-    )
+    works = bool(penalty.isfinite()) and bool(penalty > 0) and penalty.requires_grad
+    must(works, f"a penalty of {float(penalty.detach())}")
     loss: Tensor = torch.stack(list(losses.values())).sum() + penalty
     loss.backward()  # type: ignore[no-untyped-call]
     report = regularizer.report
@@ -60,22 +65,3 @@ def check_step(
     moved = any(not torch.equal(old, new) for old, new in zip(before, shared.parameters()))
     must(moved, "no parameter that moved")
     must(int(regularizer.relations.updates) == 1, "relations that did not move")
-
-
-def check_names(
-    parser: argparse.ArgumentParser, argument: str, chosen: Sequence[str], known: Collection[str], what: str
-) -> None:
-    """End with an error that says what is near, if one of the names is not known.
-
-    Args:
-        parser: that ends.
-        argument: what the names were given as.
-        chosen: names.
-        known: all there are.
-        what: in front of a name that is not there, such as "timm has no family".
-    """
-    for name in chosen:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            parser.error(f"argument {argument}: {what} {name!r}.{hint} They are: {' '.join(known)}")

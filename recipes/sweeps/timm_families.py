@@ -1,10 +1,10 @@
-"""One timm model through everything that a training step with the regularizer has: in both ways, on random images."""
+"""The smallest classifier of each family of timm through a training step with the regularizer, in both ways."""
 
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,88 +20,150 @@ from saliency_reg.integrations.timm import (
     task_saliency_maps,
 )
 
-from .checks import CheckFailedError, check_step, must, reason_of
+from ..runtime.errors import need
+from .checks import CheckFailedError, attempt, check_step, must, reason_of
+from .runner import report, run_all
 
-__all__ = ["SIZES", "check_family", "smallest_image"]
-
+WAYS = ("multi_task", "unmodified", "unmodified_map")
 #: Sides of images that are tried, from the smallest on.
 SIZES = (32, 64, 96, 128, 160, 192, 224, 256)
 TASKS = ("first", "second", "third")
 BATCH_SIZE = 2
+_COLUMNS = ("family", "model", "parameters", "image", "layout", "multi-task", "unmodified", "map", "seconds", "reason")
 
 
-def check_family(name: str, seed: int = 0) -> dict[str, Any]:
-    """What works with a timm model.
+def families() -> list[str]:
+    """Modules of timm that register models."""
+    timm = need("timm")
+    return [str(module) for module in timm.list_modules() if timm.list_models(module=module)]
 
-    Returns:
-        ``image_size``, ``layout``, for each of the ways ``multi_task``, ``unmodified`` and ``unmodified_map`` whether it
-        works, ``reasons`` of those that do not, ``notes``, and ``seconds``.
+
+def smallest_models(chosen: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """``{family: {"model": name, "parameters": number}}``; the reason in place of them where no model can be built.
+
+    Models are built without memory for their weights. Those without a classifier (encoders) count only where a family has
+    no other.
     """
-    begun = time.monotonic()
-    result: dict[str, Any] = {"image_size": None, "layout": None, "reasons": {}, "notes": []}
-    ways: dict[str, Callable[[], None]] = {}
-    torch.manual_seed(seed)
-    try:
-        model = smallest_image(name)
-        size = model.image_size
-        result.update(image_size=size[0], layout=model.backbone.layout.describe())
-        ways["multi_task"] = lambda: _check_multi_task(model)
-        ways["unmodified"] = lambda: _check_unmodified(name, size, "auto")
-        ways["unmodified_map"] = lambda: _check_unmodified(name, size, "map")
-    except Exception as error:
-        result["reasons"]["multi_task"] = result["reasons"]["unmodified"] = reason_of(error)
-    for way in ("multi_task", "unmodified", "unmodified_map"):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+    timm = need("timm")
+    found: dict[str, dict[str, Any]] = {}
+    for family in chosen:
+        found[family] = {"model": None, "parameters": None, "reason": "no model is registered"}
+        sizes: list[tuple[bool, int, str]] = []
+        for name in timm.list_models(module=family):
             try:
-                if way in ways:
-                    ways[way]()
-                result[way] = way in ways
-            except Exception as error:
-                result[way] = False
-                result["reasons"][way] = reason_of(error)
-        result["notes"] += [f"{way}: {str(each.message)[:120]}" for each in caught]
+                with torch.device("meta"):
+                    model = timm.create_model(name, num_classes=len(TASKS))
+            except Exception as error:  # of timm or of one of its models: told in the table
+                found[family]["reason"] = f"{type(error).__name__}: {error}"
+                continue
+            encoder = getattr(model, "num_classes", 0) != len(TASKS)
+            sizes.append((encoder, sum(parameter.numel() for parameter in model.parameters()), name))
+        if sizes:
+            _, parameters, name = min(sizes)
+            found[family] = {"model": name, "parameters": parameters}
+    return found
+
+
+def sweep(chosen: Sequence[str], processes: int, seconds: int) -> dict[str, dict[str, Any]]:
+    """Results by family; ``processes`` children at a time, each limited to ``seconds``."""
+    print(f"smallest models of {len(chosen)} families", flush=True)
+    found = smallest_models(chosen)
+    family_of = {entry["model"]: family for family, entry in found.items() if "reason" not in entry}
+    results = {name: entry | failed(name, entry["reason"], 0.0) for name, entry in found.items() if "reason" in entry}
+    every = run_all(check_family, failed, list(family_of), processes, seconds)
+    for number, (model, result) in enumerate(every, start=1):
+        results[family_of[model]] = found[family_of[model]] | result
+        word = "ok" if passes(result) else f"FAILED {result['reasons']}"
+        print(f"{number}/{len(family_of)} {family_of[model]} {model}: {word}", flush=True)
+    return dict(sorted(results.items()))
+
+
+def passes(result: Mapping[str, Any]) -> bool:
+    """Whether both ways work."""
+    return bool(result["multi_task"] and result["unmodified"])
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per family, and totals."""
+    rows = [
+        [
+            family,
+            str(result["model"]),
+            "-" if result["parameters"] is None else f"{result['parameters'] / 1e6:.2f}M",
+            str(result["image_size"] or "-"),
+            str(result["layout"] or "-"),
+            *("ok" if result[way] else "FAILED" for way in WAYS),
+            f"{result['seconds']:.1f}",
+            "; ".join(f"{way}: {reason}" for way, reason in result["reasons"].items()),
+        ]
+        for family, result in results.items()
+    ]
+    totals = [
+        f"{words}: {sum(result[way] for result in results.values())} of {len(results)}"
+        for words, way in zip(("multi-task", "unmodified", "at the map"), WAYS)
+    ]
+    both = sum(map(passes, results.values()))
+    totals.append(f"both ways: {both} of {len(results)} families ({100 * both / max(len(results), 1):.1f} %)")
+    return report([_COLUMNS, *rows], 2, totals)
+
+
+def check_family(name: str) -> dict[str, Any]:
+    """Whether a timm model works in each of the :data:`WAYS`, for which images, and ``reasons`` where it does not."""
+    begun = time.monotonic()
+    torch.manual_seed(0)
+    try:
+        model = _for_smallest_images(name)
+        size, layout = model.image_size, model.backbone.layout.describe()
+    except Exception as error:  # of any kind: it is told in the table
+        return failed(name, reason_of(error), time.monotonic() - begun)
+    result: dict[str, Any] = {"image_size": size[0], "layout": layout, "reasons": {}, "notes": []}
+    result["multi_task"] = attempt("multi_task", partial(_check_multi_task, model), result)
+    for way, feature in (("unmodified", "auto"), ("unmodified_map", "map")):
+        result[way] = attempt(way, partial(_check_unmodified, name, size, feature), result)
     result["seconds"] = time.monotonic() - begun
     return result
 
 
-def smallest_image(name: str) -> TimmMultiTaskModel:
-    """A multi-task model for the smallest images that give it a map of at least 2x2 positions, or any positions.
+def failed(_name: str, reason: str, seconds: float) -> dict[str, Any]:
+    """The result of a model that works in no way, for one reason."""
+    return {
+        "image_size": None,
+        "layout": None,
+        **dict.fromkeys(WAYS, False),
+        "reasons": dict.fromkeys(WAYS[:2], reason),
+        "notes": [],
+        "seconds": seconds,
+    }
 
-    Raises:
-        ImageSizeError: none of :data:`SIZES`, nor its own size.
-    """
-    own = _published(name).input_size[-1]
+
+def _for_smallest_images(name: str) -> TimmMultiTaskModel:
+    """A map of at least 2x2 positions, or else any; an error if no size will do, nor its own."""
+    own = need("timm").get_pretrained_cfg(name).input_size[-1]
     sizes = [*(size for size in SIZES if size < own), own]
     with torch.device("meta"):  # shapes alone, in no time also for large models
-        quick = [size for size in sizes if _at_size(name, size)[0] is not None]
-    fallback: TimmMultiTaskModel | None = None
-    refused: Exception = CheckFailedError("no size was tried")
-    for size in [*quick, *(size for size in sizes if size not in quick)]:
-        if fallback is not None and size not in quick:
+        quick = [size for size in sizes if isinstance(_at_size(name, size), nn.Module)]
+    best: TimmMultiTaskModel | Exception = CheckFailedError("no size was tried")
+    for size in sorted(sizes, key=lambda size: size not in quick):
+        if isinstance(best, nn.Module) and size not in quick:
             break
-        model, error = _at_size(name, size)
-        if model is None:
-            refused = error or refused
-            continue
-        grid = model.backbone.layout.grid
-        if grid is not None and min(grid) >= 2:
+        model = _at_size(name, size)
+        if isinstance(model, nn.Module) and min(model.backbone.layout.grid or [0]) >= 2:
             return model
-        fallback = fallback or model
-    if fallback is None:
-        raise refused
-    return fallback
+        best = best if isinstance(best, nn.Module) else model
+    if isinstance(best, Exception):
+        raise best
+    return best
 
 
-def _at_size(name: str, size: int) -> tuple[TimmMultiTaskModel | None, Exception | None]:
-    heads = {TASKS[0]: 1, TASKS[1]: 1, TASKS[2]: 3}
+def _at_size(name: str, size: int) -> TimmMultiTaskModel | Exception:
+    heads = dict(zip(TASKS, (1, 1, 3)))
     try:
         model = TimmMultiTaskModel(name, heads, head=HeadConfig(hidden=(8,)), image_size=size)
         with torch.no_grad():
             model.train()(_images(size))  # BatchNorm refuses a single value per channel
+        return model
     except (ImageSizeError, ValueError, RuntimeError, AssertionError) as error:
-        return None, error
-    return model, None
+        return error
 
 
 def _check_multi_task(model: TimmMultiTaskModel) -> None:
@@ -146,30 +208,22 @@ def _check_unmodified(name: str, size: tuple[int, int], feature: str) -> None:
 
 def _unmodified(name: str, size: tuple[int, int]) -> nn.Module:
     """As a user would build it: with ``img_size`` where the model takes it."""
-    import timm
-
-    own = _published(name).input_size[-1]
-    if size[0] == own:
-        model: nn.Module = timm.create_model(name, num_classes=3)
+    published = need("timm").get_pretrained_cfg(name)
+    if size[0] == published.input_size[-1]:
+        model: nn.Module = need("timm").create_model(name, num_classes=3)
         return model
-    options: Sequence[dict[str, Any]] = [{"img_size": size[0]}, {}]
-    if not _published(name).fixed_input_size:
-        options = options[::-1]
+    options: list[dict[str, Any]] = [{}, {"img_size": size[0]}]
+    if published.fixed_input_size:
+        options.reverse()
     for keywords in options:
         try:
-            model = timm.create_model(name, num_classes=3, **keywords)
+            model = need("timm").create_model(name, num_classes=3, **keywords)
             with torch.no_grad():
                 model.eval()(_images(size[0]))
             return model
         except (TypeError, RuntimeError, AssertionError, ValueError):
             continue
     raise CheckFailedError(f"timm itself cannot build {name} for images of {size[0]}")
-
-
-def _published(name: str) -> Any:
-    import timm
-
-    return timm.get_pretrained_cfg(name)
 
 
 def _check_maps(model: nn.Module, images: Tensor) -> None:

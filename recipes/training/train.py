@@ -21,7 +21,7 @@ from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
 from ..runtime.processes import Ranks, open_accelerator
 from .best_weights import BestWeights
-from .engine import Engine, Plan
+from .engine import Engine
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .options import Options
@@ -190,7 +190,7 @@ class _Training:
             self._backward,
             self._objective,
             data.train,
-            Plan(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Plan)}),
+            options,
             collate=data.collate,
             folder=folder,
             stateful={"progress": self._progress},

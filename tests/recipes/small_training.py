@@ -16,8 +16,9 @@ from recipes.methods.surgeries import PCGRAD, PCGRAD_PARAMETERS
 from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen
 from recipes.training.best_weights import BestWeights
-from recipes.training.engine import Engine, Plan
+from recipes.training.engine import Engine
 from recipes.training.objective import Objective
+from recipes.training.options import Options
 from saliency_reg import SaliencyRegularizer
 
 TASKS = ("a", "b", "c")
@@ -116,6 +117,7 @@ class Training:
         precision="no",
         trackers=(),
         after_epoch=None,
+        figures=None,
         scale=None,
         model=None,
         **plan,
@@ -152,12 +154,13 @@ class Training:
             self.backward,
             Regression(tasks, self.backward.averages_itself),
             Samples(samples, tasks, noise, dtype),
-            Plan(**{"epochs": 2, "batch_size": 5, "evaluation_batch_size": 3, **plan}),
+            Options(**{"epochs": 2, "batch_size": 5, "decay": "constant", "evaluation_batch_size": 3, **plan}),
             folder=folder,
             stateful={"best": self.best},
             tracked=("small", {"seed": 0}) if trackers else None,
         )
         self._after_epoch = after_epoch
+        self._figures = figures or {}
 
     def validate(self, epoch, losses):
         found = self.engine.evaluate(self.validation)
@@ -165,7 +168,7 @@ class Training:
         self.best.update(epoch, [(-error,)])
         if self._after_epoch is not None:
             self._after_epoch(self, epoch)
-        return {"validation_error": error}
+        return {"validation_error": error, **self._figures}
 
     def run(self, resume="never"):
         self.engine.run(self.validate, resume)

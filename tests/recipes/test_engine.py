@@ -22,8 +22,8 @@ from recipes.runtime.random_state import derived_seed, kept_random_state, load_r
 from recipes.runtime.termination import Terminated, deferred, listening
 from recipes.training.batches import Feed, GlobalBatches, MicroBatch
 from recipes.training.checkpoints import Checkpoints, check, load
-from recipes.training.engine import Plan
 from recipes.training.learning_rate import learning_rate_factor
+from recipes.training.options import Options
 from tests.two_processes import run_on_two_processes
 
 from .small_training import METHODS, Samples, Training, as_rank, finish, outcome_of, same, start
@@ -85,9 +85,11 @@ class TestBatches:
             assert joined == list(step.own[0].indices)
             assert len({len(own.own) for own in mine}) == 1, "every process has as many backward passes"
             assert all(own.size == step.size == sum(own.sizes) for own in mine)
-            sizes = [sum(map(len, own.own)) for own in mine]
+            sizes = [sum(len(micro.indices) for micro in own.own) for own in mine]
             assert max(sizes) - min(sizes) <= 1
-            assert mine[0].sizes == tuple(sum(len(own.own[micro]) for own in mine) for micro in range(len(mine[0].own)))
+            assert mine[0].sizes == tuple(
+                sum(len(own.own[micro].indices) for own in mine) for micro in range(len(mine[0].own))
+            )
 
     def test_order_depends_on_seed_and_epoch(self):
         orders = [tuple(GlobalBatches(20, 5, seed=seed).order(epoch)) for seed in (0, 1) for epoch in (0, 1)]
@@ -99,7 +101,7 @@ class TestBatches:
         feed = Feed(Samples(6, noise=1.0), seed=1)
         before = random_state()
         (one,), (other,), (later,) = (
-            list(feed([MicroBatch(epoch, rows, 0)])) for epoch, rows in ((0, [4, 2]), (0, [1, 2, 3]), (1, [4, 2]))
+            list(feed([MicroBatch(epoch, rows)])) for epoch, rows in ((0, [4, 2]), (0, [1, 2, 3]), (1, [4, 2]))
         )
         assert torch.equal(one["inputs"][1], other["inputs"][1])
         assert not torch.equal(one["inputs"], later["inputs"])
@@ -108,11 +110,11 @@ class TestBatches:
         assert torch.equal(before["numpy"][1], random_state()["numpy"][1])
 
     def test_empty_batches_have_the_format_of_others(self):
-        (batch,) = Feed(Samples(6), seed=1)([MicroBatch(0, [], 2)])
+        (batch,) = Feed(Samples(6), seed=1)([MicroBatch(0, [])])
         assert batch["inputs"].shape == (0, 6)
         assert batch["id"].shape == (0,)
         examples = Examples(torch.zeros(4, 1, 8, 8), torch.zeros(4, 3), (0, 1, 2, 3))
-        ((inputs, labels),) = Feed(examples, seed=1)([MicroBatch(0, [], 2)])
+        ((inputs, labels),) = Feed(examples, seed=1)([MicroBatch(0, [])])
         assert inputs.shape == (0, 1, 8, 8)
         assert labels.shape == (0, 3)
 
@@ -138,7 +140,7 @@ class TestSteps:
 
     def test_loss_is_the_mean_over_the_labels_of_the_whole_step(self):
         training = Training(method="plain", batch_size=12, epochs=1)
-        data = training.engine._source
+        data = training.engine.source
         with torch.no_grad():
             outputs = torch.stack(list(training.model(data.inputs).values()), 1)
         errors = (outputs - data.labels).square() * data.known
@@ -149,7 +151,7 @@ class TestSteps:
 
     def test_task_without_any_label_changes_nothing_but_its_decay(self):
         training = Training(method="plain", epochs=1)  # a penalty needs no labels, and would train that head, too
-        training.engine._source.known[:, 1] = False
+        training.engine.source.known[:, 1] = False
         before = {name: value.clone() for name, value in training.model.state_dict().items()}
         seen = []
         training.engine.run(lambda epoch, losses: seen.extend(losses) or {})
@@ -175,8 +177,8 @@ class TestSteps:
 
     def test_step_that_overflows_is_skipped_by_everything(self):
         training = Training(samples=5, epochs=2, scale=1024.0, decay="linear")
-        training.engine._source.labels[0] = math.inf
-        training.engine._source.known[0] = True
+        training.engine.source.labels[0] = math.inf
+        training.engine.source.known[0] = True
         before = training.outcome()
         training.run()
         assert same(before["model"], training.outcome()["model"])
@@ -317,7 +319,7 @@ class TestCheckpoints:
                 pass
 
         training = Training(tmp_path, **SAVING)
-        training.engine._saved._parts.others["measured"] = Measured()
+        training.engine._saved.others["measured"] = Measured()
         with pytest.raises(CheckpointError, match="others.pt cannot be loaded"):
             training.run()
 
@@ -379,6 +381,48 @@ def stop_on_rank(rank, folder, options):
     as_rank(rank)
     with pytest.raises(KeyboardInterrupt):
         Training(Path(folder), after_epoch=hold_two_epochs, **options).run()
+
+
+def failed_on_rank(rank, folder, state):
+    as_rank(rank)
+    training = Training(Path(folder), **SAVING)
+    training.engine._saved.others["failing"] = FailingState(state)
+    try:
+        training.run()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return None
+
+
+class FailingState:
+    def __init__(self, kind):
+        self.kind = kind
+
+    def state_dict(self):
+        return {"value": np.float64(0.5) if self.kind == "unreadable" else (lambda: 0)}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class TestErrorsOfTheMainProcess:
+    def test_existing_checkpoints(self, copied):
+        answers = run_on_two_processes(failed_on_rank, str(copied), "unreadable")
+        assert answers[0] == answers[1]
+        assert answers[0][0] == "OptionError"
+        assert "has checkpoints, the newest of step 10" in answers[0][1]
+
+    def test_checkpoint_that_cannot_be_read_again(self, tmp_path):
+        answers = run_on_two_processes(failed_on_rank, str(tmp_path), "unreadable")
+        assert answers[0] == answers[1]
+        assert answers[0][0] == "CheckpointError"
+        assert "others.pt cannot be loaded" in answers[0][1]
+
+    def test_checkpoint_that_cannot_be_written(self, tmp_path):
+        own, other = run_on_two_processes(failed_on_rank, str(tmp_path), "unwritable")
+        assert other == ("RecipeError", f"the main process could not write a checkpoint ({own[0]}: {own[1]}).")
+        assert "lambda" in own[1]
+        assert [path.name for path in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 class TestOtherNumberOfProcesses:
@@ -519,17 +563,17 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"epochs": 0}, "epochs must be a whole number from 1 on, found 0"),
-            ({"batch_size": 2.5}, "batch_size must be a whole number from 1 on, found 2.5"),
+            ({"epochs": 0}, "epochs must be a whole number from 1 on; found 0"),
+            ({"batch_size": 2.5}, "batch_size must be a whole number from 1 on; found 2.5"),
             ({"accumulation": True}, "accumulation must be a whole number"),
             ({"data_workers": -1}, "data_workers must be a whole number from 0 on"),
             ({"clip_norm": 0.0}, "clip_norm must be a finite number above 0"),
             ({"decay": "step"}, "Use one of constant, cosine, linear"),
         ],
     )
-    def test_bad_plans_say_what_to_type(self, options, message):
+    def test_bad_ones_say_what_to_pass(self, options, message):
         with pytest.raises(OptionError, match=message):
-            Plan(**{"epochs": 1, "batch_size": 1, **options})
+            Options(**{"epochs": 1, "batch_size": 1, **options})
 
     def test_bad_precisions_say_what_to_type(self):
         with pytest.raises(OptionError, match="Use one of no, bf16, fp16"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import time
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from recipes import overhead
-from recipes.benchmarks.collectives import TimedCollectives, collective_row
-from recipes.benchmarks.steps import STEPS, ManyHeads, make_data
+from recipes.benchmarks.collectives import collective_row, timed_collectives
+from recipes.benchmarks.steps import ManyHeads, Steps, make_data
+from recipes.benchmarks.timing import time_in_turn
 from recipes.runtime.errors import RecipeError
 from tests.two_processes import run_on_two_processes
 
@@ -29,7 +31,7 @@ def test_the_published_loop_and_the_regularizer_take_the_same_step() -> None:
     after = {}
     for name in ("plain", "regularizer", "loop"):
         twin = copy.deepcopy(model)
-        STEPS[name](twin, images, labels, None)()
+        getattr(Steps(twin, images, labels), name)()()
         after[name] = torch.nn.utils.parameters_to_vector(twin.parameters())
     torch.testing.assert_close(after["regularizer"], after["loop"], rtol=1e-10, atol=1e-12)
     assert not torch.allclose(after["regularizer"], after["plain"], rtol=1e-10, atol=1e-12)
@@ -44,12 +46,28 @@ def test_surgery_on_the_parameters_takes_one_step_in_three_ways() -> None:
     after = {}
     for name in ("plain", "parameters", "torchjd", "textbook", "surgery"):
         twin = copy.deepcopy(model)
-        STEPS[name](twin, images, labels, None)()
+        getattr(Steps(twin, images, labels), name)()()
         after[name] = torch.nn.utils.parameters_to_vector(twin.parameters())
     for name in ("torchjd", "textbook"):
         torch.testing.assert_close(after[name], after["parameters"], rtol=1e-9, atol=1e-12)
     different = {tuple(after[name].tolist()) for name in ("plain", "parameters", "surgery")}
     assert len(different) == 3
+
+
+def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
+    taken: list[str] = []
+    times = time_in_turn(
+        {name: functools.partial(taken.append, name) for name in "abc"},
+        count=2,
+        warmup=1,
+        description="",
+        before_each=lambda: taken.append("-"),
+        quiet=True,
+    )
+    assert "".join(taken) == "-a-b-c" + "-b-c-a" + "-c-a-b"
+    assert {name: (len(own.seconds), len(own.cpu_seconds)) for name, own in times.items()} == dict.fromkeys(
+        "abc", (2, 2)
+    )
 
 
 def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,17 +141,17 @@ def test_collectives_of_two_processes(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def _calls_that_are_timed(rank: int) -> list[Any]:
-    collectives = TimedCollectives(group := dist.new_group())
+    group, waiting = dist.new_group(), dist.new_group()
     plain = dist.all_reduce
     total = torch.ones(2)
-    with collectives.timing():
+    with timed_collectives(group, waiting) as calls:
         dist.all_reduce(total)  # as DistributedDataParallel, in another group
-        others = len(collectives.calls)
+        others = len(calls)
         if rank == 0:
             time.sleep(0.3)
         dist.all_reduce(total, group=group)
     dist.all_reduce(total, group=group)
-    return [others, collectives.calls, dist.all_reduce is plain, total.tolist()]
+    return [others, calls, dist.all_reduce is plain, total.tolist()]
 
 
 @pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")

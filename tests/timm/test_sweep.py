@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recipes import timm_sweep
-from recipes.sweeps.timm_families import check_family
-from recipes.sweeps.timm_representatives import families, smallest_models
+from recipes.sweeps import runner, timm_families
+from recipes.sweeps.timm_families import check_family, families, passes, smallest_models
 
 #: Convolutions, transformers and mixers; maps, tokens with and without class tokens, lists of maps, distilled pairs.
 SAMPLE = [
@@ -32,20 +32,20 @@ SAMPLE = [
 def test_family(name: str) -> None:
     result = check_family(name)
     assert result["reasons"] == {}
-    assert timm_sweep.passes(result)
+    assert passes(result)
     assert result["unmodified_map"]
 
 
 def test_batch_norm_in_front_of_the_logits_does_not_pass() -> None:
     result = check_family("levit_128s")
     assert result["multi_task"]
-    assert not timm_sweep.passes(result)
+    assert not passes(result)
     assert "CrossSampleError" in result["reasons"]["unmodified"]
 
 
 def test_the_smallest_models() -> None:
     assert len(families()) > 80
-    found = smallest_models(["gemma4_vit", "tnt"], 3)
+    found = smallest_models(["gemma4_vit", "tnt"])
     assert {family: entry["model"] for family, entry in found.items()} == {
         "gemma4_vit": "gemma4_vit_167m",  # not its encoder, which is smaller
         "tnt": "tnt_s_legacy_patch16_224",
@@ -55,14 +55,14 @@ def test_the_smallest_models() -> None:
 def test_a_sweep_fails_if_families_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def result(model: str, seconds: int) -> dict:
+    def result(check: object, failed: object, model: str, seconds: int) -> dict:
         good = model != "inception_v4"
         return {
             "image_size": 32, "layout": "[B, C, H, W]", "multi_task": True, "unmodified": good, "unmodified_map": True,
             "reasons": {} if good else {"unmodified": "no memory"}, "notes": [], "seconds": 1.5,
         }  # fmt: skip
 
-    monkeypatch.setattr(timm_sweep, "_in_child", result)
+    monkeypatch.setattr(runner, "in_child", result)
     assert timm_sweep.main(["--families", "inception_v4", "inception_v3", "--out", str(tmp_path), "--name", "bad"]) == 1
     printed = capsys.readouterr().out
     assert "both ways: 1 of 2 families (50.0 %)" in printed
@@ -80,8 +80,8 @@ def test_a_sweep_fails_if_families_do(
 
 
 def test_a_child_that_dies_or_hangs() -> None:
-    died = timm_sweep._in_child("no_such_model", 120)
-    assert not timm_sweep.passes(died)
+    died = runner.in_child(check_family, timm_families.failed, "no_such_model", 120)
+    assert not passes(died)
     assert "UnknownModelError" in died["reasons"]["multi_task"] or "AttributeError" in died["reasons"]["multi_task"]
-    hung = timm_sweep._in_child("test_resnet", 1)
+    hung = runner.in_child(check_family, timm_families.failed, "test_resnet", 1)
     assert hung["reasons"]["multi_task"] == "not finished within 1 seconds"

@@ -8,20 +8,38 @@ import pytest
 import torch
 
 from recipes import transformers_sweep
+from recipes.sweeps import runner
 from recipes.sweeps import transformers_architectures as sweep_architecture
 from recipes.sweeps.checks import CheckFailedError
-from recipes.sweeps.tiny_models.registry import REPRESENTATIVES, TINY_MODELS, classifier_model
+from recipes.sweeps.tiny_models import inputs
+from recipes.sweeps.tiny_models.registry import TINY_MODELS, classifier_model
 from saliency_reg.errors import CrossSampleError
 from saliency_reg.integrations.transformers import saliency_regularizer
 
 pytest.importorskip("transformers")
+
+#: Quick to build and as different as possible.
+REPRESENTATIVES = [
+    "bert",
+    "distilbert",
+    "electra",
+    "deberta-v2",
+    "modernbert",
+    "t5",
+    "gpt2",
+    "vit",
+    "swin",
+    "convnext",
+    "wav2vec2",
+    "whisper",
+]
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_representative(name: str) -> None:
     result = sweep_architecture.check_architecture(name)
     assert result["reasons"] == {}
-    assert transformers_sweep.passes(result)
+    assert sweep_architecture.passes(result)
     assert result["loaded"] == {"unmodified": 0, "multi_task": 0}  # bit for bit
     assert result["classifier"] in dict(classifier_model(TINY_MODELS[name]).named_modules())
 
@@ -46,7 +64,7 @@ def test_padding_that_counts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert transformers_sweep.main(["distilbert", "swiftformer", "bros", "fnet", "--workers", "1"]) == 0
+    assert transformers_sweep.main(["distilbert", "swiftformer", "bros", "fnet"]) == 0
     printed = capsys.readouterr().out
     lines = {line.split()[0]: line for line in printed.splitlines() if line}
     assert lines["distilbert"].split()[:7] == ["distilbert", "text", "ok", "ok", "bit", "for", "bit"]
@@ -66,6 +84,7 @@ def test_what_is_not_known_to_fail_fails_the_sweep(
         raise RuntimeError("no room on the disk")
 
     monkeypatch.setattr(sweep_architecture, "_check_files", broken)
+    monkeypatch.setattr(runner, "in_child", lambda check, failed, name, seconds: check(name))
     assert transformers_sweep.main(["resnet", "--workers", "1"]) == 1
     printed = capsys.readouterr().out
     assert "no room on the disk" in printed
@@ -80,7 +99,30 @@ def test_a_name_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_weights_that_are_lost_are_found() -> None:
     model = classifier_model(TINY_MODELS["bert"])
-    inputs = TINY_MODELS["bert"].inputs(2, seed=0)
+    batch = TINY_MODELS["bert"].inputs(2, seed=0)
     model.register_buffer("forgotten", torch.ones(1))
     with pytest.raises(CheckFailedError, match="forgotten"):
-        sweep_architecture._check_files(model, inputs)
+        sweep_architecture._check_files(model, batch)
+
+
+def test_a_child_that_hangs() -> None:
+    hung = runner.in_child(sweep_architecture.check_architecture, sweep_architecture.failed, "dinov3_vit", 1)
+    assert (hung["unmodified"], hung["multi_task"]) == (sweep_architecture.NONE, sweep_architecture.FAILED)
+    assert hung["reasons"] == {
+        "unmodified": "transformers has DINOv3 as a backbone only",
+        "multi_task": "not finished within 1 seconds",
+    }
+    assert not sweep_architecture.as_known(hung)
+
+
+def test_the_tables_of_tiny_models_are_whole() -> None:
+    assert len(TINY_MODELS) == 104
+    assert {entry.modality for entry in TINY_MODELS.values()} == {"text", "vision", "audio"}
+    assert all(callable(getattr(inputs, entry.build_inputs)) for entry in TINY_MODELS.values())
+    assert dict(TINY_MODELS["fnet"].options) == {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 64,
+    }
