@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +21,11 @@ from recipes import go_emotions, go_emotions_grid
 from recipes.data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
 from recipes.data.texts.tokens import TokenisedTexts, trained_tokenizer
 from recipes.methods.methods import METHODS
+from recipes.runs import by_trainer, emotion_run, shell
 from recipes.runtime.errors import DataError, OptionError
-from recipes.studies.emotion_cells import EmotionCell
+from recipes.runtime.run_folder import INTERRUPTED, NOT_WRITTEN
+from recipes.runtime.termination import TERMINATED
+from recipes.studies.emotion_cells import train_emotions
 from recipes.studies.study import Cell
 from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
@@ -127,6 +135,18 @@ def test_a_batch_is_padded_and_nothing_else() -> None:
     assert (tokens["input_ids"][tokens["attention_mask"] == 0] == tokenizer.pad_token_id).all()
 
 
+def test_every_process_learns_the_same_tokens() -> None:
+    code = (
+        "from recipes.data.texts.tokens import trained_tokenizer; "
+        "from tests.recipes.test_go_emotions import rows; "
+        "print(sorted(trained_tokenizer(tuple(rows(200, 0)['text']), 60).get_vocab().items()))"
+    )
+    run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = (run().stdout for _ in range(2))
+    assert "##" in first
+    assert first == second
+
+
 def test_f1_is_that_of_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, 4, generator=generator), torch.randint(2, (50, 4), generator=generator).float()
@@ -207,9 +227,9 @@ def test_a_run(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--method", "pcgrad_parameters"], "does not have the method pcgrad_parameters"),
+        (["--method", "pcgrad_parameters"], "does not have the method pcgrad@parameters"),
         (["--temperature", "0.1"], "does not have --temperature"),
-        (["--encoder", "./nowhere"], "could not be loaded"),
+        (["--encoder", "./nowhere"], "no tokenizer could be loaded from ./nowhere"),
     ],
 )
 def test_bad_options(
@@ -220,16 +240,15 @@ def test_bad_options(
     assert text in capsys.readouterr().err
 
 
-def test_a_cell_of_the_grid(without_test: Path) -> None:
+def test_a_cell_of_the_grid(without_test: Path, tmp_path: Path) -> None:
     setting = go_emotions_grid.SETTINGS["all-labels"]
     small = {"train_texts": 60, "validation_texts": 20, "epochs": 1, "width": 16, "vocabulary": 80, "warmup_steps": 0}
     setting = dataclasses.replace(setting, values={**setting.values, **small})
     method = METHODS["srdml_entropic"]
     trial, report = (
-        EmotionCell(str(without_test))(Cell(setting, method, 0.01, 0, reported))[1] for reported in (False, True)
+        train_emotions(Cell(setting, method, 0.01, 0, reported), str(without_test), tmp_path / str(reported)).to_dict()
+        for reported in (False, True)
     )
-    assert trial is not None
-    assert report is not None
     assert trial["scores"] == {}
     assert trial["validation"] == report["validation"]
     assert {"f1", "auc", "f1_rare", "auc_rare"} <= set(report["macro"])
@@ -242,3 +261,80 @@ def test_the_tables_say_what_is_not_done(tmp_path: Path, capsys: pytest.CaptureF
     assert "F1 of rare tasks %" in said
     assert "0 of " in said
     assert HUB_ID in go_emotions_grid.COMMAND.data
+
+
+def _run(with_test: Path, out: Path, *more: str) -> int:
+    command = ["--data", str(with_test), *SMALL]
+    return go_emotions.main([*command, "--out", str(out), "--name", "run", *more])
+
+
+def _figures(out: Path) -> tuple[Any, bytes]:
+    results = json.loads((out / "run" / "results.json").read_text())
+    assert results["status"] == "complete"
+    return [results[name] for name in ("scores", "relations", "best_epochs")], (
+        out / "run" / "model" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("stops_at", [3, 8, 12])
+def test_a_terminated_run_of_the_trainer_goes_on_as_if_it_had_not_been(
+    stops_at: int, with_test: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An epoch has eight steps."""
+    steps: list[int] = []
+
+    @contextlib.contextmanager
+    def stopping() -> Iterator[Callable[[], bool]]:
+        def stops() -> bool:
+            steps.append(len(steps))
+            return len(steps) == stops_at
+
+        yield stops
+
+    with monkeypatch.context() as patched:
+        patched.setattr(by_trainer, "deferred", stopping)
+        assert _run(with_test, tmp_path / "stopped") == TERMINATED
+    assert "To go on, run the same command with" in capsys.readouterr().out
+    assert _run(with_test, tmp_path / "stopped", "--resume", "auto") == 0
+    assert _run(with_test, tmp_path / "whole") == 0
+    assert _figures(tmp_path / "stopped") == _figures(tmp_path / "whole")
+
+
+def test_pictures_that_were_not_drawn_are_drawn_by_the_next_start(
+    with_test: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+
+    def interrupted(relations: Any, tasks: Any, path: Path, title: str) -> None:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shell, "draw_task_tree", interrupted)
+        assert _run(with_test, tmp_path) == INTERRUPTED
+    assert "mean of 8 rare ones" in capsys.readouterr().out
+    assert not list(folder.glob("*task_tree*"))
+    before = (folder / "relations.png").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(shell, "draw_task_tree", full)
+        assert _run(with_test, tmp_path, "--resume", "auto") == NOT_WRITTEN
+    assert "Not all pictures were drawn: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert _run(with_test, tmp_path, "--resume", "auto") == 0
+    assert "is complete" in capsys.readouterr().out
+    assert (folder / "task_tree.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "relations.png").stat().st_mtime_ns == before
+
+
+def test_a_full_disk_leaves_the_table(
+    with_test: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(emotion_run.EmotionRun, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        _run(with_test, tmp_path)
+    assert "mean of 8 rare ones" in capsys.readouterr().out

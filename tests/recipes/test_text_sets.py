@@ -13,11 +13,12 @@ from recipes import text_sets
 from recipes.data.task_kinds import TaskKind
 from recipes.data.texts.task_batches import SetExamples, TaskBatches
 from recipes.data.texts.text_sets import read_set
-from recipes.runs import text_set_run as set_run
+from recipes.runs import by_trainer, shell
+from recipes.runs.text_set_run import validation_metrics
 from recipes.runtime.errors import need
 from recipes.runtime.run_folder import INTERRUPTED
 from recipes.runtime.termination import TERMINATED
-from recipes.training.metrics import scores_of, selection_score
+from recipes.training.metrics import task_scores
 from saliency_reg.integrations.plot import draw_relations, draw_task_tree
 from saliency_reg.integrations.transformers import MultiTaskModel
 
@@ -65,8 +66,16 @@ def quick(monkeypatch):
     """Without pictures, which would take longer than the trainings."""
     # Tells the hub of each file that is read; where there is no network, that takes seconds.
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False, raising=False)
-    for name in ("draw_relations", "draw_task_tree"):
-        monkeypatch.setattr(text_sets, name, lambda *_, **__: None)
+    monkeypatch.setattr(shell, "draw_relations", write_nothing)
+    monkeypatch.setattr(shell, "draw_task_tree", write_nothing)
+
+
+def write_nothing(relations, tasks, path, title):
+    path.touch()
+
+
+def scores_of(kind, outputs, labels):
+    return task_scores(outputs, labels.unsqueeze(1), {"task": kind})["task"]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +132,7 @@ def error_of(capsys):
 
 def test_a_run_ends_with_the_table_and_files(sources, tmp_path, monkeypatch):
     for draw in (draw_relations, draw_task_tree):
-        monkeypatch.setattr(text_sets, draw.__name__, draw)
+        monkeypatch.setattr(shell, draw.__name__, draw)
     code, printed = run(sources, tmp_path, "--accumulation", "2")
     assert code == 0
     lines = printed.splitlines()
@@ -175,7 +184,8 @@ def uninterrupted(sources, tmp_path_factory):
     """What a run ends with that nothing stops."""
     out = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(text_sets, "_draw", lambda *_: 0)
+        for name in ("draw_relations", "draw_task_tree"):
+            patched.setattr(shell, name, write_nothing)
         assert run(sources, out, *RESUMED)[0] == 0
     return figures(out)
 
@@ -196,7 +206,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(sources, uninterrupted, tmp
         yield stops
 
     with monkeypatch.context() as patched:
-        patched.setattr(set_run, "deferred", stopping)
+        patched.setattr(by_trainer, "deferred", stopping)
         code, printed = run(sources, tmp_path, *RESUMED)
     assert code == (INTERRUPTED if stops_at == 15 else TERMINATED)
     assert "--resume auto" in printed
@@ -382,6 +392,8 @@ def test_bad_sources(sources, tmp_path, capsys, monkeypatch):
         (["opinions", "pairs"], ("--columns", "pears=a,b"), "found pears, which is no set"),
         (["opinions", "pairs"], ("--columns", "pairs=a"), "Pass NAME=TEXT,LABEL"),
         (["opinions", "pairs"], ("--method", "pcgrad", "--strength", "1"), "pcgrad has no penalty"),
+        (["opinions", "pairs"], ("--method", "mgda_ub"), "this recipe has no mgda_ub. Use one of hard_sharing, srdml,"),
+        (["opinions", "pairs"], ("--method", "mgda"), "found 'mgda'. Use one of hard_sharing, single_task"),
         (
             ["opinions", "pairs"],
             ("--encoder", "bert-base-uncased"),
@@ -503,7 +515,7 @@ def test_scores():
     constant = scores_of(number, torch.zeros(3, 1), labels)
     assert constant == pytest.approx({"nmse": 2 / 3, "pearson": float("nan")}, nan_ok=True)
     kinds = {"a": classes, "b": number}
-    assert selection_score(kinds, {"a": found, "b": constant}) == pytest.approx((0.75 + 1 / 3) / 2)
+    assert validation_metrics({"a": found, "b": constant}, kinds)["eval_score"] == pytest.approx((0.75 + 1 / 3) / 2)
     diverged = scores_of(classes, torch.full((4, 3), torch.nan), torch.zeros(4))
     assert diverged == pytest.approx({"accuracy": float("nan"), "macro_f1": float("nan")}, nan_ok=True)
-    assert selection_score(kinds, {"a": diverged, "b": constant}) == -float("inf")
+    assert validation_metrics({"a": diverged, "b": constant}, kinds)["eval_score"] == -float("inf")
