@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .data.tabular import TabularSplits, fingerprint, sarcos_splits, school_splits
+from .data.sources import Splits
+from .data.tabular import fingerprint, sarcos_splits, school_splits
 from .methods.methods import FULL_LABELS, MISSING_LABELS
 from .models.small_networks import ACTIVATIONS
 from .studies.cell_training import CellTraining, options_of
@@ -102,7 +103,7 @@ class TabularCell(CellTraining):
 class SharedMLP(nn.Module):
     """Two hidden layers that all tasks share, and a head with one hidden layer for each."""
 
-    def __init__(self, splits: TabularSplits, values: Mapping[str, Any]) -> None:
+    def __init__(self, splits: Splits, values: Mapping[str, Any]) -> None:
         super().__init__()
         activation, width = ACTIVATIONS[values["activation"]], values["width"]
         inputs = splits.train.inputs.shape[1]
@@ -125,7 +126,7 @@ class SharedMLP(nn.Module):
         return {task: head(feature) for task, head in self.heads.items()}
 
 
-def _splits(folder: str, values: Mapping[str, Any], seed: int) -> TabularSplits:
+def _splits(folder: str, values: Mapping[str, Any], seed: int) -> Splits:
     own = str(Path(folder, values["data"]))
     if values["data"] == "school":
         return school_splits(own, seed=seed, validation_share=values["validation_share"])

@@ -1,14 +1,15 @@
-"""Data sets of the Hugging Face hub, or local parquet files of the same schema."""
+"""Data sets of the Hugging Face hub, or local parquet files of the same schema, and whether they are still the same."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..runtime.errors import DataError, need
+from torch import Tensor
 
-__all__ = ["has_split", "load_splits"]
+from ..runtime.errors import DataError, need
 
 
 def load_splits(data: str, names: Sequence[str], subset: str | None = None) -> dict[str, Any]:
@@ -53,6 +54,14 @@ def has_split(data: str, name: str) -> bool:
     """Whether a folder has files of a split; a data set on the hub is taken to have it."""
     folder = Path(data)
     return not folder.exists() or bool(_found(folder, name))
+
+
+def fingerprint_of(*tensors: Tensor, texts: Sequence[str] = ()) -> str:
+    """Twelve hexadecimal digits that change with any of the values, texts, or their order."""
+    digest = hashlib.sha256("\n".join(texts).encode())
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _split(found: Any, name: str, data: str) -> Any:

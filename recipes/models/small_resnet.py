@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..runtime.errors import OptionError, need
 
-__all__ = ["SMALL_BACKBONE", "SmallResNet", "register_small_backbone"]
-
 #: Its name in ``timm.create_model``.
 SMALL_BACKBONE = "saliency_reg_resnet8"
 

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +18,29 @@ import torch
 from torch import nn
 
 from saliency_reg.errors import SaliencyRegError
-from saliency_reg.integrations.plot import draw_relations, draw_saliency, draw_task_tree
-from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups, task_saliency_maps
+from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups
 
-from ..training.checkpoints import Checkpoints
-from ..runtime.errors import RecipeError
-from ..runtime.errors import need
+from ..data.images.to_show import Picture, first_images
+from ..data.sources import SampleSource
 from ..data.task_kinds import TaskKind
 from ..methods.methods import METHODS
-from ..training.metrics import METRICS_OF
-from ..training.train import PRETRAINING, Data, Outcome, train
-from ..runtime.figures import new_figure, save
-from ..runtime.processes import Ranks, started_ranks
+from ..models.small_resnet import register_small_backbone
+from ..runtime.errors import RecipeError, need
 from ..runtime.files import machine, now, versions, write_json
-from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN, open_shared_folder, results_in
-from ..runtime.tables import aligned
+from ..runtime.processes import Ranks, started_ranks
+from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN, RESULTS, open_shared_folder, results_in
 from ..runtime.termination import TERMINATED, Terminated, listening
-from ..data.images.to_show import Picture
+from ..training.checkpoints import Checkpoints
+from ..training.train import PRETRAINING, Data, Outcome, train
 from .command_line import method_value, single_run_options
 from .image_arguments import check_run_arguments
-from ..models.small_resnet import register_small_backbone
-
-__all__ = ["Loaded", "main"]
+from .image_pictures import draw_training, draw_what_tasks_see
+from .model_folder import load_model_folder, save_model_folder
+from .score_table import score_text
 
 SCHEMA_VERSION = 1
-#: Tasks in the saliency picture.
-_MOST_COLUMNS = 10
+#: In the folder of a run.
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,39 @@ class Loaded:
         data: from the model, whose transforms it may need, to the splits.
         picture: the same to the images of the saliency picture.
         about: lines on what was found, for the beginning.
-        figures: the same as numbers, for the results.
+        figures: the same as numbers, for the results; ``classes`` has the names of classes.
     """
 
     kinds: Mapping[str, TaskKind]
     data: Callable[[TimmMultiTaskModel], Data]
     picture: Callable[[TimmMultiTaskModel], Picture]
     about: tuple[str, ...] = ()
-    figures: Mapping[str, Any] | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def loaded_images(
+    kinds: Mapping[str, TaskKind],
+    split: Callable[[str, Callable[[Any], torch.Tensor]], SampleSource],
+    about: tuple[str, ...],
+    figures: Mapping[str, Any],
+) -> Loaded:
+    """For images that the transforms of the model are applied to.
+
+    Args:
+        kinds: of the tasks.
+        split: from the name of a split and a transform to its images.
+        about, figures: as in :class:`Loaded`.
+    """
+
+    def data(model: TimmMultiTaskModel) -> Data:
+        plain = model.transforms(train=False)
+        train_images = split("train", model.transforms(train=True))
+        return Data(kinds, train_images, split("validation", plain), split("test", plain))
+
+    def picture(model: TimmMultiTaskModel) -> Picture:
+        return first_images(model, split("test", model.transforms(train=False)))
+
+    return Loaded(kinds, data, picture, about, figures)
 
 
 def main(
@@ -82,7 +106,7 @@ def main(
     options = parser.parse_args(arguments)
     check_run_arguments(parser, options)
     register_small_backbone()
-    with started_ranks() as state:
+    with started_ranks() as state, plain_warnings():
         try:
             return _run(recipe, parser, options, load, Ranks(state))
         except (RecipeError, SaliencyRegError) as error:
@@ -103,6 +127,17 @@ def main(
             return INTERRUPTED
 
 
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Within, warnings are one line without the code that gave them."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *place: f"{category.__name__}: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def _run(
     recipe: str,
     parser: argparse.ArgumentParser,
@@ -110,23 +145,25 @@ def _run(
     load: Callable[[argparse.Namespace], Loaded],
     ranks: Ranks,
 ) -> int:
-    started = time.monotonic()
     loaded = load(options)
     # Before the folder: what is wrong with the model should leave nothing behind.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
         model = _model(options, loaded.kinds)
     with listening(), open_shared_folder(parser, options, ranks, (recipe, SCHEMA_VERSION)) as folder:
-        if ranks.from_main(results_in(folder).get("status") == "complete" if ranks.is_main else None):
+        results = _Results(recipe, folder, options, loaded, ranks)
+        before = ranks.from_main(results_in(folder) if ranks.is_main else None)
+        if before.get("status") == "complete" and before.get("pictures_drawn", True):
             if ranks.is_main:
                 print(f"The run in {folder} is complete. Pass another --name to train again.")
             return 0
-        results = _Results(recipe, folder, options, loaded, ranks)
-        if ranks.from_main(results.of_other_data() if ranks.is_main else None):
+        if before.get("data", {}).get("fingerprint") not in (None, loaded.figures.get("fingerprint")):
             parser.error(f"argument --resume: the run in {folder} was begun with other data. Pass another --name.")
+        if before.get("status") == "complete":
+            return results.draw_again(before) if ranks.is_main else 0
         if ranks.is_main:
             print("\n".join([*loaded.about, f"{METHODS[options.method].label} on {options.backbone}."]), flush=True)
-            results.write("running", None)
+            results.write("running")
         try:
             outcome = train(
                 lambda: model,
@@ -141,22 +178,9 @@ def _run(
             )
         except Terminated:
             if ranks.is_main:
-                where = f"--out {folder.parent} --name {folder.name}"
-                print(f"\nTerminated. To go on, run the same command with {where} --resume auto.", flush=True)
+                print(f"\nTerminated. To go on, run the same command with {results.where}.", flush=True)
             return TERMINATED
-        if ranks.is_main:
-            model.save(folder / "model")
-            # What outputs mean: numbers are predicted as (label - mean) / spread.
-            write_json(folder / "model" / "tasks.json", {task: kind.to_dict() for task, kind in loaded.kinds.items()})
-            results.write("complete", outcome)
-            for own in (folder, folder / PRETRAINING):
-                Checkpoints(own).remove_all()
-            not_drawn = results.show(outcome, model)
-            print(f"\n{time.monotonic() - started:.0f} s. Written to {folder}: {results.names()}")
-            if not_drawn is not None:
-                print(f"Not all pictures were drawn: {not_drawn}")
-                return NOT_WRITTEN
-    return 0
+        return results.finish(outcome, model) if ranks.is_main else 0
 
 
 def _text_of(error: Exception) -> str:
@@ -205,8 +229,9 @@ class _Results:
         self._loaded = loaded
         self._processes = ranks.size
         self._started = now()
+        self._clock = time.monotonic()
 
-    def write(self, status: str, outcome: Outcome | None) -> None:
+    def write(self, status: str, outcome: Mapping[str, Any] | None = None) -> None:
         """``results.json``, which ``--resume`` checks."""
         options = {name: value for name, value in vars(self._options).items() if name not in ("out", "name", "resume")}
         content = {
@@ -219,92 +244,48 @@ class _Results:
             "machine": machine(),
             "processes": self._processes,
             "kinds": {task: kind.to_dict() for task, kind in self._loaded.kinds.items()},
-            "data": dict(self._loaded.figures or {}),
+            "data": dict(self._loaded.figures),
         }
-        write_json(self._folder / "results.json", {**content, **(outcome.to_dict() if outcome is not None else {})})
+        write_json(self._folder / RESULTS, {**content, **(outcome or {})})
 
-    def of_other_data(self) -> bool:
-        """Whether the folder has a run that was begun with other images or labels."""
-        before = results_in(self._folder).get("data", {}).get("fingerprint")
-        return before is not None and before != (self._loaded.figures or {}).get("fingerprint")
-
-    def show(self, outcome: Outcome, model: TimmMultiTaskModel) -> str | None:
-        """Print the table, and draw the pictures; return what went wrong with them, if anything."""
-        if outcome.best_epoch:
-            print(f"\nBest weights by validation: epoch {outcome.best_epoch}. Test:")
-        else:
-            print(
-                "\nThe model keeps its first weights: no epoch had a validation score. Either outputs were not finite (use "
-                "a smaller --learning-rate), or no task has validation labels of two kinds. Test:"
-            )
-        print(_score_table(outcome))
+    def finish(self, outcome: Outcome, model: TimmMultiTaskModel) -> int:
+        """Print the table before anything is written, since the disk may be full; return the exit code."""
+        print(f"\n{score_text(outcome)}", flush=True)
+        found = {**outcome.to_dict(), "best_epoch": outcome.best_epoch, "pictures_drawn": False}
+        kinds, method = self._loaded.kinds, METHODS[self._options.method].label
+        classes = self._loaded.figures.get("classes", {})
         try:
-            self._draw(outcome, model)
+            save_model_folder(self._folder / MODEL, model, kinds, classes, outcome, self._recipe, method)
+            self.write("complete", found)
+            for own in (self._folder, self._folder / PRETRAINING):
+                Checkpoints(own).remove_all()
+        except (OSError, SaliencyRegError) as error:
+            print(f"\nThe model was not saved: {error}\nTo save it, run the same command with {self.where}.")
+            return NOT_WRITTEN
+        return self._draw(found["relations"], found["curves"], model)
+
+    def draw_again(self, before: Mapping[str, Any]) -> int:
+        """Draw the pictures of a run that was stopped before them; return the exit code."""
+        print(f"The run in {self._folder} is complete, but for its pictures.", flush=True)
+        return self._draw(before["relations"], before["curves"], load_model_folder(self._folder / MODEL)[0])
+
+    def _draw(self, relations: Any, curves: Mapping[str, Any], model: TimmMultiTaskModel) -> int:
+        kinds, problem = self._loaded.kinds, None
+        title = f"Learned relations, {METHODS[self._options.method].label}"
+        try:
+            draw_training(self._folder, title, list(kinds), relations, curves)
+            draw_what_tasks_see(self._folder, model, self._loaded.picture(model), kinds)
+            write_json(self._folder / RESULTS, {**results_in(self._folder), "pictures_drawn": True})
         except (OSError, SaliencyRegError) as error:  # the training is worth more than its pictures
-            return str(error)
-        return None
+            problem = error
+        names = sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
+        print(f"\n{time.monotonic() - self._clock:.0f} s. Written to {self._folder}: {', '.join(names)}")
+        if problem is not None:
+            print(f"Not all pictures were drawn: {problem}\nTo draw them, run the same command with {self.where}.")
+            return NOT_WRITTEN
+        return 0
 
-    def _draw(self, outcome: Outcome, model: TimmMultiTaskModel) -> None:
-        tasks = list(self._loaded.kinds)
-        if outcome.relations is not None:
-            title = f"Learned relations, {METHODS[self._options.method].label}"
-            draw_relations(outcome.relations, tasks, self._folder / "relations.png", title=title)
-            draw_task_tree(outcome.relations, tasks, self._folder / "task_tree.png", title=title)
-        _draw_curves(self._folder / "learning_curves.png", outcome.curves)
-        self._draw_saliency(model, tasks[:_MOST_COLUMNS])
-
-    def _draw_saliency(self, model: TimmMultiTaskModel, tasks: list[str]) -> None:
-        picture = self._loaded.picture(model)
-        known = list(self._loaded.kinds)
-        labels = picture.labels[:, [known.index(task) for task in tasks]]
-        # Only binary tasks can be true of an image; -1 is unknown.
-        binary = torch.tensor([self._loaded.kinds[task].name == "binary" for task in tasks])
-        model.eval()
-        maps = task_saliency_maps(model, picture.images.to(next(model.parameters()).device), tasks=tasks, size="image")
-        draw_saliency(
-            picture.images,
-            maps.cpu(),
-            tasks,
-            self._folder / "saliency.png",
-            labels=torch.where(binary & ~torch.isnan(labels), labels, -1.0),
-            mean=picture.mean,
-            std=picture.std,
-            title="Saliency of each task on test images (frame: the task's label is 1)",
-        )
-
-    def names(self) -> str:
-        return ", ".join(sorted(path.name for path in self._folder.iterdir() if not path.name.startswith(".")))
-
-
-_TITLES = {"auc": "AUC", "nmse": "nMSE"}
-
-
-def _score_table(outcome: Outcome) -> str:
-    names = [
-        name for name in dict.fromkeys(name for own in METRICS_OF.values() for name in own) if name in outcome.macro
-    ]
-
-    def cells(own: Mapping[str, float]) -> list[str]:
-        return [f"{own[name]:.4f}" if name in own and own[name] == own[name] else "-" for name in names]
-
-    known = (~torch.isnan(outcome.outputs["labels"])).sum(0).tolist()
-    rows = [["task", "labels", *(_TITLES.get(name, name) for name in names)]]
-    rows += [[task, str(count), *cells(own)] for (task, own), count in zip(outcome.scores.items(), known)]
-    rows.append(["mean over the tasks", "", *cells(outcome.macro)])
-    notes = (
-        ["", "nMSE: mean squared error / variance of the training labels (lower is better)."] if "nmse" in names else []
-    )
-    return "\n".join([aligned(rows, left=1), *notes])
-
-
-def _draw_curves(path: Path, curves: Mapping[str, list[float]]) -> None:
-    figure, axes = new_figure(5.5, 3.6)
-    epochs = curves["epoch"]
-    axes.plot(epochs, curves["validation_score"], color="#0072B2", marker="o", markersize=3)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation score", color="#0072B2")
-    right = axes.twinx()
-    right.plot(epochs, curves["training_loss"], color="#D55E00", linestyle="--", marker="s", markersize=3)
-    right.set_ylabel("training loss, mean over the tasks", color="#D55E00")
-    axes.set_title("Mean validation score of the tasks, and training loss")
-    save(figure, path)
+    @property
+    def where(self) -> str:
+        """What goes on with this run."""
+        return f"--out {self._folder.parent} --name {self._folder.name} --resume auto"

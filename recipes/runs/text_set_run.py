@@ -17,7 +17,7 @@ from saliency_reg.integrations.transformers import MultiTaskCollator
 
 from ..runtime.errors import OptionError
 from ..runtime.errors import need
-from ..data.fingerprints import fingerprint_of
+from ..data.hub import fingerprint_of
 from ..runtime.files import machine, versions, write_json
 from ..runtime.termination import Terminated, deferred
 from ..data.texts.text_sets import TextSet

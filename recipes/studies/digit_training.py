@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..data.digits import Splits
+from ..data.sources import Splits
 from ..methods.attach import Backward, Surgery
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import backward_of

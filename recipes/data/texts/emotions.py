@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError, OptionError
-from ..fingerprints import fingerprint_of
-from ..hub import has_split, load_splits
+from ..hub import fingerprint_of, has_split, load_splits
 
 __all__ = ["EMOTIONS", "HUB_ID", "RARE", "EmotionSplits", "LabelledTexts", "emotion_splits", "fingerprint"]
 

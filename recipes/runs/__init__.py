@@ -1,0 +1,1 @@
+"""Single runs: command lines, and what is the same from there to results, tables and pictures."""
