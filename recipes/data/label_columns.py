@@ -32,7 +32,7 @@ def check_columns(wanted: Sequence[str], found: Sequence[str], place: str, advic
     lacking = [name for name in wanted if name not in found]
     if not lacking:
         return
-    near = difflib.get_close_matches(lacking[0], found, n=3)
+    near = difflib.get_close_matches(lacking[0], found, n=3) if len(lacking) == 1 else []
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {', '.join(map(repr, found))}."
     what = f"column {lacking[0]!r}" if len(lacking) == 1 else f"columns {', '.join(lacking)}"
     raise DataError(f"{place} has no {what}. {hint} {advice}".rstrip())

@@ -26,7 +26,7 @@ from .label_columns import (
 from .splits import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
 from .task_kinds import TaskKind
 
-_SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
+_SEPARATORS = (",", ";", "\t", "|")
 #: Names such as id, image_id, PatientID and uuid.
 _ID = re.compile(r"(?i:(^|[_\W])(id|uuid|guid)$)|[a-z]I[Dd]$")
 _INDEX = re.compile(r"(unnamed: \d+(\.\d+)?|index|level_\d+)?", re.IGNORECASE)
@@ -110,9 +110,10 @@ def read_own_table(options: argparse.Namespace) -> OwnTable:
         "",
         task_table(kinds, labels, classes),
     ]
-    about += [f"\nColumns are separated by {_SEPARATORS[separator]}."] if separator not in (None, ",", "\t") else []
-    about += [f"\nRead with decimal commas: {', '.join(commas)}."] if commas else []
-    about += [f"\n{_told(unfit)}"] if unfit else []
+    notes = [f"Columns are separated by {separator!r}."] if separator in (";", "|") else []
+    notes += [f"Read with decimal commas: {', '.join(commas)}."] if commas else []
+    notes += [_told(unfit)] if unfit else []
+    about += ["", *notes] if notes else []
     return OwnTable(images, kinds, labels, classes, rows, {**unfit, **constant}, len(paths) - len(kept), (*about, ""))
 
 

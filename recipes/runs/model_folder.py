@@ -41,10 +41,10 @@ Trained by `python -m recipes.{recipe}` with {method}. Images are {height}x{widt
 
 ## Predict
 
-In a clone of saliency_reg, for a folder of images (this folder is all that is needed):
+In a clone of saliency_reg, with the path of this folder in place of MODEL and that of your images in place of IMAGES:
 
 ```
-python -m recipes.predict --model {folder} --images IMAGES --out predictions.csv
+python -m recipes.predict --model MODEL --images IMAGES --out predictions.csv
 ```
 
 In Python:
@@ -53,7 +53,7 @@ In Python:
 from PIL import Image
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 {register}
-model = TimmMultiTaskModel.from_pretrained("{folder}").eval()
+model = TimmMultiTaskModel.from_pretrained("MODEL").eval()
 outputs = model(model.transforms(train=False)(Image.open("new.jpg").convert("RGB"))[None])
 ```
 
@@ -127,7 +127,6 @@ def save_model_folder(
         width=model.image_size[1],
         tasks=_task_lines(kinds, classes),
         scores=score_markdown(outcome),
-        folder=folder,
         register=register if backbone == SMALL_BACKBONE else "",
         file=TASKS,
     )

@@ -131,7 +131,7 @@ def main(
 def plain_warnings() -> Iterator[None]:
     """Within, warnings are one line without the code that gave them."""
     before = warnings.formatwarning
-    warnings.formatwarning = lambda message, category, *place: f"{category.__name__}: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"Warning: {message}\n"
     try:
         yield
     finally:

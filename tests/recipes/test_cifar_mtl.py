@@ -88,7 +88,7 @@ class TestRun:
     def test_results_json_has_everything(self, finished):
         content = read(finished[0])
         assert (content["recipe"], content["status"], content["schema_version"]) == ("cifar_mtl", "complete", 1)
-        assert content["options"]["method"] == "srdml_pcgrad"
+        assert content["options"]["method"] == "srdml+pcgrad"
         assert "name" not in content["options"]
         assert content["versions"]["torch"] == torch.__version__
         assert content["processes"] == 1
@@ -104,10 +104,12 @@ class TestRun:
         folder, _ = finished
         assert names_in(folder) == FILES | RELATIONS | {"pretraining"}
         assert {path.name for path in (folder / "model").iterdir()} == {
+            "README.md",
             "config.json",
             "model.safetensors",
             "tasks.json",
         }
+        assert {path.stat().st_mode & 0o777 for path in (folder / "model").iterdir()} == {0o644}
         for name in ("learning_curves", "saliency", "relations", "task_tree"):
             assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -271,7 +273,7 @@ class TestBadInput:
             (["--data", "/nowhere/at/all"], 1, "found no folder /nowhere/at/all"),
             (["--labelled", "1.5"], 1, "above 0 and at most 1"),
             (["--strength", "-1"], 2, "argument --strength: found '-1'. Pass a finite number from 0 on"),
-            (["--method", "srdml"], 2, "argument --method: invalid choice: 'srdml'"),
+            (["--method", "srdm"], 2, "argument --method: found 'srdm'. Use one of hard_sharing, single_task"),
             (["--method", "hard_sharing", "--temperature", "1"], 2, "hard_sharing does not have the entropic rule"),
             (
                 ["--method", "srdml_projected", "--temperature", "1"],

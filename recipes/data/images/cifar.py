@@ -141,7 +141,7 @@ def _loaded(data: str, image_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _images_and_classes(split: Any, data: str, name: str) -> tuple[Tensor, Tensor]:
-    advice = f"Use --data {HUB_ID}, or the folder of a copy."
+    advice = f"Expected the columns of {HUB_ID}: use --data {HUB_ID}, or the folder of a copy."
     check_columns(("img", "label"), split.column_names, f"the {name} split of {data}", advice)
     if len(split) == 0:
         raise DataError(f"the {name} split of {data} is empty. Choose other data.")
