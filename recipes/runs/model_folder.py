@@ -29,7 +29,7 @@ tags: [image-classification, multi-task-learning, saliency_reg]
 
 # {count} tasks on {backbone}
 
-Trained by `python -m recipes.{recipe}` with {method}. Images are {height}x{width}, normalised as `model.transforms(train=False)` does it.
+Trained by `python -m recipes.{recipe}` with {method}. `model.transforms(train=False)` makes images of {height}x{width}.
 
 ## Tasks
 
