@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,6 @@ from ..data.task_kinds import TaskKind
 from ..models.small_resnet import SMALL_BACKBONE, register_small_backbone
 from ..runtime.errors import DataError
 from ..runtime.files import write_json
-from ..training.train import Outcome
 from .score_table import score_markdown
 
 TASKS = "tasks.json"
@@ -29,7 +29,7 @@ tags: [image-classification, multi-task-learning, saliency_reg]
 
 # {count} tasks on {backbone}
 
-Trained by `python -m recipes.{recipe}` with {method}. `model.transforms(train=False)` makes images of {height}x{width}.
+Trained by {made_by}. `model.transforms(train=False)` makes images of {height}x{width}.
 
 ## Tasks
 
@@ -98,9 +98,8 @@ def save_model_folder(
     model: TimmMultiTaskModel,
     kinds: Mapping[str, TaskKind],
     classes: Mapping[str, Sequence[str]],
-    outcome: Outcome,
-    recipe: str,
-    method: str,
+    found: Mapping[str, Any],
+    made_by: str,
 ) -> None:
     """Write the model, ``tasks.json`` and the card ``README.md``, readable for everyone.
 
@@ -109,9 +108,8 @@ def save_model_folder(
         model: with its best weights.
         kinds: of the tasks.
         classes: names, of the tasks with classes.
-        outcome: of the training.
-        recipe: its name.
-        method: for people.
+        found: figures of the training.
+        made_by: command and method.
     """
     model.save(folder)
     named = {task: {"class_names": list(classes[task])} if task in classes else {} for task in kinds}
@@ -121,12 +119,11 @@ def save_model_folder(
     text = _CARD.format(
         count=len(kinds),
         backbone=backbone,
-        recipe=recipe,
-        method=method,
+        made_by=made_by,
         height=model.image_size[0],
         width=model.image_size[1],
         tasks=_task_lines(kinds, classes),
-        scores=score_markdown(outcome),
+        scores=score_markdown(found),
         register=register if backbone == SMALL_BACKBONE else "",
         file=TASKS,
     )

@@ -1,4 +1,4 @@
-"""One training on images, from the command line to the tables and pictures."""
+"""One training on images; what is around it is in :mod:`recipes.runs.shell`."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups
 
 from ..data.images.to_show import Picture, first_images
@@ -25,22 +22,15 @@ from ..data.sources import SampleSource
 from ..data.task_kinds import TaskKind
 from ..methods.methods import METHODS
 from ..models.small_resnet import register_small_backbone
-from ..runtime.errors import RecipeError, need
-from ..runtime.files import machine, now, versions, write_json
-from ..runtime.processes import Ranks, started_ranks
-from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN, RESULTS, open_shared_folder, results_in
-from ..runtime.termination import TERMINATED, Terminated, listening
-from ..training.checkpoints import Checkpoints
-from ..training.train import PRETRAINING, Data, Outcome, train
+from ..runtime.errors import DataError, OptionError
+from ..runtime.processes import Ranks
+from ..training.train import Data, train
+from . import shell
 from .command_line import method_value, single_run_options
 from .image_arguments import check_run_arguments
-from .image_pictures import draw_training, draw_what_tasks_see
+from .image_pictures import draw_curves, saliency_pictures
 from .model_folder import load_model_folder, save_model_folder
 from .score_table import score_text
-
-SCHEMA_VERSION = 1
-#: In the folder of a run.
-MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ def main(
     recipe: str,
     parser: argparse.ArgumentParser,
     load: Callable[[argparse.Namespace], Loaded],
-    arguments: Any = None,
+    arguments: Sequence[str] | None = None,
 ) -> int:
     """Read the data, train, write everything, and return the exit code.
 
@@ -101,30 +91,14 @@ def main(
         load: reads the data, on every process.
         arguments: of the command line.
     """
-    for module in ("sklearn", "tqdm", "matplotlib", "accelerate", "timm", "datasets"):
-        need(module)
-    options = parser.parse_args(arguments)
-    check_run_arguments(parser, options)
-    register_small_backbone()
-    with started_ranks() as state, plain_warnings():
-        try:
-            return _run(recipe, parser, options, load, Ranks(state))
-        except (RecipeError, SaliencyRegError) as error:
-            print(f"{parser.prog}: error: {_text_of(error)}", file=sys.stderr)
-            return 1
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            print(
-                f"{parser.prog}: error: a BatchNorm of the backbone saw a single image whose map has one position. Use "
-                "another --batch-size, so that no batch (the last one, and each process's part) has one image, or a larger "
-                "--image-size.",
-                file=sys.stderr,
-            )
-            return 1
-        except KeyboardInterrupt:
-            print("\nInterrupted. Run the same command with the --name of the run and --resume auto to go on.")
-            return INTERRUPTED
+
+    def run(options: argparse.Namespace, ranks: Ranks) -> ImageRun:
+        del ranks
+        return ImageRun(recipe, options, load(options))
+
+    packages = ("sklearn", "tqdm", "matplotlib", "accelerate", "timm", "datasets")
+    with plain_warnings():
+        return shell.main(recipe, parser, check_run_arguments, run, packages, arguments)
 
 
 @contextlib.contextmanager
@@ -138,56 +112,102 @@ def plain_warnings() -> Iterator[None]:
         warnings.formatwarning = before
 
 
-def _run(
-    recipe: str,
-    parser: argparse.ArgumentParser,
-    options: argparse.Namespace,
-    load: Callable[[argparse.Namespace], Loaded],
-    ranks: Ranks,
-) -> int:
-    loaded = load(options)
-    # Before the folder: what is wrong with the model should leave nothing behind.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(options.seed)
-        model = _model(options, loaded.kinds)
-    with listening(), open_shared_folder(parser, options, ranks, (recipe, SCHEMA_VERSION)) as folder:
-        results = _Results(recipe, folder, options, loaded, ranks)
-        before = ranks.from_main(results_in(folder) if ranks.is_main else None)
-        if before.get("status") == "complete" and before.get("pictures_drawn", True):
-            if ranks.is_main:
-                print(f"The run in {folder} is complete. Pass another --name to train again.")
-            return 0
-        if before.get("data", {}).get("fingerprint") not in (None, loaded.figures.get("fingerprint")):
-            parser.error(f"argument --resume: the run in {folder} was begun with other data. Pass another --name.")
-        if before.get("status") == "complete":
-            return results.draw_again(before) if ranks.is_main else 0
-        if ranks.is_main:
-            print("\n".join([*loaded.about, f"{METHODS[options.method].label} on {options.backbone}."]), flush=True)
-            results.write("running")
+class ImageRun:
+    """One model on the tasks of a recipe; a :class:`~recipes.runs.shell.SingleRun`.
+
+    Args:
+        recipe: its name.
+        options: of the command line.
+        loaded: the data.
+
+    Raises:
+        SaliencyRegError: a model that cannot be built.
+    """
+
+    def __init__(self, recipe: str, options: argparse.Namespace, loaded: Loaded) -> None:
+        self._recipe = recipe
+        self._options = options
+        self._loaded = loaded
+        self._method = METHODS[options.method]
+        self._found: Mapping[str, Any] | None = None
+        self.about = (*loaded.about, f"{self._method.label} on {options.backbone}.")
+        self.data = {"data": dict(loaded.figures)}
+        self.more = {"kinds": {task: kind.to_dict() for task, kind in loaded.kinds.items()}}
+        register_small_backbone()
+        # Before the folder: what is wrong with the model should leave nothing behind.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(options.seed)
+            self._model = _model(options, loaded.kinds)
+
+    def train(self, folder: Path, resume: str) -> dict[str, Any]:
+        """Train, and return the figures of the best epoch by validation.
+
+        Raises:
+            Terminated: SIGTERM came; a checkpoint was written.
+            RecipeError: images that cannot be read, or options that do not fit the model.
+        """
+        options = self._options
         try:
             outcome = train(
-                lambda: model,
-                loaded.data(model),
-                METHODS[options.method],
+                lambda: self._model,
+                self._loaded.data(self._model),
+                self._method,
                 method_value(options),
                 single_run_options(options, channels_last=True),
                 folder=folder,
-                resume="never" if options.resume == "never" else "auto",
+                resume=resume,
                 make_optimizer=_optimizer(options),
-                tracked=(recipe, {"method": options.method, "seed": options.seed}) if options.trackers else None,
+                tracked=(self._recipe, {"method": options.method, "seed": options.seed}) if options.trackers else None,
             )
-        except Terminated:
-            if ranks.is_main:
-                print(f"\nTerminated. To go on, run the same command with {results.where}.", flush=True)
-            return TERMINATED
-        return results.finish(outcome, model) if ranks.is_main else 0
+        except DataError as error:
+            if not str(error).startswith("Caught "):
+                raise
+            # By a data worker, with its traceback.
+            raise DataError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise OptionError(
+                "a BatchNorm of the backbone saw a single image whose map has one position. Use another --batch-size, so "
+                "that no batch (the last one, and each process's part) has one image, or a larger --image-size."
+            ) from error
+        known = (~torch.isnan(outcome.outputs["labels"])).sum(0).tolist()
+        counts = dict(zip(self._loaded.kinds, known))
+        self._found = {**outcome.to_dict(), "best_epoch": outcome.best_epoch, "test_labels": counts}
+        return self._found
 
+    def table(self, found: Mapping[str, Any]) -> str:
+        """Scores of each task."""
+        return f"\n{score_text(found)}"
 
-def _text_of(error: Exception) -> str:
-    text = str(error)
-    if text.startswith("Caught "):  # by a data worker, with its traceback
-        text = text.strip().splitlines()[-1].partition(": ")[2]
-    return text
+    def save(self, folder: Path) -> None:
+        """Write all that is needed to predict.
+
+        Raises:
+            DataError: the disk is full, or the folder cannot be written.
+        """
+        assert self._found is not None
+        classes = self._loaded.figures.get("classes", {})
+        try:
+            made_by = f"`python -m recipes.{self._recipe}` with {self._method.label}"
+            save_model_folder(folder, self._model, self._loaded.kinds, classes, self._found, made_by)
+        except (OSError, ValueError) as error:
+            where = f"--out {folder.parent.parent} --name {folder.parent.name} --resume auto"
+            raise DataError(
+                f"the model was not saved: {error} To save it, run the same command with {where}."
+            ) from error
+
+    def pictures(self, found: Mapping[str, Any], folder: Path) -> shell.Pictures:
+        """Relations, learning curves, and what each task looks at."""
+
+        def model() -> TimmMultiTaskModel:
+            return load_model_folder(folder / "model")[0] if self._found is None else self._model
+
+        return {
+            **shell.relation_pictures(found, list(self._loaded.kinds), self._method.label),
+            "learning_curves.png": lambda path: draw_curves(path, found["curves"]),
+            **saliency_pictures(self._loaded.kinds, model, self._loaded.picture),
+        }
 
 
 def _model(options: argparse.Namespace, kinds: Mapping[str, TaskKind]) -> TimmMultiTaskModel:
@@ -217,75 +237,3 @@ def _optimizer(options: argparse.Namespace) -> Callable[[nn.Module, float, float
         return torch.optim.AdamW(groups)
 
     return make
-
-
-class _Results:
-    """Files, tables and pictures of one run."""
-
-    def __init__(self, recipe: str, folder: Path, options: argparse.Namespace, loaded: Loaded, ranks: Ranks) -> None:
-        self._recipe = recipe
-        self._folder = folder
-        self._options = options
-        self._loaded = loaded
-        self._processes = ranks.size
-        self._started = now()
-        self._clock = time.monotonic()
-
-    def write(self, status: str, outcome: Mapping[str, Any] | None = None) -> None:
-        """``results.json``, which ``--resume`` checks."""
-        options = {name: value for name, value in vars(self._options).items() if name not in ("out", "name", "resume")}
-        content = {
-            "schema_version": SCHEMA_VERSION,
-            "recipe": self._recipe,
-            "status": status,
-            "date": self._started,
-            "options": options,
-            "versions": versions(),
-            "machine": machine(),
-            "processes": self._processes,
-            "kinds": {task: kind.to_dict() for task, kind in self._loaded.kinds.items()},
-            "data": dict(self._loaded.figures),
-        }
-        write_json(self._folder / RESULTS, {**content, **(outcome or {})})
-
-    def finish(self, outcome: Outcome, model: TimmMultiTaskModel) -> int:
-        """Print the table before anything is written, since the disk may be full; return the exit code."""
-        print(f"\n{score_text(outcome)}", flush=True)
-        found = {**outcome.to_dict(), "best_epoch": outcome.best_epoch, "pictures_drawn": False}
-        kinds, method = self._loaded.kinds, METHODS[self._options.method].label
-        classes = self._loaded.figures.get("classes", {})
-        try:
-            save_model_folder(self._folder / MODEL, model, kinds, classes, outcome, self._recipe, method)
-            self.write("complete", found)
-            for own in (self._folder, self._folder / PRETRAINING):
-                Checkpoints(own).remove_all()
-        except (OSError, SaliencyRegError) as error:
-            print(f"\nThe model was not saved: {error}\nTo save it, run the same command with {self.where}.")
-            return NOT_WRITTEN
-        return self._draw(found["relations"], found["curves"], model)
-
-    def draw_again(self, before: Mapping[str, Any]) -> int:
-        """Draw the pictures of a run that was stopped before them; return the exit code."""
-        print(f"The run in {self._folder} is complete, but for its pictures.", flush=True)
-        return self._draw(before["relations"], before["curves"], load_model_folder(self._folder / MODEL)[0])
-
-    def _draw(self, relations: Any, curves: Mapping[str, Any], model: TimmMultiTaskModel) -> int:
-        kinds, problem = self._loaded.kinds, None
-        title = f"Learned relations, {METHODS[self._options.method].label}"
-        try:
-            draw_training(self._folder, title, list(kinds), relations, curves)
-            draw_what_tasks_see(self._folder, model, self._loaded.picture(model), kinds)
-            write_json(self._folder / RESULTS, {**results_in(self._folder), "pictures_drawn": True})
-        except (OSError, SaliencyRegError) as error:  # the training is worth more than its pictures
-            problem = error
-        names = sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
-        print(f"\n{time.monotonic() - self._clock:.0f} s. Written to {self._folder}: {', '.join(names)}")
-        if problem is not None:
-            print(f"Not all pictures were drawn: {problem}\nTo draw them, run the same command with {self.where}.")
-            return NOT_WRITTEN
-        return 0
-
-    @property
-    def where(self) -> str:
-        """What goes on with this run."""
-        return f"--out {self._folder.parent} --name {self._folder.name} --resume auto"
