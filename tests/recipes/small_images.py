@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.celeba import ATTRIBUTES
+from recipes.data.images.celeba import ATTRIBUTES
 from recipes.runtime.errors import need
 
 pyarrow, parquet = need("pyarrow"), need("pyarrow.parquet")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recipes import celeba
-from recipes.celeba import ATTRIBUTES
+from recipes.data.images.celeba import ATTRIBUTES
 from recipes.data.task_kinds import BINARY
 from recipes.models.small_resnet import register_small_backbone
 from recipes.training.metrics import task_scores

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.data.digits import Examples
+from recipes.data.sources import Examples
 from recipes.runtime.errors import CheckpointError, CheckpointMismatchError, OptionError
 from recipes.runtime.log import RunLog
 from recipes.runtime.processes import open_accelerator

@@ -53,6 +53,13 @@ class TestLabels:
             (["1e3", "-2.5"], TaskKind("number"), [1000.0, -2.5]),
             (list(range(20)), TaskKind("classes", 20), list(map(float, range(20)))),
             (list(range(21)), TaskKind("number"), list(map(float, range(21)))),
+            (["Yes", "no", "YES", ""], BINARY, [1.0, 0.0, 1.0, NAN]),
+            (["yes", "0", "true"], BINARY, [1.0, 0.0, 1.0]),
+            (["yes", "no", "maybe"], TaskKind("classes", 3), [2.0, 1.0, 0.0]),
+            (["1,5", "-2,25", "3", None], TaskKind("number"), [1.5, -2.25, 3.0, NAN]),
+            (["1,5", "2,5", "big"], TaskKind("classes", 3), [0.0, 1.0, 2.0]),
+            ([0, 1, 1, 2], TaskKind("classes", 3), [0.0, 1.0, 1.0, 2.0]),
+            ([0, 1] * 5 + [2, 2], TaskKind("classes", 3), [0.0, 1.0] * 5 + [2.0, 2.0]),
         ],
     )
     def test_kinds_are_found(self, values, kind, labels):
@@ -68,6 +75,17 @@ class TestLabels:
     @pytest.mark.parametrize("value", [-1, -1.0, "-1", " -1 ", "-1.0", np.int64(-1)])
     def test_own_spelling_of_missing(self, value):
         assert same(labels_of("x", [1, value, 0], missing=["-1", "unknown"])[1], [1.0, NAN, 0.0])
+
+    def test_single_slip_is_found_by_its_place(self):
+        values, places = [0, 1] * 10, [f"row {row} ({row}.png)" for row in range(20)]
+        values[7] = 7
+        with pytest.raises(DataError, match=re.escape("correct row 7 (7.png)")):
+            labels_of("x", values, places=places)
+        assert labels_of("x", values, "classes", places=places)[0] == TaskKind("classes", 3)
+        assert labels_of("x", values, missing=["7"], places=places)[0] == BINARY
+
+    def test_truth_values_that_are_classes_keep_their_names(self):
+        assert labels_of("x", ["yes", "no"], "classes")[2] == ("no", "yes")
 
     def test_nothing_but_missing(self):
         kind, labels, names = labels_of("x", [None, ""])
@@ -124,6 +142,15 @@ class TestLabels:
                 "binary",
                 "'x' has the label 2, expected 0 and 1. If it stands for a missing label, use --missing-value 2",
             ),
+            ([0, 1] * 5 + [2], None, "'x' has the label 2, expected 0 and 1"),
+            ([0, 1] * 5 + [2], None, "if it is a slip, correct row 10"),
+            (["1", "0"] * 5 + ["l"], None, "'x' has the label l, expected 0 and 1"),
+            (
+                ["yes", "no"] * 5 + ["2"],
+                None,
+                "use --missing-value 2; for a column of another kind, use --kind x=classes",
+            ),
+            (["1,5", "2.5"], None, "'x' has decimal commas such as '1,5' and other numbers or texts"),
             ([f"t{number}" for number in range(1001)], None, "1001 different labels, which are too many for classes"),
         ],
     )
@@ -432,7 +459,8 @@ class TestCifar:
         for split in ("train", "test"):
             write_parquet(tmp_path / f"{split}.parquet", {"image": [1], "fine_label": [0]})
         with pytest.raises(
-            DataError, match=r"columns image, fine_label, expected 'img' and 'label' as in uoft-cs/cifar10"
+            DataError,
+            match="has no columns img, label. It has 'image', 'fine_label'. Expected the columns of uoft-cs/cifar10",
         ):
             self.splits(str(tmp_path))
 

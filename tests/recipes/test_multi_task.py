@@ -9,7 +9,7 @@ from sklearn import metrics
 from torch import nn
 from torch.nn import functional
 
-from recipes.data.digits import Examples
+from recipes.data.sources import Examples
 from recipes.data.task_kinds import BINARY, TaskKind, columns_of
 from recipes.methods.methods import METHODS
 from recipes.runtime.errors import DataError, OptionError

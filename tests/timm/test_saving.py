@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from saliency_reg.errors import ConfigurationError, SaliencyRegError
@@ -223,3 +224,21 @@ def test_the_backbone_of_a_saved_multi_task_model(tmp_path: Path) -> None:
         assert torch.equal(model.backbone.model.state_dict()[name], value), name
     with pytest.raises(CheckpointError, match="is no checkpoint of 'test_resnet'"):
         TimmMultiTaskModel("test_resnet", ["a"], checkpoint_path=tmp_path / "model.safetensors", in_chans=2)
+
+
+def test_everyone_can_read_the_files(tmp_path: Path) -> None:
+    built().save(tmp_path)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "config.json": 0o644,
+        "model.safetensors": 0o644,
+    }
+
+
+def test_full_disk_is_one_of_our_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_model", full)
+    with pytest.raises(CheckpointError, match=r"model.safetensors' could not be written .*Make room"):
+        built().save(tmp_path)
+    assert not list(tmp_path.iterdir())

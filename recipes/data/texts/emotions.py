@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError, OptionError
-from ..fingerprints import fingerprint_of
-from ..hub import load_splits
+from ..hub import fingerprint_of, load_splits
 
 HUB_ID = "google-research-datasets/go_emotions"
 SUBSET = "simplified"
