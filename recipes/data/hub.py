@@ -1,4 +1,4 @@
-"""Tables of a folder or a file, or data sets of the Hugging Face hub, split by split; and whether they are the same still."""
+"""Tables of folders and files, or data sets of the Hugging Face hub, split by split, and whether they are still the same."""
 
 from __future__ import annotations
 
