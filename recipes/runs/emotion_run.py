@@ -90,7 +90,9 @@ class EmotionRun:
         splits = self._splits
         train_rows, validation, test = map(self._tokenised, (splits.train, splits.validation, splits.test))
         data = Data(_KINDS, train_rows, validation, test)
-        outcome = self._by_trainer(data, folder) if self._options.loop == "trainer" else self._loop(data, folder, resume)
+        outcome = (
+            self._by_trainer(data, folder) if self._options.loop == "trainer" else self._loop(data, folder, resume)
+        )
         self._model = outcome.model
         outcome.scores, outcome.more = with_f1(outcome.scores, outcome.outputs, outcome.validation_outputs, RARE)
         return outcome.to_dict()
@@ -248,7 +250,6 @@ def _as_columns(prediction: Any) -> dict[str, Tensor]:
 def _auc(prediction: Any) -> dict[str, float]:
     split = _as_columns(prediction)
     return {"auc": selection_score(task_scores(split["outputs"], split["labels"], _KINDS), _KINDS)}
-
 
 
 def _curves(history: list[dict[str, Any]], looks: list[dict[str, Any]]) -> dict[str, list[float]]:

@@ -206,14 +206,18 @@ class TextSetRun:
             without = ", ".join(self._without)
             lines.append(f"Weights of the last step: {without} has not both a validation and a test split with labels.")
         else:
-            lines.append(f"Weights of step {found['chosen_step']} of {found['steps']}, the best on the validation splits.")
+            lines.append(
+                f"Weights of step {found['chosen_step']} of {found['steps']}, the best on the validation splits."
+            )
         if any(own.kind.name == "number" for own in self._sets):
             lines.append("nMSE: mean squared error / variance of the training labels (lower is better).")
         weights = torch.tensor(found["relations"], dtype=torch.float64)
         weights = weights / weights.sum() * len(weights) * (len(weights) - 1)
         table = [["", *found["tasks"]]]
         for row, name in enumerate(found["tasks"]):
-            table.append([name, *("." if row == column else f"{value:.2f}" for column, value in enumerate(weights[row]))])
+            table.append(
+                [name, *("." if row == column else f"{value:.2f}" for column, value in enumerate(weights[row]))]
+            )
         title = "Relations after the last step (1: as much in common as the average pair):"
         return "\n".join([*lines, "", title, aligned(table, left=1)])
 
@@ -282,10 +286,8 @@ class TextSetRun:
         )
 
 
-def validation_metrics(
-    scores: Mapping[str, Mapping[str, float]], kinds: Mapping[str, TaskKind]
-) -> dict[str, float]:
-    """As a Trainer calls them: ``eval_score``, -inf where any task has diverged, and those of each as ``eval_TASK_SCORE``."""
+def validation_metrics(scores: Mapping[str, Mapping[str, float]], kinds: Mapping[str, TaskKind]) -> dict[str, float]:
+    """``eval_score``, -inf where any task has diverged, and the scores of each as ``eval_TASK_SCORE``, for a Trainer."""
     diverged = any(math.isnan(own[kinds[task].score]) for task, own in scores.items())
     return {
         "eval_score": -math.inf if diverged else selection_score(scores, kinds),
