@@ -15,7 +15,7 @@ from torch import Tensor
 from saliency_reg import PCGrad
 from saliency_reg.integrations.transformers import MultiTaskCollator, SaliencyTrainer
 
-from ..data.hub import fingerprint_of
+from ..data.fingerprints import fingerprint_of
 from ..data.task_kinds import TaskKind
 from ..data.texts.task_batches import SetExamples, TaskBatches
 from ..data.texts.text_sets import Rows, TextSet, read_set
@@ -287,7 +287,7 @@ class TextSetRun:
 
 
 def validation_metrics(scores: Mapping[str, Mapping[str, float]], kinds: Mapping[str, TaskKind]) -> dict[str, float]:
-    """As a Trainer calls them: ``eval_score``, -inf where any task has diverged, and those of each task."""
+    """``eval_score``, -inf where any task has diverged, and the scores of each as ``eval_TASK_SCORE``, for a Trainer."""
     diverged = any(math.isnan(own[kinds[task].score]) for task, own in scores.items())
     return {
         "eval_score": -math.inf if diverged else selection_score(scores, kinds),

@@ -55,7 +55,7 @@ def truncate(table, name):
 
 
 def error_of(capsys):
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     prefix = "python -m recipes.folder: error: "
     assert line.startswith(prefix)
     return line.removeprefix(prefix)
