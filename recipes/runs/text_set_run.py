@@ -15,7 +15,7 @@ from torch import Tensor
 from saliency_reg import PCGrad
 from saliency_reg.integrations.transformers import MultiTaskCollator, SaliencyTrainer
 
-from ..data.fingerprints import fingerprint_of
+from ..data.hub import fingerprint_of
 from ..data.task_kinds import TaskKind
 from ..data.texts.task_batches import SetExamples, TaskBatches
 from ..data.texts.text_sets import Rows, TextSet, read_set
