@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -122,6 +122,21 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._host())
         return box[0]
+
+    def on_main(self, make: Callable[[], Any]) -> Any:
+        """What a function returns in the main process, where alone it is called; what it raises there ends all of them."""
+        found = failure = None
+        if self.is_main:
+            try:
+                found = make()
+            except (Exception, SystemExit) as error:
+                if self.size == 1:
+                    raise
+                failure = error
+        found, failure = self.from_main((found, failure))
+        if failure is not None:
+            raise failure
+        return found
 
     def of_all(self, value: Any) -> list[Any]:
         """What all processes have; small plain objects."""

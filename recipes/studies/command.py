@@ -29,6 +29,8 @@ from .study import FIRST_TUNING_SEED, Setting, Study
 from .tables import as_csv, as_numbers, markdown, tuning
 
 SCHEMA_VERSION = 4
+#: Tables for people and for programs, and all numbers: beside the results.
+_WRITTEN_BESIDE = (".md", ".csv", ".json")
 #: Between two lines where standard error is no terminal.
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -131,6 +133,11 @@ class StudyCommand:
             self.check(parser, options)
         if options.results is None:
             options.results = Path(options.out, options.name or "", "results.jsonl")
+        if options.results.suffix in _WRITTEN_BESIDE:
+            parser.error(
+                f"argument --results: a file with one line for each training, beside which {options.results.name} is "
+                f"written. Use {options.results.with_suffix('.jsonl').name}."
+            )
         if options.seeds > FIRST_TUNING_SEED:
             parser.error(
                 f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Use --seeds {FIRST_TUNING_SEED} or less."
@@ -141,6 +148,13 @@ class StudyCommand:
                 parser.error(f"argument --{name}: found {unknown[0]!r}. Use some of {', '.join(known)}.")
             if len(set(given)) < len(given):
                 parser.error(f"argument --{name}: the same value twice. Use each value once.")
+        for setting in self.settings_of(options).values() if options.methods else ():
+            for method in (self.methods[key] for key in options.methods):
+                if not setting.has_space(method):
+                    parser.error(
+                        f"argument --methods: {setting.key} has no values to try for the {method.parameter} of {method.key}. "
+                        f"Use some of {', '.join(key for key, own in self.methods.items() if setting.has_space(own))}."
+                    )
 
 
 class _Course:
@@ -167,8 +181,8 @@ class _Course:
         options, command, ranks = self._options, self._command, self._ranks
         code, trains = 0, options.minutes is None or options.minutes > 0
         with contextlib.ExitStack() as held:
-            if trains and ranks.is_main:
-                self._lock(held)
+            if trains:
+                ranks.on_main(lambda: self._lock(held))
             study = self._study()
             if trains and study.done < study.trainings:
                 data = self._check_data(study)
@@ -190,7 +204,7 @@ class _Course:
             settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
         if options.trials is not None:
             settings = [setting.searched(options.trials) for setting in settings]
-        results = ranks.from_main(ResultsFile(self._path) if ranks.is_main else None)
+        results = ranks.on_main(lambda: ResultsFile(self._path))
         tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
         if not ranks.is_main:
             results.writes = False
@@ -290,7 +304,7 @@ class _Course:
         if study.results.not_written is not None:
             not_written[self._path.name] = study.results.not_written
         text = f"{markdown(study, command.metrics, command.compared)}\n\n{tuning(study)}\n"
-        for_people, for_programs, numbers = (self._path.with_suffix(suffix) for suffix in (".md", ".csv", ".json"))
+        for_people, for_programs, numbers = map(self._path.with_suffix, _WRITTEN_BESIDE)
         try:
             _try(not_written, for_people.name, lambda: for_people.write_text(text, encoding="utf-8"))
             _try(not_written, for_programs.name, lambda: for_programs.write_text(as_csv(study, command.metrics)))

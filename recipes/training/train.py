@@ -19,6 +19,7 @@ from ..data.task_kinds import TaskKind
 from ..methods.attach import Backward, attach
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
+from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .best_weights import BestWeights
 from .engine import Engine, Plan
@@ -131,6 +132,11 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)  # and not those of GPUs, which would stay so
         model = build()
+    if not method.shared and not hasattr(model, "parts"):
+        raise OptionError(
+            f"{method.key} needs a network for each task, and the model {type(model).__name__} is one for all of them. Choose "
+            "another method, or a model with parts()."
+        )
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.pretraining_epochs:
