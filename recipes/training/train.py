@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
-from ..data.task_kinds import TaskKind
+from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import Backward, attach
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
@@ -213,7 +213,7 @@ class _Training:
         if data.test is not None:
             validation_outputs = self._engine.evaluate(data.validation)
             outputs = self._engine.evaluate(data.test)
-            scores = task_scores(outputs["outputs"], outputs["labels"], data.kinds)
+            scores = self._scores(outputs)
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
         score, loss = progress.means()
@@ -234,7 +234,7 @@ class _Training:
         if epoch % max(1, options.epochs // options.evaluations) and epoch != options.epochs:
             return {}
         found = self._engine.evaluate(data.validation)
-        scores = task_scores(found["outputs"], found["labels"], data.kinds)
+        scores = self._scores(found)
         losses = self._objective.mean_losses(found["outputs"], found["labels"])
         figures = {
             "training_loss": mean_of_known(training_losses),
@@ -259,6 +259,16 @@ class _Training:
         ]
         self._progress.update({"epoch": float(epoch), **figures}, of_parts, self._backward)
         return figures
+
+    def _scores(self, found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        # Of each part on its own: one that diverged takes the scores of its own tasks, and of no others.
+        kinds, scores = self._data.kinds, {}
+        columns = dict(zip(kinds, columns_of(kinds)))
+        for tasks in self._progress.tasks_of_parts:
+            outputs = torch.cat([found["outputs"][:, columns[task]] for task in tasks], dim=1)
+            labels = found["labels"][:, [list(kinds).index(task) for task in tasks]]
+            scores.update(task_scores(outputs, labels, {task: kinds[task] for task in tasks}))
+        return {task: scores[task] for task in kinds}
 
 
 def _everything(source: Any) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,14 @@ def start(module: str, *arguments: str | Path, processes: int = 1) -> subprocess
     """
     launcher: list[str] = []
     if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(_free_port())]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--master_port",
+            str(_free_port()),
+        ]
     # Without what a launcher around the tests may have set.
     ours = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     # A shell that started pytest in the background may have left the signal ignored, which is inherited.
