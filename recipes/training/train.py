@@ -262,7 +262,8 @@ class _Training:
 
     def _scores(self, found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         # Of each part on its own: one that diverged takes the scores of its own tasks, and of no others.
-        kinds, scores = self._data.kinds, {}
+        kinds = self._data.kinds
+        scores: dict[str, dict[str, float]] = {}
         columns = dict(zip(kinds, columns_of(kinds)))
         for tasks in self._progress.tasks_of_parts:
             outputs = torch.cat([found["outputs"][:, columns[task]] for task in tasks], dim=1)
