@@ -152,8 +152,8 @@ class StudyCommand:
             for method in (self.methods[key] for key in options.methods):
                 if not setting.has_space(method):
                     parser.error(
-                        f"argument --methods: {setting.key} has no values to try for the {method.parameter} of {method.key}. "
-                        f"Use some of {', '.join(key for key, own in self.methods.items() if setting.has_space(own))}."
+                        f"argument --methods: {setting.key} has no values to try for the {method.parameter} of "
+                        f"{method.key}. Use some of {', '.join(key for key, own in self.methods.items() if setting.has_space(own))}."
                     )
 
 
@@ -262,6 +262,7 @@ class _Course:
             self._print("\nTerminated. Run the same command again to go on.")
             return TERMINATED
         if self._ranks.is_main:
+            work.forget_all(study.results)
             with contextlib.suppress(OSError):  # there is something in it, or there was nothing to save
                 folder.rmdir()
         return 0

@@ -134,8 +134,8 @@ def train(
         model = build()
     if not method.shared and not hasattr(model, "parts"):
         raise OptionError(
-            f"{method.key} needs a network for each task, and the model {type(model).__name__} is one for all of them. Choose "
-            "another method, or a model with parts()."
+            f"{method.key} needs a network for each task, and the model {type(model).__name__} is one for all of them. "
+            "Choose another method, or a model with parts()."
         )
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

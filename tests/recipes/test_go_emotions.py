@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,14 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from recipes import go_emotions, go_emotions_grid
-from recipes.data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
+from recipes import go_emotions
+from recipes.data.texts.emotions import EMOTIONS, RARE, emotion_splits
 from recipes.data.texts.tokens import TokenisedTexts, trained_tokenizer
-from recipes.methods.methods import METHODS
 from recipes.runtime.errors import DataError, OptionError
-from recipes.studies.emotion_cells import EmotionCell
-from recipes.studies.study import Cell
 from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
 
-WORDS = ("great", "sad", "why", "thanks", "awful", "love", "really", "dog", "house", "today", "never", "blue")
-
-
-def rows(number: int, seed: int, prefix: str = "") -> pd.DataFrame:
-    generator = torch.Generator().manual_seed(seed)
-    texts, labels = [], []
-    for _ in range(number):
-        words = torch.randint(len(WORDS), (int(torch.randint(2, 9, (), generator=generator)),), generator=generator)
-        texts.append(prefix + " ".join(WORDS[word] for word in words))
-        # The first word says one emotion, and the last one another.
-        labels.append(sorted({int(words[0]) % 28, 12 + int(words[-1])}))
-    return pd.DataFrame({"text": texts, "labels": labels, "id": [f"id{seed}_{row}" for row in range(number)]})
+from .support.emotion_texts import rows
 
 
 @pytest.fixture(scope="module")
@@ -218,27 +203,3 @@ def test_bad_options(
     command = ["--data", str(with_test), *SMALL, "--out", str(tmp_path), "--name", "run", *options]
     assert go_emotions.main(command) == 1
     assert text in capsys.readouterr().err
-
-
-def test_a_cell_of_the_grid(without_test: Path) -> None:
-    setting = go_emotions_grid.SETTINGS["all-labels"]
-    small = {"train_texts": 60, "validation_texts": 20, "epochs": 1, "width": 16, "vocabulary": 80, "warmup_steps": 0}
-    setting = dataclasses.replace(setting, values={**setting.values, **small})
-    method = METHODS["srdml_entropic"]
-    trial, report = (
-        EmotionCell(str(without_test))(Cell(setting, method, 0.01, 0, reported))[1] for reported in (False, True)
-    )
-    assert trial is not None
-    assert report is not None
-    assert trial["scores"] == {}
-    assert trial["validation"] == report["validation"]
-    assert {"f1", "auc", "f1_rare", "auc_rare"} <= set(report["macro"])
-
-
-def test_the_tables_say_what_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert go_emotions_grid.main(["--minutes", "0", "--results", str(tmp_path / "results.jsonl")]) == 0
-    said = capsys.readouterr().out
-    assert "8,000 training texts, 90 % of the labels removed" in said
-    assert "F1 of rare tasks %" in said
-    assert "0 of " in said
-    assert HUB_ID in go_emotions_grid.COMMAND.data

@@ -12,7 +12,7 @@ from recipes.digits import main
 from recipes.studies import command
 from tests.two_processes import run_on_two_processes
 
-from ..support.commands import call, call_on_rank, finish, run_in_child, start, stop
+from ..support.commands import call, call_on_rank, run_in_child, start, stop
 from ..support.studies import lines_of, results_json, results_of, size_of_png, tables_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -44,7 +44,10 @@ def assert_close(one, other):
     if isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
-            assert_close(one[key], other[key])
+            if key == "penalty_share":  # a report in single precision
+                assert one[key] == pytest.approx(other[key], rel=1e-5)
+            else:
+                assert_close(one[key], other[key])
     elif isinstance(one, list):
         assert len(one) == len(other)
         for ours, theirs in zip(one, other):
@@ -86,8 +89,9 @@ class TestKilled:
 class TestInterrupted:
     def test_leaves_what_was_finished(self, alone, tmp_path):
         """Ctrl-C in a terminal, which the workers get, too."""
-        process = start("recipes.digits", *COMMAND, "--seeds", "300", "--out", tmp_path, "--workers", "2")
-        answer = stop(process, signal.SIGINT, lambda: done_in(tmp_path) >= 8 + len(METHODS) + 1)
+        arguments = (*TINY, "--methods", *METHODS[:2], "--seeds", "300", "--out", tmp_path, "--workers", "2")
+        process = start("recipes.digits", *arguments)
+        answer = stop(process, signal.SIGINT, lambda: done_in(tmp_path) >= 4 + 2 + 1)
         assert answer.code == 130, answer.err
         assert "Traceback" not in answer.err
         assert "Interrupted. What follows is from the trainings that were finished." in answer.out
@@ -98,11 +102,12 @@ class TestInterrupted:
             assert size_of_png(tmp_path / f"{name}.png")
         assert (tmp_path / "results.md").exists()
         # Other processes than those of the study without a break: to the last digit.
-        expected = results_of(alone[0] / "results.jsonl")
+        whole = results_of(alone[0] / "results.jsonl")
+        expected = {cell: result for cell, result in whole.items() if json.loads(cell)["method"] in METHODS[:2]}
         found = results_of(tmp_path / "results.jsonl")
         assert set(expected) <= set(found)
         assert {cell: found[cell] for cell in expected} == expected
-        assert len(expected) < len(found) < 8 + 300 * len(METHODS)
+        assert len(expected) < len(found) < 4 + 300 * 2
 
 
 class TestTwoProcesses:
@@ -210,12 +215,3 @@ class TestFullDisk:
         assert done_in(tmp_path) == 3
         second = call(main, *self.ARGUMENTS, "--out", tmp_path)
         assert second.err == "", "nothing is trained again"
-
-
-def test_child_that_does_not_end_is_killed():
-    """The helper of these tests itself."""
-    process = start("json.tool")
-    with pytest.raises(Exception, match="timed out"):
-        finish(process, seconds=0.5)
-    assert process.poll() is not None
-    assert json.dumps(None) == "null"
