@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from ..runtime.termination import TERMINATED, Terminated, deferred, listening
 from ..runtime.workers import Workers
 from .cell_training import CellTraining, TrainOne
+from .progress import told
 from .results_file import ResultsFile
 from .study import FIRST_TUNING_SEED, Setting, Study
 from .tables import as_csv, as_numbers, markdown, tuning
@@ -31,8 +32,6 @@ from .tables import as_csv, as_numbers, markdown, tuning
 SCHEMA_VERSION = 4
 #: Tables for people and for programs, and all numbers: beside the results.
 _WRITTEN_BESIDE = (".md", ".csv", ".json")
-#: Between two lines where standard error is no terminal.
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,10 @@ class StudyCommand:
         for setting in self.settings_of(options).values() if options.methods else ():
             for method in (self.methods[key] for key in options.methods):
                 if not setting.has_space(method):
+                    known = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
                     parser.error(
                         f"argument --methods: {setting.key} has no values to try for the {method.parameter} of "
-                        f"{method.key}. Use some of {', '.join(key for key, own in self.methods.items() if setting.has_space(own))}."
+                        f"{method.key}. Use some of {known}."
                     )
 
 
@@ -249,11 +249,11 @@ class _Course:
                 listening(),
                 deferred() if several else contextlib.nullcontext(),
                 Workers(options.workers) as workers,
-                self._told(study) as tell,
+                told(study, self._ranks.is_main) as tell,
             ):
                 run_all = functools.partial(workers.run_all, ordered=several)
                 for cell, result in study.run(run_all, work):
-                    tell(f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}", cell.reported, result)
+                    tell(cell, result)
                     work.forget(cell, self._ranks)
         except KeyboardInterrupt:
             self._print("\nInterrupted. What follows is from the trainings that were finished.")
@@ -266,33 +266,6 @@ class _Course:
             with contextlib.suppress(OSError):  # there is something in it, or there was nothing to save
                 folder.rmdir()
         return 0
-
-    @contextlib.contextmanager
-    def _told(self, study: Study) -> Iterator[Callable[[str, bool, Mapping[str, Any]], None]]:
-        """A bar in a terminal, otherwise a line now and then, on standard error."""
-        total, done, began = study.trainings, study.done, time.monotonic()
-        line = -_SECONDS_BETWEEN_LINES
-        shown = self._ranks.is_main and sys.stderr.isatty()
-        bar = need("tqdm").tqdm(total=total, initial=done, unit="training", disable=not shown)
-        first = done
-
-        def tell(what: str, reported: bool, result: Mapping[str, Any]) -> None:
-            nonlocal done, line
-            done += 1
-            bar.set_description("reported" if reported else "tuning")
-            bar.set_postfix_str(f"last: {what}")
-            bar.update()
-            now_ = time.monotonic()
-            if shown or not self._ranks.is_main or (now_ - line < _SECONDS_BETWEEN_LINES and done < total):
-                return
-            line = now_
-            left = (now_ - began) / (done - first) * (total - done)
-            score = result["validation"]
-            text = "no score" if score is None else f"validation score {score:.4f}"
-            print(f"{done} of {total} trainings ({what}: {text}), {_duration(left)} left", file=sys.stderr, flush=True)
-
-        with bar:
-            yield tell
 
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
         command, not_written = self._command, {}
@@ -347,13 +320,3 @@ def _try(not_written: dict[str, str], name: str, write: Callable[[], Any]) -> An
     except (OSError, SaliencyRegError) as error:
         not_written[name] = getattr(error, "strerror", None) or str(error)
         return None
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )
