@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import subprocess
 import sys
@@ -17,16 +16,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from recipes import go_emotions, go_emotions_grid
-from recipes.data.texts.emotions import EMOTIONS, HUB_ID, RARE, emotion_splits
+from recipes import go_emotions
+from recipes.data.texts.emotions import EMOTIONS, RARE, emotion_splits
 from recipes.data.texts.tokens import TokenisedTexts, trained_tokenizer
-from recipes.methods.methods import METHODS
 from recipes.runs import by_trainer, emotion_run, shell
 from recipes.runtime.errors import DataError, OptionError
 from recipes.runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from recipes.runtime.termination import TERMINATED
-from recipes.studies.emotion_cells import train_emotions
-from recipes.studies.study import Cell
 from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
 
@@ -238,29 +234,6 @@ def test_bad_options(
     command = ["--data", str(with_test), *SMALL, "--out", str(tmp_path), "--name", "run", *options]
     assert go_emotions.main(command) == 1
     assert text in capsys.readouterr().err
-
-
-def test_a_cell_of_the_grid(without_test: Path, tmp_path: Path) -> None:
-    setting = go_emotions_grid.SETTINGS["all-labels"]
-    small = {"train_texts": 60, "validation_texts": 20, "epochs": 1, "width": 16, "vocabulary": 80, "warmup_steps": 0}
-    setting = dataclasses.replace(setting, values={**setting.values, **small})
-    method = METHODS["srdml_entropic"]
-    trial, report = (
-        train_emotions(Cell(setting, method, 0.01, 0, reported), str(without_test), tmp_path / str(reported)).to_dict()
-        for reported in (False, True)
-    )
-    assert trial["scores"] == {}
-    assert trial["validation"] == report["validation"]
-    assert {"f1", "auc", "f1_rare", "auc_rare"} <= set(report["macro"])
-
-
-def test_the_tables_say_what_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert go_emotions_grid.main(["--minutes", "0", "--results", str(tmp_path / "results.jsonl")]) == 0
-    said = capsys.readouterr().out
-    assert "8,000 training texts, 90 % of the labels removed" in said
-    assert "F1 of rare tasks %" in said
-    assert "0 of " in said
-    assert HUB_ID in go_emotions_grid.COMMAND.data
 
 
 def _run(with_test: Path, out: Path, *more: str) -> int:
