@@ -1,0 +1,1 @@
+"""Single trainings, from the command line to files, tables and pictures."""
