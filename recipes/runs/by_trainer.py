@@ -15,10 +15,10 @@ from torch import Tensor
 
 from saliency_reg.integrations.transformers import SaliencyTrainer
 
-from ..runtime.errors import need
 from ..data.task_kinds import TaskKind
-from ..training.metrics import selection_score, task_scores
 from ..data.texts.task_batches import TaskBatches
+from ..runtime.errors import need
+from ..training.metrics import selection_score, task_scores
 
 __all__ = ["Examined", "SetTrainer", "latest_checkpoint", "scores_on"]
 

@@ -18,16 +18,15 @@ from torch import Tensor
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
 from saliency_reg.integrations.transformers import MultiTaskModel, SaliencyTrainer
 
-from ..runtime.errors import OptionError
-from ..runtime.errors import need
 from ..data.task_kinds import BINARY
-from ..methods.methods import METHODS
-from .command_line import method_value, single_run_options
-from ..training.metrics import selection_score, task_scores
-from ..training.train import Data, Outcome, train
-from ..models.text_encoders import EncoderTasks
 from ..data.texts.emotions import EMOTIONS, EmotionSplits, LabelledTexts
 from ..data.texts.tokens import TokenisedTexts
+from ..methods.methods import METHODS
+from ..models.text_encoders import EncoderTasks
+from ..runtime.errors import OptionError, need
+from ..training.metrics import selection_score, task_scores
+from ..training.train import Data, Outcome, train
+from .command_line import method_value, single_run_options
 
 __all__ = ["LOOPS", "Training", "processes_started"]
 

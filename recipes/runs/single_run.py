@@ -19,23 +19,22 @@ from saliency_reg.errors import SaliencyRegError
 from saliency_reg.integrations.plot import draw_relations, draw_saliency, draw_task_tree
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups, task_saliency_maps
 
-from ..training.checkpoints import Checkpoints
-from ..runtime.errors import RecipeError
-from ..runtime.errors import need
+from ..data.images.to_show import Picture
 from ..data.task_kinds import TaskKind
 from ..methods.methods import METHODS
-from ..training.metrics import METRICS_OF
-from ..training.train import PRETRAINING, Data, Outcome, train
+from ..models.small_resnet import register_small_backbone
+from ..runtime.errors import RecipeError, need
 from ..runtime.figures import new_figure, save
-from ..runtime.processes import Ranks, started_ranks
 from ..runtime.files import machine, now, versions, write_json
+from ..runtime.processes import Ranks, started_ranks
 from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN, open_shared_folder, results_in
 from ..runtime.tables import aligned
 from ..runtime.termination import TERMINATED, Terminated, listening
-from ..data.images.to_show import Picture
+from ..training.checkpoints import Checkpoints
+from ..training.metrics import METRICS_OF
+from ..training.train import PRETRAINING, Data, Outcome, train
 from .command_line import method_value, single_run_options
 from .image_arguments import check_run_arguments
-from ..models.small_resnet import register_small_backbone
 
 __all__ = ["Loaded", "main"]
 

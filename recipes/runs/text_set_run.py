@@ -15,16 +15,15 @@ import torch
 from saliency_reg import PCGrad, SaliencyRegularizer
 from saliency_reg.integrations.transformers import MultiTaskCollator
 
-from ..runtime.errors import OptionError
-from ..runtime.errors import need
 from ..data.fingerprints import fingerprint_of
+from ..data.texts.task_batches import SetExamples, TaskBatches
+from ..data.texts.text_sets import TextSet
+from ..models.set_model import build_model, check_inputs, encode, fitting_tokenizer
+from ..models.text_encoders import SMALL
+from ..runtime.errors import OptionError, need
 from ..runtime.files import machine, versions, write_json
 from ..runtime.termination import Terminated, deferred
-from ..data.texts.text_sets import TextSet
-from ..models.text_encoders import SMALL
-from ..models.set_model import build_model, check_inputs, encode, fitting_tokenizer
 from .by_trainer import Examined, SetTrainer, latest_checkpoint, scores_on
-from ..data.texts.task_batches import SetExamples, TaskBatches
 
 __all__ = ["CHECKPOINTS", "DEFAULT_STRENGTH", "METHODS", "OWN_OF_SMALL", "SetRun"]
 
