@@ -159,7 +159,7 @@ class TestFullDisk:
     @pytest.fixture
     def disk(self, monkeypatch):
         """Full as long as its list is empty: what writes results, tables and numbers fails."""
-        freed = []
+        freed: list[str] = []
         open_file, write_text, write_json = Path.open, Path.write_text, command.write_json
 
         def refuse(write):

@@ -40,7 +40,8 @@ class TestRange:
 
     def test_goes_on_with_what_was_tried(self):
         """As a study does: one more value after each score, in processes that may end in between."""
-        known, order = {}, []
+        known: dict[float, float] = {}
+        order: list[float] = []
         for count in range(1, 13):
             values = trial_values(self.SPACE, known.get)
             assert len(values) == count
