@@ -10,29 +10,11 @@ import weakref
 
 import pytest
 import torch
-from torch import nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import CaptureError
+from tests.support.attachment import fingerprint
 from tests.support.training import Net, batch, make_model, train
-
-TABLES = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-
-
-def fingerprint(model: nn.Module) -> dict[str, object]:
-    """Everything on the modules that is not a tensor or a sub-module."""
-    return {
-        f"{name}.{key}": (list(value) if key in TABLES else repr(type(value)))
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if key not in ("_parameters", "_modules", "_buffers")
-    }
 
 
 def test_remove() -> None:

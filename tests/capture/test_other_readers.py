@@ -16,8 +16,7 @@ from torch.func import functional_call, grad, hessian, jacrev, jvp, vmap
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
 from saliency_reg.errors import ReaderError, SaliencyRegError, ScriptingError, SecondDerivativeError
 from saliency_reg.regularizer.obstacles import Obstacles
-
-from .test_hook_hygiene import fingerprint
+from tests.support.attachment import fingerprint
 
 
 class Net(nn.Module):

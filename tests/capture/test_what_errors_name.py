@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from saliency_reg import SaliencyRegularizer
 from saliency_reg.errors import CaptureError, HeadNotFoundError, NoHeadRanError, NotConnectedError, TaskError
-from tests.support.zoo import float64  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("float64")
 

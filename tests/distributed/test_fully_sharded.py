@@ -16,7 +16,7 @@ from saliency_reg.errors import ConfigurationError
 from tests.support.two_processes import run_on_two_processes
 from tests.support.zoo import TASKS
 
-from .test_several_processes import HAS_FSDP2, STRENGTH, Selective, build_model, losses_of
+from .support import HAS_FSDP2, STRENGTH, Selective, build_model, losses_of
 
 pytestmark = pytest.mark.skipif(not HAS_FSDP2, reason="FSDP2 is a part of torch from 2.6 on")
 

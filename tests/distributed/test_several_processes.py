@@ -12,36 +12,15 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from saliency_reg import PCGrad, RelationWeights, SaliencyRegularizer
 from tests.reference.slow_ranks import Share, slow_joined_step
 from tests.reference.slow_surgery import textbook_pcgrad
-from tests.regularizer.test_many_tasks import Run as SampledRun
+from tests.support.many_tasks import Run as SampledRun
 from tests.support.two_processes import run_on_two_processes
-from tests.support.zoo import TASKS, mlp
+from tests.support.zoo import TASKS
 
-STRENGTH, RATE = 0.7, 0.1
-HAS_FSDP2 = hasattr(torch.distributed.fsdp, "fully_shard")
-
-
-class Selective(nn.Module):
-    """Runs only the heads that it is told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Linear(5, 6), nn.Tanh())
-        self.heads = nn.ModuleDict({task: mlp(nn.Tanh()) for task in TASKS})
-        self.checkpointed = False
-
-    def feature_map(self, x: Tensor) -> Tensor:
-        return checkpoint(self.backbone, x, use_reentrant=False) if self.checkpointed else self.backbone(x)
-
-    def from_feature(self, feature: Tensor, ran: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
-        return {task: self.heads[task](feature) for task in ran}
-
-    def forward(self, x: Tensor, ran: tuple[str, ...] = TASKS) -> dict[str, Tensor]:
-        return self.from_feature(self.feature_map(x), ran)
+from .support import HAS_FSDP2, RATE, STRENGTH, build_model, losses_of
 
 
 @dataclass(frozen=True)
@@ -76,18 +55,6 @@ class Case:
         if self.metric in ("cosine", "sqchordal"):
             relations._auto_scale = 1.0  # as a regularizer does
         return relations
-
-
-def build_model() -> Selective:
-    torch.manual_seed(3)
-    return Selective().double()
-
-
-def losses_of(outputs: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
-    return {
-        task: (1 + TASKS.index(task)) * (output.squeeze(1) - targets[:, TASKS.index(task)]).square().mean()
-        for task, output in outputs.items()
-    }
 
 
 def reference(case: Case) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:

@@ -120,3 +120,18 @@ def test_importing_leaves_the_user_alone() -> None:
         "assert threads == torch.get_num_threads(); assert not logging.getLogger().handlers"
     )
     run_python(code, ROOT)
+
+
+def test_the_wheel_has_the_timm_integration_and_it_works_from_there(wheel: Path, tmp_path: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    files = {f"saliency_reg/{path.relative_to(ROOT)}" for path in (ROOT / "integrations" / "timm").rglob("*.py")}
+    assert len(files) > 15
+    assert files <= names
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import torch, saliency_reg.integrations.timm as own; print(own.__file__); "
+        "model = own.TimmMultiTaskModel('test_resnet', ['a', 'b'], image_size=64); print(len(model(torch.zeros(2, 3, 64, 64))))"
+    )
+    file, heads = run_python(code, tmp_path, PYTHONPATH=str(tmp_path / "site")).split()
+    assert Path(file).is_relative_to(tmp_path / "site")
+    assert heads == "2"

@@ -1,8 +1,9 @@
-"""Every row of the support matrix in docs/processes.md names a test that exists."""
+"""Every row of the support matrix in docs/processes.md, and of the table in docs/models.md, names a test that exists."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.support.paths import ROOT, TESTS
 
 PAGE = ROOT / "docs" / "processes.md"
+MODELS = ROOT / "docs" / "models.md"
 
 
 def rows() -> list[list[str]]:
@@ -58,3 +60,13 @@ def test_known_failures_are_strict() -> None:
         if "wrong" in state:
             file, _, name = test.strip("`").partition("::")
             assert "@pytest.mark.xfail(strict=True" in (TESTS / file).read_text().split(f"def {name}(")[0][-300:], what
+
+
+def test_models_are_the_rows_of_their_page() -> None:
+    """docs/models.md names tests that exist, and all those on models as people write them."""
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", MODELS.read_text(encoding="utf-8")))
+    assert [(file, name) for file, name in sorted(named) if name not in names_in(TESTS / file)] == []
+    files = {path: f"capture/{path.name}" for path in (TESTS / "capture").glob("test_models_*.py")}
+    written = {(file, name) for path, file in files.items() for name in names_in(path) if name.startswith("test_")}
+    assert written == {(file, name) for file, name in named if file in files.values()}
+    assert len(named) > len(written) + 10

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegError, SaliencyRegularizer, errors, task_distances, task_saliencies
-from tests.capture.test_hook_hygiene import fingerprint
+from tests.support.attachment import fingerprint
 from tests.support.training import Net, batch
 
 

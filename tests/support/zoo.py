@@ -5,24 +5,13 @@ Each has ``feature_map(x)`` and ``from_feature(feature)``, so that the slow refe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 TASKS = ("first", "second", "third")
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    """Tensors are made in float64, from seed 0."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Reverse(torch.autograd.Function):

@@ -7,13 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from saliency_reg import RelationWeights
-
-
-def uniform(tasks: int) -> RelationWeights:
-    """All pairs weigh 1."""
-    return RelationWeights(tasks, "fixed", mass=float(tasks * (tasks - 1) // 2))
-
 
 def scalar(output: Tensor) -> Tensor:
     """Of one sample's output: the logit, the difference of two, or the largest minus the mean logit."""
@@ -55,11 +48,3 @@ def penalty(
 def heads_on_map(model: nn.Module) -> list[Callable[[Tensor], Tensor]]:
     """From the map before pooling to each task's output, also where the model pools once for all heads."""
     return [lambda feature, head=head: head(model.pooling(feature)) for head in model.heads.values()]
-
-
-def is_clean(model: nn.Module) -> bool:
-    """No hook, and no attribute that a class does not have."""
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or "__getstate__" in vars(module)
-        for module in model.modules()
-    ) and not {"forward_head", "forward_features", "forward"} & set(vars(model))

@@ -17,8 +17,9 @@ from saliency_reg.integrations.timm.backbone.feature_layout import (
     token_grid,
 )
 from saliency_reg.integrations.timm.model.pooling import FeaturePooling
+from tests.support.attachment import uniform
 
-from .reference import heads_on_map, penalty, uniform
+from .reference import heads_on_map, penalty
 
 #: Name, image size, axes, grid, prefix tokens.
 LAYOUTS = [

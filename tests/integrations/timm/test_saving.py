@@ -14,12 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from saliency_reg.errors import ConfigurationError, SaliencyRegError
-from saliency_reg.integrations.timm import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    HeadConfig,
-    TimmMultiTaskModel,
-)
+from saliency_reg.integrations.timm import CheckpointError, CheckpointNotFoundError, HeadConfig, TimmMultiTaskModel
 
 
 def built(name: str = "test_vit", **options: object) -> TimmMultiTaskModel:

@@ -29,8 +29,9 @@ from saliency_reg.integrations.timm import (
     saliency_regularizer,
     task_saliency_maps,
 )
+from tests.support.attachment import is_clean, uniform
 
-from .reference import is_clean, penalty, uniform
+from .reference import penalty
 
 TASKS = ["a", "b", "c"]
 #: Name, image size, names of the classifier, name of the feature map.

@@ -16,7 +16,7 @@ from tests.reference.slow_fork import slow_step
 from tests.support.two_processes import run_on_two_processes
 from tests.support.zoo import TASKS, build
 
-from .test_feature_surgery import named_outputs, pcgrad
+from .support import named_outputs, pcgrad
 
 SEEDS = {"tanh heads": 2, "linear columns": 1, "mlp columns": 2, "pooling heads": 2}  # with conflicts
 

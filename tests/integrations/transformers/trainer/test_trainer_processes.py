@@ -23,7 +23,7 @@ from saliency_reg.integrations.transformers import (
 )
 from tests.support.paths import ROOT
 
-from .test_trainer import TASKS, InOrder, Padding, arguments, classifier, config, rows
+from .support import TASKS, InOrder, Padding, arguments, classifier, config, rows
 
 #: Of names that older scripts use.
 pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWarning")
