@@ -182,7 +182,7 @@ class _Course:
         code, trains = 0, options.minutes is None or options.minutes > 0
         with contextlib.ExitStack() as held:
             if trains:
-                ranks.on_main(lambda: self._lock(held))
+                ranks.by_main("lock the folder of the study", lambda: self._lock(held))
             study = self._study()
             if trains and study.done < study.trainings:
                 data = self._check_data(study)
@@ -204,7 +204,7 @@ class _Course:
             settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
         if options.trials is not None:
             settings = [setting.searched(options.trials) for setting in settings]
-        results = ranks.on_main(lambda: ResultsFile(self._path))
+        results = ranks.by_main("read the results", lambda: ResultsFile(self._path))
         tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
         if not ranks.is_main:
             results.writes = False

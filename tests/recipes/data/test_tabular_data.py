@@ -6,7 +6,7 @@ import torch
 from recipes.data.tabular import sarcos_splits, school_splits
 from recipes.runtime.errors import DataError, OptionError
 
-from ..small_images import write_parquet, write_tables
+from ..support.small_images import write_parquet, write_tables
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
 

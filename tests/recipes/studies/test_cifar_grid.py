@@ -9,8 +9,8 @@ from recipes.methods.methods import METHODS
 from recipes.studies.cifar_cells import train_cifar
 from recipes.studies.study import Cell, Setting
 
-from ..small_images import write_cifar
 from ..support.commands import call
+from ..support.small_images import write_cifar
 from ..support.studies import lines_of, tables_of
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")

@@ -10,7 +10,7 @@ import pytest
 
 from recipes.digits import main
 from recipes.studies import command
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from ..support.commands import call, call_on_rank, run_in_child, start, stop
 from ..support.studies import lines_of, results_json, results_of, size_of_png, tables_of

@@ -15,8 +15,8 @@ from recipes.studies.study import Cell, Setting
 from recipes.studies.tabular_cells import train_tabular
 from recipes.training.options import Options
 
-from ..small_images import write_tables
 from ..support.commands import call
+from ..support.small_images import write_tables
 from ..support.studies import lines_of, results_of, tables_of
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")

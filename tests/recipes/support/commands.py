@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..small_training import as_rank
+from .small_training import as_rank
 
 ROOT = Path(__file__).parents[3]
 Main = Callable[[Sequence[str]], int]
