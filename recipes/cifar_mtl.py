@@ -23,8 +23,6 @@ from .runs.image_arguments import add_run_arguments
 from .runs.single_run import Loaded
 from .training.train import Data
 
-__all__ = ["main"]
-
 #: Classes of the images in the saliency picture, which look different.
 _SHOWN = (0, 1, 2, 4, 7, 8)
 

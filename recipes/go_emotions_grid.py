@@ -21,7 +21,7 @@ _METHODS = ("hard_sharing", "srdml", "srdml_sqchordal", "pcgrad", "srdml+pcgrad"
 #: on a validation split of another seed, so that methods with a penalty do not begin where hard sharing would be untuned.
 _GRIDS: dict[str, tuple[float, ...]] = {
     "weight decay": (0.05, 0.5, 2.0),
-    "strength, l1": (0.001, 0.003, 0.01),
+    "strength": (0.001, 0.003, 0.01),
     "strength, sqchordal": (0.01, 0.03, 0.1),
 }
 

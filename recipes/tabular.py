@@ -20,7 +20,7 @@ _MISSING_LABELS = (*_FULL_LABELS[:4], "srdml_cosine", "srdml_sqchordal", *_FULL_
 VERSION = 1
 _GRIDS: dict[str, tuple[float, ...]] = {
     "weight decay": (0.0, 0.05, 0.5),
-    "strength, l1": (0.01, 0.03, 0.1),
+    "strength": (0.01, 0.03, 0.1),
     "strength, cosine": (0.01, 0.03, 0.1),
     "strength, sqchordal": (0.01, 0.03, 0.1),
 }

@@ -1,46 +1,16 @@
-"""Data of a multi-task problem, and the digits as ten one-vs-rest tasks."""
+"""The handwritten digits of scikit-learn as ten one-vs-rest tasks."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..runtime.errors import need
-
-__all__ = ["DIGIT_TASKS", "TEST_IMAGES", "Examples", "Splits", "digit_splits", "most_per_class"]
+from .sources import Examples, Splits
+from .task_kinds import BINARY
 
 DIGIT_TASKS = tuple(str(digit) for digit in range(10))
 TEST_IMAGES = 797
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Inputs ``[N, ...]``, labels ``[N, T]`` of 0 and 1, and their row numbers in the whole data set."""
-
-    inputs: Tensor
-    labels: Tensor
-    rows: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def rows_as_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of some of them."""
-        index = torch.as_tensor(indices)
-        return self.inputs[index], self.labels[index]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Three disjoint sets of examples with the same tasks."""
-
-    tasks: tuple[str, ...]
-    train: Examples
-    validation: Examples
-    test: Examples
 
 
 def digit_splits(
@@ -74,7 +44,7 @@ def digit_splits(
         labels = torch.nn.functional.one_hot(digits[rows], 10).to(dtype)
         return Examples(images[rows].to(dtype), labels, tuple(rows))
 
-    return Splits(DIGIT_TASKS, examples(train), examples(validation), examples(test.tolist()))
+    return Splits(dict.fromkeys(DIGIT_TASKS, BINARY), examples(train), examples(validation), examples(test.tolist()))
 
 
 def most_per_class() -> int:

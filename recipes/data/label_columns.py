@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,47 +15,70 @@ from torch import Tensor
 from ..runtime.errors import DataError
 from .task_kinds import BINARY, TaskKind
 
-__all__ = ["check_columns", "labels_of", "without_constant_tasks"]
-
 #: More different whole numbers than this are taken for numbers, not for classes.
-_MOST_CLASSES = 20
+MOST_CLASSES = 20
 _LARGEST = torch.finfo(torch.float32).max
+_TRUTH = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+_WHOLE = re.compile(r"[+-]?\d+")
+#: A single other label among this many 0 and 1 is taken for a slip.
+_MANY = 10
+
+Cell = float | str | None
 
 
-def check_columns(wanted: Sequence[str], found: Sequence[str], place: str) -> None:
+def check_columns(wanted: Sequence[str], found: Sequence[str], place: str, advice: str = "") -> None:
     """Raise DataError, with near misses, if one of the wanted columns is not there."""
-    for name in wanted:
-        if name not in found:
-            near = difflib.get_close_matches(name, found, n=3)
-            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {', '.join(map(repr, found))}."
-            raise DataError(f"{place} has no column {name!r}. {hint}")
+    lacking = [name for name in wanted if name not in found]
+    if not lacking:
+        return
+    near = difflib.get_close_matches(lacking[0], found, n=3) if len(lacking) == 1 else []
+    hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {', '.join(map(repr, found))}."
+    what = f"column {lacking[0]!r}" if len(lacking) == 1 else f"columns {', '.join(lacking)}"
+    raise DataError(f"{place} has no {what}. {hint} {advice}".rstrip())
 
 
 def labels_of(
-    name: str, values: Sequence[Any], kind: str | None = None, missing: Sequence[str] = ()
+    name: str,
+    values: Sequence[Any],
+    kind: str | None = None,
+    missing: Sequence[str] = (),
+    places: Sequence[str] = (),
 ) -> tuple[TaskKind, Tensor, tuple[str, ...]]:
     """The labels of one column.
 
     Args:
         name: of the column, for errors.
-        values: its cells: numbers, truth values, texts; ``None``, NaN and ``""`` are missing.
-        kind: ``"binary"``, ``"classes"`` or ``"number"``; found from the values by default: 0 and 1 (or truth values, or -1
-            and 1) are binary, texts and whole numbers 0 to K-1 (at most 20 of them) are classes, others numbers.
+        values: its cells: numbers (also with a decimal comma, where all have it), truth values, texts; ``None``, NaN and
+            ``""`` are missing.
+        kind: ``"binary"``, ``"classes"`` or ``"number"``; found from the values by default: 0 and 1 (or yes and no, true
+            and false, -1 and 1) are binary, texts and whole numbers 0 to K-1 (at most 20 of them) are classes, others
+            numbers.
         missing: further values, as texts, that stand for a missing label.
+        places: where the cells are, for errors; by default their rows.
 
     Returns:
         The kind (mean and spread of numbers are still 0 and 1), labels ``[N]`` with NaN where one is missing, and the names
         of the classes.
 
     Raises:
-        DataError: values that fit no kind, or not the given one.
+        DataError: values that fit no kind, or not the given one; or one other label among many 0 and 1.
     """
-    cells = [None if _is_missing(value, missing) else _plain(value) for value in values]
+    cells = [None if is_missing(value, missing) else _plain(value) for value in values]
+    if kind != "classes":
+        cells = _read_as_numbers(cells)
     known = [cell for cell in cells if cell is not None]
     if not known:
         return BINARY, torch.full((len(cells),), torch.nan), ()
+    if kind is None and (slip := _slip_in(cells)) is not None:
+        raise _no_binary_label(name, cells, slip, places)
     texts = sorted({cell for cell in known if isinstance(cell, str)})
     if texts and len(texts) < len(set(known)):
+        if comma := next((text for text in texts if _DECIMAL_COMMA.fullmatch(text)), None):
+            raise DataError(
+                f"column {name!r} has decimal commas such as {comma!r} and other numbers or texts. Write all of its numbers "
+                "alike."
+            )
         raise DataError(
             f"column {name!r} has texts such as {texts[0]!r} and numbers. If {texts[0]!r} stands for a missing label, use "
             f"--missing-value {texts[0]}; otherwise write one kind of labels."
@@ -66,7 +90,7 @@ def labels_of(
         )
     found = kind or _kind_of(name, known, bool(texts))
     if found == "binary":
-        return BINARY, _binary(name, cells), ()
+        return BINARY, _binary(name, cells, places), ()
     if found == "number":
         if texts:
             raise DataError(
@@ -74,6 +98,13 @@ def labels_of(
             )
         return TaskKind("number"), _tensor([math.nan if cell is None else float(cell) for cell in cells]), ()
     return _classes(name, cells)
+
+
+def has_decimal_commas(values: Sequence[Any], missing: Sequence[str] = ()) -> bool:
+    """Whether all cells that are not missing are numbers, and some have a decimal comma."""
+    texts = [str(value).strip() for value in values if not is_missing(value, missing)]
+    commas = [bool(_DECIMAL_COMMA.fullmatch(text)) for text in texts]
+    return any(commas) and all(comma or _WHOLE.fullmatch(text) for text, comma in zip(texts, commas))
 
 
 def without_constant_tasks(
@@ -116,7 +147,8 @@ def without_constant_tasks(
     return kept, labels[:, columns], left_out
 
 
-def _is_missing(value: Any, missing: Sequence[str]) -> bool:
+def is_missing(value: Any, missing: Sequence[str] = ()) -> bool:
+    """Whether a cell has no label: empty, NaN, or one of the texts that stand for it."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     text = str(value).strip()
@@ -131,12 +163,37 @@ def _plain(value: Any) -> float | str:
     if isinstance(value, (bool, int, float)):
         return float(value)
     text = str(value).strip()
-    if text.lower() in ("true", "false"):
-        return float(text.lower() == "true")
     try:
         return float(text)
     except ValueError:
         return text
+
+
+def _read_as_numbers(cells: Sequence[Cell]) -> list[Cell]:
+    """Read truth values and decimal commas, where all labels of the column are such."""
+    truth = [_TRUTH.get(cell.lower(), cell) if isinstance(cell, str) else cell for cell in cells]
+    if all(cell in (None, 0.0, 1.0) for cell in truth) or _slip_in(truth) is not None:
+        return truth
+    if has_decimal_commas([f"{cell:.0f}" if isinstance(cell, float) and cell.is_integer() else cell for cell in cells]):
+        return [float(cell.replace(",", ".")) if isinstance(cell, str) else cell for cell in cells]
+    return list(cells)
+
+
+def _slip_in(cells: Sequence[Cell]) -> Cell:
+    """The only other label among many 0 and 1."""
+    others = [cell for cell in cells if cell not in (None, 0.0, 1.0)]
+    yes, no = cells.count(1.0), cells.count(0.0)
+    return others[0] if len(others) == 1 and min(yes, no) > 0 and yes + no >= _MANY else None
+
+
+def _no_binary_label(name: str, cells: Sequence[Cell], wrong: Cell, places: Sequence[str]) -> DataError:
+    shown = wrong if isinstance(wrong, str) else f"{wrong:g}"
+    row = cells.index(wrong)
+    return DataError(
+        f"column {name!r} has the label {shown}, expected 0 and 1. If it stands for a missing label, use --missing-value "
+        f"{shown}; for a column of another kind, use --kind {name}=classes or --kind {name}=number; if it is a slip, "
+        f"correct {places[row] if places else f'row {row}'}."
+    )
 
 
 def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
@@ -151,10 +208,10 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
             f"--kind {name}=number."
         )
     whole = all(float(value).is_integer() for value in values)
-    if whole and values == set(map(float, range(len(values)))) and len(values) <= _MOST_CLASSES:
+    if whole and values == set(map(float, range(len(values)))) and len(values) <= MOST_CLASSES:
         return "classes"
     least, most = min(map(float, values)), max(map(float, values))
-    if whole and len(values) <= _MOST_CLASSES and most - least == len(values) - 1:
+    if whole and len(values) <= MOST_CLASSES and most - least == len(values) - 1:
         warnings.warn(
             f"column {name!r} has the whole numbers {least:g} to {most:g} and becomes a regression. If they are classes, "
             f"use --kind {name}=classes.",
@@ -163,20 +220,16 @@ def _kind_of(name: str, known: Sequence[float | str], texts: bool) -> str:
     return "number"
 
 
-def _binary(name: str, cells: Sequence[float | str | None]) -> Tensor:
+def _binary(name: str, cells: Sequence[Cell], places: Sequence[str]) -> Tensor:
     values = {cell for cell in cells if cell is not None}
     if -1.0 in values and values <= {-1.0, 1.0}:  # as the attribute file of CelebA has them; some rows may be all -1
         return _tensor([math.nan if cell is None else float(cell == 1.0) for cell in cells])
     if wrong := sorted(values - {0.0, 1.0}, key=str):
-        shown = wrong[0] if isinstance(wrong[0], str) else f"{wrong[0]:g}"
-        raise DataError(
-            f"column {name!r} has the label {shown}, expected 0 and 1. If it stands for a missing label, use "
-            f"--missing-value {shown}; for a column of another kind, use --kind {name}=classes or --kind {name}=number."
-        )
+        raise _no_binary_label(name, cells, wrong[0], places)
     return _tensor([math.nan if cell is None else float(cell) for cell in cells])
 
 
-def _classes(name: str, cells: Sequence[float | str | None]) -> tuple[TaskKind, Tensor, tuple[str, ...]]:
+def _classes(name: str, cells: Sequence[Cell]) -> tuple[TaskKind, Tensor, tuple[str, ...]]:
     values = sorted({cell for cell in cells if cell is not None}, key=lambda cell: (isinstance(cell, str), cell))
     if len(values) < 2:
         return BINARY, _tensor([math.nan if cell is None else 0.0 for cell in cells]), ()  # constant: is left out

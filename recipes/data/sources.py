@@ -1,11 +1,15 @@
-"""What gives a training its samples."""
+"""What gives a training its samples, and samples that are all in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["BatchSource", "Collate", "SampleSource", "Source"]
+import torch
+from torch import Tensor
+
+from .task_kinds import TaskKind
 
 
 class SampleSource(Protocol):
@@ -33,3 +37,33 @@ Source = SampleSource | BatchSource
 
 #: Single samples to a batch.
 Collate = Callable[[list[Any]], Any]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Samples in memory: inputs ``[N, ...]``, labels ``[N, T]``, NaN where one is missing, and their rows in the data."""
+
+    inputs: Tensor
+    labels: Tensor
+    rows: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows_as_batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices)
+        return self.inputs[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three disjoint sets of examples with the same tasks."""
+
+    kinds: Mapping[str, TaskKind]
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.kinds)

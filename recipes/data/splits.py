@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ..runtime.errors import DataError, OptionError
 
-__all__ = ["SPLITS", "check_no_image_twice", "rows_by_chance", "rows_by_column"]
-
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,16 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import DataError, OptionError
-from .digits import Examples
 from .hub import load_splits
+from .label_columns import check_columns
+from .sources import Examples, Splits
 from .task_kinds import TaskKind
-
-__all__ = ["TabularSplits", "fingerprint", "sarcos_splits", "school_splits"]
 
 JOINTS = 7
 SCHOOL_INPUTS = tuple(f"x{number:02d}" for number in range(28))
 
 
-@dataclass(frozen=True)
-class TabularSplits:
-    """Standardised inputs ``[N, F]`` and labels ``[N, T]``, NaN where there is none."""
-
-    kinds: dict[str, TaskKind]
-    train: Examples
-    validation: Examples
-    test: Examples
-
-
-def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows: int) -> TabularSplits:
+def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows: int) -> Splits:
     """Seven torques of a robot arm. Each training row has one torque alone; validation and test rows have all.
 
     Args:
@@ -66,7 +54,7 @@ def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows
         kinds[f"torque {joint + 1}"] = TaskKind(
             "number", mean=float(known.mean()), spread=float(known.std()), unit=unit
         )
-    return TabularSplits(
+    return Splits(
         kinds,
         _examples((inputs[train] - mean) / spread, kept),
         _examples((inputs[validation] - mean) / spread, labels[validation]),
@@ -74,7 +62,7 @@ def sarcos_splits(folder: str, *, seed: int, rows_per_task: int, validation_rows
     )
 
 
-def school_splits(folder: str, *, seed: int, validation_share: float) -> TabularSplits:
+def school_splits(folder: str, *, seed: int, validation_share: float) -> Splits:
     """Examination scores of pupils at 139 schools, a task for each school. Every row has the label of its school alone.
 
     Args:
@@ -108,7 +96,7 @@ def school_splits(folder: str, *, seed: int, validation_share: float) -> Tabular
         )
         return _examples((inputs - mean) / spread, labels)
 
-    return TabularSplits(
+    return Splits(
         {f"school {school}": kind for school in names},
         examples(*(part[~validation] for part in train)),
         examples(*(part[validation] for part in train)),
@@ -163,9 +151,7 @@ def _school(folder: str) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, T
 
 
 def _columns(split: Any, folder: str, names: Sequence[str]) -> Tensor:
-    missing = [name for name in names if name not in split.column_names]
-    if missing:
-        raise DataError(f"{folder} has no columns {', '.join(missing)}; found {', '.join(split.column_names)}.")
+    check_columns(names, split.column_names, folder)
     try:
         values = torch.tensor([split[name] for name in names], dtype=torch.float64).T
     except (TypeError, ValueError) as error:

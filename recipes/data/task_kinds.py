@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from ..runtime.errors import DataError
 
-__all__ = ["BINARY", "TaskKind", "columns_of"]
-
 _KINDS = ("binary", "classes", "number")
 
 

@@ -50,11 +50,9 @@ class SmallResNet(nn.Module):
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer."""
         return self.fc
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Layers for rates that decay with depth."""
         return {"stem": r"^stem", "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)"}
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -63,7 +61,6 @@ class SmallResNet(nn.Module):
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits of a feature map."""
         if self.global_pool:
             features = features.mean((2, 3))
         features = self.head_drop(features)

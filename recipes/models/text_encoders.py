@@ -1,18 +1,18 @@
-"""The encoders of the recipes on emotions: a small one with new weights, or any of the hub."""
+"""Models on texts: a small encoder with new weights, or any of the hub, with its tokenizer and a head for each task."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saliency_reg.integrations.transformers import HeadConfig, MultiTaskModel
 
-from ..data.texts.tokens import trained_tokenizer
-from ..runtime.errors import DataError, need
-
-__all__ = ["SMALL", "EncoderTasks", "small_encoder", "tokenizer_of"]
+from ..data.texts.text_sets import TextSet
+from ..data.texts.tokens import check_known, trained_tokenizer
+from ..runtime.errors import OptionError, need
 
 SMALL = "small"
 
@@ -32,22 +32,32 @@ def small_encoder(vocabulary: int, *, width: int = 128, layers: int = 2, max_len
     )
 
 
-def tokenizer_of(encoder: str, texts: Sequence[str], vocabulary: int) -> Any:
-    """That of the encoder; for :data:`SMALL` one that is learned from the training texts.
+def tokenizer_of(encoder: str, texts: Sequence[str], vocabulary: int, *, pairs: bool = False) -> Any:
+    """Load the tokenizer of an encoder, which can pad; for :data:`SMALL` learn one from the training texts.
+
+    Args:
+        encoder: hub id or folder, of the encoder or of a tokenizer alone, or :data:`SMALL`.
+        texts: of the training split.
+        vocabulary: number of the tokens that are learned.
+        pairs: as in :func:`~recipes.data.texts.tokens.trained_tokenizer`.
 
     Raises:
-        DataError: there is none, or it could not be loaded.
+        OptionError: there is none, it could not be loaded, or it cannot pad.
     """
     if encoder == SMALL:
-        return trained_tokenizer(tuple(texts), vocabulary)
+        return trained_tokenizer(tuple(texts), vocabulary, pairs=pairs)
     try:
-        return need("transformers").AutoTokenizer.from_pretrained(encoder)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise DataError(
-            f"the tokenizer of {encoder!r} could not be loaded ({reason}). Pass a folder that save_pretrained() has "
-            "written, or the id of an encoder on the hub."
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(encoder)
+    except Exception as error:  # of the network, the hub, files, or missing packages: many kinds
+        raise OptionError(
+            f"no tokenizer could be loaded from {encoder} ({type(error).__name__}: {' '.join(str(error).split())[:200]}). "
+            "Pass a folder that save_pretrained() of the tokenizer has written to, or an id on the hub."
         ) from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise OptionError(f"the tokenizer of {encoder} has no token for padding. Choose another one.")
+        tokenizer.pad_token = tokenizer.eos_token  # never read: it is masked
+    return tokenizer
 
 
 class EncoderTasks(nn.Module):
@@ -75,3 +85,69 @@ class EncoderTasks(nn.Module):
         """``{task: [b]}``."""
         logits: dict[str, Tensor] = self.model(**tokens).logits
         return logits
+
+
+def model_on_sets(encoder: Any, sets: Sequence[TextSet], hidden: tuple[int, ...], seed: int) -> Any:
+    """A :class:`MultiTaskModel` with a head for each set, whose new weights come from the seed.
+
+    Args:
+        encoder: hub id, folder, or configuration.
+        sets: of texts.
+        hidden: widths of the heads' hidden layers.
+        seed: of the weights.
+
+    Raises:
+        PretrainedWeightsError: the encoder could not be loaded.
+        SaliencyRegError: it cannot be the encoder of such a model.
+    """
+    heads = {
+        own.name: HeadConfig(1, problem="regression", hidden=hidden)
+        if own.kind.name == "number"
+        else HeadConfig(own.kind.classes, problem="single_label", hidden=hidden, labels=own.classes)
+        for own in sets
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return MultiTaskModel.from_encoder(encoder, heads)
+
+
+def check_inputs(model: Any, tokenizer: Any, encodings: Sequence[Mapping[str, Any]], collate: Any) -> None:
+    """Run the longest text and the one with the largest token id, so that what does not fit is said before the training.
+
+    Args:
+        model: a :class:`MultiTaskModel`.
+        tokenizer: of its encoder.
+        encodings: inputs of all texts.
+        collate: makes a batch of some of them.
+
+    Raises:
+        OptionError: texts without tokens, or that are longer than the encoder reads.
+        DataError: texts that the tokenizer does not know.
+        TokenizerMismatchError: tokens that the encoder does not know.
+    """
+    longest = max(encodings, key=lambda own: len(own["input_ids"]))
+    largest = max(encodings, key=lambda own: max(own["input_ids"], default=0))
+    if not longest["input_ids"]:
+        raise OptionError(f"{type(tokenizer).__name__} makes no tokens of these texts. Pass another --tokenizer.")
+    check_known(tokenizer, (own["input_ids"] for own in encodings))
+    batch = collate([longest, largest])
+    training = model.training
+    model.eval()
+    try:
+        _forward(model, batch)
+    except (IndexError, RuntimeError) as error:
+        try:
+            _forward(model, {name: value[:, :2] for name, value in batch.items()})
+        except (IndexError, RuntimeError):
+            raise error from None  # it is not the length
+        raise OptionError(
+            f"{type(model.encoder).__name__} cannot read a text of {len(longest['input_ids'])} tokens "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Pass a smaller --max-length."
+        ) from error
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _forward(model: Any, batch: Mapping[str, Any]) -> None:
+    model(**{name: value.to(model.device) for name, value in batch.items()})

@@ -1,112 +1,125 @@
-"""One training on several sets of texts, from checked options to its figures."""
+"""One training on several sets of texts, by the Trainer of transformers."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from saliency_reg import PCGrad, SaliencyRegularizer
-from saliency_reg.integrations.transformers import MultiTaskCollator
+from saliency_reg import PCGrad
+from saliency_reg.integrations.transformers import MultiTaskCollator, SaliencyTrainer
 
-from ..runtime.errors import OptionError
-from ..runtime.errors import need
-from ..data.fingerprints import fingerprint_of
-from ..runtime.files import machine, versions, write_json
-from ..runtime.termination import Terminated, deferred
-from ..data.texts.text_sets import TextSet
-from ..models.text_encoders import SMALL
-from ..models.set_model import build_model, check_inputs, encode, fitting_tokenizer
-from .by_trainer import Examined, SetTrainer, latest_checkpoint, scores_on
+from ..data.hub import fingerprint_of
+from ..data.task_kinds import TaskKind
 from ..data.texts.task_batches import SetExamples, TaskBatches
+from ..data.texts.text_sets import Rows, TextSet, read_set
+from ..methods.methods import METHODS
+from ..models.text_encoders import SMALL, check_inputs, model_on_sets, small_encoder, tokenizer_of
+from ..runtime.errors import OptionError, need
+from ..runtime.files import write_json
+from ..runtime.processes import Ranks
+from ..runtime.tables import aligned
+from ..training.metrics import METRICS_OF, TITLES, selection_score, task_scores
+from .by_trainer import run_trainer, trainer_arguments
+from .shell import Pictures, relation_pictures
 
-__all__ = ["CHECKPOINTS", "DEFAULT_STRENGTH", "METHODS", "OWN_OF_SMALL", "SetRun"]
-
-CHECKPOINTS = "checkpoints"
 DEFAULT_STRENGTH = 0.01
 #: Options that only the small encoder has.
 OWN_OF_SMALL = {"width": 128, "layers": 2, "vocabulary": 8000}
 
-
-@dataclass(frozen=True)
-class _Method:
-    label: str
-    penalty: bool
-    surgery: bool
+_transformers = need("transformers")
 
 
-METHODS = {
-    "hard_sharing": _Method("hard sharing", penalty=False, surgery=False),
-    "srdml": _Method("SRDML", penalty=True, surgery=False),
-    "pcgrad": _Method("PCGrad (feature)", penalty=False, surgery=True),
-    "srdml+pcgrad": _Method("SRDML w/ PCGrad (feature)", penalty=True, surgery=True),
-}
+def named_source(text: str) -> list[str]:
+    """The kind of an argument: a set, and where it comes from."""
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}. Pass NAME=SOURCE, such as sst2=nyu-mll/glue:sst2 or mine=folder/of/tables."
+        )
+    return [name, source]
 
 
-class SetRun:
-    """Model and data of one training.
+def named_columns(text: str) -> list[Any]:
+    """The kind of an argument: a set, and its columns of texts and labels."""
+    name, _, columns = text.partition("=")
+    names = columns.split(",")
+    if not name or len(names) not in (2, 3) or not all(names):
+        raise argparse.ArgumentTypeError(f"found {text!r}. Pass NAME=TEXT,LABEL or NAME=TEXT,TEXT,LABEL.")
+    return [name, names]
+
+
+class TextSetRun:
+    """One model on all sets; a :class:`~recipes.runs.shell.SingleRun`.
 
     Args:
         options: of the command line.
-        sets: at least two.
+        ranks: one process.
 
     Raises:
         RecipeError, SaliencyRegError: what cannot be trained.
     """
 
-    def __init__(self, options: argparse.Namespace, sets: Sequence[TextSet]) -> None:
+    def __init__(self, options: argparse.Namespace, ranks: Ranks) -> None:
+        if ranks.size > 1:
+            raise OptionError(f"found {ranks.size} processes. Start this recipe in one, without torchrun.")
+        _transformers.utils.logging.disable_progress_bar()  # one for each file that is written
         self._options = options
-        self._sets = sets
+        self._ranks = ranks
         self._method = METHODS[options.method]
+        columns = dict(options.columns)
+        self._sets = [
+            read_set(name, source, columns.get(name, ()), skip=options.skip_incomplete) for name, source in options.sets
+        ]
+        self._batches = TaskBatches(
+            [len(own.splits["train"]) for own in self._sets],
+            options.batch_size,
+            options.sampling_exponent,
+            options.seed,
+        )
+        self._make_model()
+        # Whatever has seen the labels that are reported cannot choose a step.
+        self._without = [own.name for own in self._sets if not {"validation", "test"} <= set(own.splits)]
+        rows = [own.splits[split] for own in self._sets for split in sorted(own.splits)]
+        texts = [text for own in rows for text in (*own.texts, *(own.pairs or ()))]
+        self.data = {"fingerprint": fingerprint_of(*(own.labels for own in rows), texts=texts)}
+
+    def _make_model(self) -> None:
+        options, sets = self._options, self._sets
         small = {name: getattr(options, name) or default for name, default in OWN_OF_SMALL.items()}
-        name = options.tokenizer or options.encoder
-        self._tokenizer = fitting_tokenizer(name, sets, small["vocabulary"])
-        length = options.max_length
+        name, length = options.tokenizer or options.encoder, options.max_length
+        training = [own.splits["train"] for own in sets]
+        texts = [text for rows in training for text in (*rows.texts, *(rows.pairs or ()))]
+        self._tokenizer = tokenizer_of(name, texts, small["vocabulary"], pairs=True)
         if length > self._tokenizer.model_max_length:
             most = self._tokenizer.model_max_length
             raise OptionError(f"the tokenizer of {name} ends at {most} tokens. Use --max-length {most} or less.")
-        self.model = build_model(
-            options.encoder,
-            sets,
-            self._tokenizer,
-            head_width=options.head_width,
-            width=small["width"],
-            layers=small["layers"],
-            max_length=length,
-            seed=options.seed,
-        )
-        self._collate = MultiTaskCollator(self.model, self._tokenizer)
+        encoder = options.encoder
+        if encoder == SMALL:
+            width, layers = small["width"], small["layers"]
+            encoder = small_encoder(len(self._tokenizer), width=width, layers=layers, max_length=length)
+        self._model = model_on_sets(encoder, sets, (options.head_width,) if options.head_width else (), options.seed)
+        self._collate = MultiTaskCollator(self._model, self._tokenizer)
         self._encodings = {
-            own.name: {split: encode(self._tokenizer, rows, length) for split, rows in own.splits.items()}
+            (own.name, split): _encoded(self._tokenizer, rows, length)
             for own in sets
+            for split, rows in own.splits.items()
         }
-        everything = [row for own in self._encodings.values() for rows in own.values() for row in rows]
-        check_inputs(self.model, self._tokenizer, everything, self._collate)
-        given = options.strength
-        self.regularizer: SaliencyRegularizer = self.model.regularizer(
+        everything = [row for rows in self._encodings.values() for row in rows]
+        check_inputs(self._model, self._tokenizer, everything, self._collate)
+        strength = DEFAULT_STRENGTH if options.strength is None else options.strength
+        self._regularizer = self._model.regularizer(
             # At 0 the relations are only watched: no gradient of the penalty is taken.
-            strength=0.0 if not self._method.penalty else DEFAULT_STRENGTH if given is None else given,
+            strength=0.0 if self._method.rule is None else strength,
             metric=options.metric,
-            surgery=PCGrad(options.seed) if self._method.surgery else None,
+            surgery=None if self._method.surgery is None else PCGrad(options.seed),
         )
-        # Whatever has seen the labels that are reported cannot choose a step.
-        self._chooses = all({"validation", "test"} <= set(own.splits) for own in sets)
-        self._batches = TaskBatches(
-            [len(own.splits["train"]) for own in sets], options.batch_size, options.sampling_exponent, options.seed
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the data."""
-        rows = [own.splits[split] for own in self._sets for split in sorted(own.splits)]
-        texts = [text for own in rows for text in (*own.texts, *(own.pairs or ()))]
-        return fingerprint_of(*(own.labels for own in rows), texts=texts)
 
     @property
     def about(self) -> list[str]:
@@ -123,15 +136,10 @@ class SetRun:
             )
         return [*lines, f"{self._method.label} on {self._options.encoder}."]
 
-    def head(self) -> dict[str, Any]:
-        """What ``results.json`` says from the beginning on."""
+    @property
+    def more(self) -> dict[str, Any]:
+        """What ``results.json`` says of the sets."""
         return {
-            "options": {
-                name: value for name, value in vars(self._options).items() if name not in ("out", "name", "resume")
-            },
-            "versions": versions(),
-            "machine": machine(),
-            "fingerprint": self.fingerprint,
             "sets": {
                 own.name: {
                     "source": own.source,
@@ -145,44 +153,39 @@ class SetRun:
                     "batches_per_epoch": quota,
                 }
                 for own, quota in zip(self._sets, self._batches.quotas)
-            },
+            }
         }
 
-    def run(self, folder: Path) -> dict[str, Any]:
-        """Train, from the latest checkpoint if there is one, and return the figures.
+    def train(self, folder: Path, resume: str) -> dict[str, Any]:  # noqa: ARG002  # a new folder has no checkpoint
+        """Train, and return the figures of the best step on validation, or of the last one.
 
         Raises:
-            Terminated: after a checkpoint, if SIGTERM has come.
+            Terminated: SIGTERM came; a checkpoint was written.
         """
-        place = folder / CHECKPOINTS
-        with deferred() as requested:
-            trainer = SetTrainer(
-                model=self.model,
-                args=self._arguments(place),
-                train_dataset=SetExamples(
-                    {name: own["train"] for name, own in self._encodings.items()},
-                    {own.name: self._labels(own) for own in self._sets},
-                ),
-                data_collator=self._collate,
-                regularizer=self.regularizer,
-                batches=self._batches,
-                examined=self._examined("validation"),
-                stops=requested,
-            )
-            checkpoint = latest_checkpoint(place)
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if trainer.state.global_step < trainer.state.max_steps:
-                raise Terminated
+        validated = {own.name: "validation" for own in self._sets if "validation" in own.splits}
+        trainer = _SetTrainer(
+            model=self._model,
+            args=self._arguments(folder, evaluated=bool(validated)),
+            train_dataset=SetExamples(
+                {own.name: self._encodings[own.name, "train"] for own in self._sets},
+                {own.name: _training_labels(own) for own in self._sets},
+            ),
+            eval_dataset=validated or None,
+            data_collator=self._collate,
+            regularizer=self._regularizer,
+            batches=self._batches,
+            measure=lambda: validation_metrics(self._scores(validated), {own.name: own.kind for own in self._sets}),
+        )
+        run_trainer(trainer, folder, self._ranks)
         state = trainer.state
-        chosen = state.best_global_step if self._chooses and state.best_model_checkpoint else state.global_step
-        reported = {own.name: self._examined(own.reported)[own.name] for own in self._sets}
+        chosen = not self._without and state.best_model_checkpoint
         return {
             "steps": state.global_step,
-            "chosen_step": chosen,
-            "chosen_by": "validation" if self._chooses else "last step",
-            "scores": scores_on(self.model, reported, self._collate, 4 * self._options.batch_size),
-            "relations": self.regularizer.relations.matrix().tolist(),
-            "tasks": list(self.model.tasks),
+            "chosen_step": state.best_global_step if chosen else state.global_step,
+            "chosen_by": "last step" if self._without else "validation",
+            "scores": self._scores({own.name: own.reported for own in self._sets}),
+            "relations": self._regularizer.relations.matrix().tolist(),
+            "tasks": list(self._model.tasks),
             "validation": [
                 {"step": entry["step"], **{name: value for name, value in entry.items() if name.startswith("eval_")}}
                 for entry in state.log_history
@@ -190,56 +193,155 @@ class SetRun:
             ],
         }
 
+    def table(self, found: Mapping[str, Any]) -> str:
+        """Scores of each task, and the relations."""
+        names = (*METRICS_OF["classes"], *METRICS_OF["number"])
+        rows = [["task", "split", "texts", *(TITLES.get(name, name) for name in names)]]
+        for own in self._sets:
+            values = [found["scores"][own.name].get(name, math.nan) for name in names]
+            cells = ["-" if math.isnan(value) else f"{value:.4f}" for value in values]
+            rows.append([own.name, own.reported, str(len(own.splits[own.reported])), *cells])
+        lines = ["", aligned(rows, left=2), ""]
+        if self._without:
+            without = ", ".join(self._without)
+            lines.append(f"Weights of the last step: {without} has not both a validation and a test split with labels.")
+        else:
+            lines.append(
+                f"Weights of step {found['chosen_step']} of {found['steps']}, the best on the validation splits."
+            )
+        if any(own.kind.name == "number" for own in self._sets):
+            lines.append("nMSE: mean squared error / variance of the training labels (lower is better).")
+        weights = torch.tensor(found["relations"], dtype=torch.float64)
+        weights = weights / weights.sum() * len(weights) * (len(weights) - 1)
+        table = [["", *found["tasks"]]]
+        for row, name in enumerate(found["tasks"]):
+            table.append(
+                [name, *("." if row == column else f"{value:.2f}" for column, value in enumerate(weights[row]))]
+            )
+        title = "Relations after the last step (1: as much in common as the average pair):"
+        return "\n".join([*lines, "", title, aligned(table, left=1)])
+
     def save(self, folder: Path) -> None:
         """What ``MultiTaskModel.from_pretrained`` reads, the tokenizer, and what the outputs mean."""
-        self.model.save_pretrained(folder)
+        self._model.save_pretrained(folder)
         self._tokenizer.save_pretrained(folder)
         # Numbers are predicted as (label - mean) / spread.
         kinds = {own.name: {**own.kind.to_dict(), "names": list(own.classes)} for own in self._sets}
         write_json(folder / "tasks.json", kinds)
 
-    def _labels(self, own: TextSet) -> list[Any]:
-        labels = own.splits["train"].labels
-        if own.kind.name == "number":
-            return ((labels - own.kind.mean) / own.kind.spread).tolist()
-        return labels.long().tolist()
+    def pictures(self, found: Mapping[str, Any], folder: Path) -> Pictures:  # noqa: ARG002  # they need no model
+        """Those of the relations."""
+        return relation_pictures(found, found["tasks"], self._method.label)
 
-    def _examined(self, split: str) -> dict[str, Examined]:
-        return {
-            own.name: Examined(own.kind, self._encodings[own.name][split], own.splits[split].labels)
-            for own in self._sets
-            if split in own.splits
-        }
+    def _scores(self, splits: Mapping[str, str]) -> dict[str, dict[str, float]]:
+        """Of tasks, each on its own texts of the split that is given for it."""
+        training = self._model.training
+        self._model.eval()
+        found = {}
+        for own in self._sets:
+            if own.name in splits:
+                split = splits[own.name]
+                labels = own.splits[split].labels.unsqueeze(1)
+                found.update(task_scores(self._outputs(own.name, split), labels, {own.name: own.kind}))
+        self._model.train(training)
+        return found
 
-    def _arguments(self, place: Path) -> Any:
+    @torch.no_grad()
+    def _outputs(self, task: str, split: str) -> Tensor:
+        encodings, at_once = self._encodings[task, split], 4 * self._options.batch_size
+        # Texts of like length together: less padding.
+        order = sorted(range(len(encodings)), key=lambda row: len(encodings[row]["input_ids"]))
+        found = []
+        for start in range(0, len(order), at_once):
+            batch = self._collate([encodings[row] for row in order[start : start + at_once]])
+            inputs = {name: value.to(self._model.device) for name, value in batch.items()}
+            found.append(self._model(**inputs, tasks=[task]).logits[task].float().cpu())
+        return torch.cat(found).reshape(len(order), -1)[torch.tensor(order).argsort()]
+
+    def _arguments(self, folder: Path, evaluated: bool) -> Any:
         options = self._options
         steps = options.epochs * math.ceil(len(self._batches) / options.accumulation)
         every = max(1, math.ceil(steps / options.evaluations))
         default_rate = 5e-4 if options.encoder == SMALL else 5e-5
-        return need("transformers").TrainingArguments(
-            output_dir=str(place),
-            num_train_epochs=options.epochs,
+        chooses = not self._without
+        return trainer_arguments(
+            options,
+            folder,
             per_device_train_batch_size=options.batch_size,
-            gradient_accumulation_steps=options.accumulation,
             learning_rate=default_rate if options.learning_rate is None else options.learning_rate,
-            weight_decay=options.weight_decay,
             warmup_steps=round(options.warmup_share * steps),
             lr_scheduler_type="linear",
-            bf16=options.mixed_precision == "bf16",
-            fp16=options.mixed_precision == "fp16",
-            seed=options.seed,
-            eval_strategy="steps" if self._examined("validation") else "no",
+            eval_strategy="steps" if evaluated else "no",
             eval_steps=every,
             save_strategy="steps",
             save_steps=every,
             save_total_limit=1,  # beside the best one
-            load_best_model_at_end=self._chooses,
-            metric_for_best_model="score" if self._chooses else None,
-            greater_is_better=True if self._chooses else None,
+            load_best_model_at_end=chooses,
+            metric_for_best_model="score" if chooses else None,
+            greater_is_better=True if chooses else None,
             logging_steps=every,
             report_to=[],
             disable_tqdm=not sys.stderr.isatty(),
-            remove_unused_columns=False,
-            label_names=["labels"],
             use_cpu=not torch.cuda.is_available(),
         )
+
+
+def validation_metrics(scores: Mapping[str, Mapping[str, float]], kinds: Mapping[str, TaskKind]) -> dict[str, float]:
+    """``eval_score``, -inf where any task has diverged, and the scores of each as ``eval_TASK_SCORE``, for a Trainer."""
+    diverged = any(math.isnan(own[kinds[task].score]) for task, own in scores.items())
+    return {
+        "eval_score": -math.inf if diverged else selection_score(scores, kinds),
+        **{f"eval_{task}_{name}": value for task, own in scores.items() for name, value in own.items()},
+    }
+
+
+class _SetTrainer(SaliencyTrainer):
+    """On batches of one task each, all of whose tasks are measured at once."""
+
+    def __init__(self, *, batches: TaskBatches, measure: Callable[[], dict[str, float]], **kwargs: Any) -> None:
+        self._batches = batches
+        self._measure = measure
+        super().__init__(**kwargs)
+        self.remove_callback(_transformers.PrinterCallback)
+        self.add_callback(_EpochOfBatches(batches))
+
+    def get_train_dataloader(self) -> Any:
+        """Of whole batches, which are not cut again."""
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset, batch_sampler=self._batches, collate_fn=self.data_collator
+        )
+        return self.accelerator.prepare(loader)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # noqa: ARG002  # of Trainer
+        """Measure, print and log."""
+        metrics = self._measure()
+        shown = ", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in metrics.items())
+        print(f"step {self.state.global_step} of {self.state.max_steps}, validation: {shown}", flush=True)
+        self.log(dict(metrics))
+        trainer: Any = self
+        trainer.control = trainer.callback_handler.on_evaluate(self.args, self.state, trainer.control, metrics)
+        return metrics
+
+
+class _EpochOfBatches(_transformers.TrainerCallback):  # type: ignore[misc,name-defined]
+    def __init__(self, batches: TaskBatches) -> None:
+        self._batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        # Before the batches of the epoch are drawn, in every version of Trainer, resumed or not.
+        steps = -(-len(self._batches) // args.gradient_accumulation_steps)
+        self._batches.set_epoch(state.global_step // steps)
+
+
+def _encoded(tokenizer: Any, rows: Rows, max_length: int) -> list[dict[str, list[int]]]:
+    """Inputs of each row; pairs become one sequence."""
+    pairs = None if rows.pairs is None else list(rows.pairs)
+    found = tokenizer(list(rows.texts), pairs, truncation=True, max_length=max_length)
+    return [dict(zip(found.keys(), values)) for values in zip(*found.values())]
+
+
+def _training_labels(own: TextSet) -> list[Any]:
+    labels = own.splits["train"].labels
+    if own.kind.name == "number":
+        return ((labels - own.kind.mean) / own.kind.spread).tolist()
+    return labels.long().tolist()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["CheckpointError", "CheckpointMismatchError", "DataError", "OptionError", "RecipeError", "need"]
-
 
 class RecipeError(Exception):
     """Base class of every error that the recipes raise."""

@@ -7,8 +7,6 @@ from typing import Any
 
 from .errors import need
 
-__all__ = ["new_figure", "save"]
-
 DOTS_PER_INCH = 200
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
@@ -16,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-__all__ = ["LOCK", "finite", "locked", "machine", "new_run_folder", "now", "versions", "write_json"]
 
 #: In the folder of a run. It stays there: who removes it may remove that of another process.
 LOCK = ".lock"
@@ -29,17 +26,13 @@ def new_run_folder(parent: Path, name: str | None) -> Path:
     Raises:
         FileExistsError: the name is taken.
     """
-    if name is not None:
-        folder = parent / name
-        folder.mkdir(parents=True)
-        return folder
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in range(1, 100):  # two runs within a second
-        folder = parent / (stamp if number == 1 else f"{stamp}_{number}")
+    # Two runs may begin within a second.
+    for own in [name] if name is not None else [stamp, *(f"{stamp}_{number}" for number in range(2, 100))]:
         with contextlib.suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
-    raise FileExistsError(f"{parent / stamp} exists. Give the run a name of its own with --name.")
+            (parent / own).mkdir(parents=True)
+            return parent / own
+    raise FileExistsError(f"{parent / (name or stamp)} exists. Give the run a name of its own with --name.")
 
 
 @contextlib.contextmanager
@@ -66,14 +59,12 @@ def locked(folder: Path) -> Iterator[None]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write at once or not at all, so that a run that is stopped leaves the previous version whole."""
     text = json.dumps(finite(content), indent=1, allow_nan=False)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", text=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
+        temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come right after the replacement
+        temporary.unlink(missing_ok=True)  # Ctrl-C may come right after the replacement
         raise
 
 

@@ -12,17 +12,14 @@ from typing import Any
 
 from .files import finite, now
 
-__all__ = ["CLOCK_FIELDS", "RunLog"]
-
 #: Fields of each line that are another one in each run, whatever was trained.
 CLOCK_FIELDS = ("time", "seconds")
 
 
 class RunLog:
-    """Appends lines, each flushed. Where a disk is full lines wait for the next attempt, and nothing is raised.
+    """Appends lines to a file, each flushed, or nowhere without a path.
 
-    Args:
-        path: is created, or added to; ``None`` for a log that goes nowhere.
+    Where a disk is full lines wait for the next attempt, and nothing is raised.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -42,8 +39,7 @@ class RunLog:
 
     def settle(self) -> int:
         """Bring everything to the disk, and return the length in bytes."""
-        if self.path is not None:
-            self._flush(durable=True)
+        self._flush(durable=True)
         return self._length
 
     def start_anew(self) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import OptionError, need
+from .errors import OptionError, RecipeError, need
 
-__all__ = ["PRECISIONS", "Ranks", "launched_precision", "open_accelerator", "started_ranks"]
+Result = TypeVar("Result")
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -48,9 +48,8 @@ def open_accelerator(
     """An ``accelerate.Accelerator`` for one training.
 
     Args:
-        mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``; the same for all trainings of a process.
-        trackers: names that accelerate knows, such as ``"tensorboard"``.
-        folder: of the trackers.
+        mixed_precision: one of :data:`PRECISIONS`, the same for all trainings of a process.
+        trackers: names that accelerate knows, such as ``"tensorboard"``; ``folder`` is theirs.
         find_unused_parameters: for models with parameters that no loss depends on.
 
     Raises:
@@ -72,9 +71,7 @@ def open_accelerator(
             project_dir=None if folder is None else str(folder),
             # Accumulation is done by the engine, whatever accelerate's environment says.
             gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(num_steps=1),
-            kwargs_handlers=[
-                accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters),
-            ],
+            kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)],
         )
     except ValueError as error:
         if "mixed_precision" not in str(error):
@@ -85,20 +82,18 @@ def open_accelerator(
 
 
 class Ranks:
-    """Small collectives on the host: no GPU is waited for. They do nothing in a single process.
+    """Small collectives of the processes of an ``Accelerator`` or a ``PartialState``, on the host: no GPU is waited for.
 
-    Args:
-        state: an ``Accelerator`` or a ``PartialState``.
+    They do nothing in a single process.
     """
 
-    _groups: ClassVar[dict[str, Any]] = {}
+    _groups: ClassVar[dict[str | None, Any]] = {}
     _made_in: ClassVar[Any] = None
 
     def __init__(self, state: Any) -> None:
         self.size: int = state.num_processes
         self.rank: int = state.process_index
         self.is_main: bool = state.is_main_process
-        self._device: torch.device = state.device
 
     @property
     def group(self) -> Any:
@@ -107,7 +102,7 @@ class Ranks:
         Not the default one, in which DistributedDataParallel works at the same time; and one for all trainings, because
         each takes file handles as long as the process lives.
         """
-        return self._kept("device", None) if self.size > 1 else None
+        return self._kept(None) if self.size > 1 else None
 
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over the processes of a tensor on the host; in place."""
@@ -117,18 +112,33 @@ class Ranks:
 
     def from_main(self, value: Any) -> Any:
         """What the main process has; small plain objects."""
-        if self.size == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._host())
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, group=self._host())
         return box[0]
 
+    def by_main(self, task: str, function: Callable[[], Result]) -> Result:
+        """Call a function on the main process alone, and give all of them what it returns, or its error."""
+        found: Any = None
+        failure: BaseException | None = None
+        told: BaseException | None = None
+        if self.is_main:
+            try:
+                found = function()
+            except (Exception, SystemExit) as error:
+                failure = error
+                reason = f"the main process could not {task} ({type(error).__name__}: {error})."
+                told = error if isinstance(error, (RecipeError, SystemExit)) else RecipeError(reason)
+        found, told = self.from_main((found, told))
+        if told is not None:
+            raise failure or told
+        return found  # type: ignore[no-any-return]
+
     def of_all(self, value: Any) -> list[Any]:
-        """What all processes have; small plain objects."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._host())
+        """What all processes have, on the host, in their order."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self._host())
         return values
 
     def same_weights(self, tensors: Sequence[Tensor]) -> None:
@@ -137,34 +147,23 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
-    def rows_of_all(self, own: Tensor, sizes: Sequence[int]) -> Tensor:
-        """``[sum of sizes, ...]`` on the host: the rows ``[n, ...]`` of all processes, in their order.
-
-        Args:
-            own: the rows of this process.
-            sizes: how many rows each process has.
-        """
-        own = own.detach()
-        if self.size == 1:
-            return own.cpu()
-        shapes = self.of_all((list(own.shape[1:]), str(own.dtype)))
-        if any(shape != shapes[0] for shape in shapes):
+    def rows_of_all(self, own: Tensor) -> Tensor:
+        """``[sum of n, ...]`` on the host: the rows ``[n, ...]`` of all processes, in their order."""
+        parts = self.of_all(own.detach().cpu())
+        formats = [(list(rows.shape[1:]), str(rows.dtype)) for rows in parts]
+        if any(found != formats[0] for found in formats):
             raise OptionError(
-                f"the processes predict rows of different shapes or formats: {shapes}. Pad them to one length."
+                f"the processes predict rows of different shapes or formats: {formats}. Pad them to one length."
             )
-        padded = own.new_zeros(max(sizes), *own.shape[1:])
-        padded[: len(own)] = own
-        gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(gathered, padded)
-        return torch.cat([rows[:size] for rows, size in zip(gathered, sizes)]).cpu()
+        return torch.cat(parts)
 
     def _host(self) -> Any:
-        return None if dist.get_backend() == "gloo" else self._kept("host", "gloo")
+        return None if dist.get_backend() == "gloo" else self._kept("gloo")
 
     @classmethod
-    def _kept(cls, name: str, backend: str | None) -> Any:
+    def _kept(cls, backend: str | None) -> Any:
         if cls._made_in is not dist.group.WORLD:  # also after a new start of the default group
             cls._groups, cls._made_in = {}, dist.group.WORLD
-        if name not in cls._groups:
-            cls._groups[name] = dist.new_group(backend=backend)
-        return cls._groups[name]
+        if backend not in cls._groups:
+            cls._groups[backend] = dist.new_group(backend=backend)
+        return cls._groups[backend]

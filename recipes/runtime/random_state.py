@@ -11,10 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["derived_seed", "kept_random_state", "load_random_state", "random_state", "seed_all", "seed_for_sample"]
-
-_NUMPY_SEEDS = 2**32
-
 
 def derived_seed(*parts: int | str) -> int:
     """A seed below ``2**63`` that is another one for other parts, the same in every process and on every machine."""
@@ -22,18 +18,17 @@ def derived_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def seed_all(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch, on all devices."""
+def seed_host(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, but leave GPUs alone, so that it works in data workers."""
     random.seed(seed)
-    np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002
-    torch.manual_seed(seed)
-
-
-def seed_for_sample(seed: int) -> None:
-    """The same for data, which is made on the CPU: GPUs are left alone, so that it works in data workers."""
-    random.seed(seed)
-    np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
+
+
+def seed_all(seed: int) -> None:
+    """The same, and on all devices."""
+    seed_host(seed)
+    torch.manual_seed(seed)
 
 
 def random_state(device: torch.device | None = None) -> dict[str, Any]:

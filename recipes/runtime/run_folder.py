@@ -16,42 +16,18 @@ from .errors import RecipeError
 from .files import LOCK, locked, new_run_folder
 from .processes import Ranks, started_ranks
 
-__all__ = [
-    "INTERRUPTED",
-    "NOT_WRITTEN",
-    "RESULTS",
-    "WITHOUT_EFFECT",
-    "in_ranks",
-    "open_folder",
-    "open_shared_folder",
-    "results_in",
-]
-
 #: Exit code of a program that Ctrl-C ended.
 INTERRUPTED = 130
-
-
 #: Exit code of a run whose files are not all there.
 NOT_WRITTEN = 1
-
-
 RESULTS = "results.json"
-
-
 #: Options that change no number.
 WITHOUT_EFFECT = ("out", "name", "resume")
-
-
 _MAY_CHANGE = (*WITHOUT_EFFECT, "workers", "data_workers", "checkpoint_steps", "trackers")
 
 
 def in_ranks(parser: argparse.ArgumentParser, run: Callable[[Ranks], int]) -> int:
-    """Run a recipe that trains one model in as many processes as were started, and return the exit code.
-
-    Args:
-        parser: whose name errors begin with.
-        run: in each process.
-    """
+    """Run a recipe that trains one model in as many processes as were started, and return the exit code."""
     with started_ranks() as state:
         try:
             return run(Ranks(state))
@@ -68,10 +44,7 @@ def open_folder(
 ) -> Path:
     """The folder of a run, from its ``--out``, ``--name`` and, where there is one, ``--resume``.
 
-    Args:
-        parser: of the options, for errors.
-        options: of the command line.
-        kind: recipe and schema version of a run that can be resumed.
+    A run that is to go on has to be of this ``kind``: the recipe and the schema version.
     """
     resume = getattr(options, "resume", "never")
     if resume not in ("auto", "never"):
@@ -116,27 +89,19 @@ def open_shared_folder(
 ) -> Iterator[Path]:
     """The same in several processes: the main one opens it, locks it within the context, and all get it."""
     with contextlib.ExitStack() as held:
-        try:
-            folder = open_folder(parser, options, kind) if ranks.is_main else None
-            if folder is not None:
-                _lock(parser, folder, held)
-        except SystemExit as stop:
-            ranks.from_main((None, stop.code))
-            raise
-        shared, code = ranks.from_main((folder, 0))
-        if shared is None:
-            raise SystemExit(code)
-        yield Path(shared)
 
+        def opened() -> Path:
+            folder = open_folder(parser, options, kind)
+            try:
+                held.enter_context(locked(folder))
+            except BlockingIOError:
+                parser.error(
+                    f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, "
+                    "or stop the other run."
+                )
+            return folder
 
-def _lock(parser: argparse.ArgumentParser, folder: Path, held: contextlib.ExitStack) -> None:
-    try:
-        held.enter_context(locked(folder))
-    except BlockingIOError:
-        parser.error(
-            f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, or stop "
-            "the other run."
-        )
+        yield ranks.by_main("open the folder of the run", opened)
 
 
 def _check_same_run(

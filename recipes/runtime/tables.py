@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["aligned"]
-
 
 def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
     """Columns of equal width, the first ``left`` ones flush left, the others flush right."""

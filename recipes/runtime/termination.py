@@ -8,8 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["TERMINATED", "Terminated", "deferred", "listen"]
-
 #: Exit code of a program that SIGTERM ended.
 TERMINATED = 143
 
@@ -59,8 +57,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
         _State.trainings -= 1
 
 
-def _on_signal(number: int, frame: Any) -> None:
-    del number, frame
+def _on_signal(*_: Any) -> None:
     _State.requested = True
     if not _State.trainings:
         raise Terminated

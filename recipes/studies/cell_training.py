@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..runtime.processes import Ranks
 from ..training.options import Options
-from .results_file import key_of, timed
+from .results_file import ResultsFile, key_of, timed
 from .study import Cell, Trained
 
 
@@ -60,6 +60,12 @@ class CellTraining:
         """Remove the checkpoints of a training whose result is kept."""
         if ranks.is_main and not self.keeps:
             shutil.rmtree(self._own(cell), ignore_errors=True)
+
+    def forget_all(self, results: ResultsFile) -> None:
+        """The same for results of runs that were killed before they removed them."""
+        for own in list(self.folder.glob("*")) if not self.keeps else ():
+            if own.name in results:
+                shutil.rmtree(own, ignore_errors=True)
 
     def _own(self, cell: Cell) -> Path:
         return self.folder / key_of(cell.to_dict())

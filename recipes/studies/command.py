@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from ..runtime.termination import TERMINATED, Terminated, deferred, listening
 from ..runtime.workers import Workers
 from .cell_training import CellTraining, TrainOne
+from .progress import told
 from .results_file import ResultsFile
 from .study import FIRST_TUNING_SEED, Setting, Study
 from .tables import as_csv, as_numbers, markdown, tuning
 
 SCHEMA_VERSION = 4
-#: Between two lines where standard error is no terminal.
-_SECONDS_BETWEEN_LINES = 10.0
+#: Tables for people and for programs, and all numbers: beside the results.
+_WRITTEN_BESIDE = (".md", ".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,11 @@ class StudyCommand:
             self.check(parser, options)
         if options.results is None:
             options.results = Path(options.out, options.name or "", "results.jsonl")
+        if options.results.suffix in _WRITTEN_BESIDE:
+            parser.error(
+                f"argument --results: a file with one line for each training, beside which {options.results.name} is "
+                f"written. Use {options.results.with_suffix('.jsonl').name}."
+            )
         if options.seeds > FIRST_TUNING_SEED:
             parser.error(
                 f"argument --seeds: seeds from {FIRST_TUNING_SEED} on tune. Use --seeds {FIRST_TUNING_SEED} or less."
@@ -144,6 +150,14 @@ class StudyCommand:
                 parser.error(f"argument --{name}: found {unknown[0]!r}. Use some of {', '.join(known)}.")
             if len(set(given)) < len(given):
                 parser.error(f"argument --{name}: the same value twice. Use each value once.")
+        for setting in self.settings_of(options).values() if options.methods else ():
+            for method in (self.methods[key] for key in options.methods):
+                if not setting.has_space(method):
+                    usable = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
+                    parser.error(
+                        f"argument --methods: {setting.key} has no values to try for the {method.parameter} of "
+                        f"{method.key}. Use some of {usable}."
+                    )
 
 
 class _Course:
@@ -170,8 +184,8 @@ class _Course:
         options, command, ranks = self._options, self._command, self._ranks
         code, trains = 0, options.minutes is None or options.minutes > 0
         with contextlib.ExitStack() as held:
-            if trains and ranks.is_main:
-                self._lock(held)
+            if trains:
+                ranks.by_main("lock the folder of the study", lambda: self._lock(held))
             study = self._study()
             if trains and study.done < study.trainings:
                 data = self._check_data(study)
@@ -193,7 +207,7 @@ class _Course:
             settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
         if command.searches and options.trials is not None:
             settings = [setting.searched(options.trials) for setting in settings]
-        results = ranks.from_main(ResultsFile(self._path) if ranks.is_main else None)
+        results = ranks.by_main("read the results", lambda: ResultsFile(self._path))
         tuning_seeds = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
         if not ranks.is_main:
             results.writes = False
@@ -238,11 +252,11 @@ class _Course:
                 listening(),
                 deferred() if several else contextlib.nullcontext(),
                 Workers(options.workers) as workers,
-                self._told(study) as tell,
+                told(study, self._ranks.is_main) as tell,
             ):
                 run_all = functools.partial(workers.run_all, ordered=several)
                 for cell, result in study.run(run_all, work):
-                    tell(f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}", cell.reported, result)
+                    tell(cell, result)
                     work.forget(cell, self._ranks)
         except KeyboardInterrupt:
             self._print("\nInterrupted. What follows is from the trainings that were finished.")
@@ -251,36 +265,10 @@ class _Course:
             self._print("\nTerminated. Run the same command again to go on.")
             return TERMINATED
         if self._ranks.is_main:
+            work.forget_all(study.results)
             with contextlib.suppress(OSError):  # there is something in it, or there was nothing to save
                 folder.rmdir()
         return 0
-
-    @contextlib.contextmanager
-    def _told(self, study: Study) -> Iterator[Callable[[str, bool, Mapping[str, Any]], None]]:
-        """A bar in a terminal, otherwise a line now and then, on standard error."""
-        total, done, began = study.trainings, study.done, time.monotonic()
-        line = -_SECONDS_BETWEEN_LINES
-        shown = self._ranks.is_main and sys.stderr.isatty()
-        bar = need("tqdm").tqdm(total=total, initial=done, unit="training", disable=not shown)
-        first = done
-
-        def tell(what: str, reported: bool, result: Mapping[str, Any]) -> None:
-            nonlocal done, line
-            done += 1
-            bar.set_description("reported" if reported else "tuning")
-            bar.set_postfix_str(f"last: {what}")
-            bar.update()
-            now_ = time.monotonic()
-            if shown or not self._ranks.is_main or (now_ - line < _SECONDS_BETWEEN_LINES and done < total):
-                return
-            line = now_
-            left = (now_ - began) / (done - first) * (total - done)
-            score = result["validation"]
-            text = "no score" if score is None else f"validation score {score:.4f}"
-            print(f"{done} of {total} trainings ({what}: {text}), {_duration(left)} left", file=sys.stderr, flush=True)
-
-        with bar:
-            yield tell
 
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
         command, not_written = self._command, {}
@@ -293,7 +281,7 @@ class _Course:
         if study.results.not_written is not None:
             not_written[self._path.name] = study.results.not_written
         text = f"{markdown(study, command.metrics, command.compared)}\n\n{tuning(study)}\n"
-        for_people, for_programs, numbers = (self._path.with_suffix(suffix) for suffix in (".md", ".csv", ".json"))
+        for_people, for_programs, numbers = map(self._path.with_suffix, _WRITTEN_BESIDE)
         try:
             _try(not_written, for_people.name, lambda: for_people.write_text(text, encoding="utf-8"))
             _try(not_written, for_programs.name, lambda: for_programs.write_text(as_csv(study, command.metrics)))
@@ -335,13 +323,3 @@ def _try(not_written: dict[str, str], name: str, write: Callable[[], Any]) -> An
     except (OSError, SaliencyRegError) as error:
         not_written[name] = getattr(error, "strerror", None) or str(error)
         return None
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} min"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} h"
-    )

@@ -67,6 +67,9 @@ class ResultsFile:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
     @property
     def data(self) -> set[str]:
         """Fingerprints of the data behind the results."""

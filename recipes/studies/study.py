@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..methods.methods import BASELINE, METHODS, Method
+from ..runtime.errors import OptionError
 from .results_file import ResultsFile
 from .trials import Range, Space, count_of, trial_values
 
@@ -39,16 +40,34 @@ class Setting:
 
     def space(self, method: Method) -> Space:
         """The values that are tried for this method."""
-        names = (method.key, method.parameter, method.parameter.partition(",")[0])
-        return next(self.spaces[name] for name in names if name in self.spaces)
+        return next(self.spaces[name] for name in _names_of_space(method) if name in self.spaces)
+
+    def has_space(self, method: Method) -> bool:
+        """Whether there are values to try for this method."""
+        return any(name in self.spaces for name in _names_of_space(method))
 
     def searched(self, trials: int) -> Setting:
-        """The same, with so many trials of each method within the bounds of its grid."""
-        spaces = {}
+        """The same, with so many trials of each method within the bounds of its grid.
+
+        Raises:
+            OptionError: a grid has no two values above 0.
+        """
+        spaces = dict(self.spaces)
         for name, space in self.spaces.items():
-            known = sorted(value for value in space if value > 0) if not isinstance(space, Range) else []
-            spaces[name] = Range(known[0], known[-1], trials) if known else space
+            if isinstance(space, Range) or len(space) == 1:
+                continue
+            known = sorted(value for value in space if value > 0)
+            if len(known) < 2:
+                raise OptionError(
+                    f"there is nothing to search between the values {', '.join(f'{value:g}' for value in space)} of the "
+                    f"{name}. Pass two values above 0, or leave --trials out."
+                )
+            spaces[name] = Range(known[0], known[-1], trials)
         return Setting(self.key, self.label, self.values, self.methods, spaces)
+
+
+def _names_of_space(method: Method) -> tuple[str, ...]:
+    return method.key, method.parameter, method.parameter.partition(",")[0]
 
 
 @dataclass(frozen=True)
@@ -250,5 +269,6 @@ def _statistics(rows: Sequence[Mapping[str, float | None]], names: Sequence[str]
 def _interval(values: Sequence[float]) -> tuple[float, float]:
     """Of 95 % for the mean, by the percentiles of means over seeds that are drawn anew."""
     drawn = np.random.default_rng(0).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(np.asarray(values)[drawn].mean(1), (2.5, 97.5))
+    # In one order, so that the interval does not depend on that of the seeds.
+    low, high = np.percentile(np.sort(values)[drawn].mean(1), (2.5, 97.5))
     return float(low), float(high)

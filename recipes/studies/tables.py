@@ -52,7 +52,6 @@ def markdown(study: Study, metrics: Sequence[str], compared: Sequence[str]) -> s
 
 def tuning(study: Study) -> str:
     """Lay out the mean validation score of every value that was tried."""
-    rows = [["method", "tuned", "mean validation score of each value"]]
     tables = []
     for setting in study.settings:
         rows = [["method", "tuned", "chosen", "mean validation score of each value"]]

@@ -44,7 +44,7 @@ def run_all(
 def in_child(check: Check, failed: Failed, name: str, seconds: int) -> Result:
     """Check one name where a crash or an endless loop of its model is not that of the sweep."""
     begun = time.monotonic()
-    command = [sys.executable, "-m", __spec__.name, check.__module__, check.__name__, name]
+    command = [sys.executable, "-m", __spec__.name, str(os.getpid()), check.__module__, check.__name__, name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
     try:
@@ -95,6 +95,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    module, function, name = sys.argv[1:]
+    parent, module, function, name = sys.argv[1:]
+    if os.name == "posix":  # elsewhere a launcher may stand between a process and its parent
+        threading.Thread(target=_end_with_parent, args=(int(parent),), daemon=True).start()
     print(_MARK + json.dumps(getattr(importlib.import_module(module), function)(name)), flush=True)

@@ -22,16 +22,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from ..data.sources import BatchSource, Collate, Source
 from ..runtime.errors import OptionError
-from ..runtime.random_state import derived_seed, kept_random_state, seed_for_sample
-
-__all__ = [
-    "Feed",
-    "GlobalBatches",
-    "MicroBatch",
-    "Step",
-    "even_parts",
-]
-
+from ..runtime.random_state import derived_seed, kept_random_state, seed_host
 
 #: So long a data worker goes on after SIGTERM, for the step and the checkpoint of its training.
 _SECONDS_TO_SAVE = 30.0
@@ -39,45 +30,33 @@ _SECONDS_TO_SAVE = 30.0
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process passes through the model at once.
+    """What one process passes through the model at once; without indices, a batch of no rows in the format of others.
 
-    Attributes:
-        epoch: for the random numbers of the samples.
-        indices: may be empty: then the batch has no rows, but the format of one with the sample ``stand_in``.
+    The epoch is for the random numbers of the samples.
     """
 
     epoch: int
     indices: Sequence[int]
-    stand_in: int
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step.
+    """One optimizer step: the sizes of its micro-batches, summed over the processes, and those of this process."""
 
-    Attributes:
-        size: samples, of all processes.
-        sizes: of each micro-batch, of all processes.
-        own: the micro-batches of this process, as many as in every process.
-    """
-
-    size: int
     sizes: tuple[int, ...]
     own: tuple[MicroBatch, ...]
 
+    @property
+    def size(self) -> int:
+        """Samples of all processes and micro-batches together."""
+        return sum(self.sizes)
 
-def even_parts(size: int, parts: int) -> list[int]:
-    """Sizes of as many parts, in order, that differ by at most one."""
-    return [size // parts + (part < size % parts) for part in range(parts)]
 
-
+@dataclass(frozen=True)
 class GlobalBatches:
     """The steps of every epoch, as one process sees them.
 
-    Args:
+    Attributes:
         samples: how many there are.
         batch_size: of all processes and micro-batches together; the last batch of an epoch may be smaller.
         seed: of the order.
@@ -85,63 +64,50 @@ class GlobalBatches:
         ranks, rank: number of processes, and which one this is.
     """
 
-    def __init__(
-        self, samples: int, batch_size: int, seed: int, *, accumulation: int = 1, ranks: int = 1, rank: int = 0
-    ) -> None:
-        self._samples = samples
-        self._batch_size = batch_size
-        self._seed = seed
-        self._accumulation = accumulation
-        self._ranks = ranks
-        self._rank = rank
+    samples: int
+    batch_size: int
+    seed: int
+    accumulation: int = 1
+    ranks: int = 1
+    rank: int = 0
 
     def __len__(self) -> int:
         """Steps of an epoch."""
-        return -(-self._samples // self._batch_size)
+        return -(-self.samples // self.batch_size)
 
     def order(self, epoch: int) -> list[int]:
         """All samples, in the order of this epoch."""
-        generator = torch.Generator().manual_seed(derived_seed("order", self._seed, epoch))
-        order: list[int] = torch.randperm(self._samples, generator=generator).tolist()
+        generator = torch.Generator().manual_seed(derived_seed("order", self.seed, epoch))
+        order: list[int] = torch.randperm(self.samples, generator=generator).tolist()
         return order
 
     def steps(self, epoch: int) -> list[Step]:
         """All steps of this epoch."""
         order = self.order(epoch)
-        return [
-            self._step(epoch, order[start : start + self._batch_size])
-            for start in range(0, self._samples, self._batch_size)
-        ]
+        starts = range(0, self.samples, self.batch_size)
+        return [self._step(epoch, order[start : start + self.batch_size]) for start in starts]
 
     def _step(self, epoch: int, rows: list[int]) -> Step:
-        shares = even_parts(len(rows), self._ranks)
-        count = min(self._accumulation, shares[0])
-        split = [even_parts(share, count) for share in shares]
-        start = sum(shares[: self._rank])
-        own = []
-        for size in split[self._rank]:
-            own.append(MicroBatch(epoch, rows[start : start + size], rows[0]))
-            start += size
-        return Step(len(rows), tuple(map(sum, zip(*split))), tuple(own))
+        shares = np.array_split(rows, self.ranks)
+        count = min(self.accumulation, len(shares[0]))
+        split = [np.array_split(share, count) for share in shares]
+        sizes = tuple(sum(map(len, micro)) for micro in zip(*split))
+        return Step(sizes, tuple(MicroBatch(epoch, own.tolist()) for own in split[self.rank]))
 
 
 class Feed:
     """Loads micro-batches with as many data workers, which are started once. The results do not depend on their number.
 
-    Args:
-        source: the data.
-        seed: of what is drawn for samples.
-        workers: data workers; with 0, this process loads.
-        collate: samples to a batch; only for a :class:`SampleSource`.
-        pin_memory: for copies to a GPU beside the computation.
+    The seed is that of what is drawn for samples. Without workers, this process loads; ``collate`` is for a
+    :class:`SampleSource`.
     """
 
     def __init__(
         self, source: Source, seed: int, *, workers: int = 0, collate: Collate | None = None, pin_memory: bool = False
     ) -> None:
-        self._wanted = _Wanted()
+        self._wanted: list[MicroBatch] = []  # takes the place of the batch sampler, which a loader keeps
         self._loader: DataLoader[Any] = DataLoader(
-            _Batches(source, seed, collate, alone=workers == 0),  # type: ignore[arg-type]
+            _Batches(source, seed, collate or default_collate, in_worker=workers > 0),  # type: ignore[arg-type]
             batch_sampler=self._wanted,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -158,7 +124,7 @@ class Feed:
 
     def __call__(self, wanted: Sequence[MicroBatch]) -> Iterator[Any]:
         """The batches, in order."""
-        self._wanted.batches = wanted
+        self._wanted[:] = wanted
         return iter(self._loader)
 
     def close(self) -> None:
@@ -168,82 +134,62 @@ class Feed:
             iterator._shutdown_workers()
 
 
-class _Wanted:
-    """Stands in for the batch sampler, which a loader keeps from its beginning."""
-
-    def __init__(self) -> None:
-        self.batches: Sequence[MicroBatch] = ()
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
+@dataclass(frozen=True)
 class _Batches:
     """The dataset of the loader: its "indices" are whole micro-batches."""
 
-    def __init__(self, source: Source, seed: int, collate: Collate | None, alone: bool) -> None:
-        self._source = source
-        self._seed = seed
-        self._collate: Collate = default_collate if collate is None else collate
-        self._alone = alone
+    source: Source
+    seed: int
+    collate: Collate
+    in_worker: bool
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitems__(self, wanted: MicroBatch) -> Any:
-        indices = wanted.indices or [wanted.stand_in]
-        batch = self._batch(wanted.epoch, indices)
-        return batch if len(wanted) else _without_rows(batch)
+        if wanted.indices:
+            return self._batch(wanted.epoch, wanted.indices)
+        return _without_rows(self._batch(wanted.epoch, [0]))
 
     def _batch(self, epoch: int, indices: Sequence[int]) -> Any:
-        if isinstance(self._source, BatchSource):
-            return self._source.rows_as_batch(indices)
-        if not self._alone:  # the generators of a data worker are its own
-            return self._collate([self._sample(epoch, index) for index in indices])
+        if isinstance(self.source, BatchSource):
+            return self.source.rows_as_batch(indices)
+        if self.in_worker:  # whose generators are its own
+            return self.collate([self._sample(epoch, index) for index in indices])
         with kept_random_state():
-            return self._collate([self._sample(epoch, index) for index in indices])
+            return self.collate([self._sample(epoch, index) for index in indices])
 
     def _sample(self, epoch: int, index: int) -> Any:
-        seed_for_sample(derived_seed("sample", self._seed, epoch, index))
-        return self._source[index]  # type: ignore[index]
+        seed_host(derived_seed("sample", self.seed, epoch, index))
+        return self.source[index]  # type: ignore[index]
 
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _outlive_termination(worker: int) -> None:
-    del worker
+def _outlive_termination(_: int) -> None:
     signal.signal(signal.SIGTERM, _end_later)
 
 
-def _end_later(number: int, frame: Any) -> None:
-    del number, frame
+def _end_later(*_: Any) -> None:
     if signal.getitimer(signal.ITIMER_REAL)[0] > 0:  # asked again, by its own training
         os._exit(0)
     signal.setitimer(signal.ITIMER_REAL, _SECONDS_TO_SAVE)
 
 
 def _without_rows(batch: Any) -> Any:
-    """The batch of one sample with 0 rows.
-
-    Raises:
-        OptionError: a part of it is of an unknown kind.
-    """
     if isinstance(batch, MutableMapping):
         emptied = copy.copy(batch)  # also of a kind with methods of its own
         for key, value in batch.items():
             emptied[key] = _without_rows(value)
         return emptied
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_without_rows(value) for value in batch))
+        return type(batch)(*map(_without_rows, batch))
     if isinstance(batch, (list, tuple)):
         if all(isinstance(value, (str, bytes, int, float)) for value in batch):  # one for each sample
             return type(batch)()
-        return type(batch)(_without_rows(value) for value in batch)
+        return type(batch)(map(_without_rows, batch))
     if isinstance(batch, (torch.Tensor, np.ndarray)):
         return batch[:0] if batch.ndim else batch
     if batch is None or isinstance(batch, (str, bytes, int, float)):

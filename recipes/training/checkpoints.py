@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from ..runtime.errors import CheckpointError
-
-__all__ = ["Checkpoints", "check", "load"]
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"checkpoint-(\d{8,})")
@@ -28,25 +28,19 @@ _REPLACED = ".replaced-"
 _BLOCK = 1 << 20
 
 
+@dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one training: folders ``checkpoint-00000120``, named after the step.
+    """The checkpoints of one training, of which the newest are kept: folders ``checkpoint-00000120``, after the step."""
 
-    Args:
-        folder: of the training; created with the first checkpoint.
-        keep: how many, the newest ones.
-    """
-
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder = folder
-        self.keep = keep
+    folder: Path
+    keep: int = 2
 
     def save(self, step: int, parts: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
         """Write a checkpoint, and then remove what is older than the ones to keep.
 
         Args:
             step: names it; one of the same name is replaced.
-            parts: file name without its ending, to what ``torch.load(weights_only=True)`` can read: tensors and plain
-                values, in lists, tuples and dictionaries.
+            parts: file name to tensors and plain values, in lists, tuples and dictionaries.
             about: a few plain values for the manifest.
 
         Raises:
@@ -54,15 +48,15 @@ class Checkpoints:
                 are as they were.
         """
         name = f"checkpoint-{step:08d}"
-        final, aside = self.folder / name, self.folder / f".replaced-{name}"
+        final, aside = self.folder / name, self.folder / f"{_REPLACED}{name}"
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".writing-{name}-", dir=self.folder))
         try:
             temporary.chmod(0o755)  # mkdtemp lets nobody else read it
-            files = {f"{part}.pt": _write_tensors(temporary / f"{part}.pt", content) for part, content in parts.items()}
+            files = {f"{part}.pt": _write(temporary / f"{part}.pt", content) for part, content in parts.items()}
             manifest = {"step": step, **about, "torch": str(torch.__version__), "files": files}
             # Last, and flushed after all others: a folder with a manifest was written to its end.
-            _write_bytes(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+            _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
             _settle_folder(temporary)
             if final.exists():
                 shutil.rmtree(aside, ignore_errors=True)
@@ -82,56 +76,45 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """The folders that look like checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(found, key=step_of)
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted((path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
-    def newest(self, complain: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint that is whole. Newer ones are set aside, each with a complaint that says why.
+    def newest(self, complain: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, and its manifest. Newer ones are set aside, each with a complaint why.
 
         Raises:
             OSError: one is there, but cannot be read now.
         """
-        damaged = False
-        for path in reversed(self.all()):
+        candidates = self.all()
+        for path in reversed(candidates):
             try:
-                check(path)
+                return path, check(path)
             except CheckpointError as error:
-                damaged = True
                 complain(f"{error} It is set aside, and an older checkpoint takes its place.")
                 aside = path.with_name(f".unusable-{path.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(path, aside)
-            else:
-                return path
-        if damaged:
+        if candidates:
             complain(f"no checkpoint in {self.folder} is whole: the training starts from the beginning.")
         return None
 
     def clean(self) -> None:
         """Remove what writes that were killed have left; one that was killed between two renames is undone."""
-        if not self.folder.is_dir():
-            return
-        for path in list(self.folder.iterdir()):
-            if path.name.startswith(_REPLACED) and path.is_dir():
-                original = self.folder / path.name.removeprefix(_REPLACED)
-                if original.exists():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    os.replace(path, original)
-        for path in list(self.folder.iterdir()):
-            if path.name.startswith(_LEFTOVERS) and path.is_dir():
+        for path in list(self.folder.glob(f"{_REPLACED}*")):
+            original = self.folder / path.name.removeprefix(_REPLACED)
+            if original.exists():
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.replace(path, original)
+        for prefix in _LEFTOVERS:
+            _remove_like(self.folder, prefix)
 
     def remove_all(self) -> None:
         """Remove every checkpoint, for a training whose result is kept elsewhere."""
         for path in self.all():
             _remove(path)
         self.clean()
-        if self.folder.is_dir():
-            for path in list(self.folder.glob(".unusable-*")):
-                shutil.rmtree(path, ignore_errors=True)
+        _remove_like(self.folder, ".unusable-")
 
 
 def step_of(path: Path) -> int:
@@ -185,54 +168,38 @@ def load(path: Path, part: str) -> Any:
         raise CheckpointError(f"{file} cannot be loaded ({type(error).__name__}: {error}).") from error
 
 
-class _Measured:
-    """A file that notes its size, its checksum, and why it could not be written."""
+class _File(io.BufferedWriter):
+    """A new file that notes its checksum, and why it could not be written."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.size = 0
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "x"))
+        self.checksum = hashlib.sha256()
         self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
-        block = memoryview(data).cast("B")
         try:
-            if self.failure is not None:
-                raise self.failure
-            self._file.write(block)
+            written = super().write(data)
         except OSError as error:
             self.failure = error
             raise
-        self._hash.update(block)
-        self.size += len(block)
-        return len(block)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def entry(self) -> dict[str, Any]:
-        return {"bytes": self.size, "sha256": self._hash.hexdigest()}
+        self.checksum.update(data)
+        return written
 
 
-def _write_tensors(path: Path, content: Any) -> dict[str, Any]:
-    with path.open("xb") as file:
-        measured = _Measured(file)
+def _write(path: Path, content: Any) -> dict[str, Any]:
+    with _File(path) as file:
         try:
-            torch.save(content, measured)  # type: ignore[arg-type]
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                torch.save(content, file)
         except Exception as error:
-            if measured.failure is not None and error is not measured.failure:
-                raise measured.failure from error  # torch reports its own writer instead
+            if file.failure is not None and error is not file.failure:
+                raise file.failure from error  # torch reports its own writer instead
             raise
         file.flush()
         os.fsync(file.fileno())
-    return measured.entry()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        return {"bytes": file.tell(), "sha256": file.checksum.hexdigest()}
 
 
 def _settle_folder(path: Path) -> None:
@@ -262,3 +229,9 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _remove_like(folder: Path, prefix: str) -> None:
+    for path in list(folder.glob(f"{prefix}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)

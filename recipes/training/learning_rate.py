@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from ..runtime.errors import OptionError
 
-__all__ = ["DECAYS", "learning_rate_factor"]
-
 DECAYS = ("constant", "cosine", "linear")
 
 

@@ -12,15 +12,13 @@ from torch import Tensor
 from ..runtime.processes import Ranks
 from .objective import TaskLosses
 
-__all__ = ["LossSums", "scaled", "weighted_sums"]
-
 
 class LossSums:
     """Sums of weighted losses of this process on the device, and the labels of all processes on the host."""
 
     def __init__(self, tasks: Sequence[str], device: torch.device) -> None:
-        self._dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._sums = torch.zeros(len(tasks), dtype=self._dtype, device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._sums = torch.zeros(len(tasks), dtype=dtype, device=device)
         self._counts = torch.zeros(len(tasks), dtype=torch.float64)
 
     def add(self, sums: Tensor | list[Tensor]) -> None:
@@ -30,15 +28,13 @@ class LossSums:
     def count(self, counts: Tensor) -> None:
         self._counts += counts
 
-    def means(self, ranks: Ranks) -> list[float]:
-        """``[T]`` mean losses over all processes; NaN for a task without labels."""
+    def take_means(self, ranks: Ranks) -> list[float]:
+        """``[T]`` mean losses over all processes, NaN for a task without labels; and begin anew."""
         sums = ranks.total(self._sums.to("cpu", torch.float64, copy=True))
         means: list[float] = (sums / self._counts).tolist()
-        return means
-
-    def reset(self) -> None:
         self._sums.zero_()
         self._counts.zero_()
+        return means
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"sums": self._sums.cpu().clone(), "counts": self._counts.clone()}

@@ -12,14 +12,12 @@ import torch
 from torch import nn
 
 from ..methods.attach import Backward
-from ..runtime.errors import CheckpointError, CheckpointMismatchError, OptionError
+from ..runtime.errors import CheckpointMismatchError, OptionError
 from ..runtime.log import RunLog
 from ..runtime.processes import Ranks
 from ..runtime.random_state import derived_seed, load_random_state, random_state, seed_all
 from .checkpoints import Checkpoints, check, load, step_of
 from .loss_sums import LossSums
-
-__all__ = ["Parts", "Position", "SavedTraining", "Stateful"]
 
 
 class Stateful(Protocol):
@@ -31,96 +29,68 @@ class Stateful(Protocol):
 
 @dataclass
 class Position:
-    """How far a training is: optimizer steps in all, whole epochs, and steps of the present epoch."""
+    """How far a training is: optimizer steps in all, and whole epochs."""
 
     step: int = 0
     epoch: int = 0
-    step_in_epoch: int = 0
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a checkpoint holds.
-
-    Attributes:
-        identity: plain values that have to be the same in a resumed training.
-        model, optimizer, scheduler, scaler, backward: of the training; there may be no scaler.
-        others: what else was given, under names.
-        sums: of each process, under names.
-        position: of the training, which is changed in place.
-        seed: of the training, for processes without a saved random state.
-    """
-
-    identity: Mapping[str, Any]
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Stateful
-    scaler: Stateful | None
-    backward: Backward
-    others: Mapping[str, Stateful]
-    sums: Mapping[str, LossSums]
-    position: Position
-    seed: int
-
-
+@dataclass
 class SavedTraining:
     """The checkpoints of a training in several processes, of which the main one writes.
 
-    Args:
-        folder: of the training.
-        keep: how many checkpoints.
-        parts: what they hold.
-        ranks: the processes.
-        device: of this process.
-        log: which is cut back to the checkpoint that is loaded.
+    Attributes:
+        log: is cut back to the checkpoint that is loaded.
+        identity: plain values that have to be the same in a resumed training.
+        position: is changed in place.
+        states: of the optimizer and the like.
+        others: what does not belong to the engine.
+        sums: of each process.
     """
 
-    def __init__(self, folder: Path, keep: int, parts: Parts, ranks: Ranks, device: torch.device, log: RunLog) -> None:
-        self.checkpoints = Checkpoints(folder, keep)
-        self._parts = parts
-        self._ranks = ranks
-        self._device = device
-        self._log = log
-        self._saved_step: int | None = None
-        self._read_back = False
+    checkpoints: Checkpoints
+    ranks: Ranks
+    device: torch.device
+    log: RunLog
+    identity: Mapping[str, Any]
+    seed: int
+    position: Position
+    model: nn.Module
+    backward: Backward
+    states: Mapping[str, Stateful]
+    others: dict[str, Stateful]
+    sums: Mapping[str, LossSums]
+    _saved_step: int | None = None
+    _read_back: bool = False
 
     def save(self) -> bool:
         """Write a checkpoint, on all processes; whether it is there. A disk that is full does not end the training.
 
         Raises:
-            CheckpointError: it cannot be written or read again for another reason, which the main process tells; on all.
+            RecipeError: it cannot be written or read again for another reason, which the main process tells; on all.
         """
-        parts = self._parts
-        if self._saved_step == parts.position.step:
+        if self._saved_step == self.position.step:
             return True
-        own = {
-            "random": random_state(self._device),
-            "sums": {name: sums.state_dict() for name, sums in parts.sums.items()},
-        }
-        of_ranks = self._ranks.of_all(own)
-        written, failure, failed = False, None, None
-        if self._ranks.is_main:
-            try:
-                written = self._write(of_ranks)
-            except Exception as error:
-                failure, failed = error, f"{type(error).__name__}: {error}"
-        # What happened to the main process is known to all: the others would wait for it, or it for them.
-        written, failed = self._ranks.from_main((written, failed))
-        if failure is not None:
-            raise failure
-        if failed is not None:
-            raise CheckpointError(f"the main process could not write a checkpoint ({failed}).")
-        self._saved_step = parts.position.step if written else None
-        return bool(written)
+        sums = {name: own.state_dict() for name, own in self.sums.items()}
+        of_ranks = self.ranks.of_all({"random": random_state(self.device), "sums": sums})
+        written = self.ranks.by_main("write a checkpoint", lambda: self._write(of_ranks))
+        self._saved_step = self.position.step if written else None
+        return written
 
     def _write(self, of_ranks: list[dict[str, Any]]) -> bool:
-        parts = self._parts
-        about = {**parts.identity, "processes": self._ranks.size, "log_bytes": self._log.settle()}
+        about = {**self.identity, "processes": self.ranks.size, "log_bytes": self.log.settle()}
+        states = {"backward": self.backward, **self.states}
+        content = {
+            "model": self.model.state_dict(),
+            "training": {"epoch": self.position.epoch, **_states(states)},
+            "others": _states(self.others),
+            "processes": of_ranks,
+        }
         try:
-            written = self.checkpoints.save(parts.position.step, self._content(of_ranks), about)
+            written = self.checkpoints.save(self.position.step, content, about)
         except OSError as error:
             self._complain(
-                f"no checkpoint could be written at step {parts.position.step} in {self.checkpoints.folder} "
+                f"no checkpoint could be written at step {self.position.step} in {self.checkpoints.folder} "
                 f"({error.strerror}). Training goes on; there are {len(self.checkpoints.all())} older ones, which are whole."
             )
             return False
@@ -136,79 +106,40 @@ class SavedTraining:
         Raises:
             OptionError, CheckpointError, SaliencyRegError: as there.
         """
-        chosen: str | None = None
-        failure: Exception | None = None
-        if self._ranks.is_main:
-            try:
-                path = self._choose(how)
-                chosen = None if path is None else str(path)
-            except Exception as error:
-                failure = error
-        # An error of the main process is one of all: the others would wait.
-        chosen, failed = self._ranks.from_main((chosen, None if failure is None else str(failure)))
-        if failure is not None:
-            raise failure
-        if failed is not None:
-            raise CheckpointError(failed)
+        chosen = self.ranks.by_main("choose a checkpoint", lambda: self._choose(how))
         if chosen is not None:
-            self._load(Path(chosen))
+            self._load(*chosen)
 
-    def _content(self, of_ranks: list[dict[str, Any]]) -> dict[str, Any]:
-        parts = self._parts
-        training = {
-            "optimizer": parts.optimizer.state_dict(),
-            "scheduler": parts.scheduler.state_dict(),
-            "scaler": None if parts.scaler is None else parts.scaler.state_dict(),
-            "backward": parts.backward.state_dict(),
-            "epoch": parts.position.epoch,
-            "step_in_epoch": parts.position.step_in_epoch,
-        }
-        return {
-            "model": parts.model.state_dict(),
-            "training": training,
-            "others": {name: part.state_dict() for name, part in parts.others.items()},
-            "processes": of_ranks,
-        }
-
-    def _choose(self, how: str | Path) -> Path | None:
+    def _choose(self, how: str | Path) -> tuple[Path, dict[str, Any]] | None:
         checkpoints = self.checkpoints
-        if how == "never":
-            if found := checkpoints.all():
-                raise OptionError(
-                    f"{checkpoints.folder} has checkpoints, the newest of step {step_of(found[-1])}. Use --resume auto to "
-                    "go on there, or choose another folder."
-                )
-            checkpoints.clean()
-            self._log.start_anew()
-            return None
-        checkpoints.clean()
-        if how == "auto":
-            complaints: list[str] = []
-            path = checkpoints.newest(complaints.append)
-            if path is None:
-                self._log.start_anew()
-            else:
-                self._log.cut(int(check(path)["log_bytes"]))
-            for complaint in complaints:
-                self._complain(complaint)
-            return path
-        path = Path(how)
-        manifest = check(path)
-        if later := [other.name for other in checkpoints.all() if step_of(other) > step_of(path)]:
+        if how == "never" and (found := checkpoints.all()):
             raise OptionError(
-                f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, or "
-                "use --resume auto."
+                f"{checkpoints.folder} has checkpoints, the newest of step {step_of(found[-1])}. Use --resume auto to "
+                "go on there, or choose another folder."
             )
-        if path.parent.resolve() == checkpoints.folder.resolve():
-            self._log.cut(int(manifest["log_bytes"]))
-        else:  # the checkpoint of another run, with a log of its own
-            self._log.start_anew()
-        return path
+        checkpoints.clean()
+        complaints: list[str] = []
+        chosen = None
+        if how == "auto":
+            chosen = checkpoints.newest(complaints.append)
+        elif how != "never":
+            path = Path(how)
+            chosen = path, check(path)
+            if later := [other.name for other in checkpoints.all() if step_of(other) > step_of(path)]:
+                raise OptionError(
+                    f"{checkpoints.folder} has later checkpoints than {path.name}: {', '.join(later)}. Remove them first, "
+                    "or use --resume auto."
+                )
+        if chosen is not None and chosen[0].parent.resolve() == checkpoints.folder.resolve():
+            self.log.cut(int(chosen[1]["log_bytes"]))
+        else:  # the checkpoint of another run has a log of its own
+            self.log.start_anew()
+        for complaint in complaints:
+            self._complain(complaint)
+        return chosen
 
-    def _load(self, path: Path) -> None:
-        parts = self._parts
-        manifest = check(path)
-        for name, value in parts.identity.items():
+    def _load(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        for name, value in self.identity.items():
             if manifest.get(name) != value:
                 raise CheckpointMismatchError(
                     f"{path} was saved with {name} {manifest.get(name)}, but here it is {value}. Choose the same, or "
@@ -216,41 +147,42 @@ class SavedTraining:
                 )
         training, others = load(path, "training"), load(path, "others")
         # First: its errors say best what is another one.
-        parts.backward.load_state_dict(training["backward"])
-        if set(others) != set(parts.others):
+        self.backward.load_state_dict(training["backward"])
+        if set(others) != set(self.others):
             raise CheckpointMismatchError(
-                f"{path} was saved with the states {sorted(others)}, but here they are {sorted(parts.others)}. Choose "
+                f"{path} was saved with the states {sorted(others)}, but here they are {sorted(self.others)}. Choose "
                 "another folder."
             )
         try:
-            parts.model.load_state_dict(load(path, "model"))
-            parts.optimizer.load_state_dict(training["optimizer"])
+            self.model.load_state_dict(load(path, "model"))
+            for name, part in self.states.items():
+                part.load_state_dict(training[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointMismatchError(
                 f"{path} was saved by another model or optimizer: {error}. Choose the same, or another folder."
             ) from error
-        parts.scheduler.load_state_dict(training["scheduler"])
-        if parts.scaler is not None and training["scaler"] is not None:
-            parts.scaler.load_state_dict(training["scaler"])
-        for name, part in parts.others.items():
+        for name, part in self.others.items():
             part.load_state_dict(others[name])
-        parts.position.step = step_of(path)
-        parts.position.epoch, parts.position.step_in_epoch = training["epoch"], training["step_in_epoch"]
+        self.position.step, self.position.epoch = step_of(path), training["epoch"]
         self._load_own(load(path, "processes"))
 
     def _load_own(self, of_ranks: list[dict[str, Any]]) -> None:
-        rank = self._ranks.rank
-        for name, sums in self._parts.sums.items():
+        rank = self.ranks.rank
+        for name, sums in self.sums.items():
             saved = [of_rank["sums"][name] for of_rank in of_ranks]
-            if len(saved) == self._ranks.size:
+            if len(saved) == self.ranks.size:
                 sums.load_state_dict(saved[rank])
             else:  # in another number of processes, the main one has the sums of all
                 sums.load_state_dict(LossSums.joined(saved, only_counts=rank > 0))
         if rank < len(of_ranks):
-            load_random_state(of_ranks[rank]["random"], self._device)
+            load_random_state(of_ranks[rank]["random"], self.device)
         else:
-            seed_all(derived_seed("resumed", self._parts.seed, rank, self._parts.position.step))
+            seed_all(derived_seed("resumed", self.seed, rank, self.position.step))
 
     def _complain(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)
-        self._log.write("warning", {"message": message})
+        self.log.write("warning", {"message": message})
+
+
+def _states(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}

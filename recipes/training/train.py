@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
-from ..data.task_kinds import TaskKind
+from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import Backward, attach
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
+from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .best_weights import BestWeights
-from .engine import Engine, Plan
+from .engine import Engine
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .options import Options
@@ -131,6 +132,11 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)  # and not those of GPUs, which would stay so
         model = build()
+    if not method.shared and not hasattr(model, "parts"):
+        raise OptionError(
+            f"{method.key} needs a network for each task, and the model {type(model).__name__} is one for all of them. "
+            "Choose another method, or a model with parts()."
+        )
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if options.pretraining_epochs:
@@ -190,7 +196,7 @@ class _Training:
             self._backward,
             self._objective,
             data.train,
-            Plan(**{entry.name: getattr(options, entry.name) for entry in dataclasses.fields(Plan)}),
+            options,
             collate=data.collate,
             folder=folder,
             stateful={"progress": self._progress},
@@ -207,7 +213,7 @@ class _Training:
         if data.test is not None:
             validation_outputs = self._engine.evaluate(data.validation)
             outputs = self._engine.evaluate(data.test)
-            scores = task_scores(outputs["outputs"], outputs["labels"], data.kinds)
+            scores = self._scores(outputs)
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
         score, loss = progress.means()
@@ -228,7 +234,7 @@ class _Training:
         if epoch % max(1, options.epochs // options.evaluations) and epoch != options.epochs:
             return {}
         found = self._engine.evaluate(data.validation)
-        scores = task_scores(found["outputs"], found["labels"], data.kinds)
+        scores = self._scores(found)
         losses = self._objective.mean_losses(found["outputs"], found["labels"])
         figures = {
             "training_loss": mean_of_known(training_losses),
@@ -253,6 +259,17 @@ class _Training:
         ]
         self._progress.update({"epoch": float(epoch), **figures}, of_parts, self._backward)
         return figures
+
+    def _scores(self, found: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        # Of each part on its own: one that diverged takes the scores of its own tasks, and of no others.
+        kinds = self._data.kinds
+        scores: dict[str, dict[str, float]] = {}
+        columns = dict(zip(kinds, columns_of(kinds)))
+        for tasks in self._progress.tasks_of_parts:
+            outputs = torch.cat([found["outputs"][:, columns[task]] for task in tasks], dim=1)
+            labels = found["labels"][:, [list(kinds).index(task) for task in tasks]]
+            scores.update(task_scores(outputs, labels, {task: kinds[task] for task in tasks}))
+        return {task: scores[task] for task in kinds}
 
 
 def _everything(source: Any) -> tuple[Tensor, Tensor]:

@@ -188,9 +188,10 @@ class TimmMultiTaskModel(nn.Module):
         self.backbone.unfreeze()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder.
+        """Write ``model.safetensors`` and ``config.json`` into a folder, readable for everyone (mode 0644).
 
         Raises:
+            CheckpointError: the weights could not be written, as on a full disk.
             ConfigurationError: an option in ``backbone_options`` that JSON cannot hold.
             MissingPackageError: safetensors is not installed.
         """

@@ -53,7 +53,13 @@ def save_model(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with _replacing(target / WEIGHTS) as temporary:
-        safetensors.save_model(model, str(temporary))
+        try:
+            safetensors.save_model(model, str(temporary))
+        except Exception as error:  # a SafetensorError, which is no class of its own in all versions
+            raise CheckpointError(
+                f"{str(target / WEIGHTS)!r} could not be written ({first_line(error)}). Make room, or save to "
+                "another folder."
+            ) from error
     with _replacing(target / CONFIG) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -184,6 +190,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
+        temporary.chmod(0o644)  # safetensors lets nobody else read it
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

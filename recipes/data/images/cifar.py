@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError, OptionError
-from ..fingerprints import fingerprint_of
-from ..hub import load_splits
+from ..hub import fingerprint_of, load_splits
+from ..label_columns import check_columns
 from .in_columns import decoded_pixels
 from .in_memory import AugmentedImages, Images, resized
-
-__all__ = ["ATTRIBUTES", "CLASSES", "HUB_ID", "TASK_SETS", "CifarSplits", "cifar_splits", "fingerprint"]
 
 HUB_ID = "uoft-cs/cifar10"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -143,12 +141,8 @@ def _loaded(data: str, image_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _images_and_classes(split: Any, data: str, name: str) -> tuple[Tensor, Tensor]:
-    for needed in ("img", "label"):
-        if needed not in split.column_names:
-            raise DataError(
-                f"the {name} split of {data} has the columns {', '.join(split.column_names)}, expected 'img' and 'label' as "
-                f"in {HUB_ID}. Use --data {HUB_ID}, or the folder of a copy."
-            )
+    advice = f"Expected the columns of {HUB_ID}: use --data {HUB_ID}, or the folder of a copy."
+    check_columns(("img", "label"), split.column_names, f"the {name} split of {data}", advice)
     if len(split) == 0:
         raise DataError(f"the {name} split of {data} is empty. Choose other data.")
     try:

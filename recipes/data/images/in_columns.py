@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from ...runtime.errors import DataError, need
 from .in_files import as_seen
-
-__all__ = ["decoded_pixels", "with_images"]
 
 
 def with_images(split: Any, column: str, place: str, decode: bool) -> Any:
@@ -51,3 +50,31 @@ def decoded_pixels(split: Any, column: str, place: str) -> Tensor:
                 f"{arrays[0].shape[:2]}. Expected images of one size."
             )
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+class HubImages:
+    """Rows of a data set of the hub, decoded when they are needed.
+
+    Args:
+        split: with a column ``image``.
+        rows: of the split.
+        labels: ``[n, T]`` of these rows, NaN where one is missing.
+        transform: from a PIL image to ``[3, H, W]``.
+    """
+
+    def __init__(self, split: Any, rows: Sequence[int], labels: Tensor, transform: Callable[[Any], Tensor]) -> None:
+        self._split = split
+        self._rows = list(rows)
+        self._labels = labels
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        row = self._rows[index]
+        try:
+            image = as_seen(self._split[row]["image"])
+        except (OSError, ValueError, AttributeError) as error:
+            raise DataError(f"row {row} of the data has no readable image ({error}). Remove it.") from error
+        return self._transform(image), self._labels[index]

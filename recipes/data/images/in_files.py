@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ...runtime.errors import DataError, need
 
-__all__ = ["FileImages", "as_seen", "readable"]
-
 
 class FileImages:
     """Images of files as a person sees them, with labels ``[N, T]``: turned as EXIF says, 16 bits of grey scaled to 8.
@@ -44,6 +42,26 @@ class FileImages:
         return self._transform(converted), self.labels[index]
 
 
+def image_files(places: Sequence[Path]) -> tuple[list[str], list[Path]]:
+    """Names and paths of image files; those in a folder are found by their endings, and named from there.
+
+    Raises:
+        DataError: a path that is none, or no images.
+    """
+    endings = need("PIL.Image").registered_extensions()
+    names: list[str] = []
+    paths: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise DataError(f"found no file or folder {place}. Pass the images, or folders that have them.")
+        found = [place] if place.is_file() else sorted(own for own in place.rglob("*") if own.suffix.lower() in endings)
+        paths += found
+        names += [str(own.relative_to(place)) if place.is_dir() else str(own) for own in found]
+    if not paths:
+        raise DataError(f"found no images in {', '.join(map(str, places))}. Pass folders that have some.")
+    return names, paths
+
+
 def readable(paths: Sequence[Path], check: str, strict: bool) -> list[int]:
     """Numbers of the files that can be read, with one warning about the others.
 
@@ -69,7 +87,7 @@ def readable(paths: Sequence[Path], check: str, strict: bool) -> list[int]:
     first = "; ".join(f"{paths[index]} ({reason})" for index, reason in list(bad.items())[:3])
     what = f"{len(bad)} of {len(paths)} images cannot be read: {first}{' ...' if len(bad) > 3 else ''}"
     if len(bad) == len(paths):
-        raise DataError(f"{what}. Use --images with the folder that the paths of the table begin in.")
+        raise DataError(f"{what}. Use --images with the folder that has them.")
     if strict:
         raise DataError(f"{what}. Leave out --strict to skip them.")
     warnings.warn(f"{what}. They are skipped; use --strict to stop instead.", stacklevel=2)

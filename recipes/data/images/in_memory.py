@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["AugmentedImages", "Images", "resized"]
-
 
 class Images:
     """Images in memory as they are, many at once.

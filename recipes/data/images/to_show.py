@@ -13,8 +13,6 @@ from saliency_reg.integrations.timm import TimmMultiTaskModel
 
 from ..sources import SampleSource
 
-__all__ = ["Picture", "first_images", "mean_and_std"]
-
 
 @dataclass(frozen=True)
 class Picture:

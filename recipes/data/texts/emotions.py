@@ -11,43 +11,16 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError, OptionError
-from ..fingerprints import fingerprint_of
-from ..hub import has_split, load_splits
-
-__all__ = ["EMOTIONS", "HUB_ID", "RARE", "EmotionSplits", "LabelledTexts", "emotion_splits", "fingerprint"]
+from ..hub import fingerprint_of, load_splits
 
 HUB_ID = "google-research-datasets/go_emotions"
 SUBSET = "simplified"
-EMOTIONS = (
-    "admiration",
-    "amusement",
-    "anger",
-    "annoyance",
-    "approval",
-    "caring",
-    "confusion",
-    "curiosity",
-    "desire",
-    "disappointment",
-    "disapproval",
-    "disgust",
-    "embarrassment",
-    "excitement",
-    "fear",
-    "gratitude",
-    "grief",
-    "joy",
-    "love",
-    "nervousness",
-    "optimism",
-    "pride",
-    "realization",
-    "relief",
-    "remorse",
-    "sadness",
-    "surprise",
-    "neutral",
-)
+_NAMES = """
+admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval
+disgust embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief
+remorse sadness surprise neutral
+"""
+EMOTIONS = tuple(_NAMES.split())
 #: In less than 1.5 % of the published training texts each.
 RARE = ("desire", "embarrassment", "fear", "grief", "nervousness", "pride", "relief", "remorse")
 
@@ -146,9 +119,8 @@ def _some(number: int, wanted: int | None, name: str, generator: torch.Generator
 
 @functools.lru_cache(maxsize=2)
 def _loaded(data: str) -> dict[str, LabelledTexts]:
-    names = ("train", "validation", *(("test",) if has_split(data, "test") else ()))
-    splits = load_splits(data, names, SUBSET)
-    return {name: _texts_and_labels(splits[name], data, name) for name in names}
+    splits = load_splits(data, ("train", "validation"), SUBSET, optional=("test",))
+    return {name: _texts_and_labels(split, data, name) for name, split in splits.items()}
 
 
 def _texts_and_labels(split: Any, data: str, name: str) -> LabelledTexts:

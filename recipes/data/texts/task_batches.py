@@ -11,8 +11,6 @@ from torch.utils.data import Dataset, Sampler
 
 from ...runtime.random_state import derived_seed
 
-__all__ = ["SetExamples", "TaskBatches"]
-
 
 class SetExamples(Dataset[dict[str, Any]]):
     """The examples of all tasks, one set behind the other; each with the label of its own task.

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError
+from ..hub import load_tables
 from ..label_columns import check_columns
 from ..task_kinds import TaskKind
-from .set_sources import load_source
-
-__all__ = ["Rows", "TextSet", "read_set"]
 
 _PAIRS = (
     ("premise", "hypothesis"),
@@ -83,14 +81,14 @@ def read_set(name: str, source: str, columns: Sequence[str] = (), *, skip: bool 
 
     Args:
         name: of its task.
-        source: as in :func:`load_source`.
+        source: as in :func:`load_tables`.
         columns: one or two of texts, and that of the labels; by default those with common names.
         skip: leave out rows without a text or a label; otherwise they are an error.
 
     Raises:
         DataError: data that cannot be used as they are.
     """
-    tables = load_source(source)
+    tables = load_tables(source)
     texts, label = _columns(name, source, columns, tables["train"].column_names)
     for split, table in tables.items():
         check_columns(texts, table.column_names, f"the {split} split of {source}")

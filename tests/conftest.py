@@ -1,0 +1,17 @@
+"""What tests of all packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Tensors are made in float64, from seed 0."""
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
