@@ -10,16 +10,14 @@ import argparse
 import sys
 from typing import Any
 
-from .data.digits import TEST_IMAGES, most_per_class
 from .runs.command_line import (
     NON_NEGATIVE,
     add_choice,
     add_number,
     add_options,
-    check_options,
 )
 from .studies.command import StudyCommand
-from .studies.digit_cells import DTYPES, train_digits
+from .studies.digit_cells import DTYPES, check_digits, introduction, train_digits
 from .studies.pictures import draw_study
 from .studies.study import Setting
 
@@ -46,31 +44,6 @@ def _settings(options: argparse.Namespace) -> dict[str, Setting]:
     return {"digits": Setting("digits", label, values, METHODS, spaces)}
 
 
-def _introduction(options: argparse.Namespace) -> str:
-    lines = [
-        f"Digits: ten one-vs-rest tasks (10 % positive) with {options.train_per_class} training and "
-        f"{options.validation_per_class} validation images per class,",
-        f"drawn anew for each seed; the same {TEST_IMAGES} test images for all. With more training images all methods "
-        "approach the ceiling.",
-        f"All methods: AdamW, learning rate {options.learning_rate:g}, batch {options.batch_size}, {options.epochs} "
-        f"epochs, the best one by validation AUC, {options.activation} heads.",
-        f"Values tried for the hyper-parameter of each method: {options.trials or len(options.strengths)}, chosen by "
-        f"validation AUC on seeds ({options.tuning_seeds}) that are not among the {options.seeds} reported.",
-        "Single-task is ten separate networks, ten times the parameters, with a best epoch each. SRDML has no weight "
-        "decay.",
-        "PCGrad (feature) and MGDA-UB weigh the task gradients at the feature map that the heads share, in the one backward",
-        "pass. PCGrad (parameters) is the method of Yu et al. 2020 on all parameters of the backbone, with a backward pass",
-        "for each task. Heads keep their plain gradients. MGDA-UB has the weights of the shortest convex combination of the",
-        "gradients (Sener and Koltun 2018), or of the gradients at unit length (an option of their code). SRDML has the",
-        "entropic rule if no other is named; with PCGrad, the gradient of the penalty is added, never projected.",
-    ]
-    if options.activation == "relu":
-        lines.append("With ReLU heads the penalty does not reach the backbone: it trains the heads only.")
-    if options.accumulation > 1:
-        lines.append("Surgery at the feature map weighs each micro-batch on its own.")
-    return "\n".join(lines)
-
-
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     add_number(data, "--train-per-class", 5, "training images of each digit")
@@ -91,30 +64,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         steps.add_argument(name, type=NON_NEGATIVE, nargs="+", default=default, metavar="X", help=shown)
 
 
-def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    check_options(parser, options)
-    most, validation = most_per_class(), options.validation_per_class
-    if validation >= most:
-        parser.error(
-            f"argument --validation-per-class: there are only {most} images of each digit outside the test set. Use "
-            "--validation-per-class 20."
-        )
-    if options.train_per_class + validation > most:
-        parser.error(
-            f"--train-per-class and --validation-per-class ask for {options.train_per_class + validation} images of each "
-            f"digit, but there are only {most} outside the test set. Use --train-per-class {most - validation} or less."
-        )
-    for name in ("weight_decays", "strengths"):
-        values = getattr(options, name)
-        if len(set(values)) < len(values):
-            parser.error(f"argument --{name.replace('_', '-')}: the same value twice. Use each value once.")
-    if len(options.strengths) != len(options.weight_decays):
-        parser.error(
-            f"every method gets the same number of trials, but there are {len(options.weight_decays)} --weight-decays "
-            f"and {len(options.strengths)} --strengths. Use as many of the one as of the other."
-        )
-
-
 def _of_the_run(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in _OF_THE_RUN} | {"trackers": tuple(options.trackers)}
 
@@ -129,8 +78,8 @@ COMMAND = StudyCommand(
     place=_of_the_run,
     packages=("matplotlib", "torchjd"),
     add_arguments=_add_arguments,
-    check=_check,
-    introduction=_introduction,
+    check=check_digits,
+    introduction=introduction,
     draw=draw_study,
     workers=4,
 )

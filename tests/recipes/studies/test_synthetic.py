@@ -26,7 +26,7 @@ from recipes.studies.study import Cell, Setting, Study
 from recipes.synthetic import main
 from saliency_reg import SaliencyRegularizer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = ["--trials", "2", "--seeds", "2", "--tuning-seeds", "1", "--steps", "10", "--test", "20", "--workers", "1"]
 SHORT = {"steps": 40, "patience": 40, "learning_rate": 0.1}
 RULES = ("", "_projected", "_authors", "_uniform")
