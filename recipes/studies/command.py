@@ -241,7 +241,8 @@ class _Course:
         deadline = None if options.minutes is None else time.time() + 60 * options.minutes
         folder = self._path.parent / "trainings"
         tracked = bool(getattr(options, "trackers", ()))
-        work = CellTraining(self._command.train, self._command.place(options), data, folder, deadline, tracked)
+        place = self._command.place(options)
+        work = CellTraining(self._command.train, place, data, folder, deadline, tracked, self._ranks)
         several = self._ranks.size > 1
         try:
             # Several processes have to end at one place: only the engine knows one.
@@ -254,7 +255,7 @@ class _Course:
                 run_all = functools.partial(workers.run_all, ordered=several)
                 for cell, result in study.run(run_all, work):
                     tell(cell, result)
-                    work.forget(cell, self._ranks)
+                    work.forget(cell)
         except KeyboardInterrupt:
             self._print("\nInterrupted. What follows is from the trainings that were finished.")
             return INTERRUPTED

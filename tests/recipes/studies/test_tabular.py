@@ -3,19 +3,23 @@
 import dataclasses
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 
 from recipes import tabular
 from recipes.data.tabular import fingerprint
 from recipes.methods.methods import METHODS
+from recipes.runtime.processes import Ranks, started_ranks
 from recipes.studies.cell_training import CellTraining, cell_options
 from recipes.studies.results_file import ResultsFile, key_of
 from recipes.studies.study import Cell, Setting
 from recipes.studies.tabular_cells import train_tabular
 from recipes.training.options import Options
+from tests.two_processes import run_on_two_processes
 
 from ..small_images import write_tables
+from ..small_training import as_rank
 from ..support.commands import call
 from ..support.studies import lines_of, results_of, tables_of
 
@@ -64,6 +68,23 @@ def finished(data, tmp_path_factory):
     answer = run(data, path)
     assert answer.code == 0, answer.err
     return path, answer.out
+
+
+@dataclasses.dataclass
+class _Plain:
+    rank: int
+
+    def to_dict(self):
+        return {"validation": 0.25 + self.rank, "macro": {}}
+
+
+def _result_on_rank(rank, cell, deadlines, folder):
+    as_rank(rank)
+    with started_ranks() as state:
+        deadline = time.time() + (60 if deadlines[rank] == "later" else -60)
+        work = CellTraining(lambda *_: _Plain(rank), None, "", Path(folder), deadline, ranks=Ranks(state))
+        _, result, _ = work(cell)
+        return None if result is None else result["validation"]
 
 
 class TestCommand:
@@ -175,6 +196,27 @@ class TestCell:
     def test_none_begins_after_the_deadline(self, data, tmp_path):
         cell = Cell(SETTINGS["sarcos"], METHODS["pcgrad"], 0.0, 0, False)
         assert CellTraining(train_tabular, data, "", tmp_path, time.time() - 1)(cell) == (cell, None, {})
+
+    def test_main_process_alone_looks_at_the_clock_and_has_the_result(self, tmp_path):
+        """Others that went on, or chose other values by their own rounding, would wait for ever."""
+        cell = Cell(SETTINGS["sarcos"], METHODS["pcgrad"], 0.0, 0, False)
+        for deadlines, expected in ((("later", "past"), 0.25), (("past", "later"), None)):
+            answers = run_on_two_processes(_result_on_rank, cell, deadlines, str(tmp_path))
+            assert answers == [expected, expected]
+
+    def test_checkpoints_of_other_data_are_left_alone(self, tmp_path):
+        cell = Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 0, False)
+        folders = []
+        for fingerprint_of_data in ("abc", "def"):
+            work = CellTraining(lambda _cell, _data, folder: folders.append(folder) or _Plain(0), None, "", tmp_path)
+            dataclasses.replace(work, fingerprint=fingerprint_of_data)(cell)
+        assert folders[0] != folders[1]
+        for folder in folders:
+            folder.mkdir()
+        results = ResultsFile(tmp_path / "results.jsonl")
+        results.add(cell.to_dict(), {"validation": 0.5}, {})
+        CellTraining(train_tabular, None, "def", tmp_path).forget_all(results)
+        assert [folder.exists() for folder in folders] == [True, False]
 
     def test_options_are_those_that_the_setting_names(self):
         options = cell_options(Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 7, False), channels_last=True)
