@@ -112,7 +112,7 @@ class StudyCommand:
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
         add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
-        text = "values that each method tries, chosen by Optuna within the bounds of its grid (default: the grid)"
+        text = "values that each method tries, chosen by Optuna between those of its grid above 0 (default: the grid)"
         add_number(study, "--trials", None, text, whole_number(2))
         run = parser.add_argument_group("run")
         workers = min(self.workers, os.cpu_count() or 1)
@@ -122,16 +122,21 @@ class StudyCommand:
         add_number(run, "--minutes", None, text, NON_NEGATIVE)
         folder = Path("runs", self.name)
         text = f"of results.jsonl, in which nothing is computed twice, and of tables and pictures (default: {folder})"
-        run.add_argument("--out", type=Path, default=folder, metavar="FOLDER", help=text)
+        run.add_argument("--out", type=Path, metavar="FOLDER", help=text)
         run.add_argument("--name", type=folder_name, help="of a folder in it (default: none)")
-        run.add_argument("--results", type=Path, metavar="FILE", help="in place of results.jsonl in that folder")
+        run.add_argument(
+            "--results", type=Path, metavar="FILE", help="in place of --out and --name; the rest goes beside it"
+        )
         return parser
 
     def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if self.check is not None:
             self.check(parser, options)
+        for name in ("out", "name") if options.results is not None else ():
+            if getattr(options, name) is not None:
+                parser.error(f"argument --{name}: --results names the folder, too. Leave one of them out.")
         if options.results is None:
-            options.results = Path(options.out, options.name or "", "results.jsonl")
+            options.results = Path(options.out or Path("runs", self.name), options.name or "", "results.jsonl")
         if options.results.suffix in _WRITTEN_BESIDE:
             parser.error(
                 f"argument --results: a file with one line for each training, beside which {options.results.name} is "
