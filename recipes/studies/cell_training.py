@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..runtime.processes import Ranks
+from ..training.engine import LOG
 from ..training.options import Options
+from ..training.train import PRETRAINING
 from .results_file import ResultsFile, key_of, timed
 from .study import Cell, Trained
+
+#: Names in the folder of a training.
+_OF_ENGINE = ("checkpoint-*", f"{LOG}*", PRETRAINING, ".*")
 
 
 class Result(Protocol):
@@ -67,7 +72,7 @@ class CellTraining:
         """The same for results of runs that were killed before they removed them."""
         for own in list(self.folder.glob("*")) if not self.keeps else ():
             key, _, fingerprint = own.name.partition("-")
-            if key in results and fingerprint == self.fingerprint:
+            if key in results and fingerprint == self.fingerprint and not _is_tracked(own):
                 shutil.rmtree(own, ignore_errors=True)
 
     def _own(self, cell: Cell) -> Path:
@@ -78,6 +83,11 @@ class CellTraining:
     def _of_main(self, value: Any) -> Any:
         # Processes that share trainings have clocks, and rounding, of their own, but have to take the same decisions.
         return value if self.ranks is None else self.ranks.from_main(value)
+
+
+def _is_tracked(folder: Path) -> bool:
+    """Whether there is anything but what the engine writes: an earlier run may have had trackers."""
+    return any(not any(map(path.match, _OF_ENGINE)) for path in folder.iterdir())
 
 
 def cell_options(cell: Cell, **more: Any) -> Options:

@@ -236,3 +236,18 @@ class TestCell:
             CellTraining(train_tabular, None, "", tmp_path / "trainings", keeps=keeps).forget_all(results)
             assert sum(folder.exists() for folder in folders) == left
         assert folders[1].exists()
+
+    def test_what_trackers_wrote_in_an_earlier_run_stays(self, tmp_path):
+        cell = Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 0, False)
+        results = ResultsFile(tmp_path / "results.jsonl")
+        results.add(cell.to_dict(), {"validation": 0.5}, {})
+        folder = tmp_path / "trainings" / key_of(cell.to_dict())
+        (folder / "checkpoint-00000002").mkdir(parents=True)
+        (folder / "log.jsonl").write_text("{}\n")
+        (folder / "charts").mkdir()
+        work = CellTraining(train_tabular, None, "", tmp_path / "trainings")
+        work.forget_all(results)
+        assert folder.exists()
+        (folder / "charts").rmdir()
+        work.forget_all(results)
+        assert not folder.exists()
