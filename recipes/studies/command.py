@@ -132,9 +132,9 @@ class StudyCommand:
     def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if self.check is not None:
             self.check(parser, options)
-        for name in ("out", "name") if options.results is not None else ():
-            if getattr(options, name) is not None:
-                parser.error(f"argument --{name}: --results names the folder, too. Leave one of them out.")
+        for place in ("out", "name") if options.results is not None else ():
+            if getattr(options, place) is not None:
+                parser.error(f"argument --{place}: --results names the folder, too. Leave one of them out.")
         if options.results is None:
             options.results = Path(options.out or Path("runs", self.name), options.name or "", "results.jsonl")
         if options.results.suffix in _WRITTEN_BESIDE:
