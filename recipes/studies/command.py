@@ -155,10 +155,10 @@ class StudyCommand:
         for setting in self.settings_of(options).values() if options.methods else ():
             for method in (self.methods[key] for key in options.methods):
                 if not setting.has_space(method):
-                    known = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
+                    usable = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
                     parser.error(
                         f"argument --methods: {setting.key} has no values to try for the {method.parameter} of "
-                        f"{method.key}. Use some of {known}."
+                        f"{method.key}. Use some of {usable}."
                     )
 
 
