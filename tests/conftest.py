@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+
+# Before torch is imported, and for child processes: threads of several pytest workers get in each other's way, by a factor.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -84,6 +84,8 @@ def read_own_table(options: argparse.Namespace) -> OwnTable:
     unfit = {} if options.tasks else _unfit(frame, tasks, options.missing_value, chosen)
     tasks = [task for task in tasks if task not in unfit]
     frame = frame.iloc[kept]
+    if not tasks and not unfit:
+        raise DataError(f"{options.table} has no column of labels beside {', '.join(others)}. Add one for each task.")
     if unfit and len(tasks) < 2:
         raise DataError(f"only {len(tasks)} column(s) can be tasks, and relations need two. {_told(unfit)}")
     places = [f"row {row} ({name})" for row, name in zip(kept, frame[options.image_column])]

@@ -188,7 +188,7 @@ class Backward:
         if set(state) != set(attached):
             raise CheckpointMismatchError(
                 f"the checkpoint was saved with {sorted(state) or 'nothing'} attached to the model, but here it is "
-                f"{sorted(attached) or 'nothing'}. Choose the same method, or use --resume never."
+                f"{sorted(attached) or 'nothing'}. Choose the same method, or another folder."
             )
         for name, part in attached.items():
             part.load_state_dict(state[name])

@@ -41,13 +41,14 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another one has it.
+        OSError: nothing can be written there.
     """
     with contextlib.ExitStack() as held:
         if sys.platform != "win32":
             import fcntl
 
+            file = held.enter_context((folder / LOCK).open("a", encoding="utf-8"))
             try:
-                file = held.enter_context((folder / LOCK).open("a", encoding="utf-8"))
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise

@@ -99,6 +99,10 @@ def open_shared_folder(
                     f"argument --name: another run is at work in {folder} and holds {folder / LOCK}. Pass another --name, "
                     "or stop the other run."
                 )
+            except OSError as error:
+                parser.error(
+                    f"argument --name: cannot write in {folder} ({error.strerror}). Pass another --name or --out."
+                )
             return folder
 
         yield ranks.by_main("open the folder of the run", opened)

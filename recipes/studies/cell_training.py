@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..runtime.processes import Ranks
+from ..training.engine import LOG
 from ..training.options import Options
+from ..training.train import PRETRAINING
 from .results_file import ResultsFile, key_of, timed
 from .study import Cell, Trained
+
+#: Names in the folder of a training.
+_OF_ENGINE = ("checkpoint-*", f"{LOG}*", PRETRAINING, ".*")
 
 
 class Result(Protocol):
@@ -39,6 +44,7 @@ class CellTraining:
         folder: of the checkpoints of trainings that are not finished.
         deadline: of ``time.time()``, after which no training begins.
         keeps: folders of finished trainings, for what trackers wrote.
+        ranks: the processes that share each training; by default one.
     """
 
     train: TrainOne
@@ -47,28 +53,41 @@ class CellTraining:
     folder: Path
     deadline: float | None = None
     keeps: bool = False
+    ranks: Ranks | None = None
 
     def __call__(self, cell: Cell) -> Trained:
         """The cell, its result (``None`` after the deadline), and what else should be known about it."""
-        if self.deadline is not None and time.time() > self.deadline:
+        if self._of_main(self.deadline is not None and time.time() > self.deadline):
             return cell, None, {}
         with timed(self.fingerprint) as about:
             outcome = self.train(cell, self.data, self._own(cell))
-        return cell, outcome.to_dict(), about
+        return cell, self._of_main(outcome.to_dict()), about
 
-    def forget(self, cell: Cell, ranks: Ranks) -> None:
+    def forget(self, cell: Cell) -> None:
         """Remove the checkpoints of a training whose result is kept."""
-        if ranks.is_main and not self.keeps:
+        if not self.keeps and (self.ranks is None or self.ranks.is_main):
             shutil.rmtree(self._own(cell), ignore_errors=True)
 
     def forget_all(self, results: ResultsFile) -> None:
         """The same for results of runs that were killed before they removed them."""
         for own in list(self.folder.glob("*")) if not self.keeps else ():
-            if own.name in results:
+            key, _, fingerprint = own.name.partition("-")
+            if key in results and fingerprint == self.fingerprint and not _is_tracked(own):
                 shutil.rmtree(own, ignore_errors=True)
 
     def _own(self, cell: Cell) -> Path:
-        return self.folder / key_of(cell.to_dict())
+        # The same values on other data, whose results are in another file, are another training.
+        key = key_of(cell.to_dict())
+        return self.folder / (f"{key}-{self.fingerprint}" if self.fingerprint else key)
+
+    def _of_main(self, value: Any) -> Any:
+        # Processes that share trainings have clocks, and rounding, of their own, but have to take the same decisions.
+        return value if self.ranks is None else self.ranks.from_main(value)
+
+
+def _is_tracked(folder: Path) -> bool:
+    """Whether there is anything but what the engine writes: an earlier run may have had trackers."""
+    return any(not any(map(path.match, _OF_ENGINE)) for path in folder.iterdir())
 
 
 def cell_options(cell: Cell, **more: Any) -> Options:

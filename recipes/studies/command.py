@@ -114,7 +114,7 @@ class StudyCommand:
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
         add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
-        text = "values that each method tries, chosen by Optuna within the bounds of its grid (default: the grid)"
+        text = "values that each method tries, chosen by Optuna between those of its grid above 0 (default: the grid)"
         if self.searches:
             add_number(study, "--trials", None, text, whole_number(2))
         run = parser.add_argument_group("run")
@@ -125,16 +125,21 @@ class StudyCommand:
         add_number(run, "--minutes", None, text, NON_NEGATIVE)
         folder = Path("runs", self.name)
         text = f"of results.jsonl, in which nothing is computed twice, and of tables and pictures (default: {folder})"
-        run.add_argument("--out", type=Path, default=folder, metavar="FOLDER", help=text)
+        run.add_argument("--out", type=Path, metavar="FOLDER", help=text)
         run.add_argument("--name", type=folder_name, help="of a folder in it (default: none)")
-        run.add_argument("--results", type=Path, metavar="FILE", help="in place of results.jsonl in that folder")
+        run.add_argument(
+            "--results", type=Path, metavar="FILE", help="in place of --out and --name; the rest goes beside it"
+        )
         return parser
 
     def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if self.check is not None:
             self.check(parser, options)
+        for place in ("out", "name") if options.results is not None else ():
+            if getattr(options, place) is not None:
+                parser.error(f"argument --{place}: --results names the folder, too. Leave one of them out.")
         if options.results is None:
-            options.results = Path(options.out, options.name or "", "results.jsonl")
+            options.results = Path(options.out or Path("runs", self.name), options.name or "", "results.jsonl")
         if options.results.suffix in _WRITTEN_BESIDE:
             parser.error(
                 f"argument --results: a file with one line for each training, beside which {options.results.name} is "
@@ -244,7 +249,8 @@ class _Course:
         deadline = None if options.minutes is None else time.time() + 60 * options.minutes
         folder = self._path.parent / "trainings"
         tracked = bool(getattr(options, "trackers", ()))
-        work = CellTraining(self._command.train, self._command.place(options), data, folder, deadline, tracked)
+        place = self._command.place(options)
+        work = CellTraining(self._command.train, place, data, folder, deadline, tracked, self._ranks)
         several = self._ranks.size > 1
         try:
             # Several processes have to end at one place: only the engine knows one.
@@ -257,7 +263,7 @@ class _Course:
                 run_all = functools.partial(workers.run_all, ordered=several)
                 for cell, result in study.run(run_all, work):
                     tell(cell, result)
-                    work.forget(cell, self._ranks)
+                    work.forget(cell)
         except KeyboardInterrupt:
             self._print("\nInterrupted. What follows is from the trainings that were finished.")
             return INTERRUPTED

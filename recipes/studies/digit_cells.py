@@ -84,6 +84,10 @@ def check_digits(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         values = getattr(options, name)
         if len(set(values)) < len(values):
             parser.error(f"argument --{name.replace('_', '-')}: the same value twice. Use each value once.")
+    if options.trials is not None and len(options.strengths) == 1:
+        parser.error(
+            "argument --trials: there is nothing to search with a single value. Use several --strengths, or leave it out."
+        )
     if len(options.strengths) != len(options.weight_decays):
         parser.error(
             f"every method gets the same number of trials, but there are {len(options.weight_decays)} --weight-decays "

@@ -79,8 +79,10 @@ class Options:
     seed: int = option(0, "of all draws", least=0)
     accumulation: int = option(1, "micro-batches that a batch is split into, to save memory", least=1)
     mixed_precision: str = option("no", "fp16 needs a GPU", choices=PRECISIONS)
-    clip_norm: float | None = option(None, "largest norm of the gradients", above=0.0)
-    temperature: float | None = option(None, "of the entropic rule", above=0.0, group="method")
+    clip_norm: float | None = option(None, "largest norm of the gradients (default: no limit)", above=0.0)
+    temperature: float | None = option(
+        None, "of the entropic rule (default: that of the library)", above=0.0, group="method"
+    )
     pretraining_epochs: int = option(
         0, "of hard sharing before the method sets in, as the authors do", least=0, group="method"
     )

@@ -13,7 +13,7 @@ from recipes import digits
 from recipes.digits import main
 from recipes.methods.methods import METHODS, Method
 from recipes.methods.surgeries import Surgery
-from recipes.runtime.files import locked
+from recipes.runtime.files import LOCK, locked
 from recipes.studies.digit_cells import train_digits
 
 from ..support.commands import call
@@ -262,6 +262,11 @@ class TestOptions:
             (["--clip-norm", "0"], "Pass a finite number above 0"),
             (["--data-workers", "-1"], "Pass a whole number from 0 on"),
             (["--workers", "0"], "Pass a whole number from 1 on"),
+            (
+                ["--trials", "3", "--weight-decays", "0", "--strengths", "0.1"],
+                "argument --trials: there is nothing to search",
+            ),
+            (["--results", "mine.jsonl"], "argument --out: --results names the folder, too"),
         ],
     )
     def test_bad_ones_say_what_to_type(self, arguments, hint, tmp_path):
@@ -299,6 +304,14 @@ class TestOptions:
         assert answer.code == 2
         assert "argument --results: cannot write in" in answer.complaint
         assert "Pass another file or --out" in answer.complaint
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+    def test_folder_without_a_place_for_the_lock(self, tmp_path):
+        """As in a folder that may only be read: before the trainings, and not after them."""
+        (tmp_path / LOCK).mkdir()
+        answer = call(main, *TINY_DIGITS, "--out", tmp_path)
+        assert answer.code == 2
+        assert f"argument --results: cannot write in {tmp_path}" in answer.complaint
 
     @pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
     def test_two_runs_in_one_folder(self, tmp_path):

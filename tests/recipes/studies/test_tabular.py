@@ -3,20 +3,24 @@
 import dataclasses
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 
 from recipes import tabular
 from recipes.data.tabular import fingerprint
 from recipes.methods.methods import METHODS
+from recipes.runtime.processes import Ranks, started_ranks
 from recipes.studies.cell_training import CellTraining, cell_options
 from recipes.studies.results_file import ResultsFile, key_of
 from recipes.studies.study import Cell, Setting
 from recipes.studies.tabular_cells import train_tabular
 from recipes.training.options import Options
+from tests.support.two_processes import run_on_two_processes
 
 from ..support.commands import call
 from ..support.small_images import write_tables
+from ..support.small_training import as_rank
 from ..support.studies import lines_of, results_of, tables_of
 
 pytestmark = pytest.mark.usefixtures("quiet_hub")
@@ -64,6 +68,23 @@ def finished(data, tmp_path_factory):
     answer = run(data, path)
     assert answer.code == 0, answer.err
     return path, answer.out
+
+
+@dataclasses.dataclass
+class _Plain:
+    rank: int
+
+    def to_dict(self):
+        return {"validation": 0.25 + self.rank, "macro": {}}
+
+
+def _result_on_rank(rank, cell, deadlines, folder):
+    as_rank(rank)
+    with started_ranks() as state:
+        deadline = time.time() + (60 if deadlines[rank] == "later" else -60)
+        work = CellTraining(lambda *_: _Plain(rank), None, "", Path(folder), deadline, ranks=Ranks(state))
+        _, result, _ = work(cell)
+        return None if result is None else result["validation"]
 
 
 class TestCommand:
@@ -176,6 +197,27 @@ class TestCell:
         cell = Cell(SETTINGS["sarcos"], METHODS["pcgrad"], 0.0, 0, False)
         assert CellTraining(train_tabular, data, "", tmp_path, time.time() - 1)(cell) == (cell, None, {})
 
+    def test_main_process_alone_looks_at_the_clock_and_has_the_result(self, tmp_path):
+        """Others that went on, or chose other values by their own rounding, would wait for ever."""
+        cell = Cell(SETTINGS["sarcos"], METHODS["pcgrad"], 0.0, 0, False)
+        for deadlines, expected in ((("later", "past"), 0.25), (("past", "later"), None)):
+            answers = run_on_two_processes(_result_on_rank, cell, deadlines, str(tmp_path))
+            assert answers == [expected, expected]
+
+    def test_checkpoints_of_other_data_are_left_alone(self, tmp_path):
+        cell = Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 0, False)
+        folders = []
+        for fingerprint_of_data in ("abc", "def"):
+            work = CellTraining(lambda _cell, _data, folder: folders.append(folder) or _Plain(0), None, "", tmp_path)
+            dataclasses.replace(work, fingerprint=fingerprint_of_data)(cell)
+        assert folders[0] != folders[1]
+        for folder in folders:
+            folder.mkdir()
+        results = ResultsFile(tmp_path / "results.jsonl")
+        results.add(cell.to_dict(), {"validation": 0.5}, {})
+        CellTraining(train_tabular, None, "def", tmp_path).forget_all(results)
+        assert [folder.exists() for folder in folders] == [True, False]
+
     def test_options_are_those_that_the_setting_names(self):
         options = cell_options(Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 7, False), channels_last=True)
         assert (options.seed, options.epochs, options.batch_size) == (7, 2, 14)
@@ -194,3 +236,18 @@ class TestCell:
             CellTraining(train_tabular, None, "", tmp_path / "trainings", keeps=keeps).forget_all(results)
             assert sum(folder.exists() for folder in folders) == left
         assert folders[1].exists()
+
+    def test_what_trackers_wrote_in_an_earlier_run_stays(self, tmp_path):
+        cell = Cell(SETTINGS["sarcos"], METHODS["srdml"], 0.1, 0, False)
+        results = ResultsFile(tmp_path / "results.jsonl")
+        results.add(cell.to_dict(), {"validation": 0.5}, {})
+        folder = tmp_path / "trainings" / key_of(cell.to_dict())
+        (folder / "checkpoint-00000002").mkdir(parents=True)
+        (folder / "log.jsonl").write_text("{}\n")
+        (folder / "charts").mkdir()
+        work = CellTraining(train_tabular, None, "", tmp_path / "trainings")
+        work.forget_all(results)
+        assert folder.exists()
+        (folder / "charts").rmdir()
+        work.forget_all(results)
+        assert not folder.exists()

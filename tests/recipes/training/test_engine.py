@@ -341,7 +341,10 @@ class TestCheckpoints:
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            ({"method": "parameters"}, "saved with .*regularizer.* attached.*Choose the same method"),
+            (
+                {"method": "parameters"},
+                "saved with .*regularizer.* attached.*Choose the same method, or another folder",
+            ),
             ({"width": 9}, "another model or optimizer"),
             ({"batch_size": 4}, "saved with batch_size 5, but here it is 4"),
             ({"seed": 4}, "saved with seed 0, but here it is 4"),
