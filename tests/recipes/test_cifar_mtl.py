@@ -25,7 +25,7 @@ from recipes.studies.cifar_cells import CifarCell, build_model
 from recipes.studies.study import Cell, Setting
 from recipes.training.metrics import task_scores
 from saliency_reg.integrations.timm import TimmMultiTaskModel
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from .small_images import QUICK, write_cifar
 from .small_training import as_rank

@@ -24,7 +24,7 @@ from recipes.training.batches import Feed, GlobalBatches, MicroBatch
 from recipes.training.checkpoints import Checkpoints, check, load
 from recipes.training.learning_rate import learning_rate_factor
 from recipes.training.options import Options
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from .small_training import METHODS, Samples, Training, as_rank, finish, outcome_of, same, start
 

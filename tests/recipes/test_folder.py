@@ -17,7 +17,7 @@ from recipes.runs import single_run
 from recipes.runtime.errors import need
 from recipes.training.metrics import task_scores
 from saliency_reg.integrations.timm import TimmMultiTaskModel
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from .small_images import QUICK, write_folder
 from .small_training import as_rank

@@ -18,7 +18,7 @@ from recipes.benchmarks.collectives import collective_row, timed_collectives
 from recipes.benchmarks.steps import ManyHeads, Steps, make_data
 from recipes.benchmarks.timing import time_in_turn
 from recipes.runtime.errors import RecipeError
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 TINY = ["--steps", "3", "--warmup", "1", "--slow-steps", "2", "--width", "2", "--size", "32", "--batch-size", "2"]
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from recipes.training.reports import _duration
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from .small_training import Training, as_rank
 

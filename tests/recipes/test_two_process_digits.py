@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from recipes.digits import main
-from tests.two_processes import run_on_two_processes
+from tests.support.two_processes import run_on_two_processes
 
 from .small_training import as_rank
 
