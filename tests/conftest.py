@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -19,3 +20,12 @@ def float64() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Recipes that run as commands of their own silence the package, and do not undo it."""
+    logger = logging.getLogger("saliency_reg")
+    level = logger.level
+    yield
+    logger.setLevel(level)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -115,7 +116,7 @@ def _times_and_calls(tasks: int, options: argparse.Namespace, quiet: bool) -> di
     times = time_in_turn(
         {**steps, **timed}, options.steps, options.warmup, f"{tasks} tasks", before_each=wait, quiet=quiet
     )
-    found: dict[str, dict[str, Any]] = {name: own._asdict() for name, own in times.items()}
+    found: dict[str, dict[str, Any]] = {name: dataclasses.asdict(own) for name, own in times.items()}
     for name, own in calls.items():
         found[name + _TIMED]["calls"] = own[options.warmup :]
     return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ..runtime.errors import need
 
 
-class Times(NamedTuple):
+@dataclass(frozen=True)
+class Times:
     """How long each counted step of one kind took: by the clock, and in CPU time of all threads of this process."""
 
     seconds: list[float]

@@ -66,7 +66,7 @@ def test_models_are_the_rows_of_their_page() -> None:
     """docs/models.md names tests that exist, and all those on models as people write them."""
     named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", MODELS.read_text(encoding="utf-8")))
     assert [(file, name) for file, name in sorted(named) if name not in names_in(TESTS / file)] == []
-    files = {path: f"capture/{path.name}" for path in (TESTS / "capture").glob("test_models_*.py")}
+    files = {path: f"capture/models/{path.name}" for path in (TESTS / "capture" / "models").glob("test_*.py")}
     written = {(file, name) for path, file in files.items() for name in names_in(path) if name.startswith("test_")}
     assert written == {(file, name) for file, name in named if file in files.values()}
     assert len(named) > len(written) + 10

@@ -36,7 +36,7 @@ def test_axes_and_masks_are_told() -> None:
 def test_errors_of_the_users_functions() -> None:
     found = report_of(Net(), losses=lambda out: {"a": out["foo"]})["share"]
     assert "your losses= raised KeyError: 'foo' (" in found.found
-    assert "test_verify.py:" in found.found
+    assert f"{Path(__file__).name}:" in found.found
     found = report_of(Net(), backward=lambda losses: None)["surgery"]
     assert "your backward= raised TypeError" in found.found
     assert (

@@ -14,7 +14,7 @@ from saliency_reg import SaliencyRegularizer, task_distances
 from saliency_reg.errors import CrossSampleError
 from tests.support.attachment import uniform
 
-from .models import TASKS, attached, mlp, sum_of_distances
+from .support import TASKS, attached, mlp, sum_of_distances
 
 
 class BasicBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from saliency_reg import task_distances, task_saliencies
 from saliency_reg.errors import SecondDerivativeError
 
-from .models import TASKS, SoftSharing, attached, mlp, sum_of_distances
+from .support import TASKS, SoftSharing, attached, mlp, sum_of_distances
 
 
 class RecurrentTagger(nn.Module):

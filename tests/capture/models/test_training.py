@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from saliency_reg import RelationWeights, SaliencyRegularizer, task_distances
 from tests.support.paths import ROOT
 
-from .models import TASKS, SoftSharing, attached, mlp, sum_of_distances
+from .support import TASKS, SoftSharing, attached, mlp, sum_of_distances
 
 PAGE = ROOT / "docs" / "models.md"
 
