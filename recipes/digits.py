@@ -81,6 +81,7 @@ COMMAND = StudyCommand(
     check=check_digits,
     introduction=introduction,
     draw=draw_study,
+    separate=True,
     workers=4,
 )
 main = COMMAND.main

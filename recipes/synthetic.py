@@ -97,6 +97,7 @@ COMMAND = StudyCommand(
     methods=METHODS,
     searches=False,
     seeds=10,
+    separate=True,
     workers=4,
 )
 main = COMMAND.main

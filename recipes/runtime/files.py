@@ -58,11 +58,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as :func:`write_text` does."""
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write at once or not at all, so that a run that is stopped leaves the previous version whole."""
-    text = json.dumps(finite(content), indent=1, allow_nan=False)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)  # Ctrl-C may come right after the replacement

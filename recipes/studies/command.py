@@ -18,7 +18,7 @@ from saliency_reg.errors import SaliencyRegError
 from ..methods.methods import BASELINE, METHODS, Methods
 from ..runs.command_line import COUNT, NON_NEGATIVE, Parser, add_number, folder_name, method_name, whole_number
 from ..runtime.errors import RecipeError, need
-from ..runtime.files import locked, machine, now, versions, write_json
+from ..runtime.files import locked, machine, now, versions, write_json, write_text
 from ..runtime.processes import Ranks, started_ranks
 from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from ..runtime.termination import TERMINATED, Terminated, deferred, listening
@@ -27,7 +27,7 @@ from .cell_training import CellTraining, TrainOne
 from .progress import told
 from .results_file import ResultsFile
 from .study import FIRST_TUNING_SEED, Setting, Study
-from .tables import as_csv, as_numbers, markdown, tuning
+from .tables import LEGEND, as_csv, as_numbers, markdown, tuning
 
 SCHEMA_VERSION = 4
 #: Tables for people and for programs, and all numbers: beside the results.
@@ -51,9 +51,10 @@ class StudyCommand:
         fingerprint: of the data, from their place.
         add_arguments: options of its own, and ``check``, which refuses what cannot go together.
         introduction: said before the trainings, from the command line.
-        draw: pictures and further tables of a study into a folder; returns what else to print.
+        draw: pictures of a study into a folder, if there is one; returns further tables to print.
         methods: that can be compared, by key, and the ``baseline``.
         searches: ``--trials`` searches within the bounds of grids; otherwise the study has a ``--trials`` of its own.
+        separate: whether tasks can have networks of their own.
         seeds, workers: defaults.
     """
 
@@ -70,9 +71,10 @@ class StudyCommand:
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None
     check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] | None = None
     introduction: Callable[[argparse.Namespace], str] | None = None
-    draw: Callable[[Study, Path], str] | None = None
+    draw: Callable[[Study, Path | None], str] | None = None
     methods: Methods = field(default_factory=lambda: METHODS)
     baseline: str = BASELINE
+    separate: bool = False
     searches: bool = True
     seeds: int = 5
     workers: int = 2
@@ -157,6 +159,8 @@ class StudyCommand:
                 parser.error(f"argument --{name}: the same value twice. Use each value once.")
         for setting in self.settings_of(options).values() if options.methods else ():
             for method in (self.methods[key] for key in options.methods):
+                if not method.shared and not self.separate:
+                    parser.error(f"argument --methods: {method.key} needs a network for each task, not one for all.")
                 if not setting.has_space(method):
                     usable = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
                     parser.error(
@@ -279,18 +283,20 @@ class _Course:
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
         command, not_written = self._command, {}
         # What a full disk cannot take away comes first.
-        print(markdown(study, command.metrics, command.compared))
+        print(f"{markdown(study, command.metrics, command.compared)}\n\n{LEGEND}")
         print(f"\n{study.done} of {study.trainings} trainings are done. Results: {self._path}", flush=True)
         if not trains:
+            if command.draw is not None:
+                print(f"\n{command.draw(study, None)}".rstrip())
             return code
         study.results.flush()
         if study.results.not_written is not None:
             not_written[self._path.name] = study.results.not_written
-        text = f"{markdown(study, command.metrics, command.compared)}\n\n{tuning(study)}\n"
+        text = f"{markdown(study, command.metrics, command.compared)}\n\n{LEGEND}\n\n{tuning(study)}\n"
         for_people, for_programs, numbers = map(self._path.with_suffix, _WRITTEN_BESIDE)
         try:
-            _try(not_written, for_people.name, lambda: for_people.write_text(text, encoding="utf-8"))
-            _try(not_written, for_programs.name, lambda: for_programs.write_text(as_csv(study, command.metrics)))
+            _try(not_written, for_people.name, lambda: write_text(for_people, text))
+            _try(not_written, for_programs.name, lambda: write_text(for_programs, as_csv(study, command.metrics)))
             _try(not_written, numbers.name, lambda: write_json(numbers, self._content(study, code)))
             draw = command.draw
             further = draw and _try(not_written, "pictures", lambda: draw(study, self._path.parent))

@@ -49,8 +49,10 @@ class Curve:
     per_seed: Mapping[str, Any]
 
 
-def draw_study(study: Study, folder: Path) -> str:
+def draw_study(study: Study, folder: Path | None) -> str:
     """Draw each setting: relations of every regularizer, learning curves of all methods, conflicts of task gradients."""
+    if folder is None:
+        return ""
     for setting in study.settings:
         prefix = "" if len(study.settings) == 1 else f"{setting.key}_"
         _draw_relations(study, setting, folder, prefix)

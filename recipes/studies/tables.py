@@ -27,6 +27,12 @@ _TITLES = {
 }
 
 
+LEGEND = (
+    "Mean +- standard deviation over the seeds. Differences are to the baseline with the same seed; in brackets the 95 % "
+    "interval of their mean, by bootstrap over the seeds, which is too narrow for less than five."
+)
+
+
 def markdown(study: Study, metrics: Sequence[str], compared: Sequence[str]) -> str:
     """Lay out one table for each setting, with what is not done yet.
 

@@ -24,8 +24,8 @@ _NAMES = [f"{factor:+.0f}".replace("-", "\N{MINUS SIGN}") for factor in FACTORS]
 _DIAGONAL = np.eye(len(TASKS), dtype=bool)
 
 
-def report(study: Study, folder: Path) -> str:
-    """Lay out ratios, seeds won against hard sharing and the quality of relations, and draw the panels."""
+def report(study: Study, folder: Path | None) -> str:
+    """Lay out ratios, seeds won against hard sharing and the quality of relations; draw the panels into a folder."""
     (setting,) = study.settings
     results = {method.key: study.reported(setting, method) for method in study.methods_of(setting)}
     labels = {key: study.methods[key].label for key in results}
@@ -62,7 +62,7 @@ def report(study: Study, folder: Path) -> str:
         table = _quality_table({labels[key]: own for key, own in relations.items()})
         parts.append(f"Relations, in their mean over the seeds and seed by seed:\n{table}")
     shown = [] if base is None else [key for key in PICTURED if results.get(key, {}).keys() & results[base].keys()]
-    if base is not None and shown and PICTURED[0] in relations:
+    if folder is not None and base is not None and shown and PICTURED[0] in relations:
         quartiles = {labels[key]: _improvement(results[key], results[base]) for key in shown}
         _draw_panels(folder / "panels.png", relations[PICTURED[0]], quartiles, base)
     return "\n\n".join(parts)

@@ -47,8 +47,7 @@ def test_the_tables_say_what_is_not_done(tmp_path: Path) -> None:
     assert HUB_ID in go_emotions_grid.COMMAND.data
 
 
-def test_method_without_values_to_try(tmp_path: Path) -> None:
-    answer = call(go_emotions_grid.main, "--methods", "srdml_cosine", "--results", tmp_path / "results.jsonl")
-    assert answer.code == 2
-    assert "all-labels has no values to try for the strength, cosine of srdml_cosine" in answer.complaint
-    assert "Use some of hard_sharing, single_task, " in answer.complaint
+def test_a_metric_without_a_grid_of_its_own_tries_the_strengths_of_l1() -> None:
+    setting = go_emotions_grid.SETTINGS["all-labels"]
+    assert setting.space(METHODS["srdml_cosine"]) == setting.space(METHODS["srdml"]) == (0.001, 0.003, 0.01)
+    assert setting.space(METHODS["srdml_sqchordal"]) == (0.01, 0.03, 0.1)
