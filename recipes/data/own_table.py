@@ -185,7 +185,8 @@ def _number(text: str) -> float | None:
 def _read(path: Path, image_column: str) -> tuple[Any, str | None]:
     pandas = need("pandas")
     if not path.is_file():
-        raise DataError(f"found no file {path}. Pass the path of a .csv or .parquet file.")
+        found = "a folder" if path.is_dir() else "no file"
+        raise DataError(f"found {found} {path}. Pass the path of a .csv or .parquet file.")
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".parquet"):
         raise DataError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import math
 import os
@@ -94,7 +95,9 @@ def folder_name(text: str) -> str:
 def method_name(text: str, methods: Methods = METHODS) -> str:
     """The kind of an argument: a method, by its name or an earlier one."""
     if text not in methods:
-        raise argparse.ArgumentTypeError(f"found {text!r}. Use one of {', '.join(methods)}.")
+        near = difflib.get_close_matches(text, methods, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise argparse.ArgumentTypeError(f"found {text!r}.{hint} Use one of {', '.join(methods)}.")
     return methods.name_of(text)
 
 

@@ -54,7 +54,8 @@ from PIL import Image
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 {register}
 model = TimmMultiTaskModel.from_pretrained("MODEL").eval()
-outputs = model(model.transforms(train=False)(Image.open("new.jpg").convert("RGB"))[None])
+image = Image.open("new.jpg").convert("RGB")  # of 8 bits, upright; recipes.predict reads others, too
+outputs = model(model.transforms(train=False)(image)[None])
 ```
 
 `outputs` has a logit for each binary task, and a logit for each class in the order of the table. Numbers are

@@ -35,7 +35,10 @@ def in_ranks(parser: argparse.ArgumentParser, run: Callable[[Ranks], int]) -> in
             print(f"{parser.prog}: error: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
-            print("\nInterrupted. Run the same command with the --name of the run and --resume auto to go on.")
+            print(
+                "\nInterrupted. Run the same command with the --name of the run and --resume auto to go on from its latest "
+                "checkpoint; there is one every --checkpoint-steps."
+            )
             return INTERRUPTED
 
 

@@ -244,6 +244,17 @@ def test_tables_that_are_none(tmp_path, capsys, name, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_folder_in_place_of_a_table_and_table_without_labels(table, tmp_path, capsys):
+    assert run(str(Path(table).parent), tmp_path / "out")[0] == 1
+    assert "found a folder" in error_of(capsys)
+    lines = Path(table).read_text().splitlines()
+    images = Path(table).with_name("images.csv")
+    column = lines[0].split(",").index("image")
+    images.write_text("\n".join(line.split(",")[column] for line in lines))
+    assert run(str(images), tmp_path / "out")[0] == 1
+    assert "has no column of labels beside image. Add one for each task." in error_of(capsys)
+
+
 def test_strict_stops_at_a_broken_image(table, tmp_path, capsys):
     truncate(table, "pictures/003.jpeg")
     assert run(table, tmp_path / "out", *TASKS, "--strict")[0] == 1
