@@ -269,7 +269,11 @@ class TestBadInput:
             (["--data", "/nowhere/at/all"], 1, "found no folder /nowhere/at/all"),
             (["--labelled", "1.5"], 1, "above 0 and at most 1"),
             (["--strength", "-1"], 2, "argument --strength: found '-1'. Pass a finite number from 0 on"),
-            (["--method", "srdm"], 2, "argument --method: found 'srdm'. Did you mean srdml? Use one of hard_sharing, single_task"),
+            (
+                ["--method", "srdm"],
+                2,
+                "argument --method: found 'srdm'. Did you mean srdml? Use one of hard_sharing, single_task",
+            ),
             (["--method", "hard_sharing", "--temperature", "1"], 2, "hard_sharing does not have the entropic rule"),
             (
                 ["--method", "srdml_projected", "--temperature", "1"],
