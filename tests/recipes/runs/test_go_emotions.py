@@ -134,7 +134,7 @@ def test_a_batch_is_padded_and_nothing_else() -> None:
 def test_every_process_learns_the_same_tokens() -> None:
     code = (
         "from recipes.data.texts.tokens import trained_tokenizer; "
-        "from tests.recipes.test_go_emotions import rows; "
+        "from tests.recipes.support.emotion_texts import rows; "
         "print(sorted(trained_tokenizer(tuple(rows(200, 0)['text']), 60).get_vocab().items()))"
     )
     run = partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
