@@ -191,7 +191,7 @@ class TestTermination:
         options = ("--epochs", "4", "--pretraining-epochs", "4", "--checkpoint-steps", "1", "--method", "srdml_pcgrad")
         assert run(data, tmp_path, "alone", *options)[0] == 0
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.recipes.test_cifar_mtl", "accelerate.accelerator", "datasets"])
+        context.set_forkserver_preload(["tests.recipes.runs.test_cifar_mtl", "accelerate.accelerator", "datasets"])
         folder = tmp_path / "killed"
         for place in (folder / "pretraining", folder):
             started = context.Process(target=process, args=(data, tmp_path, quiet_hub, [*options, "--resume", "auto"]))

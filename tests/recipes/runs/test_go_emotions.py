@@ -26,18 +26,9 @@ from recipes.runtime.termination import TERMINATED
 from recipes.training.metrics import best_threshold, f1_scores, with_f1
 from saliency_reg.integrations.transformers import MultiTaskModel
 
+from ..support.emotion_texts import rows
+
 WORDS = ("great", "sad", "why", "thanks", "awful", "love", "really", "dog", "house", "today", "never", "blue")
-
-
-def rows(number: int, seed: int, prefix: str = "") -> pd.DataFrame:
-    generator = torch.Generator().manual_seed(seed)
-    texts, labels = [], []
-    for _ in range(number):
-        words = torch.randint(len(WORDS), (int(torch.randint(2, 9, (), generator=generator)),), generator=generator)
-        texts.append(prefix + " ".join(WORDS[word] for word in words))
-        # The first word says one emotion, and the last one another.
-        labels.append(sorted({int(words[0]) % 28, 12 + int(words[-1])}))
-    return pd.DataFrame({"text": texts, "labels": labels, "id": [f"id{seed}_{row}" for row in range(number)]})
 
 
 @pytest.fixture(scope="module")
