@@ -393,7 +393,11 @@ def test_bad_sources(sources, tmp_path, capsys, monkeypatch):
         (["opinions", "pairs"], ("--columns", "pairs=a"), "Pass NAME=TEXT,LABEL"),
         (["opinions", "pairs"], ("--method", "pcgrad", "--strength", "1"), "pcgrad has no penalty"),
         (["opinions", "pairs"], ("--method", "mgda_ub"), "this recipe has no mgda_ub. Use one of hard_sharing, srdml,"),
-        (["opinions", "pairs"], ("--method", "mgda"), "found 'mgda'. Use one of hard_sharing, single_task"),
+        (
+            ["opinions", "pairs"],
+            ("--method", "mgda"),
+            "found 'mgda'. Did you mean mgda_ub? Use one of hard_sharing, single_task",
+        ),
         (
             ["opinions", "pairs"],
             ("--encoder", "bert-base-uncased"),

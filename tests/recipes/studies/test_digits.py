@@ -250,7 +250,7 @@ class TestOptions:
             (["--strengths", "1"], "Use as many of the one as of the other"),
             (["--strengths", "1", "1", "2"], "Use each value once"),
             (["--weight-decays", "1", "1", "2"], "argument --weight-decays: the same value twice"),
-            (["--methods", "srdml_l1"], "found 'srdml_l1'. Use one of hard_sharing, single_task"),
+            (["--methods", "srdml_l1"], "found 'srdml_l1'. Did you mean srdml? Use one of hard_sharing, single_task"),
             (["--methods", "srdml", "srdml_entropic"], "argument --methods: the same value twice. Use each value once"),
             (["--settings", "letters"], "argument --settings: found 'letters'. Use some of digits"),
             (["--activation", "tanh"], "choose from"),
