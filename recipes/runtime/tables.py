@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Tables and durations as plain text."""
 
 from __future__ import annotations
 
@@ -16,3 +16,10 @@ def aligned(rows: Sequence[Sequence[str]], left: int) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever is read most easily."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

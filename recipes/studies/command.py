@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,9 @@ class StudyCommand:
     def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if self.check is not None:
             self.check(parser, options)
-        for place in ("out", "name") if options.results is not None else ():
-            if getattr(options, place) is not None:
-                parser.error(f"argument --{place}: --results names the folder, too. Leave one of them out.")
+        for name in ("out", "name") if options.results is not None else ():
+            if getattr(options, name) is not None:
+                parser.error(f"argument --{name}: --results names the folder, too. Leave one of them out.")
         if options.results is None:
             options.results = Path(options.out or Path("runs", self.name), options.name or "", "results.jsonl")
         if options.results.suffix in _WRITTEN_BESIDE:
@@ -213,7 +213,7 @@ class _Course:
         if options.settings:
             settings = [own for own in settings if own.key in options.settings]
         if options.methods:
-            settings = [Setting(own.key, own.label, own.values, tuple(options.methods), own.spaces) for own in settings]
+            settings = [replace(own, methods=tuple(options.methods)) for own in settings]
         if command.searches and options.trials is not None:
             settings = [setting.searched(options.trials) for setting in settings]
         results = ranks.by_main("read the results", lambda: ResultsFile(self._path))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..runtime.errors import need
+from ..runtime.tables import duration_text
 from .study import Cell, Study
 
 #: Between two lines where standard error is no terminal.
@@ -42,13 +43,7 @@ def told(study: Study, speaks: bool) -> Iterator[Callable[[Cell, Mapping[str, An
         left = (now - began) / (done - first) * (total - done)
         score = result["validation"]
         text = "no score" if score is None else f"validation score {score:.4f}"
-        print(f"{done} of {total} trainings ({what}: {text}), {_duration(left)} left", file=sys.stderr, flush=True)
+        print(f"{done} of {total} trainings ({what}: {text}), {duration_text(left)} left", file=sys.stderr, flush=True)
 
     with bar:
         yield tell
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class Setting:
                     f"{name}. Pass two values above 0, or leave --trials out."
                 )
             spaces[name] = Range(known[0], known[-1], trials)
-        return Setting(self.key, self.label, self.values, self.methods, spaces)
+        return replace(self, spaces=spaces)
 
 
 def _names_of_space(method: Method) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from saliency_reg.integrations.accelerate import log_report
 from ..methods.attach import Backward
 from ..runtime.errors import need
 from ..runtime.log import RunLog
+from ..runtime.tables import duration_text
 from .metrics import mean_of_known
 from .resume import Position
 
@@ -95,11 +96,10 @@ class Reports:
         if self._lines:
             per_step = (now - self._started) / max(self.position.step - self._first_step, 1)
             left = per_step * (self.steps - self.position.step)
-            line = (
-                f"epoch {self.position.epoch} of {self.epochs}: {_told(known)}, {_duration(now - self._epoch_started)}"
-            )
+            took = duration_text(now - self._epoch_started)
+            line = f"epoch {self.position.epoch} of {self.epochs}: {_told(known)}, {took}"
             with contextlib.suppress(OSError):  # a terminal that was closed, a disk that is full
-                print(f"{line}, {_duration(left)} left" if left else line, file=sys.stderr, flush=True)
+                print(f"{line}, {duration_text(left)} left" if left else line, file=sys.stderr, flush=True)
         self._epoch_started = now
 
     def _write(self, event: str, values: Mapping[str, Any]) -> None:
@@ -124,12 +124,6 @@ def _told(figures: Mapping[str, Any]) -> str:
         if value is not None and (name == "training_loss" or not math.isnan(value)):
             told.append(words.format(value).replace("%", " %"))
     return ", ".join(told)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, float]:

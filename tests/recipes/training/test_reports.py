@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from recipes.training.reports import _duration
+from recipes.runtime.tables import duration_text
 from tests.support.two_processes import run_on_two_processes
 
 from ..support.small_training import Training, as_rank
@@ -142,7 +142,7 @@ def told_on_rank(rank):
 
 
 def test_durations():
-    assert [_duration(seconds) for seconds in (0.4, 119, 125, 7000, 9000)] == [
+    assert [duration_text(seconds) for seconds in (0.4, 119, 125, 7000, 9000)] == [
         "0 s",
         "119 s",
         "2 min",
