@@ -95,7 +95,7 @@ class SaliencyReport:
     Example:
         >>> import torch
         >>> from saliency_reg import SaliencyRegularizer
-        >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5)
+        >>> regularizer = SaliencyRegularizer(None, tasks=["a", "b"], strength=0.5, metric="l1")
         >>> feature = torch.ones(4, 2, requires_grad=True)
         >>> outputs = {"a": feature.square().sum(1), "b": 2 * feature.square().sum(1)}
         >>> penalty = regularizer(outputs=outputs, features=feature, losses={"a": 3.0, "b": 5.0})

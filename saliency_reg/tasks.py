@@ -57,14 +57,23 @@ def per_task(
 
 
 def sum_of_losses(losses: Losses | Tensor | None, tasks: Sequence[str], device: torch.device) -> Tensor | None:
-    """Return the sum of the task losses, detached; per-sample losses count with their mean, a 0-dim tensor is that sum."""
+    """Return the sum of the task losses, detached; a 0-dim tensor is that sum.
+
+    Per-sample losses count with their mean.
+    """
     if losses is None:
         return None
+    if isinstance(losses, Mapping) and not losses:  # a batch without any label
+        return torch.zeros((), device=device)
     if isinstance(losses, Tensor) and losses.ndim == 0:
-        return losses.detach().float().to(device)
+        return _precise(losses).to(device)
     found = losses_per_task(losses, tasks).values()
-    means = [torch.as_tensor(loss).detach().float().mean().to(device) for loss in found]
+    means = [_precise(torch.as_tensor(loss)).mean().to(device) for loss in found]
     return torch.stack(means).sum() if means else None
+
+
+def _precise(loss: Tensor) -> Tensor:
+    return loss.detach() if loss.dtype == torch.float64 else loss.detach().float()
 
 
 def losses_per_task(losses: Losses | Tensor, tasks: Sequence[str]) -> dict[int, Tensor]:

@@ -43,6 +43,8 @@ class Joined:
     #: 0-dim, mean over the processes, 0 for one without heads; NaN if another one gave none. ``None`` if this one has heads
     #: and gave none.
     losses: Tensor | None
+    #: Whether a process with heads, this one or another, gave none.
+    losses_missing: Tensor | bool
 
 
 class JoinedBatch(PartlyCopied):
@@ -73,7 +75,7 @@ class JoinedBatch(PartlyCopied):
         present = places_in(tasks, brought.present)
         summed, own_samples = (spread(each, present, len(tasks), 0.0) for each in (brought.distances, ran))
         if self.ranks.size == 1:
-            return Joined(tasks, summed, own_samples, None, brought.losses)
+            return Joined(tasks, summed, own_samples, None, brought.losses, brought.losses is None)
         if self._calls == 0:  # before anything whose size depends on it
             compare_settings(settings(True), self.ranks)
         self._calls += 1
@@ -99,8 +101,8 @@ class JoinedBatch(PartlyCopied):
             distances, factors = summed / counts, self.ranks.size * own_samples / counts
         else:
             distances, factors = summed, torch.full_like(summed, self.ranks.size)
+        missing = (with_losses == 0) | (with_losses + without_heads < self.ranks.size)
         mean_losses = None
         if brought.losses is not None or no_heads:
-            all_given = (with_losses > 0) & (with_losses + without_heads >= self.ranks.size)
-            mean_losses = torch.where(all_given, losses / self.ranks.size, torch.nan)
-        return Joined(tasks, distances, samples, factors, mean_losses)
+            mean_losses = torch.where(missing, torch.nan, losses / self.ranks.size)
+        return Joined(tasks, distances, samples, factors, mean_losses, missing)

@@ -12,8 +12,8 @@ import sys
 from .earlier_pickles import FinderOfMovedModules
 from .reach import HeadForm
 from .regularizer import SaliencyRegularizer
-from .reminders import SHARE
+from .strength import LEAST_SHARE, MOST_SHARE, strength_advice
 
-__all__ = ["SHARE", "HeadForm", "SaliencyRegularizer"]
+__all__ = ["LEAST_SHARE", "MOST_SHARE", "HeadForm", "SaliencyRegularizer", "strength_advice"]
 
 sys.meta_path.append(FinderOfMovedModules())

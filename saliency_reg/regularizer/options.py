@@ -6,7 +6,7 @@ A new option is a field here, an argument of :class:`SaliencyRegularizer` of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -17,7 +17,8 @@ from ..relations import RelationWeights
 from ..saliency import BOUNDED_METRICS, METRICS, REDUCTIONS, ScalarizeChoice, check_pool, check_scalarize
 from ..surgery.feature import GradientCombiner
 from ..tasks import check_task_names
-from ..torch_tools import check_choice, non_negative_number, whole_number
+from ..torch_tools import check_choice, non_negative_number, positive_number, whole_number
+from .strength import AUTO, BACKBONE_SHARE, HEADS_SHARE
 
 CROSS_SAMPLE = ("fix", "warn", "error", "ignore")
 #: Options that each process may choose for itself; the seed in use is compared as a part of the state.
@@ -29,7 +30,7 @@ class Options:
     """The settings that :class:`SaliencyRegularizer` was given and keeps; see there. Each value is checked."""
 
     target: str
-    strength: float
+    strength: float | str
     metric: str
     pool: str | None
     reduction: str
@@ -45,6 +46,7 @@ class Options:
     check_finite: bool
     batch_axis: int | Sequence[int] = 0
     custom_backward: str = "warn"
+    share: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, tuple(METRICS))
@@ -54,13 +56,35 @@ class Options:
         check_scalarize(self.scalarize)
         check_pool(self.pool)
         for name, checked in {
-            "strength": non_negative_number("strength", self.strength),
+            "strength": self._checked_strength(),
+            "share": self._checked_share(),
             "warmup_steps": whole_number("warmup_steps", self.warmup_steps),
             "start_step": whole_number("start_step", self.start_step),
             "run_all_heads": bool(self.run_all_heads),
             "check_finite": bool(self.check_finite),
         }.items():
             object.__setattr__(self, name, checked)
+
+    def _checked_strength(self) -> float | str:
+        if isinstance(self.strength, str) and self.strength != AUTO:
+            raise WrongTypeError(f"strength must be a number or 'auto', found {self.strength!r}.")
+        return AUTO if self.strength == AUTO else non_negative_number("strength", self.strength)
+
+    def _checked_share(self) -> float | None:
+        if self.strength == AUTO and self.share is not None:
+            return positive_number("share", self.share)
+        if self.share is not None:
+            raise ConfigurationError(
+                f"share={self.share} says how large the penalty is to be, and strength={self.strength} says it, too. "
+                "Leave one of them out."
+            )
+        return None
+
+    def with_share(self, of_heads_alone: bool) -> Options:
+        """Return them with the share of default, if ``strength="auto"`` has none."""
+        if self.strength != AUTO or self.share is not None:
+            return self
+        return replace(self, share=HEADS_SHARE if of_heads_alone else BACKBONE_SHARE)
 
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> Options:

@@ -16,8 +16,8 @@ from ..relations import ALL_PAIRS, PendingDistances, RelationWeights
 from ..report import SaliencyReport
 from ..saliency import Given, Saliencies, SaliencyExtractor, batch_first, pairwise_distances
 from ..surgery.feature import GradientCombiner, joining_collectives, kept_out_of_surgery
-from ..tasks import places_in, sum_of_losses
-from ..torch_tools import StateModule, names_to_bytes, real_device
+from ..tasks import sum_of_losses
+from ..torch_tools import names_to_bytes, real_device
 from .earlier_pickles import as_now
 from .obstacles import Obstacles
 from .options import Options, check_weighting_level
@@ -25,11 +25,11 @@ from .reach import Reach
 from .reminders import Reminders
 from .sample_mixing import SampleMixing
 from .saved_state import check_state, check_state_in_use
-from .strength import strength_at
+from .strength import AUTO, AutomaticStrength, HasStrength, own_penalty, whole_penalty
 from .task_sample import TaskSampler
 
 
-class Penalty(StateModule):
+class Penalty(HasStrength):
     """Makes the penalty of a forward, and keeps what outlives it: relations, pending distances, counts, the report.
 
     Not attached to anything; :class:`SaliencyRegularizer`, which derives from it, is. ``heads`` is ``None`` where they
@@ -55,7 +55,6 @@ class Penalty(StateModule):
     ) -> None:
         super().__init__()
         self.tasks: tuple[str, ...] = tuple(tasks)
-        self._options = options
         self._extractor = SaliencyExtractor(
             self.tasks,
             target=options.target,
@@ -83,21 +82,16 @@ class Penalty(StateModule):
         self._mixing = SampleMixing(options.cross_sample)
         self._obstacles = Obstacles()
         self._reach = Reach(heads, options.target, options.scalarize, options.custom_backward)
+        # By what layers tell: the same in all processes.
+        heads_alone = self._reach.reaches is False
+        self._options = options.with_share(heads_alone)
+        self.automatic_strength = AutomaticStrength(heads_alone) if options.strength == AUTO else None
         self._reminders = Reminders(self.tasks)
         self._report: SaliencyReport | None = None
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]  # behind its parts
         self._seen: tuple[list[int], bool] | None = None  # shape of the feature map; whether the form was closed
 
     # What can be read and set.
-
-    @property
-    def strength(self) -> float:
-        """Factor of the penalty after warm-up; can be set at any time."""
-        return self._options.strength
-
-    @strength.setter
-    def strength(self, value: float) -> None:
-        self._options = replace(self._options, strength=value)
-        self._strength_changes()
 
     @property
     def pool(self) -> str | None:
@@ -134,11 +128,6 @@ class Penalty(StateModule):
         return self._options.target
 
     @property
-    def current_strength(self) -> float:
-        """The factor in the present optimizer step: 0 for ``start_step`` steps, then a linear rise, then ``strength``."""
-        return strength_at(self._steps_so_far(), self._options)
-
-    @property
     def follows_optimizer(self) -> bool:
         """Whether the relations move with the steps of an attached optimizer."""
         return False
@@ -157,8 +146,10 @@ class Penalty(StateModule):
         """
         if self.pending.any:
             distances, seen, tasks = self.pending.take()
-            self.relations.update(distances, self.current_strength, observed=seen, tasks=tasks)
+            self.relations.update(distances, self._strength_of_relations(), observed=seen, tasks=tasks)
         self._reminders.stepped()
+        if self.automatic_strength is not None and self._options.share is not None:
+            self.automatic_strength.step(self._steps_so_far(), self._options.share)
         self._set_steps(self._steps_so_far() + 1)
         self._strength_changes(stepped=True)
 
@@ -194,12 +185,17 @@ class Penalty(StateModule):
         if ranks.size > 1:
             self._static_graph.check(_values(given.losses if self._options.target == "loss" else given.outputs))
         losses = sum_of_losses(given.losses, self.tasks, forward.device)
-        forward = self._obstacles.kept_clear(forward, self.tasks, strength)
+        auto = self.automatic_strength
+        waits = auto is not None and auto.first_step < 0
+        forward = self._obstacles.kept_clear(forward, self.tasks, 1.0 if waits else strength)
+        looks = (
+            waits and self._report is None
+        )  # what a penalty would meet is told at once, and not when it begins to act
         # In several processes tasks are drawn from all: those that ran may differ.
         drawn_from = forward.tasks(len(self.tasks)) if ranks.size == 1 else range(len(self.tasks))
         chosen, factor = self.sampler.choose(drawn_from)
         had = len(self._extractor.have_saliency)
-        saliencies = self._extractor.extract(forward, given, create_graph=strength > 0, only=chosen)
+        saliencies = self._extractor.extract(forward, given, create_graph=strength > 0 or looks, only=chosen)
         if len(self._extractor.have_saliency) > had and "saliency_seen" in self._buffers:
             self.saliency_seen[list(self._extractor.have_saliency)] = 1
         apart = self._mixing.are_samples_apart(forward, saliencies, needed=self.surgery is not None)
@@ -209,18 +205,24 @@ class Penalty(StateModule):
         among = range(len(self.tasks)) if len(self.tasks) <= ALL_PAIRS else drawn_from if chosen is None else chosen
         relations = self.relations.among(among)
         joined = self._joined_batch.join(brought, among, relations, self._settings)
+        if auto is not None:
+            counts = self._steps_so_far() >= self._options.start_step
+            auto.measure(joined, relations, factor, by_samples=self.reduction == "mean", counts=counts)
         self._keep_pending(joined, saliencies.present)
-        penalty = _weighed(distances, relations, joined, saliencies.present, strength * factor)
-        if strength * factor > 0 and saliencies.comparable:
-            self._reach.measure(penalty, saliencies, forward, self.tasks, alone=ranks.size == 1)
+        penalty = own_penalty(distances, relations, joined, saliencies.present, strength * factor)
+        if (strength * factor > 0 or looks) and saliencies.comparable:
+            whole = own_penalty(distances, relations, joined, saliencies.present, factor) if looks else penalty
+            self._reach.measure(whole, saliencies, forward, self.tasks, alone=ranks.size == 1)
         self._report = self._report_of(joined, relations, strength * factor, penalty)
         if saliencies.comparable:
             self._seen = list(forward.features[0].tensor.shape), saliencies.closed_form
         ran = forward.tasks(len(self.tasks))
         present = ran if saliencies.left_out is not None else saliencies.present  # of which the user was told
         self._reminders.called(ran, present, self.follows_optimizer, ranks.size > 1)
-        self._reminders.weighed_up(self._report, factor)
-        self._reminders.strength_is(self.strength)
+        if auto is None or auto.is_given:
+            self._reminders.weighed_up(self._report, factor, self.strength)
+        elif waits:
+            self._reminders.waits(self.follows_optimizer)
         if self.surgery is not None:
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
             penalty = joining_collectives(penalty, forward, self.surgery)
@@ -252,7 +254,7 @@ class Penalty(StateModule):
 
     def _report_of(self, joined: Joined, relations: Tensor, factor: float, penalty: Tensor) -> SaliencyReport:
         if joined.factors is not None:  # of several processes, not what this one returns
-            penalty = factor * (relations.to(joined.distances) * joined.distances).triu(1).sum()
+            penalty = whole_penalty(joined, relations, factor)
         return SaliencyReport.among(
             joined.tasks,
             tasks=self.tasks,
@@ -276,10 +278,8 @@ class Penalty(StateModule):
         }
         if thorough:
             found["relation weights"] = self.relations.matrix().flatten().tolist()
+            found["strength in use"] = [self.strength]
         return found
-
-    def _strength_changes(self, *, stepped: bool = False) -> None:
-        """For derived classes: the strength is, or may become, another one."""
 
     def _described(self) -> dict[str, str]:
         closed_form = self._seen is not None and self._seen[1]
@@ -288,13 +288,12 @@ class Penalty(StateModule):
             if self.follows_optimizer
             else "moved by .step() alone, as no optimizer is attached"
         )
-        step = f"in optimizer step {self._steps_so_far()}"
         lines = {
             "saliency": self._options.saliency(),
             "form": "closed form: the heads' weight rows" if closed_form else self._reach.form.value,
             "distance": f"{self.metric}, {self.reduction} over the batch",
             "reaches the backbone": self._reach.describe(),
-            "strength": f"{self.current_strength:g} {step}, {self.strength:g} after warm-up",
+            "strength": self._strength_in_words(),
             "relations": f"{self.relations}, {moved}",
         }
         if self.surgery is not None:
@@ -304,6 +303,8 @@ class Penalty(StateModule):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._obstacles = Obstacles()
         super().__setstate__(as_now(state))  # type: ignore[no-untyped-call]
+        if "automatic_strength" not in self._modules:
+            vars(self).setdefault("automatic_strength", None)  # the same
         vars(self._extractor).setdefault("have_saliency", set())  # which earlier versions lack
 
     def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
@@ -319,16 +320,9 @@ class Penalty(StateModule):
         self._strength_changes()
 
 
-def _weighed(distances: Tensor, relations: Tensor, joined: Joined, present: Sequence[int], factor: float) -> Tensor:
-    """``factor * sum_{i<j} w_ij D_ij`` over the tasks that ran, with the factors of this process."""
-    if factor == 0:
-        return distances.new_zeros(())  # also where distances are not finite
-    weights = relations if joined.factors is None else relations * joined.factors.to(relations)
-    if len(present) < len(relations):
-        places = places_in(joined.tasks, present)
-        weights = weights[places][:, places]
-    return factor * (weights.to(distances.dtype) * distances).triu(1).sum()
+def _loaded(penalty: Penalty, _: Any) -> None:
+    penalty._strength_changes()
 
 
 def _values(given: Any) -> Sequence[Any]:
-    return () if given is None else list(given.values() if isinstance(given, Mapping) else given)
+    return list(given.values() if isinstance(given, Mapping) else given or ())

@@ -36,18 +36,16 @@ class SaliencyRegularizer(Penalty, Removable):
 
     ``regularizer()`` after a forward returns ``strength * sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), where
     ``D_ij`` is the distance between the input gradients of tasks ``i`` and ``j`` with respect to the feature map that
-    their heads share, and ``w`` are relation weights that are learned by :class:`RelationWeights`.
+    their heads share, and ``w`` are relation weights, learned by :class:`RelationWeights`.
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a
     graph, whatever ``model.training`` says; under ``no_grad`` it returns a zero. It has no parameters, draws no random
     number, and runs no module twice (but in the first call copies of heads with code of their own, on two samples). Hooks on
-    tensors between the feature map and the outputs see the gradient taken here; full backward hooks of modules there, of
-    which libraries of per-sample gradients consist, are refused.
+    tensors between feature map and outputs see the gradient taken here; full backward hooks of modules there are refused.
 
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
-    every process has to make (also without samples or heads). Each process returns its share, scaled so that averaging over
-    processes (as ``DistributedDataParallel`` does with gradients) gives the penalty of the joined batch. With ``n_r`` of
-    ``n`` samples on this process, of ``N`` processes, the factor is ``N * n_r / n``; ``N`` for ``reduction="sum"``.
+    every process has to make (also without samples or heads). Each returns its part, times ``N * n_r / n`` for ``n_r`` of
+    ``n`` samples in ``N`` processes (``N`` for ``reduction="sum"``), so that their mean is the penalty of the joined batch.
 
     The authors' code sums over the batch, so that its 0.1 is a ``strength`` of 0.1 times the batch size here, and learns the
     relations by another rule; :meth:`authors` follows it exactly. With piecewise-linear heads (``Linear``, ReLU) saliency is
@@ -69,10 +67,11 @@ class SaliencyRegularizer(Penalty, Removable):
         columns: for one head with several columns for each task: ``{"colour": slice(0, 4), "size": 4, ...}``.
         target: ``"output"``: saliency of the scalarised output (the paper). ``"loss"``: saliency of the task's loss, per
             sample; then pass ``losses=`` in each call.
-        strength: factor of the penalty (the paper's lambda), finite, ``>= 0``.
+        strength: factor of the penalty (the paper's lambda), ``>= 0``; or ``"auto"``: it holds the penalty at a ``share``,
+            ``> 0``, of the task losses, as measured in every 10 optimizer steps for the next 10. Then pass ``losses=``.
+            Its default: 0.2 where the penalty trains the heads only, 0.001 where it reaches the backbone, or may do so.
         metric, reduction: of the distance, as in :func:`task_distances`.
-        pool, scalarize, channel_axis, batch_axis: of the saliency, as in :func:`task_saliencies`. A task whose saliency is
-            zero or nothing but rounding is told of once, and not compared with others.
+        pool, scalarize, channel_axis, batch_axis: of the saliency, as in :func:`task_saliencies`.
         relations: name of a rule, or a :class:`RelationWeights`.
         optimizer: the optimizer whose steps the relations follow, see :meth:`attach_optimizer`.
         surgery: gradient surgery between the tasks at the feature map that the heads share ("SRDML w/ PCGrad"):
@@ -105,11 +104,11 @@ class SaliencyRegularizer(Penalty, Removable):
         >>> for task in ("smiling", "young"):
         ...     model["heads"][task] = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 1))
         >>> optimizer = torch.optim.Adam(model.parameters())
-        >>> regularizer = SaliencyRegularizer(model, heads=["smiling", "young"], strength=0.1, optimizer=optimizer)
+        >>> regularizer = SaliencyRegularizer(model, heads=["smiling", "young"], optimizer=optimizer)
         >>> feature = model["backbone"](torch.randn(16, 8))
         >>> outputs = {task: head(feature) for task, head in model["heads"].items()}
-        >>> loss = sum(output.square().mean() for output in outputs.values()) + regularizer()
-        >>> loss.backward()
+        >>> losses = {task: output.square().mean() for task, output in outputs.items()}
+        >>> (sum(losses.values()) + regularizer(losses=losses)).backward()
         >>> optimizer.step()
         >>> regularizer.relations.matrix()
         tensor([[0., 1.],
@@ -129,8 +128,9 @@ class SaliencyRegularizer(Penalty, Removable):
         tasks: Sequence[str] | None = None,
         columns: ColumnsChoice = None,
         target: str = "output",
-        strength: float = 0.1,
-        metric: str = "l1",
+        strength: float | str = "auto",
+        share: float | None = None,
+        metric: str = "cosine",
         pool: str | None = "sum",
         reduction: str = "mean",
         scalarize: ScalarizeChoice = "auto",
@@ -201,7 +201,7 @@ class SaliencyRegularizer(Penalty, Removable):
 
         Args:
             losses: task losses, before any weighting, as a mapping or a sequence of T: 0-dim, or ``[B]`` per sample.
-                Needed for ``target="loss"``; otherwise only for ``report.share``, and then their sum is enough.
+                Needed for ``target="loss"``; their sum is enough for ``strength="auto"`` and ``report.share``.
             targets: class labels per task, for the ``"label"`` scalarisations.
             mask: ``[B, positions...]``, true at real positions (an ``attention_mask``; not a ``key_padding_mask``, which
                 is its opposite), or ``[B]``, true at real samples. Samples without a real position do not count.
@@ -209,12 +209,12 @@ class SaliencyRegularizer(Penalty, Removable):
                 from (or one alias ``A.view_as(A)`` per output), as in :func:`task_saliencies`.
 
         Returns:
-            0-dim, ``>= 0``, float32 or float64, on the feature map's device. Zero under ``no_grad``, for outputs without a
-            graph, for fewer than two tasks in this step, and while ``enabled`` is false. In several processes: this one's
-            part, such that the mean over the processes is the penalty of the joined batch.
+            0-dim, ``>= 0``, float32 or float64, on the feature map's device; in several processes this one's part. Zero
+            under ``no_grad``, for outputs without a graph, for fewer than two tasks, and while ``enabled`` is false.
 
         Raises:
             CaptureError: no unread forward, or one that cannot be used; without any head in all processes (NoHeadRanError).
+            MissingArgumentError: no losses, for ``strength="auto"``.
             SaliencyRegError: one of its kinds, for arguments that do not fit.
         """
         refuse_reader()
@@ -239,7 +239,7 @@ class SaliencyRegularizer(Penalty, Removable):
     def attach_optimizer(self, optimizer: Any) -> None:
         """Let the relations follow this optimizer's steps (and no longer those of an earlier one).
 
-        Wrappers that carry the optimizer as ``.optimizer`` are unwrapped. A step that GradScaler skips does not count.
+        Wrappers that carry it as ``.optimizer`` are unwrapped. A step that GradScaler skips does not count.
 
         Raises:
             WrongTypeError: no optimizer.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..report import SaliencyReport
 from ..saliency import mark_sequence_first
 from ..torch_tools import ModuleHooks, PartlyCopied, derives_from, in_backward, warn_user
+from .strength import LEAST_SHARE, MOST_SHARE, WINDOW, strength_advice
 
 logger = logging.getLogger("saliency_reg")
 
@@ -21,8 +22,6 @@ CALLS = 100
 #: Calls in which never two heads ran together, after which the user is told.
 ALONE = 5
 _WRAPPERS = ("FullyShardedDataParallel", "DistributedDataParallel", "CheckpointWrapper", "OptimizedModule")
-#: How many times the task losses the penalty may be before the user is told.
-SHARE = 3
 _NO_OPTIMIZER = (
     f"the relations have not moved in {CALLS} training calls: no optimizer is attached. Pass optimizer=..., call "
     "regularizer.attach_optimizer(optimizer), or call regularizer.step() after each update."
@@ -31,6 +30,17 @@ _NO_STEP = (
     f"the relations have not moved in {CALLS} training calls: the attached optimizer took no step. That is right if you "
     "accumulate so many batches. If you made a new optimizer, call regularizer.attach_optimizer(optimizer); an engine that "
     "never calls the optimizer's hooks needs regularizer.step()."
+)
+_WAITS = (
+    "the penalty has been 0 in all {calls} calls so far: strength='auto' is found in optimizer steps, and none was taken. "
+    "That is right if you accumulate so many batches. {advice}Call regularizer.step() after each update if an engine never "
+    "calls the optimizer's hooks, or pass a number as strength=."
+)
+_ATTACH = "Pass optimizer=..., or call regularizer.attach_optimizer(optimizer). "
+_NOT_FOUND = (
+    "the penalty has been 0 in all {calls} calls so far: strength='auto' finds no strength, because the losses that are "
+    "given or the distances between the tasks are 0 or not finite, or start_step is not over. Look at regularizer.report, "
+    "or pass a number as strength=."
 )
 _NEVER_RAN = (
     f"the heads of {{tasks}} have not run in {CALLS} training calls, so the penalty leaves them out. If a head was replaced "
@@ -65,10 +75,6 @@ _REPLACED = (
     "{name!r} is no longer the module that the regularizer is attached to, but a {kind}: what the heads in the model "
     "compute now is not what the penalty is of. Call .remove(), and build the regularizer anew."
 )
-_DROWNED = (
-    "The penalty is %.3g times the task losses with strength=%g, which drowns them. With strength=%.2g it would be about as "
-    "large as they are; start with a share of 0.01 to 0.1 of them, strength=%.2g (report.share)."
-)
 
 
 class Reminders(PartlyCopied):
@@ -90,6 +96,7 @@ class Reminders(PartlyCopied):
         self._latest = [0] * len(self._tasks)
         self._differentiated: list[bool] = []
         self._undifferentiated = 0
+        self._waited = 0
         #: The penalty at a strength of 1 as a share of the task losses, from one of the first calls with losses.
         self._share: float | None = None
         self.enabled = True
@@ -158,6 +165,14 @@ class Reminders(PartlyCopied):
             if missing and not self._told & {"alone", "replaced"}:
                 self._tell("tasks", _NEVER_RAN.format(tasks=missing))
 
+    def waits(self, has_optimizer: bool) -> None:
+        """Note a call in which an automatic strength is not found yet."""
+        if self._since_step == ALONE * WINDOW:
+            self._tell("waits", _WAITS.format(calls=self._since_step, advice="" if has_optimizer else _ATTACH))
+        self._waited += 1
+        if self._waited == CALLS and self._since_step < CALLS:
+            self._tell("waits", _NOT_FOUND.format(calls=CALLS))
+
     def returned(self, penalty: Tensor) -> None:
         """Watch, until it has been seen once, whether a backward pass reaches what the calls return."""
         if self._differentiated or not penalty.requires_grad:
@@ -168,25 +183,28 @@ class Reminders(PartlyCopied):
         seen = self._differentiated
         penalty.register_hook(lambda _: None if seen else seen.append(True))  # type: ignore[no-untyped-call]
 
-    def weighed_up(self, report: SaliencyReport, factor: float) -> None:
+    def weighed_up(self, report: SaliencyReport, factor: float, strength: float) -> None:
         """Compare the penalty with the losses in one of the first calls that have them, at the strength after warm-up.
 
         ``factor`` is what a sum over some pairs of tasks stands for.
         """
-        if self._share is not None or report.losses is None:
+        if report.losses is not None and (self._share is None or self._calls == CALLS):
+            self._measure(report, factor)
+        share = strength * (self._share or 0)
+        weak = share < LEAST_SHARE and self._calls >= CALLS  # heads may begin near zero
+        if share == 0 or "share" in self._told or not (share > MOST_SHARE or weak):
             return
+        self._told.add("share")
+        effect = "drowns them" if share > MOST_SHARE else "will hardly be felt"
+        words = "The penalty is %.3g times the task losses with strength=%g, which %s. %s"
+        logger.warning(words, share, strength, effect, strength_advice(strength / share))
+
+    def _measure(self, report: SaliencyReport, factor: float) -> None:
+        assert report.losses is not None
         pairs = torch.nan_to_num(report.distances * report.relations.to(report.distances), nan=0.0)
         share = factor * float(pairs.triu(1).sum()) / (abs(float(report.losses)) or torch.inf)
         if 0 < share < torch.inf or self._calls > 2:  # a few tries; each waits for the device
             self._share = share if 0 < share < torch.inf else 0.0
-
-    def strength_is(self, strength: float) -> None:
-        """Tell, once it is known how large the penalty is, if it drowns the losses at this strength."""
-        if self._share is None or self._share * strength <= SHARE or "share" in self._told:
-            return
-        self._told.add("share")
-        balanced = 1 / self._share
-        logger.warning(_DROWNED, self._share * strength, strength, balanced, balanced / 20)
 
     def _ran(self, module: nn.Module, *_: Any) -> None:
         if self.enabled and module.training and torch.is_grad_enabled() and not in_backward():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import StateMismatchError
 from ..torch_tools import names_from_bytes, state_dtype, warn_user
+from .strength import AutomaticStrength
 
 if TYPE_CHECKING:
     from .penalty import Penalty
@@ -43,10 +44,33 @@ def check_state(own: Penalty, state: Mapping[str, Any], prefix: str) -> None:
         )
     if own.surgery is not None and not with_surgery and any(key.startswith(prefix) for key in state):
         given.update({f"{prefix}surgery.{key}": value for key, value in own.surgery.state_dict().items()})
+    _check_strength(own, given, prefix)
     if average:
         steps = torch.tensor(_steps_of_average(own, float(state[prefix + _TWIN])))
         given.update({prefix + name: steps for name in ("steps", _TWIN, "relations.updates")})
         given[prefix + "task_names"] = own._names_as_bytes()
+        if own.automatic_strength is not None:
+            given.update(_of_new_strength(prefix))
+
+
+def _check_strength(own: Penalty, state: dict[str, Any], prefix: str) -> None:
+    found = state.get(f"{prefix}automatic_strength.strength")
+    if found is not None and own.automatic_strength is None:
+        raise StateMismatchError(
+            f"the state dict was saved with strength='auto', which found {float(found):g}, but this regularizer has "
+            f"strength={own.strength:g}. Build it with strength='auto', or leave out the keys that begin with "
+            "'automatic_strength.'."
+        )
+    if found is None and own.automatic_strength is not None and any(key.startswith(prefix) for key in state):
+        state.update(_of_new_strength(prefix))
+        warn_user(
+            "the state dict was saved with a number as strength (earlier 0.1 by default, with metric='l1'), and this "
+            "regularizer has strength='auto', measured from here on. To go on as before, pass that number."
+        )
+
+
+def _of_new_strength(prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}automatic_strength.{key}": value for key, value in AutomaticStrength().state_dict().items()}
 
 
 def check_state_in_use(own: Penalty) -> None:
@@ -71,16 +95,20 @@ def check_state_in_use(own: Penalty) -> None:
         own._set_steps(steps)
         own.relations.updates.fill_(steps)
         own.task_names.copy_(own._names_as_bytes())
+        if own.automatic_strength is not None:
+            own.automatic_strength.restart()
 
 
 def _steps_of_average(own: Penalty, seen: float) -> int:
     """Return the optimizer steps to go on from, which an average does not tell, and say so."""
     end = own._options.start_step + own._options.warmup_steps
+    again = "" if own.automatic_strength is None else ", and measures its strength again"
     steps = max(end, math.ceil(seen) if math.isfinite(seen) else 0)
     warn_user(
         f"the state of this regularizer is an average (EMA or SWA of buffers), in which counts mean nothing: it goes on "
-        f"in optimizer step {steps}, behind start_step and warmup_steps. To keep the position, average parameters alone "
-        "(use_buffers=False), or load regularizer.state_dict() of the model that was trained."
+        f"in optimizer step {steps}, behind start_step and warmup_steps{again}. To keep the "
+        "position, average parameters alone (use_buffers=False), or load regularizer.state_dict() of the model that was "
+        "trained."
     )
     return steps
 

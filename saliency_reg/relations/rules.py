@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -54,6 +55,8 @@ class Rule:
 
     #: The options that this rule uses, for the text of :class:`RelationWeights`.
     options: ClassVar[tuple[str, ...]] = ()
+    #: What it is if nobody says.
+    temperature: ClassVar[float] = 1.0
     #: Whether a step reads and moves nothing but the pairs that were seen. Otherwise it is always given all pairs.
     local: ClassVar[bool] = False
 
@@ -93,11 +96,15 @@ class Entropic(Rule):
         return {"running_distances": zeros, "running_weights": zeros.clone()}
 
     def weights(self, own: RuleState) -> Tensor:
+        return own.mass * torch.softmax(self.logits(own), 0)
+
+    def logits(self, own: RuleState) -> Tensor:
+        """Return ``-D / (temperature * scale)``, ``[P]``; a pair never seen has the mean distance."""
         seen = own.running_weights > 0
         mean = own.running_distances / torch.where(seen, own.running_weights, 1.0)
         neutral = mean.sum() / seen.sum().clamp(min=1)
         mean = torch.where(seen, mean, neutral)
-        return own.mass * torch.softmax(-mean / (own.temperature * _scale(own, mean, seen)), 0)
+        return -mean / (own.temperature * _scale(own, mean, seen))
 
     def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
         state = own.running_distances, own.running_weights
@@ -124,6 +131,27 @@ class Entropic(Rule):
         new_weights = keep * own.running_weights + gain
         own.running_distances.copy_(torch.where(moved, new_distances, own.running_distances))
         own.running_weights.copy_(torch.where(moved, new_weights, own.running_weights))
+
+
+class PerTask(Entropic):
+    """``w_ij = mass * (p_ij + p_ji) / T`` with ``p_i = softmax_j(-D_ij / (temperature * scale))`` over the other tasks.
+
+    So each task has its own nearest ones, where one softmax over all pairs gives most to the closest pairs of a few tasks.
+    """
+
+    temperature = 0.1
+
+    def weights(self, own: RuleState) -> Tensor:
+        logits = self.logits(own)
+        size = (1 + math.isqrt(1 + 8 * len(logits))) // 2
+        row, column = torch.triu_indices(size, size, 1, device=logits.device)
+        square = torch.full((size, size), -torch.inf, dtype=logits.dtype, device=logits.device)
+        square[row, column] = square[column, row] = logits
+        shares = torch.softmax(square, 1)
+        return own.mass * (shares[row, column] + shares[column, row]) / size
+
+    def weights_at(self, own: RuleState, index: Tensor) -> Tensor:
+        return self.weights(own)[index]
 
 
 class Projected(Rule):
@@ -182,7 +210,13 @@ class Fixed(Rule):
 
 
 #: The rules by the names that users give them.
-RULES: dict[str, Rule] = {"entropic": Entropic(), "projected": Projected(), "authors": Authors(), "fixed": Fixed()}
+RULES: dict[str, Rule] = {
+    "entropic": Entropic(),
+    "per_task": PerTask(),
+    "projected": Projected(),
+    "authors": Authors(),
+    "fixed": Fixed(),
+}
 
 
 def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:
@@ -195,7 +229,7 @@ def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:
 
 
 def pairs_of_matrix(matrix: Tensor, num_tasks: int) -> Tensor:
-    """Return the weights ``[P]`` of a matrix ``[T, T]`` that a user gave, after a check."""
+    """Return the weights ``[P]`` of a matrix ``[T, T]`` that a user gave, checked and with a sum of 1."""
     if not isinstance(matrix, Tensor):
         raise WrongTypeError(
             f"matrix must be a tensor [T, T], found {type(matrix).__name__}. Pass torch.tensor(matrix)."
@@ -226,7 +260,10 @@ def pairs_of_matrix(matrix: Tensor, num_tasks: int) -> Tensor:
             "matrix has a non-zero diagonal. A task has no relation with itself: use matrix.fill_diagonal_(0)."
         )
     row, column = torch.triu_indices(num_tasks, num_tasks, 1, device=matrix.device)
-    return matrix[row, column]
+    pairs = matrix[row, column]
+    if not pairs.any():
+        raise ConfigurationError("matrix is zero everywhere: no pair has a relation. Leave it out for uniform weights.")
+    return pairs / pairs.sum()
 
 
 def project_to_simplex(vector: Tensor, mass: float | Tensor = 1.0) -> Tensor:

@@ -24,6 +24,8 @@ class RelationWeights(RuleState):
 
     - ``"entropic"``: ``w = mass * softmax(-D / (temperature * scale))``, the closed-form minimum with an entropy
       term, of a running mean of ``D``. Smooth, never drops a pair for good.
+    - ``"per_task"``: the same for each task on its own, ``w_ij = mass * (p_ij + p_ji) / T`` with ``p_i`` the softmax over
+      the other tasks: for many tasks of a few kinds, each of which has its nearest.
     - ``"projected"``: one gradient step ``w - learning_rate * strength * D / scale``, then the Euclidean projection
       on ``{w >= 0, sum w = mass}``: the paper's constrained problem.
     - ``"authors"``: the published code: coefficients ``c`` from ones, the gradient of ``strength * sum(c D) / sum(c)``,
@@ -37,15 +39,16 @@ class RelationWeights(RuleState):
     Args:
         num_tasks: T, at least 2.
         rule: one of the names above.
-        mass: ``sum_{i<j} w_ij`` (the paper's ``beta``), ``> 0``. Not used by a given ``matrix``.
-        temperature: ``entropic`` only, ``> 0``: small values approach all weight on the closest pair, large ones
-            uniform weights.
-        momentum: ``entropic`` only, in ``[0, 1)``: the decay of the bias-corrected running mean of ``D``.
+        mass: ``sum_{i<j} w_ij`` (the paper's ``beta``), ``> 0``.
+        temperature: ``entropic`` (by default 1) and ``per_task`` (0.1), ``> 0``: small values approach all weight on the
+            closest pair, large ones uniform weights.
+        momentum: the same rules, in ``[0, 1)``: the decay of the bias-corrected running mean of ``D``.
         learning_rate: ``projected`` and ``authors`` (1e-3 is theirs), ``> 0``.
-        scale: ``entropic`` and ``projected``: what ``D`` is divided by. ``"mean"``: the mean of ``D`` over the pairs,
+        scale: all but ``authors`` and ``fixed``: what ``D`` is divided by. ``"mean"``: the mean of ``D`` over the pairs,
             so that weights do not change with the size of the saliencies; or a number. ``"auto"``: ``"mean"``, but 1
             in a regularizer whose metric is bounded (there, a relative scale chases noise once all tasks agree).
-        matrix: ``fixed`` only: ``[T, T]``, symmetric, non-negative, with a zero diagonal.
+        matrix: ``fixed`` only: ``[T, T]``, symmetric, non-negative, with a zero diagonal; scaled to the ``mass``, so that it
+            is as strong as any other rule.
 
     Raises:
         ConfigurationError, ShapeError, TaskError, WrongTypeError: a bad argument.
@@ -65,7 +68,7 @@ class RelationWeights(RuleState):
         rule: str = "entropic",
         *,
         mass: float = 1.0,
-        temperature: float = 0.3,
+        temperature: float | None = None,
         momentum: float = 0.9,
         learning_rate: float = 1e-3,
         scale: str | float = "auto",
@@ -82,7 +85,8 @@ class RelationWeights(RuleState):
         self.num_tasks = num_tasks
         self.rule = rule
         self.mass = positive_number("mass", mass)
-        self.temperature = positive_number("temperature", temperature)
+        default = RULES[rule].temperature
+        self.temperature = positive_number("temperature", default if temperature is None else temperature)
         self.momentum = share_below_one("momentum", momentum)
         self.learning_rate = positive_number("learning_rate", learning_rate)
         if isinstance(scale, str) and scale not in ("auto", "mean"):
@@ -91,7 +95,7 @@ class RelationWeights(RuleState):
         self._auto_scale: str | float = "mean"
         buffers = RULES[rule].buffers(num_tasks * (num_tasks - 1) // 2, self.mass)
         if matrix is not None:
-            buffers["pair_weights"] = pairs_of_matrix(matrix, num_tasks)
+            buffers["pair_weights"] = self.mass * pairs_of_matrix(matrix, num_tasks)
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=real_device()))
@@ -99,7 +103,7 @@ class RelationWeights(RuleState):
     def matrix(self) -> Tensor:
         """Return what multiplies the distances: ``[T, T]``, symmetric, ``>= 0``, zero diagonal, float64.
 
-        The sum over ``i < j`` is ``mass`` (for a given ``matrix``: its own).
+        The sum over ``i < j`` is ``mass``.
         """
         return _square(RULES[self.rule].weights(self), self.num_tasks)
 

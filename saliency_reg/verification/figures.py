@@ -6,13 +6,11 @@ import math
 
 import torch
 
-from ..regularizer import SHARE
+from ..regularizer import LEAST_SHARE, MOST_SHARE, strength_advice
 from ..torch_tools import gradients_of
 from .report import Check
-from .subject import Subject
+from .subject import SOME_STRENGTH, Subject
 
-#: The penalty as a share of the task losses, at least; at most what a training is reminded of.
-_LEAST_SHARE = 0.001
 #: Half of the smallest float16 number: what is below becomes zero.
 _VANISHES = 2.0**-25
 _MOST_VANISHING = 0.01
@@ -23,8 +21,8 @@ def share(subject: Subject) -> Check:
     """Compare the penalty, at the strength after warm-up, with the sum of the task losses."""
     if subject.losses is None:
         return Check("share", None, "not checked", "Pass losses=, a function of what the model returns: {task: loss}.")
-    strength = subject.options.strength
-    if strength == 0:
+    strength, aim = subject.strength, subject.share
+    if strength == 0 and aim is None:
         return Check("share", None, "the strength is 0: no penalty is in the loss")
     run = subject.run()
     penalty = float(subject.penalty(run).detach())
@@ -32,13 +30,15 @@ def share(subject: Subject) -> Check:
     if penalty == 0 or losses == 0:
         what = "penalty" if penalty == 0 else "sum of the task losses"
         return Check("share", penalty != 0, f"the {what} is 0 in this batch", _ZERO if penalty == 0 else "")
+    if strength == 0 and aim is not None:
+        found = aim * losses / penalty * SOME_STRENGTH
+        text = f"strength='auto' is found in training; by this batch it would be {found:.2g}, for a share of {aim:g}"
+        return Check("share", True, text + subject.without_loss(run))
     found = penalty / losses
     text = f"the penalty is {found:.3g} times the sum of the task losses with strength={strength:g}"
     text += subject.without_loss(run)
-    if _LEAST_SHARE <= found <= SHARE:
-        return Check("share", True, text)
-    return Check("share", False, text, f"strength={strength / found:.2g} makes it as large as they are; start with a share "
-                 f"of 0.01 to 0.1, strength={strength / found / 20:.2g}.")  # fmt: skip
+    passed = LEAST_SHARE <= found <= MOST_SHARE
+    return Check("share", passed, text, "" if passed else strength_advice(strength / found))
 
 
 _ZERO = "All heads have the same saliency (tied or equal weights), or only one has any: see the row 'saliency'."

@@ -32,7 +32,7 @@ from .unchanged import Buffers, Randomness
 
 _Found = TypeVar("_Found")
 #: The strength with which a penalty is made whose own is 0.
-_SOME_STRENGTH = 0.1
+SOME_STRENGTH = 0.1
 
 
 @dataclass
@@ -136,8 +136,10 @@ class Subject:
         self.enabled = regularizer.enabled
         self.surgery = regularizer.surgery  # the original, of which a loop may know
         self._base = copy.deepcopy(regularizer)
-        strength = self.options.strength or _SOME_STRENGTH
-        self._base._options = replace(self.options, strength=strength, start_step=0, warmup_steps=0)
+        self.strength, self.share = regularizer.strength, regularizer.share
+        strength = self.strength or SOME_STRENGTH
+        self._base._options = replace(self.options, strength=strength, share=None, start_step=0, warmup_steps=0)
+        self._base.automatic_strength = None
         self._base._joined_batch.ranks = Ranks("local")
         if self._base.surgery is not None:
             self._base.surgery.ranks = Ranks("local")

@@ -53,7 +53,7 @@ def test_penalty_and_gradients_are_those_of_all_heads(ran: tuple[str, ...], surg
     for together in (True, False):
         model = built()
         regularizer = SaliencyRegularizer(
-            model, heads="heads", strength=0.3, surgery=surgery and surgery(), run_all_heads=not together
+            model, heads="heads", strength=0.3, surgery=surgery and surgery(), run_all_heads=not together, metric="l1"
         )
         outputs = model(inputs()) if together else model(inputs(), ran)
         penalty = regularizer()
@@ -69,14 +69,14 @@ def test_penalty_and_gradients_are_those_of_all_heads(ran: tuple[str, ...], surg
 
 def test_without_it_one_head_has_nothing_to_be_related_to() -> None:
     model = built()
-    regularizer = SaliencyRegularizer(model, heads="heads")
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1")
     model(inputs(), ("a",))
     assert regularizer() == 0
 
 
 def test_random_numbers_of_the_model_stay_as_they_are() -> None:
     model = built(dropout=0.5).train()
-    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True)
+    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, strength=0.1, metric="l1")
     model(inputs(), ("a",))
     state = torch.get_rng_state()
     first = regularizer()
@@ -88,7 +88,7 @@ def test_random_numbers_of_the_model_stay_as_they_are() -> None:
 def test_several_batches_and_heads_called_by_the_loop(frozen: bool) -> None:
     model = built()
     model.backbone.requires_grad_(not frozen)
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.3, run_all_heads=True)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.3, run_all_heads=True, metric="l1")
     model(inputs())
     expected = regularizer()
     for task in TASKS:
@@ -104,7 +104,7 @@ def test_several_batches_and_heads_called_by_the_loop(frozen: bool) -> None:
 
 def test_in_mixed_precision_the_others_run_as_the_first_did() -> None:
     model = built().float()
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.3, run_all_heads=True)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.3, run_all_heads=True, metric="l1")
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs().float())
     expected = regularizer()
@@ -118,7 +118,9 @@ def test_running_statistics_of_the_others_stay_as_they_are() -> None:
     for head in model.heads.values():
         head.layers.insert(1, nn.BatchNorm1d(4).double())
         head.norm = head.layers[1]  # a second name for it
-    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, cross_sample="ignore")
+    regularizer = SaliencyRegularizer(
+        model, heads="heads", run_all_heads=True, cross_sample="ignore", strength=0.1, metric="l1"
+    )
     tensors = list(model.heads["b"].buffers())
     before = {name: buffer.clone() for name, buffer in model.heads["b"].named_buffers()}
     model(inputs(), ("a",))

@@ -45,7 +45,7 @@ def test_a_list_of_modules_is_one_head(name: str) -> None:
     model, x = make().double(), torch.randn(4, 4).double()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with SaliencyRegularizer(model, heads, strength=1.0) as regularizer:
+        with SaliencyRegularizer(model, heads, strength=1.0, metric="l1") as regularizer:
             model(x)
             penalty = regularizer()
     torch.testing.assert_close(penalty.double(), expected_penalty(model.bottom(x), model.of), rtol=1e-6, atol=0)
@@ -65,10 +65,10 @@ def test_a_list_of_modules_is_one_head_under_surgery(name: str) -> None:
         return [(output - 2 * index).square().mean() for index, output in enumerate(outputs)]
 
     weights = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
-    regularizer = SaliencyRegularizer(model, heads, strength=0.3, surgery=lambda gramian: weights)
+    regularizer = SaliencyRegularizer(model, heads, strength=0.3, surgery=lambda gramian: weights, metric="l1")
     (sum(losses(model(x))) + regularizer()).backward()
 
-    other = SaliencyRegularizer(plain, heads, strength=0.3)
+    other = SaliencyRegularizer(plain, heads, strength=0.3, metric="l1")
     outputs = plain(x)
     penalty = other()
     (sum(weight * loss for weight, loss in zip(weights, losses(outputs))) + penalty).backward()
@@ -79,7 +79,7 @@ def test_a_list_of_modules_is_one_head_under_surgery(name: str) -> None:
 def test_branches_of_which_some_do_not_run() -> None:
     torch.manual_seed(0)
     model, x = Towers().double(), torch.randn(4, 4).double()
-    regularizer = SaliencyRegularizer(model, by_index("towers", "last"), strength=1.0)
+    regularizer = SaliencyRegularizer(model, by_index("towers", "last"), strength=1.0, metric="l1")
     hidden = [tower(model.bottom(x)) for tower in model.towers]  # all begin, of one forward each
     regularizer._capture.drop()
     shared = model.bottom(x)
@@ -108,12 +108,12 @@ def test_branches_of_which_some_do_not_run() -> None:
 )
 def test_lists_that_are_no_heads(heads: Any, error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        SaliencyRegularizer(Towers(), heads)
+        SaliencyRegularizer(Towers(), heads, strength=0.1, metric="l1")
 
 
 def test_branches_cannot_be_run_by_themselves() -> None:
     with pytest.raises(ConfigurationError, match="run_all_heads"):
-        SaliencyRegularizer(Towers(), by_index("towers", "last"), run_all_heads=True)
+        SaliencyRegularizer(Towers(), by_index("towers", "last"), run_all_heads=True, strength=0.1, metric="l1")
 
 
 # Hidden layers that are given as heads.
@@ -133,7 +133,7 @@ def test_heads_that_go_on_are_followed_to_their_outputs(make: Any, heads: Any) -
     torch.manual_seed(0)
     model, x = make().double(), torch.randn(4, 4).double()
     expected = expected_penalty(model.bottom(x), model.of)
-    regularizer = SaliencyRegularizer(model, heads, strength=1.0)
+    regularizer = SaliencyRegularizer(model, heads, strength=1.0, metric="l1")
     with pytest.warns(UserWarning, match="ends in a hidden layer.*To say so, pass heads="):
         model(x)
     torch.testing.assert_close(regularizer().double(), expected, rtol=1e-6, atol=0)
@@ -142,7 +142,9 @@ def test_heads_that_go_on_are_followed_to_their_outputs(make: Any, heads: Any) -
 def test_a_list_says_where_a_head_ends() -> None:
     torch.manual_seed(0)
     model, x = Towers().double(), torch.randn(4, 4).double()
-    regularizer = SaliencyRegularizer(model, {task: [f"towers.{i}"] for i, task in enumerate(TASKS)}, strength=1.0)
+    regularizer = SaliencyRegularizer(
+        model, {task: [f"towers.{i}"] for i, task in enumerate(TASKS)}, strength=1.0, metric="l1"
+    )
     model(x)
     with pytest.warns(UserWarning, match=r"'last.0'.*read the outputs of heads.*pass a list"):
         penalty = regularizer()
@@ -166,7 +168,7 @@ class Fused(nn.Module):
 
 def test_what_reads_the_heads_is_told_once() -> None:
     model = Fused()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     model(torch.randn(3, 4))
     with pytest.warns(UserWarning, match="'fusion' read the outputs of heads, 'fusion' that of 'heads") as caught:
         regularizer()
@@ -192,7 +194,7 @@ def test_heads_that_nothing_reads_are_not_told_of() -> None:
 
     torch.manual_seed(0)
     model, x = Beside().double(), torch.randn(3, 4).double()
-    regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0, metric="l1")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(x)

@@ -99,7 +99,7 @@ def test_one_head_that_begins_in_place(surgery: bool) -> None:
     feature = model[:2](x).detach().requires_grad_()
     expected = by_hand([column.unsqueeze(1) for column in model[2][1:](feature.relu()).unbind(1)], feature)
     options: dict[str, Any] = {"surgery": PCGrad()} if surgery else {}
-    regularizer = SaliencyRegularizer(model, heads="2", tasks=list("abc"), strength=1.0, **options)
+    regularizer = SaliencyRegularizer(model, heads="2", tasks=list("abc"), strength=1.0, **{"metric": "l1", **options})
     loss = model(x).square().sum()
     penalty = regularizer()
     (loss + penalty).backward()
@@ -177,7 +177,7 @@ def test_outputs_that_are_changed_in_place(change: Any, outputs: int, surgery: b
 
 def test_an_output_that_is_changed_in_place_later_on() -> None:
     model, x = Late(lambda output: None, 1), torch.randn(5, 3)
-    regularizer = SaliencyRegularizer(model, heads="heads")
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1")
     model(x)
     regularizer()
     model.change = lambda output: output.add_(1.0)
@@ -187,6 +187,6 @@ def test_an_output_that_is_changed_in_place_later_on() -> None:
     model(x)
     regularizer()  # from now on a copy is kept
     regularizer.remove()
-    regularizer = SaliencyRegularizer(model, heads="heads", output=lambda out: out.clone())
+    regularizer = SaliencyRegularizer(model, heads="heads", output=lambda out: out.clone(), strength=0.1, metric="l1")
     model(x)
     regularizer()

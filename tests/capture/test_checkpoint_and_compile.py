@@ -34,7 +34,7 @@ def step(model: nn.Module, frozen: bool = False, **options: object) -> tuple[Ten
     if frozen:
         model.backbone.requires_grad_(False)
     x = batch(0)[0].requires_grad_()
-    with SaliencyRegularizer(model, "heads", strength=1.0, **options) as regularizer:
+    with SaliencyRegularizer(model, "heads", strength=1.0, **{"metric": "l1", **options}) as regularizer:
         outputs = model(x)
         penalty = regularizer()
         (sum(output.square().mean() for output in outputs.values()) + penalty).backward()
@@ -105,7 +105,7 @@ def test_compiled_heads_are_refused(way: str) -> None:
     else:
         model.heads["left"].hidden = torch.compile(model.heads["left"].hidden)
     with pytest.raises(ConfigurationError, match=r"compiled by torch.compile.*model.backbone.compile\(\)"):
-        SaliencyRegularizer(model, "heads")
+        SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the compiler, which looks at tensors that are no leaves
@@ -114,7 +114,7 @@ def test_a_model_compiled_as_a_whole_after_attaching_is_refused(surgery: bool) -
     """The compiler has seen the heads then, which are differentiated twice."""
     torch._dynamo.reset()
     model = build()
-    regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad() if surgery else None)
+    regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad() if surgery else None, strength=0.1, metric="l1")
     compiled = torch.compile(model, backend="aot_eager")
     compiled(batch(0)[0])
     with pytest.raises(SaliencyRegError, match=r"model.backbone.compile\(\)"):
@@ -122,4 +122,4 @@ def test_a_model_compiled_as_a_whole_after_attaching_is_refused(surgery: bool) -
 
 
 def test_tasks_are_those_of_the_training() -> None:
-    assert SaliencyRegularizer(build(), "heads").tasks == TASKS
+    assert SaliencyRegularizer(build(), "heads", strength=0.1, metric="l1").tasks == TASKS

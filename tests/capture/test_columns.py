@@ -57,7 +57,7 @@ def columns_of(given: Mapping[str, Any], width: int) -> list[list[int]]:
 def test_groups_of_columns(name: str, smooth: bool) -> None:
     torch.manual_seed(0)
     model, x = Joint(12, smooth=smooth).double(), torch.randn(4, 4).double()
-    regularizer = SaliencyRegularizer(model, "head.net", columns=GROUPS[name], strength=1.0)
+    regularizer = SaliencyRegularizer(model, "head.net", columns=GROUPS[name], strength=1.0, metric="l1")
     model(x)
     penalty = regularizer()
     own = columns_of(GROUPS[name], 12)
@@ -76,7 +76,7 @@ def test_groups_of_columns(name: str, smooth: bool) -> None:
 def test_a_row_for_each_task(shaped: Any, parts: Any) -> None:
     torch.manual_seed(0)
     model, x = Joint(12, shaped).double(), torch.randn(4, 4).double()
-    regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, strength=1.0)
+    regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, strength=1.0, metric="l1")
     model(x)
     penalty = regularizer()
     expected = expected_penalty(model.backbone(x), lambda shared: parts(model.head(shared)))
@@ -92,7 +92,7 @@ def test_rows_and_groups_of_dense_outputs() -> None:
     with_rows = nn.Sequential(model[0], model[1], nn.Sequential(model[2], nn.Unflatten(1, (3, 2))))
     groups = {task: slice(2 * index, 2 * index + 2) for index, task in enumerate(TASKS)}
     for each, options in ((model, {"columns": groups}), (with_rows, {"tasks": TASKS})):
-        with SaliencyRegularizer(each, "2", strength=1.0, **options) as regularizer:
+        with SaliencyRegularizer(each, "2", strength=1.0, **{"metric": "l1", **options}) as regularizer:
             each(x)
             found.append(regularizer())
     assert found[0] > 0
@@ -146,7 +146,7 @@ def test_columns_with_the_penalty_under_surgery() -> None:
     penalties = []
     for surgery in (None, PCGrad()):
         options = {"columns": GROUPS["slices"], "strength": 1.0, "surgery": surgery}
-        with SaliencyRegularizer(model, "head.net", **options) as regularizer:
+        with SaliencyRegularizer(model, "head.net", **{"strength": 0.1, "metric": "l1", **options}) as regularizer:
             out = model(x)
             penalties.append(regularizer())
             (out.square().mean() + penalties[-1]).backward()
@@ -176,6 +176,6 @@ def test_columns_with_the_penalty_under_surgery() -> None:
 )
 def test_columns_that_cannot_be(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
-        SaliencyRegularizer(Joint(12), **options)
+        SaliencyRegularizer(Joint(12), **{"strength": 0.1, "metric": "l1", **options})
     with pytest.raises(ConfigurationError, match="columns= can only be used with a model"):
-        SaliencyRegularizer(None, columns={"a": 0, "b": 1}, tasks=["a", "b"])
+        SaliencyRegularizer(None, columns={"a": 0, "b": 1}, tasks=["a", "b"], strength=0.1, metric="l1")

@@ -53,7 +53,7 @@ class PerTask(nn.Module):
 
 def works(model: nn.Module, *args: object, **options: object) -> tuple[str, ...]:
     x = torch.randn(3, 4)
-    with SaliencyRegularizer(model, *args, strength=1.0, **options) as regularizer:
+    with SaliencyRegularizer(model, *args, strength=1.0, **{"metric": "l1", **options}) as regularizer:
         model(x)
         assert regularizer() > 0
         return regularizer.tasks
@@ -93,7 +93,7 @@ class MaskedAutoencoder(nn.Module):
 
 def test_parts_of_a_backbone_are_not_taken_for_heads() -> None:
     with pytest.raises(HeadNotFoundError):
-        SaliencyRegularizer(MaskedAutoencoder())
+        SaliencyRegularizer(MaskedAutoencoder(), strength=0.1, metric="l1")
 
 
 def test_modules() -> None:
@@ -105,7 +105,7 @@ def test_modules() -> None:
 
 def test_heads_outside_of_the_model() -> None:
     backbone, heads = nn.Linear(4, 4), [nn.Linear(4, 1), nn.Linear(4, 1)]
-    regularizer = SaliencyRegularizer(backbone, heads, tasks=["a", "b"], strength=1.0)
+    regularizer = SaliencyRegularizer(backbone, heads, tasks=["a", "b"], strength=1.0, metric="l1")
     for _ in range(2):
         feature = backbone(torch.randn(3, 4))
         for head in heads:
@@ -115,7 +115,7 @@ def test_heads_outside_of_the_model() -> None:
 
 def test_heads_that_flatten_on_their_own_share_the_feature() -> None:
     model = Dictionary()
-    regularizer = SaliencyRegularizer(model, "decoders", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "decoders", strength=1.0, metric="l1")
     feature = model.encoder(torch.randn(3, 2, 4)[:, :1])
     for head in model.decoders.values():
         head(feature.flatten(1))
@@ -132,13 +132,13 @@ def test_the_input_of_a_module_as_feature() -> None:
     torch.manual_seed(0)
     model, x, found = Attributes(), torch.randn(3, 4), []
     for feature in ("blocks.2:input", "blocks.1"):
-        with SaliencyRegularizer(model, feature=feature, strength=1.0) as regularizer:
+        with SaliencyRegularizer(model, feature=feature, strength=1.0, metric="l1") as regularizer:
             model(x)
             found.append(regularizer())
     assert found[0] > 0
     hidden = torch.relu(model.blocks[1](torch.relu(model.blocks[0](x)))).detach().requires_grad_()
     last = torch.relu(model.blocks[2](hidden))
-    by_hand = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0)(
+    by_hand = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0, metric="l1")(
         outputs=[model.smiling_head(last), model.young_head(last)], features=hidden
     )
     torch.testing.assert_close(found[0], by_hand)
@@ -158,12 +158,12 @@ def test_an_in_place_operation_between_the_feature_and_the_heads() -> None:
 
     torch.manual_seed(0)
     model, x = InPlaceTrunk(), torch.randn(5, 4)
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=1.0, metric="l1")
     model(x)
     penalty = regularizer()
     before_relu = model.backbone(x)
     read = before_relu.relu()
-    expected = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0)(
+    expected = SaliencyRegularizer(None, tasks=["a", "b"], strength=1.0, metric="l1")(
         outputs=[head(read) for head in model.heads], features=before_relu
     )
     torch.testing.assert_close(penalty, expected)
@@ -171,9 +171,9 @@ def test_an_in_place_operation_between_the_feature_and_the_heads() -> None:
 
 def test_two_regularizers_on_different_heads() -> None:
     model = Dictionary()
-    first = SaliencyRegularizer(model, ["depth", "normal"], strength=1.0)
+    first = SaliencyRegularizer(model, ["depth", "normal"], strength=1.0, metric="l1")
     model.more = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
-    second = SaliencyRegularizer(model, "more", strength=1.0)
+    second = SaliencyRegularizer(model, "more", strength=1.0, metric="l1")
     feature = model.encoder(torch.randn(3, 4))
     for head in [*model.decoders.values(), *model.more]:
         head(feature)

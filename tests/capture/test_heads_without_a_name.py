@@ -44,20 +44,22 @@ class Layers(nn.ModuleDict):
 @pytest.mark.parametrize("kind", ["hidden", "read", "embeddings", "a forward of its own", "parts of each task"])
 def test_dictionaries_that_are_no_heads(kind: str) -> None:
     with pytest.raises(HeadNotFoundError, match="its children, the last first: .*'stem' with 6 outputs.*Pass heads="):
-        SaliencyRegularizer(Branches(kind))
+        SaliencyRegularizer(Branches(kind), strength=0.1, metric="l1")
 
 
 def test_stages_of_a_decoder_are_no_heads() -> None:
     stages = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 1, 1)])
     with pytest.raises(HeadNotFoundError):
-        SaliencyRegularizer(nn.ModuleDict({"encoder": nn.Conv2d(3, 8, 1), "decoders": stages}))
+        SaliencyRegularizer(
+            nn.ModuleDict({"encoder": nn.Conv2d(3, 8, 1), "decoders": stages}), strength=0.1, metric="l1"
+        )
 
 
 def test_ambiguous_heads_are_described() -> None:
     model = Towers()
     model.last_heads, model.last = model.last, nn.Identity()
     with pytest.raises(AmbiguousHeadsError) as caught:
-        SaliencyRegularizer(model)
+        SaliencyRegularizer(model, strength=0.1, metric="l1")
     text = str(caught.value)
     assert "'towers' (3 modules: 'towers.0', 'towers.1', 'towers.2'; 5 inputs and 6 outputs each; hidden layers" in text
     assert "that run before 'last_heads'" in text
@@ -87,13 +89,15 @@ class Experts(nn.Module):
 def test_what_all_heads_depend_on_is_listed_nearest_first() -> None:
     torch.manual_seed(0)
     model, x = Experts(), torch.randn(3, 4)
-    with SaliencyRegularizer(model, "heads") as regularizer:
+    with SaliencyRegularizer(model, "heads", strength=0.1, metric="l1") as regularizer:
         model(x)
         with pytest.raises(CaptureError) as caught:
             regularizer()
     listed = "'experts.0' to 'experts.2', 'bottom', 'embedding.linear' (the nearest first): pass feature='bottom'"
     assert listed in str(caught.value)
-    with SaliencyRegularizer(model, "heads", feature="bottom") as regularizer:  # what it says works
+    with SaliencyRegularizer(
+        model, "heads", feature="bottom", strength=0.1, metric="l1"
+    ) as regularizer:  # what it says works
         model(x)
         assert regularizer() > 0
 
@@ -112,7 +116,7 @@ def test_what_all_heads_depend_on_is_listed_nearest_first() -> None:
 )
 def test_what_is_listed_for_other_models(make: Any, heads: str, listed: str) -> None:
     model = make()
-    regularizer = SaliencyRegularizer(model, heads)
+    regularizer = SaliencyRegularizer(model, heads, strength=0.1, metric="l1")
     model(torch.randn(3, 4))
     with pytest.raises(CaptureError) as caught:
         regularizer()
@@ -133,13 +137,13 @@ class Predictor(nn.Module):
 
 def test_methods_of_heads_are_told_of() -> None:
     model = nn.ModuleDict({"backbone": nn.Linear(4, 5), "predictor": Predictor()})
-    regularizer = SaliencyRegularizer(model, "predictor")
+    regularizer = SaliencyRegularizer(model, "predictor", strength=0.1, metric="l1")
     model["predictor"].logits(model["backbone"](torch.randn(3, 4)))
     with pytest.raises(
         CaptureError, match=r"'predictor' itself, name the modules in it that are called: heads='predictor.net'\."
     ):
         regularizer()
-    with SaliencyRegularizer(model, "predictor.net") as inner:
+    with SaliencyRegularizer(model, "predictor.net", strength=0.1, metric="l1") as inner:
         model["predictor"].logits(model["backbone"](torch.randn(3, 4)))
         assert inner() > 0
 
@@ -154,7 +158,7 @@ def test_methods_of_heads_in_a_forward_are_told_of() -> None:
             return [head.logits(self.backbone(x)) for head in self.heads.values()]
 
     model = Net()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     model(torch.randn(3, 4))
     with pytest.raises(
         NoHeadRanError, match=r"'heads.a' itself.*called: heads=\{'a': 'heads.a.net', 'b': 'heads.b.net', 'c'"
@@ -174,4 +178,4 @@ def test_what_can_be_compiled_is_named(whole: bool) -> None:
     with pytest.raises(
         ConfigurationError, match=r"model.stem.compile\(\), model.blocks.compile\(\)\. If all heads are Linear"
     ):
-        SaliencyRegularizer(compiled, "fc")
+        SaliencyRegularizer(compiled, "fc", strength=0.1, metric="l1")

@@ -20,7 +20,7 @@ from tests.support.training import Net, batch, make_model, train
 def test_remove() -> None:
     model, optimizer = make_model()
     before = fingerprint(model)
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer, feature="backbone")
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, feature="backbone", strength=0.1, metric="l1")
     assert fingerprint(model) != before
     regularizer.remove()
     regularizer.remove()
@@ -33,7 +33,7 @@ def test_context_manager_also_after_an_exception() -> None:
     before = fingerprint(model)
 
     def interrupted() -> None:
-        with SaliencyRegularizer(model, "heads"):
+        with SaliencyRegularizer(model, "heads", strength=0.1, metric="l1"):
             model(batch(0)[0])
             raise KeyError
 
@@ -45,7 +45,7 @@ def test_context_manager_also_after_an_exception() -> None:
 def test_garbage_collection() -> None:
     model, optimizer = make_model()
     before = fingerprint(model)
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, strength=0.1, metric="l1")
     train(model, optimizer, range(2), regularizer)
     alive = weakref.ref(regularizer)
     del regularizer
@@ -58,7 +58,7 @@ def test_garbage_collection() -> None:
 
 def test_the_model_is_not_kept_alive_by_hooks() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     model(batch(0)[0])
     alive = weakref.ref(model)
     del model
@@ -89,7 +89,7 @@ def test_an_exception_in_a_forward_leaves_no_capture_and_the_next_forward_works(
     torch.manual_seed(0)
     model = Fragile()
     before = fingerprint(model)
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     model.fail = place
     with pytest.raises(ValueError, match="broken input"):
         model(batch(0)[0])
@@ -103,7 +103,7 @@ def test_an_exception_in_a_forward_leaves_no_capture_and_the_next_forward_works(
     del model.fail
     assert fingerprint(model) == before
 
-    with SaliencyRegularizer(model, strength=1.0) as fresh:
+    with SaliencyRegularizer(model, strength=1.0, metric="l1") as fresh:
         torch.manual_seed(1)
         model(batch(0)[0])
         assert torch.equal(found, fresh())
@@ -127,7 +127,7 @@ def test_an_interrupted_forward_does_not_break_the_next_ones() -> None:
 
     torch.manual_seed(0)
     model = Interrupted().eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", metric="l1")
     model(batch(0)[0])
     expected = regularizer()
     model.interrupt = True
@@ -147,7 +147,7 @@ def test_a_model_that_returns_nothing_inside_an_except_block() -> None:
 
     torch.manual_seed(0)
     model = Silent()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     try:
         raise ValueError
     except ValueError:
@@ -163,7 +163,7 @@ def tensors_alive() -> int:
 @pytest.mark.filterwarnings("ignore:the heads ran in 100 training forwards", "ignore:203 forwards ran before this call")
 def test_forwards_without_a_call_leave_memory_flat() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     for _ in range(3):
         model(batch(0)[0])
     before = tensors_alive()
@@ -176,7 +176,7 @@ def test_forwards_without_a_call_leave_memory_flat() -> None:
 
 def test_a_call_releases_the_forward() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     outputs = model(batch(0)[0])
     output = weakref.ref(outputs["left"])
     (sum(output.mean() for output in outputs.values()) + regularizer()).backward()
@@ -189,7 +189,7 @@ def test_a_call_releases_the_forward() -> None:
 def test_copies_of_an_attached_model_are_clean(way: str) -> None:
     model, optimizer = make_model()
     plain = fingerprint(model)
-    regularizer = SaliencyRegularizer(model, strength=1.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=1.0, optimizer=optimizer, metric="l1")
     model(batch(0)[0])  # a forward that was not read: its graph must not travel
     attached = fingerprint(model)
     if way == "deepcopy":
@@ -206,7 +206,7 @@ def test_copies_of_an_attached_model_are_clean(way: str) -> None:
     assert fingerprint(twin) == plain
     assert fingerprint(model) == attached
     regularizer()  # the original is still attached
-    with SaliencyRegularizer(twin, strength=1.0) as second:  # and the copy can be
+    with SaliencyRegularizer(twin, strength=1.0, metric="l1") as second:  # and the copy can be
         twin(batch(0)[0])
         second()
 
@@ -218,8 +218,8 @@ def test_a_model_with_a_state_of_its_own_is_copied_its_own_way() -> None:
 
     torch.manual_seed(0)
     model = Own()
-    SaliencyRegularizer(model).remove()
-    regularizer = SaliencyRegularizer(model)
+    SaliencyRegularizer(model, strength=0.1, metric="l1").remove()
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     twin = copy.deepcopy(model)
     assert twin.mark == 7
     assert not twin._forward_hooks
@@ -228,7 +228,7 @@ def test_a_model_with_a_state_of_its_own_is_copied_its_own_way() -> None:
 
 def test_a_copied_regularizer_keeps_its_state_and_is_attached_to_nothing() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=1.0, optimizer=optimizer, metric="l1")
     train(model, optimizer, range(3), regularizer)
     for twin in (copy.deepcopy(regularizer), pickle.loads(pickle.dumps(regularizer))):
         assert torch.equal(twin.relations.matrix(), regularizer.relations.matrix())
@@ -238,7 +238,7 @@ def test_a_copied_regularizer_keeps_its_state_and_is_attached_to_nothing() -> No
 
 def test_the_regularizer_can_be_a_part_of_the_model() -> None:
     model, optimizer = make_model()
-    model.regularizer = SaliencyRegularizer(model, "heads", strength=1.0, optimizer=optimizer)
+    model.regularizer = SaliencyRegularizer(model, "heads", strength=1.0, optimizer=optimizer, metric="l1")
     train(model, optimizer, range(2), model.regularizer)
     twin = copy.deepcopy(model)
     assert not twin._forward_hooks

@@ -42,7 +42,7 @@ class Turn(nn.Module):
 
 
 def distances(model: nn.Module, x: Tensor, **options: Any) -> Tensor:
-    with SaliencyRegularizer(model, heads="heads", strength=1.0, **options) as regularizer:
+    with SaliencyRegularizer(model, heads="heads", strength=1.0, **{"metric": "l1", **options}) as regularizer:
         for _ in range(2):
             model(x)
             regularizer()
@@ -88,7 +88,9 @@ def test_a_view_of_a_turned_memory_that_is_changed_in_place(surgery: Any) -> Non
 
         torch.manual_seed(0)
         model, x = Net(between), torch.randn(5, 6, 3)
-        regularizer = SaliencyRegularizer(model, heads="heads", feature="turn", channel_axis=2, surgery=surgery)
+        regularizer = SaliencyRegularizer(
+            model, heads="heads", feature="turn", channel_axis=2, surgery=surgery, strength=0.1, metric="l1"
+        )
         model(x)
         regularizer().backward()
         found.append((regularizer.report.distances, model.body.weight.grad))
@@ -101,7 +103,9 @@ def test_one_tensor_named_twice_counts_once_under_surgery() -> None:
     for surgery in (None, lambda gramian: torch.ones(2)):
         torch.manual_seed(0)
         model, x = Net(lambda m, x: (m.act(m.drop(m.body(x))),)), torch.randn(5, 3)
-        regularizer = SaliencyRegularizer(model, heads="heads", feature=["body", "drop"], strength=1.0, surgery=surgery)
+        regularizer = SaliencyRegularizer(
+            model, heads="heads", feature=["body", "drop"], strength=1.0, surgery=surgery, metric="l1"
+        )
         model(x)
         regularizer().backward()
         gradients.append(model.body.weight.grad)

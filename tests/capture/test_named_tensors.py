@@ -130,7 +130,9 @@ def test_a_context_that_heads_are_given_later_on(way: str, whose: str, surgery: 
     for model.on in (False, True, False):
         outputs = model(x)
         expected.append(by_hand(outputs, model.meant))
-    with SaliencyRegularizer(model, "heads", feature="inner", strength=1.0, **options) as regularizer:
+    with SaliencyRegularizer(
+        model, "heads", feature="inner", strength=1.0, **{"metric": "l1", **options}
+    ) as regularizer:
         for model.on in (False, True, False):
             loss = sum(output.square().mean() for output in model(x))
             penalty = regularizer()
@@ -178,7 +180,12 @@ def test_under_surgery_nested_names_count_once() -> None:
         torch.manual_seed(0)
         model = Net(nested)
         regularizer = SaliencyRegularizer(
-            model, heads="heads", strength=1.0, feature=["body", "inner"], surgery=PCGrad() if surgery else None
+            model,
+            heads="heads",
+            strength=1.0,
+            feature=["body", "inner"],
+            surgery=PCGrad() if surgery else None,
+            metric="l1",
         )
         model(torch.randn(5, 3))
         regularizer().backward()

@@ -36,9 +36,13 @@ def make() -> tuple[Net, Tensor]:
 
 
 ATTACHED: dict[str, Callable[[nn.Module], Any]] = {
-    "penalty": lambda model: SaliencyRegularizer(model, "heads"),
-    "penalty at a named feature": lambda model: SaliencyRegularizer(model, "heads", feature="backbone"),
-    "penalty and surgery": lambda model: SaliencyRegularizer(model, "heads", surgery=PCGrad()),
+    "penalty": lambda model: SaliencyRegularizer(model, "heads", strength=0.1, metric="l1"),
+    "penalty at a named feature": lambda model: SaliencyRegularizer(
+        model, "heads", feature="backbone", strength=0.1, metric="l1"
+    ),
+    "penalty and surgery": lambda model: SaliencyRegularizer(
+        model, "heads", surgery=PCGrad(), strength=0.1, metric="l1"
+    ),
     "surgery at a named feature": lambda model: FeatureSurgery(model, "heads", feature="backbone"),
 }
 attached = pytest.mark.parametrize("attach", ATTACHED.values(), ids=ATTACHED.keys())
@@ -137,7 +141,7 @@ def test_many_gradients_at_once_are_a_measurement() -> None:
 @pytest.mark.parametrize("transform", [grad, lambda f: vmap(f), lambda f: lambda x: jvp(f, (x,), (x,))])
 def test_a_call_within_a_transform_is_refused(transform: Any) -> None:
     model, x = make()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     with pytest.raises(ReaderError, match=r"within a transform of torch.func.*ordinary training step"):
         transform(lambda x: loss_of(model(x[None] if x.ndim == 1 else x)) + regularizer())(x)
 
@@ -183,7 +187,7 @@ def test_modules_that_are_swapped(swap: Callable[[nn.Module], None]) -> None:
     model, x = make()
     for task in "ab":
         model.heads[task] = nn.Linear(8, 3).double()
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0", surgery=PCGrad())
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0", surgery=PCGrad(), strength=0.1, metric="l1")
     swap(model)
     x = x.to(next((parameter.dtype for parameter in model.parameters()), torch.float32))
     with warnings.catch_warnings(record=True) as caught:
@@ -278,7 +282,7 @@ def test_backward_hooks_of_others(put: Callable[[Net], None], where: str, surger
 
 
 def attach_to(model: nn.Module, **options: Any) -> SaliencyRegularizer:
-    return SaliencyRegularizer(model, "heads", **options)
+    return SaliencyRegularizer(model, "heads", **{"strength": 0.1, "metric": "l1", **options})
 
 
 def penalty_and_backward(model: Net, x: Tensor, regularizer: SaliencyRegularizer) -> float:

@@ -32,7 +32,7 @@ class Writing(nn.Module):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_heads_write_into_their_arguments_arrives(frozen: bool) -> None:
     backbone, heads = nn.Linear(3, 4).requires_grad_(not frozen), [Writing(), Writing()]
-    regularizer = SaliencyRegularizer(backbone, heads, strength=1.0)
+    regularizer = SaliencyRegularizer(backbone, heads, strength=1.0, metric="l1")
     notes: dict[str, int] = {}
     log: list[int] = []
     feature = backbone(torch.randn(5, 3))
@@ -74,7 +74,9 @@ def test_heads_that_read_others_are_found_in_a_sample_of_tasks_too(seed: int) ->
     torch.manual_seed(0)
     model, x = Chain(), torch.randn(5, 3)
     relations = RelationWeights(4, "fixed", mass=6.0)
-    sampled = SaliencyRegularizer(model, "heads", strength=1.0, relations=relations, max_tasks_per_step=2, seed=seed)
+    sampled = SaliencyRegularizer(
+        model, "heads", strength=1.0, relations=relations, max_tasks_per_step=2, seed=seed, metric="l1"
+    )
     for _ in range(12):
         model(x)
         sampled()
@@ -92,7 +94,7 @@ def test_heads_that_read_others_are_found_in_a_sample_of_tasks_too(seed: int) ->
 def test_a_function_of_the_output_is_differentiated_and_not_taken_for_a_weight_row() -> None:
     torch.manual_seed(0)
     backbone, heads = nn.Linear(3, 4), [nn.Linear(4, 1), nn.Linear(4, 1)]
-    regularizer = SaliencyRegularizer(backbone, heads, strength=1.0, output=lambda out: out.exp())
+    regularizer = SaliencyRegularizer(backbone, heads, strength=1.0, output=lambda out: out.exp(), metric="l1")
     feature = backbone(torch.randn(5, 3))
     outputs = [head(feature).exp() for head in heads]
     expected = task_distances(task_saliencies(outputs, feature))[0, 1]
@@ -142,7 +144,7 @@ def test_parts_behind_a_frozen_backbone(kind: str, place: str) -> None:
             return [head(hidden * 1.0) for head in self.heads]
 
     model = Model()
-    regularizer = SaliencyRegularizer(model, "heads", feature=f"backbone:{place}", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "heads", feature=f"backbone:{place}", strength=1.0, metric="l1")
     model(torch.randn(5, 3))
     penalty = regularizer()
     assert penalty > 0
@@ -159,7 +161,7 @@ def two_heads(**options: Any) -> tuple[nn.Module, SaliencyRegularizer]:
     model = nn.ModuleDict(
         {"backbone": nn.Linear(3, 4), "heads": nn.ModuleDict({"a": Dictionary(4, 1), "b": nn.Linear(4, 1)})}
     )
-    return model, SaliencyRegularizer(model, "heads", strength=1.0, **options)
+    return model, SaliencyRegularizer(model, "heads", strength=1.0, **{"metric": "l1", **options})
 
 
 def run(model: nn.Module) -> None:
@@ -199,7 +201,7 @@ def test_wrong_parts() -> None:
 def test_samples_are_looked_at_again_in_train_mode() -> None:
     heads = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)) for _ in range(2)])
     model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "heads": heads}).eval()
-    regularizer = SaliencyRegularizer(model, "heads", cross_sample="error")
+    regularizer = SaliencyRegularizer(model, "heads", cross_sample="error", strength=0.1, metric="l1")
     for training in (False, True):
         model.train(training)
         feature = model["backbone"](torch.randn(5, 3))
@@ -237,7 +239,7 @@ def test_a_head_without_a_second_derivative_that_joins_later() -> None:
     backbone = nn.Linear(3, 4)
     heads = [nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(2)]
     bad = OnceHead()
-    regularizer = SaliencyRegularizer(backbone, [*heads, bad], tasks=["a", "b", "bad"], strength=1.0)
+    regularizer = SaliencyRegularizer(backbone, [*heads, bad], tasks=["a", "b", "bad"], strength=1.0, metric="l1")
     feature = backbone(torch.randn(5, 3))
     for head in heads:
         head(feature)
@@ -269,4 +271,4 @@ def test_a_wrapper_that_passes_names_on_is_not_taken_for_a_compiled_model() -> N
             self.backbone = torch.compile(nn.Linear(3, 4), backend="eager")
             self.heads = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])
 
-    SaliencyRegularizer(Wrapper(Inner()), "heads").remove()
+    SaliencyRegularizer(Wrapper(Inner()), "heads", strength=0.1, metric="l1").remove()

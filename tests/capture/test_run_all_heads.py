@@ -34,7 +34,9 @@ def vector(z: Tensor) -> Tensor:
 @pytest.mark.parametrize("other", [tokens, last])
 def test_heads_are_not_run_on_another_kind_of_tensor(other: Callable[[Tensor], Tensor]) -> None:
     net = Batches({"a": vector, "b": vector, "odd": other})
-    regularizer = SaliencyRegularizer(net, heads="heads", strength=1.0, run_all_heads=True, channel_axis=-1)
+    regularizer = SaliencyRegularizer(
+        net, heads="heads", strength=1.0, run_all_heads=True, channel_axis=-1, metric="l1"
+    )
     x = torch.randn(3, 1, 5, 5)
     found = {}
 
@@ -57,7 +59,7 @@ def test_heads_are_not_run_on_another_kind_of_tensor(other: Callable[[Tensor], T
 def test_a_head_that_cannot_run_on_it() -> None:
     net = Batches({"a": vector, "wide": lambda z: z.flatten(1)})
     net.heads["wide"] = mlp(54, 1)
-    regularizer = SaliencyRegularizer(net, heads="heads", strength=1.0, run_all_heads=True)
+    regularizer = SaliencyRegularizer(net, heads="heads", strength=1.0, run_all_heads=True, metric="l1")
     net(torch.randn(3, 1, 5, 5), "a")
     with pytest.raises(
         errors.CaptureError, match=r"cannot run head 'heads.wide' on what head 'heads.a' was called with"
@@ -88,7 +90,7 @@ class Tagger(nn.Module):
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_sequence_of_a_recurrent_layer_is_not_taken_for_samples(kind: str, behind: str) -> None:
     model, x = Tagger(kind, behind).double(), torch.randn(7, 5, 3).double()
-    regularizer = SaliencyRegularizer(model, heads="heads")
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1")
     model(x)
     with pytest.raises(errors.ShapeError, match=r"\[7, 5, 4\] comes out of a recurrent layer.*Pass batch_axis=1"):
         regularizer()
@@ -99,7 +101,9 @@ def test_the_sequence_of_a_recurrent_layer_is_not_taken_for_samples(kind: str, b
     for other, given, axis in ((Tagger(kind, "", batch_first=True), x.transpose(0, 1), 0), (model, x, 1)):
         twin = other.double()
         twin.load_state_dict(model.state_dict())
-        with SaliencyRegularizer(twin, heads="heads", batch_axis=axis, relations="fixed") as right:
+        with SaliencyRegularizer(
+            twin, heads="heads", batch_axis=axis, relations="fixed", strength=0.1, metric="l1"
+        ) as right:
             twin(given)
             found.append(right())
     torch.testing.assert_close(*found)
@@ -108,6 +112,6 @@ def test_the_sequence_of_a_recurrent_layer_is_not_taken_for_samples(kind: str, b
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_recurrent_layer_whose_output_was_transposed_has_its_samples_first(kind: str) -> None:
     model = Tagger(kind, "transpose")
-    regularizer = SaliencyRegularizer(model, heads="heads")
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1")
     model(torch.randn(7, 5, 3))
     assert regularizer() > 0

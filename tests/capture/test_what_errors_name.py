@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 def said(model: nn.Module, x: Any, error: type[Exception] = CaptureError, **options: Any) -> str:
     """Return what the error of the first call says."""
-    with SaliencyRegularizer(model, **options) as regularizer:
+    with SaliencyRegularizer(model, **{"strength": 0.1, "metric": "l1", **options}) as regularizer:
         model(x)
         with pytest.raises(error) as caught:
             regularizer()
@@ -34,7 +34,9 @@ def passed(text: str, name: str, number: int = 0) -> Any:
 
 
 def penalty(model: nn.Module, x: Any, **options: Any) -> float:
-    with SaliencyRegularizer(model, strength=1.0, custom_backward="ignore", **options) as regularizer:
+    with SaliencyRegularizer(
+        model, strength=1.0, custom_backward="ignore", **{"metric": "l1", **options}
+    ) as regularizer:
         model(x)
         return regularizer().item()
 
@@ -378,7 +380,7 @@ def test_scalarize_for_some_tasks_is_auto_for_the_others() -> None:
     assert penalty(model, x, scalarize={}) == penalty(model, x)
     for name in ("scalarize", "output"):
         with pytest.raises(TaskError, match=rf"{name}= names \['c'\].*The tasks are \['a', 'b'\]"):
-            SaliencyRegularizer(model, **{name: {"c": "sum"}})
+            SaliencyRegularizer(model, **{"strength": 0.1, "metric": "l1", name: {"c": "sum"}})
 
 
 # Heads that were not found.
@@ -406,11 +408,11 @@ def test_members_of_containers_with_a_forward_are_found(name: str, kind: str) ->
     x = torch.randn(3, 4)
     if kind == "list" and name != "heads":  # a list may be anything
         with pytest.raises(HeadNotFoundError, match=rf"e.g. heads='{name}'\.") as caught:
-            SaliencyRegularizer(model)
+            SaliencyRegularizer(model, strength=0.1, metric="l1")
         heads = passed(str(caught.value), "heads")
         assert penalty(model, x, heads=heads) > 0
         return
-    with SaliencyRegularizer(model, strength=1.0) as regularizer:
+    with SaliencyRegularizer(model, strength=1.0, metric="l1") as regularizer:
         outputs = model(x)
         found = regularizer().item()
     assert len(outputs) == 2
@@ -441,12 +443,12 @@ def lists(*sizes: tuple[int, int]) -> nn.ModuleList:
 )
 def test_examples_are_names_of_the_model(children: dict[str, nn.Module], words: str) -> None:
     with pytest.raises(HeadNotFoundError, match=re.escape(words)):
-        SaliencyRegularizer(model_of(**children))
+        SaliencyRegularizer(model_of(**children), strength=0.1, metric="l1")
 
 
 def test_the_number_of_columns_is_printed() -> None:
     model = model_of(body=nn.Linear(4, 5), fc=nn.Linear(5, 12))
-    assert "'fc', one column for each of 12 tasks" in repr(SaliencyRegularizer(model, "fc"))
+    assert "'fc', one column for each of 12 tasks" in repr(SaliencyRegularizer(model, "fc", strength=0.1, metric="l1"))
 
 
 # Nothing of it stays on the model.
@@ -458,7 +460,7 @@ def test_modules_are_watched_in_the_first_forward_alone() -> None:
     before = dict(layer._forward_hooks)
     seen: list[int] = []
     layer.register_forward_hook(lambda *_: seen.append(len(layer._forward_hooks)))
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     for _ in range(3):
         model(x)
         assert len(layer._forward_hooks) == len(before) + 1
@@ -470,7 +472,7 @@ def test_modules_are_not_watched_for_ever() -> None:
     model, seen = Uncertain("tensor", "tensor"), []
     layer = model.encoder[0]
     layer.register_forward_hook(lambda *_: seen.append(len(layer._forward_hooks)))
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     for _ in range(10):
         model(torch.randn(3, 4))
         with torch.no_grad():
@@ -480,7 +482,7 @@ def test_modules_are_not_watched_for_ever() -> None:
 
 def test_modules_are_not_watched_behind_a_forward_that_raised() -> None:
     model = Uncertain("tensor", "tensor")
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     with pytest.raises(RuntimeError):
         model(torch.randn(3, 7))
     assert not model.encoder[0]._forward_hooks
@@ -497,7 +499,7 @@ def test_compiled_parts_are_not_watched() -> None:
         return graph.forward
 
     model.encoder.compile(backend=backend)
-    with SaliencyRegularizer(model) as regularizer:
+    with SaliencyRegularizer(model, strength=0.1, metric="l1") as regularizer:
         for _ in range(3):
             model(torch.randn(3, 4))
             regularizer()

@@ -81,7 +81,7 @@ def test_a_feature_under_no_grad() -> None:
 
 def test_several_forwards_before_one_call() -> None:
     model, x = Net(rows), torch.randn(5, 3)
-    regularizer = SaliencyRegularizer(model, heads="heads")
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1")
     model(x)
     model(x)
     with pytest.warns(UserWarning, match=r"2 forwards ran before this call.*after each forward"):
@@ -94,7 +94,7 @@ def test_several_forwards_before_one_call() -> None:
 @pytest.mark.parametrize("alone", [0, 1])
 def test_parts_called_one_by_one_after_a_head_ran_alone(alone: int) -> None:
     model, x = Net(rows), torch.randn(5, 3)
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=1.0)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=1.0, metric="l1")
     model.heads[alone](model.body(x * 2))
     feature = model.body(x)
     outputs = [head(feature) for head in model.heads]
@@ -126,7 +126,7 @@ def test_a_list_of_axes_under_surgery() -> None:
             feature=["second", "first"],
             channel_axis=[1, 1],
             strength=1.0,
-            **options,
+            **{"metric": "l1", **options},
         )
         loss = model(torch.randn(5, 3, 6)).square().mean()
         penalties.append(regularizer())
@@ -145,7 +145,7 @@ def test_one_tensor_named_twice_under_surgery(strength: float) -> None:
     for surgery in (None, lambda gramian: torch.ones(2)):
         model.zero_grad()
         with SaliencyRegularizer(
-            model, heads="heads", feature=["body", "drop"], surgery=surgery, strength=strength
+            model, heads="heads", feature=["body", "drop"], surgery=surgery, strength=strength, metric="l1"
         ) as regularizer:
             outputs = model(x)
             penalties.append(regularizer())
@@ -183,7 +183,7 @@ def test_a_named_output_is_not_what_heads_make_of_its_memory(on_the_way: Any, su
     model = nn.ModuleDict({"backbone": nn.Linear(3, 4), "heads": nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)])})
     options: dict[str, Any] = {"surgery": PCGrad()} if surgery else {}
     regularizer = SaliencyRegularizer(
-        model, "heads", feature="backbone", strength=1.0, custom_backward="ignore", **options
+        model, "heads", feature="backbone", strength=1.0, custom_backward="ignore", **{"metric": "l1", **options}
     )
     feature = on_the_way(model["backbone"](torch.randn(5, 3)))
     for head in model["heads"]:

@@ -55,7 +55,7 @@ def found(model: nn.Module, x: Any, steps: int = 3, surgery: bool = False, **opt
     if surgery:
         options["surgery"] = PCGrad()
     penalties = []
-    with SaliencyRegularizer(model, heads="heads", strength=1.0, **options) as regularizer:
+    with SaliencyRegularizer(model, heads="heads", strength=1.0, **{"metric": "l1", **options}) as regularizer:
         for _ in range(steps):
             outputs = model(x)
             penalties.append(regularizer())

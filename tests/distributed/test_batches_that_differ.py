@@ -33,7 +33,7 @@ def lonely_rank(rank: int, what: str, surgery: bool) -> tuple[dict[str, Tensor |
     model = DistributedDataParallel(inner, find_unused_parameters=True)
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None
+        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None, metric="l1"
     )
     mine = share(rank)
     if rank == 1 and what == "no heads":
@@ -142,7 +142,7 @@ class TestBatches:
 
 def single_heads(rank: int) -> tuple[list[float], float, tuple[str, ...], float | None]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     mine = share(rank, ran=() if rank else TASKS[:1])
     losses = losses_of(model(mine.inputs, mine.ran), mine.targets)
     penalty = regularizer(losses=losses)
@@ -154,7 +154,7 @@ def empty_columns(rank: int, name: str) -> list[Tensor]:
     quiet()
     entry = build(name)
     model = DistributedDataParallel(entry.model)
-    regularizer = SaliencyRegularizer(model, strength=0.1, surgery=PCGrad(), **entry.options)
+    regularizer = SaliencyRegularizer(model, strength=0.1, surgery=PCGrad(), **{"metric": "l1", **entry.options})
     outputs = model(entry.inputs[: 0 if rank else 4])
     (outputs.square().sum() + regularizer()).backward()
     return [parameter.grad for parameter in entry.model.parameters()]
@@ -165,7 +165,7 @@ def no_losses(rank: int, strength: float) -> dict[str, Tensor]:
     inner = ReturnsFeature().double()
     inner.load_state_dict(build_model().state_dict())
     model = DistributedDataParallel(inner, find_unused_parameters=True)
-    regularizer = SaliencyRegularizer(model, "heads", strength=strength, surgery=PCGrad())
+    regularizer = SaliencyRegularizer(model, "heads", strength=strength, surgery=PCGrad(), metric="l1")
     mine = share(rank)
     outputs, feature = model(mine.inputs)
     losses = {} if rank else losses_of(outputs, mine.targets)
@@ -175,7 +175,7 @@ def no_losses(rank: int, strength: float) -> dict[str, Tensor]:
 
 def no_heads_anywhere(rank: int) -> tuple[str, str]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     model(share(rank).inputs, ())
     return error_of(regularizer)
 
@@ -185,7 +185,7 @@ def nan_on_one(rank: int, what: str) -> tuple[Tensor, float, int]:
     inner = build_model().float()
     model = DistributedDataParallel(inner)
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer, metric="l1")
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     mine = share(rank)
     inputs, targets = mine.inputs.float(), mine.targets.float()
@@ -202,7 +202,7 @@ def nan_on_one(rank: int, what: str) -> tuple[Tensor, float, int]:
 
 def not_finite_on_one(rank: int) -> tuple[str, str]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, check_finite=True)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, check_finite=True, metric="l1")
     mine = share(rank)
     model(mine.inputs * (torch.nan if rank else 1))
     return error_of(regularizer)
@@ -210,7 +210,7 @@ def not_finite_on_one(rank: int) -> tuple[str, str]:
 
 def sampled(rank: int) -> tuple[list[tuple[str, ...]], Tensor]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, max_tasks_per_step=2)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, max_tasks_per_step=2, metric="l1")
     found = []
     for _ in range(6):
         model(share(rank).inputs, TASKS[:2] if rank else TASKS)
@@ -233,6 +233,7 @@ def outputs_by_hand(rank: int, option: str, target: str) -> tuple[str, str, dict
         tasks=None if target == "loss" else TASKS,
         target=target,
         strength=STRENGTH,
+        metric="l1",
     )
     mine = share(rank)
 
@@ -269,7 +270,7 @@ class TestOutputsOfTheWrappedModel:
     def test_saliency_of_losses(self) -> None:
         """The mean over the processes of each one's part is what one process has with both samples."""
         model = build_model()
-        regularizer = SaliencyRegularizer(model, "heads", target="loss", strength=STRENGTH)
+        regularizer = SaliencyRegularizer(model, "heads", target="loss", strength=STRENGTH, metric="l1")
         both = [share(0), share(1)]
         inputs, targets = (torch.cat([getattr(one, name) for one in both]) for name in ("inputs", "targets"))
         losses = losses_of(model(inputs), targets)
@@ -283,7 +284,7 @@ class TestOutputsOfTheWrappedModel:
 def surgery_on_parameters(rank: int) -> dict[str, Tensor]:
     model = build_model()
     surgery = ParameterSurgery(model, PCGrad(), tasks=TASKS, shared="backbone")
-    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH)
+    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, metric="l1")
     mine = share(rank, size=5 - 3 * rank)
     losses = losses_of(model(mine.inputs), mine.targets)
     surgery.backward(losses, regularizer())

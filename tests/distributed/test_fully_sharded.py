@@ -63,7 +63,7 @@ def train(rank: int, how: str, what: str, surgery: bool) -> list[Tensor]:
         fully_shard(inner, mesh=mesh)
     optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None
+        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None, metric="l1"
     )
     for step in range(3):
         inputs, targets = batch(rank, step, what)
@@ -103,7 +103,7 @@ def fsdp1(rank: int) -> str:
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = FullyShardedDataParallel(build_model(), use_orig_params=True, device_id=torch.device("cpu"))
-        regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH)
+        regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, metric="l1")
         inputs, _ = batch(rank, 0, "")
         model(inputs)
         try:

@@ -24,7 +24,9 @@ def with_settings(rank: int, settings: list[dict[str, Any]]) -> tuple[str, str]:
     if isinstance(options.get("relations"), dict):
         options["relations"] = RelationWeights(3, **options["relations"])
     model = build_model()
-    regularizer = SaliencyRegularizer(model, {task: f"heads.{task}" for task in tasks}, **options)
+    regularizer = SaliencyRegularizer(
+        model, {task: f"heads.{task}" for task in tasks}, **{"strength": 0.1, "metric": "l1", **options}
+    )
     return error_of(lambda: one_call(model, regularizer, share(rank)))
 
 
@@ -58,7 +60,7 @@ class TestSettings:
             ({}, {"warmup_steps": 5}, "ConfigurationError", "different warmup_steps"),
             (
                 {"relations": {"rule": "fixed", "matrix": torch.ones(3, 3) - torch.eye(3)}},
-                {"relations": {"rule": "fixed", "matrix": 2 * (torch.ones(3, 3) - torch.eye(3))}},
+                {"relations": {"rule": "fixed", "matrix": torch.tensor([[0.0, 2, 1], [2, 0, 1], [1, 1, 0]])}},
                 "ConfigurationError",
                 "different relation weights",
             ),
@@ -91,7 +93,7 @@ class TestSettings:
 def other_relations_later(rank: int, difference: float) -> tuple[str, str]:
     model = build_model()
     relations = RelationWeights(3, "fixed")
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, relations=relations)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, relations=relations, metric="l1")
     one_call(model, regularizer, share(rank)).backward()
     if rank:
         relations.pair_weights[0] += difference
@@ -100,7 +102,7 @@ def other_relations_later(rank: int, difference: float) -> tuple[str, str]:
 
 def change_later(rank: int) -> tuple[str, str]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     one_call(model, regularizer, share(rank)).backward()
     regularizer.strength = 0.1 + rank
     return error_of(lambda: one_call(model, regularizer, share(rank)))
@@ -108,12 +110,12 @@ def change_later(rank: int) -> tuple[str, str]:
 
 def load_on_one(rank: int) -> tuple[str, str]:
     model = build_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     for _ in range(3):
         regularizer.step()
     state = regularizer.state_dict()
     regularizer.remove()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     if rank == 0:
         regularizer.load_state_dict(state)
     return error_of(lambda: one_call(model, regularizer, share(rank)))
@@ -155,7 +157,7 @@ class TestProcessGroups:
 
 def copied_with_group(rank: int) -> tuple[str, str]:
     group = dist.new_group([0, 1])
-    regularizer = SaliencyRegularizer(None, tasks=["a", "b"], process_group=group)
+    regularizer = SaliencyRegularizer(None, tasks=["a", "b"], process_group=group, strength=0.1, metric="l1")
     feature = torch.ones(4, 2, requires_grad=True)
     outputs = {"a": feature.sum(1), "b": 3 * feature.sum(1)}
     copied = copy.deepcopy(regularizer)
@@ -164,7 +166,7 @@ def copied_with_group(rank: int) -> tuple[str, str]:
 
 def group_of_the_first(rank: int) -> tuple[str, str]:
     group = dist.new_group([0])
-    return error_of(lambda: SaliencyRegularizer(build_model(), "heads", process_group=group))
+    return error_of(lambda: SaliencyRegularizer(build_model(), "heads", process_group=group, strength=0.1, metric="l1"))
 
 
 def relations_of_group(rank: int, what: str) -> Tensor:
@@ -178,7 +180,7 @@ def relations_of_group(rank: int, what: str) -> Tensor:
         group = dist.new_group([0, 1])
     else:
         group = what
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, process_group=group)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, process_group=group, metric="l1")
     for _ in range(1 + rank if what == "one each" else 1):  # nobody waits for the other
         one_call(model, regularizer, share(rank)).backward()
     regularizer.step()
@@ -187,7 +189,7 @@ def relations_of_group(rank: int, what: str) -> Tensor:
 
 def penalty_of(rank: int, process_group: str | None) -> float:
     entry = build("tanh heads")
-    regularizer = SaliencyRegularizer(entry.model, "heads", process_group=process_group)
+    regularizer = SaliencyRegularizer(entry.model, "heads", process_group=process_group, strength=0.1, metric="l1")
     entry.model(entry.inputs[: 2 + rank])
     return regularizer().item()
 

@@ -256,7 +256,7 @@ def mixed_precision(rank: int, dtype: torch.dtype, surgery: bool) -> tuple[list[
     model = DistributedDataParallel(inner)
     optimizer = torch.optim.SGD(inner.parameters(), lr=RATE)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None
+        model, "heads", strength=STRENGTH, optimizer=optimizer, surgery=PCGrad() if surgery else None, metric="l1"
     )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, enabled=dtype == torch.float16)
     case = Case(sizes=(5, 2))
@@ -294,7 +294,7 @@ def two_backward_passes(rank: int) -> dict[str, Tensor]:
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     inner = build_model()
     model = DistributedDataParallel(inner)
-    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH)
+    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, metric="l1")
     share = Case().share(0, 0, rank)
     losses = losses_of(model(share.inputs), share.targets)
     penalty = regularizer()

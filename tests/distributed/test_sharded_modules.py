@@ -40,7 +40,7 @@ def sharded_trunk(rank: int, shard: bool) -> dict[str, Tensor]:
     mesh = init_device_mesh("cpu", (2,))
     for module in (model.backbone, *([model.trunk] if shard else []), model):
         fully_shard(module, mesh=mesh)
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=STRENGTH)
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=STRENGTH, metric="l1")
     one_call(model, regularizer, share(rank, size=4 - rank)).backward()
     return {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
 
@@ -57,7 +57,11 @@ def saved_and_loaded(rank: int, folder: str) -> tuple[Tensor, Tensor, int, bool]
         fully_shard(model.backbone, mesh=mesh)
         fully_shard(model, mesh=mesh)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return model, SaliencyRegularizer(model, "heads", optimizer=optimizer, surgery=PCGrad()), optimizer
+        return (
+            model,
+            SaliencyRegularizer(model, "heads", optimizer=optimizer, surgery=PCGrad(), strength=0.1, metric="l1"),
+            optimizer,
+        )
 
     model, regularizer, optimizer = parts()
     for _ in range(3):

@@ -54,7 +54,7 @@ def make_targets(entry: Entry) -> dict[str, Tensor]:
 
 def weights_of(seed: int = 2) -> Tensor:
     raw = torch.rand(3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).triu(1)
-    return raw + raw.T
+    return (raw + raw.T) / raw.sum()
 
 
 def reference(entry: Entry, scalarize: str, target: str, targets: dict[str, Tensor], mask: Tensor | None):
@@ -180,7 +180,7 @@ def test_outputs_given_by_hand_in_any_order(order: tuple[str, ...]) -> None:
     feature = entry.model.feature_map(entry.inputs)
     outputs = entry.model.from_feature(feature)
     regularizer = SaliencyRegularizer(
-        None, tasks=TASKS, strength=1.0, relations=RelationWeights(3, "fixed", matrix=weights_of())
+        None, tasks=TASKS, strength=1.0, relations=RelationWeights(3, "fixed", matrix=weights_of()), metric="l1"
     )
     penalty = regularizer(outputs={task: outputs[task] for task in order}, features=feature)
     rows = [TASKS.index(task) for task in order]
@@ -210,7 +210,7 @@ def test_frozen_backbone(name: str) -> None:
         if frozen:
             backbone = model.stem if name == "trunk" else model.backbone
             backbone.requires_grad_(False)
-        regularizer = SaliencyRegularizer(model, **options, strength=1.0)
+        regularizer = SaliencyRegularizer(model, **{"metric": "l1", **options}, strength=1.0)
         model(entry.inputs)
         penalty = regularizer()
         penalty.backward()
@@ -227,7 +227,7 @@ def test_separate_heads_need_one_autograd_call(monkeypatch: pytest.MonkeyPatch) 
     original = torch.autograd.grad
     monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append(len(a[0])) or original(*a, **k))
     entry = build("tanh heads")
-    regularizer = SaliencyRegularizer(entry.model, heads="heads")
+    regularizer = SaliencyRegularizer(entry.model, heads="heads", strength=0.1, metric="l1")
     for _ in range(3):
         calls.clear()
         entry.model(entry.inputs)

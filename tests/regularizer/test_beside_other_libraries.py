@@ -68,7 +68,9 @@ def no_loss(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def attach(model: nn.Module, **options: object) -> SaliencyRegularizer:
-    return SaliencyRegularizer(model, strength=0.7, relations=RelationWeights(3, "fixed"), **options)
+    return SaliencyRegularizer(
+        model, strength=0.7, relations=RelationWeights(3, "fixed"), **{"metric": "l1", **options}
+    )
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

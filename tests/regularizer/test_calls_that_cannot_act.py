@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from saliency_reg import FeatureSurgery, PCGrad, SaliencyRegularizer
 from saliency_reg.regularizer import reminders
+from saliency_reg.regularizer.strength import USEFUL_SHARES
 from saliency_reg.surgery.feature import combiner
 
 
@@ -55,7 +57,9 @@ def make(**options: object) -> tuple[Net, torch.optim.Optimizer, SaliencyRegular
     torch.manual_seed(0)
     model = Net().double()
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    regularizer = SaliencyRegularizer(model, "heads", optimizer=optimizer, **options)
+    regularizer = SaliencyRegularizer(
+        model, "heads", optimizer=optimizer, **{"strength": 0.1, "metric": "l1", **options}
+    )
     return model, optimizer, regularizer, torch.randn(5, 4, dtype=torch.float64)
 
 
@@ -324,7 +328,7 @@ def test_containers_around_heads_are_no_replacement(around: str) -> None:
     outer = nn.ModuleDict({"net": Net().double()})
     model, x = outer["net"], torch.randn(5, 4, dtype=torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    regularizer = SaliencyRegularizer(outer, "net.heads", optimizer=optimizer)
+    regularizer = SaliencyRegularizer(outer, "net.heads", optimizer=optimizer, strength=0.1, metric="l1")
     if around == "the heads":
         model.heads = Around(model.heads)
     else:
@@ -344,14 +348,36 @@ def test_a_strength_that_drowns_the_losses(schedule: dict, caplog: pytest.LogCap
             losses = {task: output.square().mean() for task, output in outputs.items()}
             train(sum(losses.values()) + 0 * regularizer(losses=losses), optimizer)
     (record,) = [record for record in caplog.records if "times the task losses" in record.getMessage()]
-    share, strength, balanced, _start = record.args
-    assert strength == 5000
+    share, strength, effect, advice = record.args
+    assert (strength, effect) == (5000, "drowns them")
+    low, high = re.search(r"strength=(\S+) to (\S+)\.$", advice).groups()
+    assert [float(low), float(high)] == pytest.approx([aim * 5000 / share for aim in USEFUL_SHARES], rel=0.05)
     regularizer.remove()
-    model, optimizer, regularizer, x = make(strength=balanced, relations="fixed")
+    model, optimizer, regularizer, x = make(strength=5000 / share, relations="fixed")
     outputs = model(x)
     regularizer(losses=loss_of(outputs))
     assert regularizer.report.share == pytest.approx(1, rel=1e-9)
-    assert share == pytest.approx(5000 / balanced, rel=1e-9)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"warmup_steps": 100}])
+def test_a_strength_that_is_hardly_felt(schedule: dict, caplog: pytest.LogCaptureFixture) -> None:
+    """Told once it is sure, not by the first calls: heads may begin near zero."""
+    model, optimizer, regularizer, x = make(strength=1e-5, relations="fixed", **schedule)
+
+    def told() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if "times the task losses" in record.getMessage()]
+
+    with caplog.at_level(logging.WARNING, "saliency_reg"):
+        for call in range(20):
+            assert bool(told()) == (call >= 10)
+            outputs = model(x)
+            losses = {task: output.square().mean() for task, output in outputs.items()}
+            train(sum(losses.values()) + regularizer(losses=losses), optimizer)
+    (record,) = told()
+    share, strength, effect, advice = record.args
+    assert (strength, effect) == (1e-5, "will hardly be felt")
+    assert share < 0.0005
+    assert float(re.search(r"strength=(\S+) to", advice)[1]) == pytest.approx(USEFUL_SHARES[0] * 1e-5 / share, rel=0.05)
 
 
 def test_a_strength_that_drowns_nothing_and_one_that_is_set_later(caplog: pytest.LogCaptureFixture) -> None:

@@ -133,7 +133,7 @@ def test_functions_and_what_was_told() -> None:
 def test_what_was_told_and_seen_is_not_in_older_pickles() -> None:
     torch.manual_seed(0)
     heads = torch.nn.ModuleDict({task: torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Tanh()) for task in TASKS})
-    regularizer = SaliencyRegularizer(torch.nn.ModuleDict({"heads": heads}), "heads", strength=1.0)
+    regularizer = SaliencyRegularizer(torch.nn.ModuleDict({"heads": heads}), "heads", strength=1.0, metric="l1")
     del vars(regularizer._extractor)["have_saliency"]
     assert "_told" not in vars(regularizer._reach)
     saved = pickle.dumps(regularizer)

@@ -38,7 +38,7 @@ def test_a_sampled_run_is_the_one_that_deals_with_all_pairs(case: str, monkeypat
     torch.testing.assert_close(found.relations[known], whole.relations[known], rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("case", ["entropic", "projected", "authors", "fixed"])
+@pytest.mark.parametrize("case", ["entropic", "per_task", "projected", "authors", "fixed"])
 def test_resumed_between_two_calls(case: str) -> None:
     run = Run(150, case)
     run.steps(range(5), 2)
@@ -89,7 +89,7 @@ def test_heads_that_did_not_run(sample: int | None, monkeypatch: pytest.MonkeyPa
     def run() -> tuple[list[Tensor], Tensor]:
         torch.manual_seed(0)
         net, found = Separate(140).double(), []
-        regularizer = SaliencyRegularizer(net, heads="heads", max_tasks_per_step=sample, strength=2.0)
+        regularizer = SaliencyRegularizer(net, heads="heads", max_tasks_per_step=sample, strength=2.0, metric="l1")
         for number in range(5):
             ran = random.Random(number).sample(range(140), 1 if number == 2 else 9)
             outputs = net(torch.randn(3, 5, generator=torch.Generator().manual_seed(number)).double(), ran)

@@ -14,14 +14,14 @@ from saliency_reg.errors import CaptureError
 from tests.support.training import TASKS, Net, assert_same_state, batch, make_model, train
 
 
-@pytest.mark.parametrize("rule", ["entropic", "projected", "authors", "fixed"])
+@pytest.mark.parametrize("rule", ["entropic", "per_task", "projected", "authors", "fixed"])
 def test_with_strength_zero_training_is_bit_identical(rule: str) -> None:
     plain, plain_optimizer = make_model()
     expected = train(plain, plain_optimizer, range(20))
     expected_random = torch.rand(5)
 
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=0.0, relations=rule, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=0.0, relations=rule, optimizer=optimizer, metric="l1")
     found = train(model, optimizer, range(20), regularizer)
     assert torch.equal(torch.rand(5), expected_random)
     assert torch.equal(torch.stack(found), torch.stack(expected))
@@ -30,7 +30,7 @@ def test_with_strength_zero_training_is_bit_identical(rule: str) -> None:
 
 def test_with_strength_zero_the_relations_still_learn() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=0.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=0.0, optimizer=optimizer, metric="l1")
     before = regularizer.relations.matrix()
     train(model, optimizer, range(3), regularizer)
     assert not torch.equal(regularizer.relations.matrix(), before)
@@ -44,7 +44,7 @@ def test_strength_zero_where_each_head_is_given_its_own_view(view) -> None:
     x = torch.randn(5, 1, 4)
     found = []
     for strength in (0.0, 1.0):
-        with SaliencyRegularizer(backbone, heads, tasks=TASKS, strength=strength) as regularizer:
+        with SaliencyRegularizer(backbone, heads, tasks=TASKS, strength=strength, metric="l1") as regularizer:
             feature = backbone(x)
             views = [view(feature) for _ in heads]
             for head, own in zip(heads, views):
@@ -57,7 +57,7 @@ def test_strength_zero_where_each_head_is_given_its_own_view(view) -> None:
 
 def test_strength_zero_prints_no_nan() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=0.0)
+    regularizer = SaliencyRegularizer(model, strength=0.0, metric="l1")
     model(batch(0)[0] * float("inf"))
     assert regularizer() == 0
 
@@ -66,7 +66,7 @@ def test_disabled_training_is_bit_identical() -> None:
     plain, plain_optimizer = make_model()
     train(plain, plain_optimizer, range(5))
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=3.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=3.0, optimizer=optimizer, metric="l1")
     regularizer.enabled = False
     train(model, optimizer, range(5), regularizer)
     assert_same_state(model, plain)
@@ -76,7 +76,7 @@ def test_the_penalty_changes_training_and_so_these_tests_can_fail() -> None:
     plain, plain_optimizer = make_model()
     train(plain, plain_optimizer, range(2))
     model, optimizer = make_model()
-    train(model, optimizer, range(2), SaliencyRegularizer(model, strength=0.1, optimizer=optimizer))
+    train(model, optimizer, range(2), SaliencyRegularizer(model, strength=0.1, optimizer=optimizer, metric="l1"))
     with pytest.raises(AssertionError):
         assert_same_state(model, plain)
 
@@ -90,7 +90,7 @@ def test_one_call_runs_nothing_again_and_draws_nothing() -> None:
     gradients: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         parameter.register_hook(lambda _, name=name: gradients.update([name]))
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     outputs = model(batch(0)[0])
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random_state, once = torch.get_rng_state(), dict(calls)
@@ -109,7 +109,7 @@ def test_one_call_runs_nothing_again_and_draws_nothing() -> None:
 def test_forward_values_are_untouched() -> None:
     model, _ = make_model()
     plain, _ = make_model()
-    SaliencyRegularizer(model, strength=1.0)
+    SaliencyRegularizer(model, strength=1.0, metric="l1")
     torch.manual_seed(5)
     found = model(batch(0)[0])
     torch.manual_seed(5)
@@ -135,7 +135,9 @@ def test_dropped_units_are_those_of_the_forward() -> None:
 
     model = DropFirst()
     x = torch.ones(3, 10, requires_grad=True)
-    regularizer = SaliencyRegularizer(model, "heads", pool=None, relations=RelationWeights(2, "fixed"), strength=1.0)
+    regularizer = SaliencyRegularizer(
+        model, "heads", pool=None, relations=RelationWeights(2, "fixed"), strength=1.0, metric="l1"
+    )
     model(x)
     penalty = regularizer()
     rows = [head[1].weight / 0.5 for head in model.heads]
@@ -148,7 +150,7 @@ def test_gradients_that_the_loss_did_not_produce_stay_none() -> None:
     model, _ = make_model()
     unused = nn.Linear(2, 2)
     model.unused = unused
-    regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0, metric="l1")
     feature = model.backbone(batch(0)[0])
     model.heads["left"](feature)
     model.heads["right"](feature)
@@ -161,7 +163,7 @@ def test_gradients_that_the_loss_did_not_produce_stay_none() -> None:
 
 def test_inactive_under_no_grad_and_in_inference_mode() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             assert regularizer() == 0  # before any forward
@@ -178,7 +180,7 @@ def test_a_forward_without_gradients_does_not_displace_one_that_waits() -> None:
     """As with a teacher, or an evaluation between forward and loss."""
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", metric="l1")
     model(batch(0)[0])
     expected = regularizer()
     model(batch(0)[0])
@@ -189,7 +191,7 @@ def test_a_forward_without_gradients_does_not_displace_one_that_waits() -> None:
 
 def test_a_call_without_gradients_drops_the_forward() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     model(batch(0)[0])
     with torch.no_grad():
         assert regularizer() == 0
@@ -201,7 +203,7 @@ def test_heads_called_one_by_one_after_an_unread_forward() -> None:
     """They are a forward of their own; a single head of it is not."""
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", feature="backbone")
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", feature="backbone", metric="l1")
     model(batch(1)[0])
     expected = regularizer()
     model(batch(0)[0])
@@ -220,7 +222,7 @@ def test_heads_called_one_by_one_after_an_unread_forward() -> None:
 def test_the_latest_forward_counts() -> None:
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", metric="l1")
     model(batch(1)[0])
     expected = regularizer()
     model(batch(0)[0])
@@ -233,7 +235,7 @@ def test_the_latest_forward_counts() -> None:
 def test_evaluations_with_gradients_between_two_steps(modes: tuple[int, ...]) -> None:
     """As loops have them that evaluate without no_grad: only training forwards before one of training are told of."""
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     for mode in modes:
         model.train(bool(mode))
         model(batch(0)[0])
@@ -246,7 +248,7 @@ def test_evaluations_with_gradients_between_two_steps(modes: tuple[int, ...]) ->
 def test_eval_mode_is_not_consulted() -> None:
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     model(batch(0)[0])
     assert regularizer() > 0
 
@@ -254,7 +256,7 @@ def test_eval_mode_is_not_consulted() -> None:
 def test_outputs_without_a_graph_give_zero() -> None:
     model, _ = make_model()
     model.requires_grad_(False)
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     outputs = model(batch(0)[0])
     assert not any(output.requires_grad for output in outputs.values())
     assert regularizer() == 0
@@ -267,7 +269,7 @@ def test_user_hooks_stay_in_place() -> None:
     head.register_forward_pre_hook(lambda m, a: seen.append("before"))
     head.register_forward_hook(lambda m, a, o: seen.append("after"))
     before = {name: dict(vars(head)[name]) for name in ("_forward_hooks", "_forward_pre_hooks")}
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     model(batch(0)[0])
     regularizer()
     assert seen == ["before", "after"]

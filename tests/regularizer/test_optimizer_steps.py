@@ -22,7 +22,7 @@ def forward_and_penalty(model: nn.Module, regularizer: SaliencyRegularizer, step
 
 def test_once_per_optimizer_step() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, strength=0.1, metric="l1")
     for step in range(6):
         forward_and_penalty(model, regularizer, step).backward()
         assert moved(regularizer) == step // 3
@@ -40,12 +40,16 @@ def test_micro_batches_are_combined_by_their_sizes(reduction: str) -> None:
     torch.manual_seed(0)
     model = Net().eval()  # no dropout, fixed statistics: samples are independent
     x = batch(0)[0]
-    whole = SaliencyRegularizer(model, reduction=reduction, relations=RelationWeights(3, momentum=0.0))
+    whole = SaliencyRegularizer(
+        model, reduction=reduction, relations=RelationWeights(3, momentum=0.0), strength=0.1, metric="l1"
+    )
     model(x)
     whole()
     whole.step()
     whole.remove()
-    parts = SaliencyRegularizer(model, reduction=reduction, relations=RelationWeights(3, momentum=0.0))
+    parts = SaliencyRegularizer(
+        model, reduction=reduction, relations=RelationWeights(3, momentum=0.0), strength=0.1, metric="l1"
+    )
     for part in x.split([3, 11, 2]):
         model(part)
         parts()
@@ -55,7 +59,7 @@ def test_micro_batches_are_combined_by_their_sizes(reduction: str) -> None:
 
 def test_custom_loops_call_step() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     forward_and_penalty(model, regularizer)
     regularizer.step()
     assert moved(regularizer) == 1
@@ -73,7 +77,7 @@ class Wrapper:
 
 def test_wrapped_and_late_optimizers() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     wrapped = Wrapper(Wrapper(optimizer))
     regularizer.attach_optimizer(wrapped)
     forward_and_penalty(model, regularizer).backward()
@@ -126,7 +130,7 @@ def test_optimizers_around_optimizers(carried_as: str, method: str, wrapped: boo
     model, _ = make_model()
     optimizer = TwoSteps(model.parameters(), carried_as, lr=0.1)
     outer = WithoutInit(optimizer) if wrapped else optimizer
-    regularizer = SaliencyRegularizer(model, optimizer=outer)
+    regularizer = SaliencyRegularizer(model, optimizer=outer, strength=0.1, metric="l1")
     for _ in range(3):
         forward_and_penalty(model, regularizer).backward()
         outer.step() if wrapped else getattr(optimizer, method)()
@@ -136,11 +140,11 @@ def test_optimizers_around_optimizers(carried_as: str, method: str, wrapped: boo
 def test_optimizers_without_hooks_are_refused() -> None:
     model, optimizer = make_model()
     with pytest.raises(WrongTypeError, match=r"Alone derives from torch.optim.Optimizer.*regularizer.step\(\)"):
-        SaliencyRegularizer(model, optimizer=Alone(model.parameters()))
+        SaliencyRegularizer(model, optimizer=Alone(model.parameters()), strength=0.1, metric="l1")
     both = Wrapper(optimizer)
     both.another = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(WrongTypeError, match="found Wrapper"):
-        SaliencyRegularizer(model, optimizer=both)
+        SaliencyRegularizer(model, optimizer=both, strength=0.1, metric="l1")
 
 
 FUSED_ON_CPU = pytest.param(
@@ -152,7 +156,7 @@ FUSED_ON_CPU = pytest.param(
 def test_steps_that_grad_scaler_skips_do_not_count(fused: bool) -> None:
     model, _ = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=fused)
-    regularizer = SaliencyRegularizer(model, strength=0.1, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=0.1, optimizer=optimizer, metric="l1")
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     for step, factor in enumerate([1.0, float("inf"), 1.0]):
         loss = forward_and_penalty(model, regularizer, step) * factor
@@ -169,7 +173,7 @@ def test_steps_that_grad_scaler_skips_do_not_count(fused: bool) -> None:
 
 def test_values_that_are_not_finite_propagate_and_move_nothing() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=0.1, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, strength=0.1, optimizer=optimizer, metric="l1")
     train(model, optimizer, range(2), regularizer)
     before = regularizer.relations.matrix()
     bad, _ = batch(2)
@@ -192,7 +196,9 @@ def test_values_that_are_not_finite_propagate_and_move_nothing() -> None:
 
 def test_schedules() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, strength=0.8, start_step=2, warmup_steps=4, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(
+        model, strength=0.8, start_step=2, warmup_steps=4, optimizer=optimizer, metric="l1"
+    )
     strengths, penalties = [], []
 
     def note(step: int) -> None:
@@ -208,7 +214,7 @@ def test_schedules() -> None:
 
 def test_strength_can_be_set_while_training() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed")
+    regularizer = SaliencyRegularizer(model, strength=1.0, relations="fixed", metric="l1")
     model.eval()
     model(batch(0)[0])
     one = regularizer()
@@ -219,7 +225,7 @@ def test_strength_can_be_set_while_training() -> None:
 
 def test_one_warning_if_the_relations_never_move() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
 
     def calls(number: int) -> None:
         for _ in range(number):
@@ -237,10 +243,10 @@ def test_one_warning_if_the_relations_never_move() -> None:
 
 def test_the_warning_comes_after_a_resume_too_and_knows_of_long_accumulation() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, strength=0.1, metric="l1")
     train(model, optimizer, range(2), regularizer)
     resumed_model, resumed_optimizer = make_model()
-    resumed = SaliencyRegularizer(resumed_model)
+    resumed = SaliencyRegularizer(resumed_model, strength=0.1, metric="l1")
     resumed.load_state_dict(regularizer.state_dict())
     with pytest.warns(UserWarning, match="no optimizer is attached"):
         train(resumed_model, resumed_optimizer, range(100), resumed)
@@ -255,7 +261,7 @@ def test_the_warning_comes_after_a_resume_too_and_knows_of_long_accumulation() -
 
 def test_a_head_that_was_replaced_is_told_in_the_next_call() -> None:
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, optimizer=optimizer, strength=0.1, metric="l1")
     train(model, optimizer, range(3), regularizer)
     model.heads["right"] = type(model.heads["right"])()
     with pytest.warns(UserWarning, match=r"'heads.right' is no longer the module.*Call .remove\(\)") as caught:
@@ -269,16 +275,16 @@ def test_bounded_metrics_have_an_absolute_scale() -> None:
     relations.update(distances)
     relative = relations.matrix()
     for metric, absolute in (("sqchordal", True), ("cosine", True), ("l1", False)):
-        SaliencyRegularizer(None, tasks=TASKS, metric=metric, relations=relations)
+        SaliencyRegularizer(None, tasks=TASKS, metric=metric, relations=relations, strength=0.1)
         assert torch.equal(relations.matrix(), relative) != absolute, metric
     weights = torch.exp(-torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64))
-    SaliencyRegularizer(None, tasks=TASKS, metric="cosine", relations=relations)
+    SaliencyRegularizer(None, tasks=TASKS, metric="cosine", relations=relations, strength=0.1)
     torch.testing.assert_close(relations.matrix()[0, 1], weights[0] / weights.sum(), rtol=1e-6, atol=0)
 
 
 def test_wrong_arguments_leave_the_relations_alone() -> None:
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     model(batch(0)[0])
     with pytest.raises(TaskError):
         regularizer(losses={"typo": torch.ones(())})
@@ -289,7 +295,9 @@ def test_tasks_that_do_not_run() -> None:
     """Their pairs are left out of the penalty and of the update; with one task left there is no penalty."""
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0, relations=RelationWeights(3, "projected", learning_rate=0.1))
+    regularizer = SaliencyRegularizer(
+        model, strength=1.0, relations=RelationWeights(3, "projected", learning_rate=0.1), metric="l1"
+    )
     left, right, up = TASKS
     feature = model.backbone(batch(0)[0])
     outputs = {left: model.heads[left](feature), up: model.heads[up](feature)}
@@ -310,7 +318,7 @@ def test_tasks_that_do_not_run() -> None:
 def test_report_and_share() -> None:
     model, _ = make_model()
     model.eval()
-    regularizer = SaliencyRegularizer(model, strength=0.3)
+    regularizer = SaliencyRegularizer(model, strength=0.3, metric="l1")
     outputs = model(batch(0)[0])
     losses = {task: output.square().mean() for task, output in outputs.items()}
     penalty = regularizer(losses=losses)

@@ -17,12 +17,12 @@ def build(rule: str, seed: int = 0):
     model, optimizer = make_model(seed)
     relations = RelationWeights(3, rule, learning_rate=0.5 if rule == "projected" else 1e-3)
     regularizer = SaliencyRegularizer(
-        model, strength=0.2, relations=relations, optimizer=optimizer, start_step=2, warmup_steps=10
+        model, strength=0.2, relations=relations, optimizer=optimizer, start_step=2, warmup_steps=10, metric="l1"
     )
     return model, optimizer, regularizer
 
 
-@pytest.mark.parametrize("rule", ["entropic", "projected", "authors", "fixed"])
+@pytest.mark.parametrize("rule", ["entropic", "per_task", "projected", "authors", "fixed"])
 def test_resumed_training_is_the_uninterrupted_one(rule: str) -> None:
     model, optimizer, regularizer = build(rule)
     train(model, optimizer, range(8), regularizer)
@@ -102,7 +102,7 @@ def test_a_head_that_dies_later_is_compared_alike_by_a_resumed_run(way: str) -> 
         heads = nn.ModuleDict({"a": MayDie(), "b": MayDie(), "c": MayDie()})
         model = nn.ModuleDict({"backbone": nn.Linear(5, 6), "heads": heads}).double()
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
-        return model, optimizer, SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer)
+        return model, optimizer, SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer, metric="l1")
 
     def run(model: nn.ModuleDict, optimizer: torch.optim.Optimizer, own: SaliencyRegularizer, steps: range) -> list:
         reports = []

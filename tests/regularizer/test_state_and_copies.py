@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.backbone = nn.Sequential(nn.Linear(6, 8), nn.Tanh())
         self.heads = nn.ModuleDict({task: nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 1)) for task in TASKS})
         if options:
-            self.regularizer = SaliencyRegularizer(self, heads="heads", **options)
+            self.regularizer = SaliencyRegularizer(self, heads="heads", **{"strength": 0.1, "metric": "l1", **options})
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         feature = self.backbone(x)
@@ -76,7 +76,7 @@ def test_a_copy_is_saved_with_its_own_weights(how: Any, save: str) -> None:
     classes = {Net, nn.Linear, nn.Sequential}
     before = classes & copyreg.dispatch_table.keys()  # regularizers of other tests may be alive
     net = Net()
-    regularizer = SaliencyRegularizer(net, heads="heads")
+    regularizer = SaliencyRegularizer(net, heads="heads", strength=0.1, metric="l1")
     twin = how(net)
     if how is copy.copy:
         twin._modules = copy.deepcopy(net._modules)
@@ -230,19 +230,21 @@ def test_buffers_that_nobody_has_set_are_refused() -> None:
 # The meta device.
 
 
-@pytest.mark.parametrize("rule", ["entropic", "projected", "authors", "fixed"])
+@pytest.mark.parametrize("rule", ["entropic", "per_task", "projected", "authors", "fixed"])
 @pytest.mark.parametrize("inside", [True, False])
 def test_state_is_fresh_behind_the_meta_device(rule: str, inside: bool) -> None:
     with torch.device("meta"):
         net = Net(relations=rule, surgery=PCGrad(5)) if inside else Net()
-        regularizer = net.regularizer if inside else SaliencyRegularizer(net, "heads", relations=rule)
+        regularizer = (
+            net.regularizer if inside else SaliencyRegularizer(net, "heads", relations=rule, strength=0.1, metric="l1")
+        )
     net.to_empty(device="cpu")
     for parameter in net.parameters():
         nn.init.normal_(parameter)
     net(torch.randn(4, 6))
     assert regularizer() > 0
     regularizer.step()
-    fresh = SaliencyRegularizer(None, tasks=list(TASKS), relations=rule)
+    fresh = SaliencyRegularizer(None, tasks=list(TASKS), relations=rule, strength=0.1, metric="l1")
     assert int(regularizer.steps) == 1
     torch.testing.assert_close(regularizer.relations.matrix().sum(), fresh.relations.matrix().sum())
 
@@ -462,7 +464,7 @@ def test_penalties_of_changing_sets(sets: list[str]) -> None:
     torch.manual_seed(0)
     model, x = Chained().double(), torch.randn(5, 6, dtype=torch.float64)
     rule = RelationWeights(4, "fixed", mass=6.0)
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=1.0, relations=rule)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=1.0, relations=rule, metric="l1")
     for tasks in sets:
         outputs = model(x, tasks)
         found = regularizer()
@@ -483,7 +485,7 @@ def test_what_is_known_of_sets_does_not_grow(options: dict[str, Any]) -> None:
     model = nn.ModuleDict({"backbone": net.backbone, "heads": heads})
     if "surgery" in options:
         options = {"surgery": PCGrad()}
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, **options)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=0.1, **{"metric": "l1", **options})
     sizes = []
     for step in range(40):
         ran = sorted(torch.randperm(12, generator=torch.Generator().manual_seed(step))[:8].tolist())
@@ -522,7 +524,7 @@ class Two(nn.Linear):
 
 def test_heads_are_run_by_their_own_names() -> None:
     model = nn.ModuleDict({"heads": nn.ModuleDict({"a": Named(4, 1), "b": nn.Linear(4, 1), "c": Two(4, 1)})})
-    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, strength=1.0)
+    regularizer = SaliencyRegularizer(model, heads="heads", run_all_heads=True, strength=1.0, metric="l1")
     model["heads"]["a"](feature=torch.randn(5, 4, requires_grad=True))
     rows = [head.weight[0] for head in model["heads"].values()]
     expected = sum((rows[i] - rows[j]).abs().sum() for i, j in [(0, 1), (0, 2), (1, 2)]) / 3

@@ -49,174 +49,174 @@ class Classifier(nn.Module):
 
 ATTACHING = {
     "no such head, near miss": Case(
-        lambda m: SaliencyRegularizer(m, ["left", "rihgt"]),
+        lambda m: SaliencyRegularizer(m, ["left", "rihgt"], strength=0.1, metric="l1"),
         errors.HeadNotFoundError, LookupError, r"no head 'rihgt'\. Did you mean 'heads\.right'",
     ),
     "no such head": Case(
-        lambda m: SaliencyRegularizer(m, "zzz"),
+        lambda m: SaliencyRegularizer(m, "zzz", strength=0.1, metric="l1"),
         errors.HeadNotFoundError, LookupError, r"no head 'zzz'\. It has 'heads', 'backbone'",
     ),
     "no such pattern": Case(
-        lambda m: SaliencyRegularizer(m, "branch.*"), errors.HeadNotFoundError, LookupError, r"no head 'branch\.\*'",
+        lambda m: SaliencyRegularizer(m, "branch.*", strength=0.1, metric="l1"), errors.HeadNotFoundError, LookupError, r"no head 'branch\.\*'",
     ),
     "a name of several modules": Case(
-        lambda m: SaliencyRegularizer(m, ["out", "left"]),
+        lambda m: SaliencyRegularizer(m, ["out", "left"], strength=0.1, metric="l1"),
         errors.AmbiguousModuleError, ValueError, r"'out' means several modules: 'heads\.left\.out'.*Pass the full name",
     ),
     "two groups of heads": Case(
-        lambda m: SaliencyRegularizer(m),
+        lambda m: SaliencyRegularizer(m, strength=0.1, metric="l1"),
         errors.AmbiguousHeadsError, ValueError, r"several groups.*'heads' \(3 modules: 'heads.left'.*8 inputs and 1 output each\); 'decoders' \(2 modules",
 
         TwoGroups,
     ),
     "no heads to be found": Case(
-        lambda m: SaliencyRegularizer(m), errors.HeadNotFoundError, LookupError, "no heads were found in NoHeads.*Pass heads=",
+        lambda m: SaliencyRegularizer(m, strength=0.1, metric="l1"), errors.HeadNotFoundError, LookupError, "no heads were found in NoHeads.*Pass heads=",
         NoHeads,
     ),
     "one head": Case(
-        lambda m: SaliencyRegularizer(m, {"left": "left"}), errors.TaskError, ValueError, "at least 2",
+        lambda m: SaliencyRegularizer(m, {"left": "left"}, strength=0.1, metric="l1"), errors.TaskError, ValueError, "at least 2",
     ),
     "one column": Case(
-        lambda m: SaliencyRegularizer(m, "heads.left.out"), errors.TaskError, ValueError, "single head with 1 output",
+        lambda m: SaliencyRegularizer(m, "heads.left.out", strength=0.1, metric="l1"), errors.TaskError, ValueError, "single head with 1 output",
     ),
     "the same head twice": Case(
-        lambda m: SaliencyRegularizer(m, ["left", "heads.left"]), errors.TaskError, ValueError, "'heads.left' was given twice",
+        lambda m: SaliencyRegularizer(m, ["left", "heads.left"], strength=0.1, metric="l1"), errors.TaskError, ValueError, "'heads.left' was given twice",
     ),
     "a head inside another": Case(
-        lambda m: SaliencyRegularizer(m, ["left", "heads.left.out"]),
+        lambda m: SaliencyRegularizer(m, ["left", "heads.left.out"], strength=0.1, metric="l1"),
         errors.TaskError, ValueError, "'heads.left.out' is part of head 'heads.left'",
     ),
     "the model as its own head": Case(
-        lambda m: SaliencyRegularizer(m, [m, "left"]), errors.TaskError, ValueError, "the model itself was given as a head",
+        lambda m: SaliencyRegularizer(m, [m, "left"], strength=0.1, metric="l1"), errors.TaskError, ValueError, "the model itself was given as a head",
     ),
     "heads of a wrong type": Case(
-        lambda m: SaliencyRegularizer(m, 3), errors.WrongTypeError, TypeError, "heads must be a name, a module, a list",
+        lambda m: SaliencyRegularizer(m, 3, strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "heads must be a name, a module, a list",
     ),
     "duplicate task names": Case(
-        lambda m: SaliencyRegularizer(m, "heads", tasks=["a", "b", "a"]),
+        lambda m: SaliencyRegularizer(m, "heads", tasks=["a", "b", "a"], strength=0.1, metric="l1"),
         errors.TaskError, ValueError, r"\['a'\] occur more than once",
     ),
     "too few task names": Case(
-        lambda m: SaliencyRegularizer(m, "heads", tasks=["a", "b"]),
+        lambda m: SaliencyRegularizer(m, "heads", tasks=["a", "b"], strength=0.1, metric="l1"),
         errors.TaskError, ValueError, r"2 task names \['a', 'b'\] for 3 heads",
     ),
     "task names as one string": Case(
-        lambda m: SaliencyRegularizer(m, "heads", tasks="abc"), errors.WrongTypeError, TypeError, "tasks must be a list",
+        lambda m: SaliencyRegularizer(m, "heads", tasks="abc", strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "tasks must be a list",
     ),
     "task names that contradict the mapping": Case(
-        lambda m: SaliencyRegularizer(m, {"a": "left", "b": "right"}, tasks=["b", "a"]),
+        lambda m: SaliencyRegularizer(m, {"a": "left", "b": "right"}, tasks=["b", "a"], strength=0.1, metric="l1"),
         errors.TaskError, ValueError, "Leave tasks= out",
     ),
     "task names that do not match the columns": Case(
-        lambda m: SaliencyRegularizer(m, "fc", tasks=["a", "b"]),
+        lambda m: SaliencyRegularizer(m, "fc", tasks=["a", "b"], strength=0.1, metric="l1"),
         errors.TaskError, ValueError, "2 names, but 'fc' has 3 output columns", Classifier,
     ),
     "no such feature": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature="bakbone"),
+        lambda m: SaliencyRegularizer(m, "heads", feature="bakbone", strength=0.1, metric="l1"),
         errors.ModuleNotFoundInModelError, LookupError, "no feature 'bakbone'. Did you mean 'backbone'",
     ),
     "no such port": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:left"),
+        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:left", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "Pass 'backbone:output'",
     ),
     "no module": Case(
-        lambda m: SaliencyRegularizer(lambda x: x), errors.WrongTypeError, TypeError, "model must be a torch.nn.Module",
+        lambda m: SaliencyRegularizer(lambda x: x, strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "model must be a torch.nn.Module",
     ),
     "DataParallel": Case(
-        lambda m: SaliencyRegularizer(nn.DataParallel(m), "heads"),
+        lambda m: SaliencyRegularizer(nn.DataParallel(m), "heads", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "DataParallel.*Use DistributedDataParallel",
     ),
     "negative strength": Case(
-        lambda m: SaliencyRegularizer(m, strength=-0.1), errors.ConfigurationError, ValueError, "strength must be .*found -0.1",
+        lambda m: SaliencyRegularizer(m, strength=-0.1, metric="l1"), errors.ConfigurationError, ValueError, "strength must be .*found -0.1",
     ),
     "infinite strength": Case(
-        lambda m: SaliencyRegularizer(m, strength=float("inf")), errors.ConfigurationError, ValueError, "found inf",
+        lambda m: SaliencyRegularizer(m, strength=float("inf"), metric="l1"), errors.ConfigurationError, ValueError, "found inf",
     ),
     "strength of a wrong type": Case(
-        lambda m: SaliencyRegularizer(m, strength="0.1"), errors.WrongTypeError, TypeError, "strength must be a number",
+        lambda m: SaliencyRegularizer(m, strength="0.1", metric="l1"), errors.WrongTypeError, TypeError, "strength must be a number",
     ),
     "unknown metric": Case(
-        lambda m: SaliencyRegularizer(m, metric="L1"), errors.ConfigurationError, ValueError, "unknown metric 'L1'.*'l1'",
+        lambda m: SaliencyRegularizer(m, metric="L1", strength=0.1), errors.ConfigurationError, ValueError, "unknown metric 'L1'.*'l1'",
     ),
     "unknown pool": Case(
-        lambda m: SaliencyRegularizer(m, pool="max"), errors.ConfigurationError, ValueError, "unknown pool 'max'",
+        lambda m: SaliencyRegularizer(m, pool="max", strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "unknown pool 'max'",
     ),
     "unknown reduction": Case(
-        lambda m: SaliencyRegularizer(m, reduction="none"), errors.ConfigurationError, ValueError, "unknown reduction",
+        lambda m: SaliencyRegularizer(m, reduction="none", strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "unknown reduction",
     ),
     "unknown scalarisation": Case(
-        lambda m: SaliencyRegularizer(m, scalarize="argmax"),
+        lambda m: SaliencyRegularizer(m, scalarize="argmax", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "unknown scalarize 'argmax'.*or pass a callable",
     ),
     "scalarisation of another task": Case(
-        lambda m: SaliencyRegularizer(m, scalarize={"lef": "max"}),
+        lambda m: SaliencyRegularizer(m, scalarize={"lef": "max"}, strength=0.1, metric="l1"),
         errors.TaskError, ValueError, r"scalarize= names \['lef'\], which are not tasks. The tasks are \['left', 'right', 'up'\]",
     ),
     "unknown target": Case(
-        lambda m: SaliencyRegularizer(m, target="logits"), errors.ConfigurationError, ValueError, "unknown target 'logits'",
+        lambda m: SaliencyRegularizer(m, target="logits", strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "unknown target 'logits'",
     ),
     "unknown rule": Case(
-        lambda m: SaliencyRegularizer(m, relations="softmax"),
+        lambda m: SaliencyRegularizer(m, relations="softmax", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "unknown rule 'softmax'.*'entropic'",
     ),
     "relations of another number of tasks": Case(
-        lambda m: SaliencyRegularizer(m, relations=RelationWeights(4)),
+        lambda m: SaliencyRegularizer(m, relations=RelationWeights(4), strength=0.1, metric="l1"),
         errors.TaskError, ValueError, r"num_tasks=4, but there are 3 tasks. Pass RelationWeights\(3",
     ),
     "relations of a wrong type": Case(
-        lambda m: SaliencyRegularizer(m, relations=torch.ones(3, 3)), errors.WrongTypeError, TypeError, "relations must be",
+        lambda m: SaliencyRegularizer(m, relations=torch.ones(3, 3), strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "relations must be",
     ),
     "no optimizer": Case(
-        lambda m: SaliencyRegularizer(m, optimizer=m.parameters()),
+        lambda m: SaliencyRegularizer(m, optimizer=m.parameters(), strength=0.1, metric="l1"),
         errors.WrongTypeError, TypeError, r"optimizer must be .*call regularizer.step\(\)",
     ),
     "a scheduler as optimizer": Case(
         lambda m: SaliencyRegularizer(
             m, optimizer=torch.optim.lr_scheduler.StepLR(torch.optim.SGD(m.parameters(), lr=0.1), 1)
-        ),
+        , strength=0.1, metric="l1"),
         errors.WrongTypeError, TypeError, "optimizer must be .*found StepLR",
     ),
     "one task per step": Case(
-        lambda m: SaliencyRegularizer(m, max_tasks_per_step=1), errors.ConfigurationError, ValueError, "at least 2, found 1",
+        lambda m: SaliencyRegularizer(m, max_tasks_per_step=1, strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "at least 2, found 1",
     ),
     "half a task per step": Case(
-        lambda m: SaliencyRegularizer(m, max_tasks_per_step=2.5), errors.WrongTypeError, TypeError, r"max_tasks_per_step must be an int, found 2.5 \(float\)",
+        lambda m: SaliencyRegularizer(m, max_tasks_per_step=2.5, strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, r"max_tasks_per_step must be an int, found 2.5 \(float\)",
     ),
     "unknown cross_sample": Case(
-        lambda m: SaliencyRegularizer(m, cross_sample="raise"), errors.ConfigurationError, ValueError, "unknown cross_sample",
+        lambda m: SaliencyRegularizer(m, cross_sample="raise", strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "unknown cross_sample",
     ),
     "a feature twice": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature=["backbone", "backbone:output"]),
+        lambda m: SaliencyRegularizer(m, "heads", feature=["backbone", "backbone:output"], strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "a feature map twice",
     ),
     "a feature of a wrong type": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature=[3]), errors.WrongTypeError, TypeError, "found int",
+        lambda m: SaliencyRegularizer(m, "heads", feature=[3], strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "found int",
     ),
     "a number for a feature": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature=3), errors.WrongTypeError, TypeError, "found int",
+        lambda m: SaliencyRegularizer(m, "heads", feature=3, strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "found int",
     ),
     "a part of an input after a second colon": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:input:0"),
+        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:input:0", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "'backbone:input.0'",
     ),
     "a part of a feature after a second colon": Case(
-        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:output:0"),
+        lambda m: SaliencyRegularizer(m, "heads", feature="backbone:output:0", strength=0.1, metric="l1"),
         errors.ConfigurationError, ValueError, "'backbone:output.0'",
     ),
     "output parts of other tasks": Case(
-        lambda m: SaliencyRegularizer(m, "heads", output={"lef": 0}), errors.TaskError, ValueError, r"output= names \['lef'\]",
+        lambda m: SaliencyRegularizer(m, "heads", output={"lef": 0}, strength=0.1, metric="l1"), errors.TaskError, ValueError, r"output= names \['lef'\]",
     ),
     "half a warm-up step": Case(
-        lambda m: SaliencyRegularizer(m, warmup_steps=0.5), errors.WrongTypeError, TypeError, "warmup_steps must be an int",
+        lambda m: SaliencyRegularizer(m, warmup_steps=0.5, strength=0.1, metric="l1"), errors.WrongTypeError, TypeError, "warmup_steps must be an int",
     ),
     "a negative start": Case(
-        lambda m: SaliencyRegularizer(m, start_step=-1), errors.ConfigurationError, ValueError, "start_step must be at least 0",
+        lambda m: SaliencyRegularizer(m, start_step=-1, strength=0.1, metric="l1"), errors.ConfigurationError, ValueError, "start_step must be at least 0",
     ),
     "authors' conventions overruled": Case(
         lambda m: SaliencyRegularizer.authors(m, metric="l2"), errors.ConfigurationError, ValueError, r"\['metric'\] are fixed",
     ),
     "no model and no tasks": Case(
-        lambda m: SaliencyRegularizer(None), errors.MissingArgumentError, TypeError, "Pass tasks=",
+        lambda m: SaliencyRegularizer(None, strength=0.1, metric="l1"), errors.MissingArgumentError, TypeError, "Pass tasks=",
     ),
 }  # fmt: skip
 
@@ -236,13 +236,13 @@ def test_attaching(name: str) -> None:
 
 def test_attaching_twice() -> None:
     model = Net()
-    first = SaliencyRegularizer(model, "heads")
+    first = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     before = fingerprint(model)
     with pytest.raises(errors.AlreadyAttachedError, match=r"attached to head 'heads.left' already. Call .remove\(\)"):
-        SaliencyRegularizer(model, ["left", "up"])
+        SaliencyRegularizer(model, ["left", "up"], strength=0.1, metric="l1")
     assert fingerprint(model) == before
     first.remove()
-    SaliencyRegularizer(model, "heads")
+    SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
 
 
 class Odd(Net):
@@ -291,7 +291,7 @@ def test_forwards_that_cannot_be_used(mode: str) -> None:
     model = Odd()
     if mode == "no tensor":
         model.heads = nn.ModuleDict({task: Loose() for task in model.heads})
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     model.mode = mode
     model(batch(0)[0])
     error, text = FORWARDS[mode]
@@ -307,7 +307,7 @@ def test_forwards_that_cannot_be_used(mode: str) -> None:
 def test_a_head_that_returns_no_tensor() -> None:
     model = Odd()
     model.heads = nn.ModuleDict({task: Loose(returns_list=True) for task in model.heads})
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     model(batch(0)[0])
     with pytest.raises(errors.CaptureError, match="returned list, expected a tensor"):
         regularizer()
@@ -316,7 +316,7 @@ def test_a_head_that_returns_no_tensor() -> None:
 def test_outputs_that_do_not_depend_on_the_feature() -> None:
     model = Odd()
     model.mode = "cut"
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone")
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=0.1, metric="l1")
     model(batch(0)[0])
     with pytest.raises(errors.NotConnectedError, match="does not depend on the feature map"):
         regularizer()
@@ -324,7 +324,7 @@ def test_outputs_that_do_not_depend_on_the_feature() -> None:
 
 def test_calling_at_the_wrong_time() -> None:
     model = Net()
-    regularizer = SaliencyRegularizer(model)
+    regularizer = SaliencyRegularizer(model, strength=0.1, metric="l1")
     with pytest.raises(errors.CaptureError, match="has not run a forward yet"):
         regularizer()
     model(batch(0)[0])
@@ -355,7 +355,7 @@ def test_calling_at_the_wrong_time() -> None:
 )
 def test_calling_with_wrong_arguments(options: dict, arguments: dict, error: type[Exception], text: str) -> None:
     model = Net()
-    regularizer = SaliencyRegularizer(model, "heads", **options)
+    regularizer = SaliencyRegularizer(model, "heads", **{"strength": 0.1, "metric": "l1", **options})
     x = batch(0)[0] * arguments.pop("x", 1.0)
     model(x)
     with pytest.raises(error, match=text) as caught:
@@ -365,7 +365,7 @@ def test_calling_with_wrong_arguments(options: dict, arguments: dict, error: typ
 
 def test_losses_without_a_graph() -> None:
     model = Net()
-    regularizer = SaliencyRegularizer(model, "heads", target="loss")
+    regularizer = SaliencyRegularizer(model, "heads", target="loss", strength=0.1, metric="l1")
     for _ in range(2):
         outputs = model(batch(0)[0])
         losses = {task: output.square().mean() for task, output in outputs.items()}
@@ -376,7 +376,7 @@ def test_losses_without_a_graph() -> None:
 
 def test_backward_before_the_penalty() -> None:
     model = Net()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     outputs = model(batch(0)[0])
     sum(output.square().mean() for output in outputs.values()).backward()
     with pytest.raises(errors.NotConnectedError, match=r"\(loss \+ regularizer\(\)\).backward\(\)"):
@@ -386,20 +386,20 @@ def test_backward_before_the_penalty() -> None:
 def test_a_named_feature_that_did_not_run() -> None:
     model = Odd()
     model.unused = nn.Linear(6, 8)
-    regularizer = SaliencyRegularizer(model, "heads", feature="unused")
+    regularizer = SaliencyRegularizer(model, "heads", feature="unused", strength=0.1, metric="l1")
     model(batch(0)[0])
     with pytest.raises(errors.CaptureError, match="'unused:output' did not run with gradients"):
         regularizer()
 
 
 def test_state_of_other_tasks_or_rules() -> None:
-    state = SaliencyRegularizer(Net(), "heads").state_dict()
+    state = SaliencyRegularizer(Net(), "heads", strength=0.1, metric="l1").state_dict()
     with pytest.raises(
         errors.StateMismatchError, match=r"saved for the tasks \['left', 'right', 'up'\].*\['a', 'b', 'c'\]"
     ):
-        SaliencyRegularizer(Net(), "heads", tasks=list("abc")).load_state_dict(state)
+        SaliencyRegularizer(Net(), "heads", tasks=list("abc"), strength=0.1, metric="l1").load_state_dict(state)
     with pytest.raises(errors.StateMismatchError, match="saved with another rule"):
-        SaliencyRegularizer(Net(), "heads", relations="projected").load_state_dict(state)
+        SaliencyRegularizer(Net(), "heads", relations="projected", strength=0.1, metric="l1").load_state_dict(state)
     with pytest.raises(errors.StateMismatchError, match="another number of tasks"):
         RelationWeights(4).load_state_dict(RelationWeights(3).state_dict())
 
@@ -468,6 +468,7 @@ FEATURE = torch.ones(4, 5, requires_grad=True)
             "negative weights",
         ),
         (lambda: RelationWeights(2, "fixed", matrix=torch.ones(2, 2)), errors.ConfigurationError, "diagonal"),
+        (lambda: RelationWeights(2, "fixed", matrix=torch.zeros(2, 2)), errors.ConfigurationError, "Leave it out"),
         (lambda: RelationWeights(3).update(torch.ones(2, 2)), errors.ShapeError, r"\[3, 3\], found \[2, 2\]"),
         (lambda: RelationWeights(3).update(torch.ones(3, 3), strength=-1.0), errors.ConfigurationError, "strength"),
         (lambda: RelationWeights(3).coefficients, errors.ConfigurationError, r"Use .matrix\(\)"),

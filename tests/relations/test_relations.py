@@ -12,7 +12,7 @@ from saliency_reg import RelationWeights
 from saliency_reg.relations.rules import project_to_simplex
 from tests.reference.slow import slow_authors_coefficients, slow_simplex_projection
 
-LEARNED = ("entropic", "projected", "authors")
+LEARNED = ("entropic", "per_task", "projected", "authors")
 
 
 def distances_at(step: int, tasks: int = 5, size: float = 1.0) -> Tensor:
@@ -89,7 +89,7 @@ def test_authors_steps_have_the_sizes_that_were_measured() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-3, 1e3])
-@pytest.mark.parametrize("rule", ["entropic", "projected"])
+@pytest.mark.parametrize("rule", ["entropic", "per_task", "projected"])
 def test_size_of_saliencies_does_not_matter(rule: str, factor: float) -> None:
     plain, scaled = RelationWeights(5, rule), RelationWeights(5, rule)
     for step in range(10):
@@ -107,6 +107,37 @@ def test_entropic_is_a_softmax_of_the_bias_corrected_running_mean() -> None:
         mean = total / weight
         weights = torch.exp(-mean / (0.4 * mean.mean()))
         torch.testing.assert_close(upper(relations.matrix()), 2.0 * weights / weights.sum())
+
+
+def test_per_task_is_a_softmax_over_the_other_tasks() -> None:
+    relations = RelationWeights(5, "per_task", mass=2.0, temperature=0.4, momentum=0.8)
+    total, weight = torch.zeros(5, 5, dtype=torch.float64), 0.0
+    for step in range(6):
+        relations.update(distances_at(step))
+        total, weight = 0.8 * total + 0.2 * distances_at(step), 0.8 * weight + 0.2
+    mean = total / weight
+    scale = upper(mean).mean()
+    expected = torch.zeros(5, 5, dtype=torch.float64)
+    for i in range(5):
+        closeness = {j: torch.exp(-mean[i, j] / (0.4 * scale)) for j in range(5) if j != i}
+        for j, own in closeness.items():
+            expected[i, j] += 2.0 * own / sum(closeness.values()) / 5
+            expected[j, i] += 2.0 * own / sum(closeness.values()) / 5
+    torch.testing.assert_close(relations.matrix(), expected)
+
+
+def test_per_task_gives_a_lonely_task_as_much_as_others_have() -> None:
+    """One softmax over all pairs leaves it next to nothing."""
+    distances = torch.full((5, 5), 1.0)
+    distances[4] = distances[:, 4] = 9.0
+    distances.fill_diagonal_(0)
+    shares = {}
+    for rule in ("entropic", "per_task"):
+        relations = RelationWeights(5, rule, temperature=0.1)
+        relations.update(distances)
+        shares[rule] = float(relations.matrix()[4].sum())
+    assert shares["per_task"] > 0.19
+    assert shares["entropic"] < 1e-6
 
 
 def test_absolute_scale() -> None:
@@ -212,9 +243,10 @@ def test_a_pair_that_was_never_seen_counts_as_the_mean_of_the_others() -> None:
 
 def test_fixed_never_moves() -> None:
     matrix = distances_at(0)
-    relations = RelationWeights(5, "fixed", matrix=matrix)
-    relations.update(distances_at(1))
-    assert torch.equal(relations.matrix(), matrix)
+    for mass in (1.0, 7.0):  # as strong as any other rule, whatever the matrix is multiplied by
+        relations = RelationWeights(5, "fixed", matrix=matrix, mass=mass)
+        relations.update(distances_at(1))
+        torch.testing.assert_close(relations.matrix(), mass * matrix / matrix.triu(1).sum(), rtol=1e-14, atol=0)
     uniform = RelationWeights(5, "fixed", mass=20.0).matrix()
     assert_valid(uniform, 20.0)
 

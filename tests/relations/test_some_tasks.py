@@ -57,7 +57,7 @@ class SlowRelations:
             return
         self.updates += 1
         before = {pair: self.state[pair] for pair in seen}
-        if own.rule == "entropic":
+        if own.rule in ("entropic", "per_task"):
             for pair, distance in seen.items():
                 total, weight = self.totals.get(pair, (0.0, 0.0))
                 self.totals[pair] = (
@@ -90,7 +90,7 @@ class SlowRelations:
         if self.own.rule == "authors":
             total = math.fsum(weights.values())
             weights = {pair: self.own.mass * one / total for pair, one in weights.items()}
-        if self.own.rule == "entropic":
+        if self.own.rule in ("entropic", "per_task"):
             means = {pair: total / weight for pair, (total, weight) in self.totals.items()}
             mean = math.fsum(means.values()) / max(len(means), 1)
             unit = self.own.temperature * ((mean or 1.0) if isinstance(self.own.scale, str) else self.own.scale)
@@ -98,7 +98,14 @@ class SlowRelations:
             largest = max(exponents.values())
             weights = {pair: math.exp(one - largest) for pair, one in exponents.items()}
             total = math.fsum(weights.values())
-            weights = {pair: self.own.mass * one / total for pair, one in weights.items()}
+            if self.own.rule == "entropic":
+                weights = {pair: self.own.mass * one / total for pair, one in weights.items()}
+            else:
+                size = self.own.num_tasks
+                sums = [math.fsum(one for pair, one in weights.items() if task in pair) for task in range(size)]
+                weights = {
+                    (i, j): self.own.mass * (one / sums[i] + one / sums[j]) / size for (i, j), one in weights.items()
+                }
         matrix = torch.zeros(self.own.num_tasks, self.own.num_tasks, dtype=torch.float64)
         for (i, j), weight in weights.items():
             matrix[i, j] = matrix[j, i] = weight

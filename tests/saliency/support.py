@@ -36,7 +36,7 @@ def plain(heads: dict[str, nn.Module]) -> Net:
 
 
 def called(net: nn.Module, x: Tensor, *, mask: Tensor | None = None, **options: Any) -> SaliencyRegularizer:
-    regularizer = SaliencyRegularizer(net, heads="heads", strength=1.0, **options)
+    regularizer = SaliencyRegularizer(net, heads="heads", strength=1.0, **{"metric": "l1", **options})
     net(x)
     regularizer(mask=mask)
     regularizer.remove()

@@ -155,7 +155,9 @@ def test_batch_axis(kind: str, pool: str | None, masked: bool, surgery: bool) ->
     net = Net(nn.Sequential(nn.Linear(4, 6), nn.Tanh()), heads)
     mask = torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]) if masked else None
     x = torch.randn(5, 3, 4)  # [L, B, C]
-    regularizer = SaliencyRegularizer(net, strength=1.0, batch_axis=1, pool=pool, surgery=PCGrad() if surgery else None)
+    regularizer = SaliencyRegularizer(
+        net, strength=1.0, batch_axis=1, pool=pool, surgery=PCGrad() if surgery else None, metric="l1"
+    )
     outputs = net(x)
     penalty = regularizer(mask=mask)
     (sum(output.square().mean() for output in outputs.values()) + penalty).backward()

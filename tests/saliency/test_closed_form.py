@@ -34,7 +34,9 @@ class Net(nn.Module):
 
 def attached(net: nn.Module, **options: Any) -> SaliencyRegularizer:
     tasks = list(TASKS) if isinstance(getattr(net, "heads", None), nn.Linear) else None
-    return SaliencyRegularizer(net, "heads", tasks=tasks, strength=1.0, relations="fixed", **options)
+    return SaliencyRegularizer(
+        net, "heads", tasks=tasks, strength=1.0, relations="fixed", **{"metric": "l1", **options}
+    )
 
 
 def by_autograd(outputs: Tensor, feature: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def run(parts: dict[str, Callable[[Tensor], Tensor]], **options: Any) -> tuple[l
     torch.manual_seed(0)
     heads = nn.ModuleDict({task: Head(part) for task, part in parts.items()})
     model = nn.ModuleDict({"backbone": nn.Linear(4, 8), "heads": heads})
-    regularizer = SaliencyRegularizer(model, "heads", strength=1.0, **options)
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0, **{"metric": "l1", **options})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -164,7 +164,7 @@ def test_what_cannot_be_looked_at_is_told_by_name() -> None:
             "heads": nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)]),
         }
     )
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone")
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone", strength=0.1, metric="l1")
     hidden = 2 * PARTS["reversal"][0](model["backbone"](torch.randn(6, 4)))
     for head in model["heads"]:
         head(hidden)
@@ -188,7 +188,7 @@ class OfNeither(nn.Module):
 def test_layers_without_a_second_derivative_are_named(layer: nn.Module, words: str) -> None:
     heads = nn.ModuleDict({task: nn.Sequential(nn.Linear(8, 5), layer, nn.Linear(5, 1)) for task in "ab"})
     model = nn.ModuleDict({"backbone": nn.Linear(4, 8), "heads": heads})
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     feature = model["backbone"](torch.randn(6, 4))
     for head in heads.values():
         head(feature)
@@ -199,7 +199,7 @@ def test_layers_without_a_second_derivative_are_named(layer: nn.Module, words: s
 def test_a_penalty_without_a_gradient_is_told() -> None:
     heads = nn.ModuleList([nn.Sequential(nn.Linear(8, 5), nn.Linear(5, 1)) for _ in range(2)])
     model = nn.ModuleDict({"backbone": nn.Linear(4, 8), "heads": heads.requires_grad_(False)})
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     feature = model["backbone"](torch.randn(6, 4))
     for head in heads:
         head(feature)
@@ -225,9 +225,9 @@ def test_heads_that_read_the_map_through_another_backward(between: str) -> None:
         regularizer.remove()
         return [str(one.message) for one in caught]
 
-    (told,) = step(SaliencyRegularizer(model, heads="heads"))
+    (told,) = step(SaliencyRegularizer(model, heads="heads", strength=0.1, metric="l1"))
     assert "heads ['heads.b'] read the feature map through something that changes its gradient alone" in told
-    assert step(SaliencyRegularizer(model, heads="heads", custom_backward="ignore")) == []
+    assert step(SaliencyRegularizer(model, heads="heads", custom_backward="ignore", strength=0.1, metric="l1")) == []
 
 
 def test_ties_are_no_missing_derivative() -> None:

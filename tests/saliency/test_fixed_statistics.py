@@ -213,7 +213,9 @@ class Checkpointed(nn.Module):
 
 def penalty_and_gradients(model: nn.ModuleDict, x: Tensor, **options: Any) -> tuple[Tensor, list[Tensor]]:
     """With the losses in the same backward pass."""
-    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, relations="fixed", **options)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=STRENGTH, relations="fixed", **{"metric": "l1", **options}
+    )
     feature = model["backbone"](x)
     outputs = [one(feature) for one in model["heads"].values()]
     penalty = regularizer()
@@ -257,7 +259,13 @@ def test_surgery_does_not_change_the_penalty(head: Callable[[], nn.Module], max_
     for surgery in (None, PCGrad(), lambda gramian: torch.ones(3, dtype=gramian.dtype)):
         model, x = model_of(head, (7, 6))
         regularizer = SaliencyRegularizer(
-            model, "heads", strength=STRENGTH, surgery=surgery, relations="fixed", max_tasks_per_step=max_tasks
+            model,
+            "heads",
+            strength=STRENGTH,
+            surgery=surgery,
+            relations="fixed",
+            max_tasks_per_step=max_tasks,
+            metric="l1",
         )
         feature = model["backbone"](x)
         losses = [one(feature).square().mean() for one in model["heads"].values()]
@@ -307,7 +315,7 @@ class Off:
 def test_autocast() -> None:
     model, x = model_of(vectors, (7, 6))
     model, x = model.float(), x.float()
-    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH)
+    regularizer = SaliencyRegularizer(model, "heads", strength=STRENGTH, metric="l1")
     penalties = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
@@ -374,9 +382,9 @@ def test_what_mixes_samples_beside_a_batch_norm_is_still_told(share: float) -> N
         regularizer.remove()
 
     with pytest.warns(UserWarning, match="the penalty compares noise. Attention over the batch"):
-        run(SaliencyRegularizer(model, "heads"))
+        run(SaliencyRegularizer(model, "heads", strength=0.1, metric="l1"))
     with pytest.raises(CrossSampleError, match="pass cross_sample='fix'"):
-        run(SaliencyRegularizer(model, "heads", cross_sample="error"))
+        run(SaliencyRegularizer(model, "heads", cross_sample="error", strength=0.1, metric="l1"))
 
 
 @pytest.mark.parametrize("surgery", [None, PCGrad])
@@ -396,7 +404,7 @@ def test_behind_a_checkpoint_nothing_is_counted_twice(surgery: Any) -> None:
         {"backbone": nn.Linear(3, 6), "heads": nn.ModuleDict({name: Checkpointed() for name in "ab"})}
     )
     options = {} if surgery is None else {"surgery": surgery()}
-    regularizer = SaliencyRegularizer(model, heads="heads", **options)
+    regularizer = SaliencyRegularizer(model, heads="heads", **{"strength": 0.1, "metric": "l1", **options})
     for count in (1, 2, 3):
         feature = model["backbone"](torch.randn(7, 3)).tanh()
         outputs = [checkpoint(head, feature, use_reentrant=False) for head in model["heads"].values()]

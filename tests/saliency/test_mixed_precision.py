@@ -14,7 +14,7 @@ from tests.support.training import Net, batch
 def test_autocast_is_close_to_float32_and_distances_are_float32(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = Net().eval()
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     model(batch(0)[0])
     exact = regularizer()
     exact_gradient = torch.autograd.grad(exact, model.heads["left"].out.weight)[0]
@@ -36,7 +36,7 @@ def test_autocast_is_close_to_float32_and_distances_are_float32(dtype: torch.dty
 def test_bfloat16_model() -> None:
     torch.manual_seed(0)
     model = Net().eval().to(torch.bfloat16)
-    regularizer = SaliencyRegularizer(model, strength=1.0)
+    regularizer = SaliencyRegularizer(model, strength=1.0, metric="l1")
     model(batch(0)[0].to(torch.bfloat16))
     penalty = regularizer()
     assert penalty.dtype == torch.float32

@@ -68,7 +68,7 @@ def test_a_saliency_of_nothing_is_told_and_not_compared(name: str, surgery: bool
     net = plain({"a": mlp(6, 1), "odd": build(), "b": mlp(6, 1)}).to(dtype)
     if "scalarize" in options and callable(options["scalarize"]):
         options = {"scalarize": {"a": "auto", "odd": options["scalarize"], "b": "auto"}}
-    regularizer = SaliencyRegularizer(net, strength=1.0, surgery=PCGrad() if surgery else None, **options)
+    regularizer = SaliencyRegularizer(net, strength=1.0, surgery=PCGrad() if surgery else None, metric="l1", **options)
     x = torch.randn(5, 4, dtype=dtype)
 
     def train() -> None:
@@ -88,7 +88,7 @@ def test_a_saliency_of_nothing_is_told_and_not_compared(name: str, surgery: bool
 
 def test_alone_it_leaves_a_penalty_of_zero_with_a_graph() -> None:
     net = plain({"a": mlp(6, 1), "odd": Ordinal(4)})
-    regularizer = SaliencyRegularizer(net, strength=1.0)
+    regularizer = SaliencyRegularizer(net, strength=1.0, metric="l1")
     net(torch.randn(5, 4))
     with pytest.warns(UserWarning, match="odd"):
         penalty = regularizer()
@@ -99,12 +99,12 @@ def test_alone_it_leaves_a_penalty_of_zero_with_a_graph() -> None:
 
 def test_it_is_compared_as_soon_as_it_is_there() -> None:
     net = plain({"a": mlp(6, 1), "odd": Ordinal(4)})
-    regularizer = SaliencyRegularizer(net, strength=1.0)
+    regularizer = SaliencyRegularizer(net, strength=1.0, metric="l1")
     net(torch.randn(5, 4))
     told(regularizer)
     net.heads["odd"] = mlp(6, 4)  # the module with the hooks is gone
     regularizer.remove()
-    regularizer = SaliencyRegularizer(net, strength=1.0)
+    regularizer = SaliencyRegularizer(net, strength=1.0, metric="l1")
     net(torch.randn(5, 4))
     assert not told(regularizer)
     assert regularizer.report.distances[0, 1] > 0
@@ -130,7 +130,7 @@ def test_others_are_not_told(name: str) -> None:
     else:
         options = {"scalarize": "label"}
         targets = {"a": torch.zeros(5, dtype=torch.int64), "b": torch.full((5,), -100)}
-    regularizer = SaliencyRegularizer(net, strength=1.0, **options)
+    regularizer = SaliencyRegularizer(net, strength=1.0, **{"metric": "l1", **options})
     net(torch.randn(5, 4))
     assert not told(lambda: regularizer(targets=targets))
     assert regularizer.report.present == ("a", "b")
@@ -142,7 +142,7 @@ def test_many_heads_that_begin_at_zero_are_given_time(accumulated: int) -> None:
     for head in net.heads.values():
         nn.init.zeros_(head[2].weight)
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    regularizer = SaliencyRegularizer(net, strength=1.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(net, strength=1.0, optimizer=optimizer, metric="l1")
 
     def train() -> None:
         for _ in range(2):
@@ -161,7 +161,7 @@ def test_many_heads_that_begin_at_zero_are_given_time(accumulated: int) -> None:
 def test_heads_that_stay_at_zero_are_told_in_the_end() -> None:
     net = plain({"a": mlp(6, 1), "b": mlp(6, 1), "zero": mlp(6, 1)})
     nn.init.zeros_(net.heads["zero"][2].weight)
-    regularizer = SaliencyRegularizer(net, strength=1.0)
+    regularizer = SaliencyRegularizer(net, strength=1.0, metric="l1")
 
     def call(times: int) -> None:
         for _ in range(times):

@@ -38,11 +38,11 @@ def test_rows_of_padding_do_not_count(kind: str, metric: str, reduction: str) ->
     mask = real if kind == "tokens, a mask of samples" else mask * real[:, None] if tokens else mask
     if tokens and mask.ndim == 2:
         mask[real, 0] = 1
-    with_padding = SaliencyRegularizer(net, heads=heads, strength=1.0, **options)
+    with_padding = SaliencyRegularizer(net, heads=heads, strength=1.0, **{"metric": "l1", **options})
     net(x)
     penalty = with_padding(mask=mask)
     with_padding.remove()
-    alone = SaliencyRegularizer(net, heads=heads, strength=1.0, **options)
+    alone = SaliencyRegularizer(net, heads=heads, strength=1.0, **{"metric": "l1", **options})
     net(x[real])
     expected = alone(mask=mask[real] if mask.ndim == 2 else None)
     torch.testing.assert_close(penalty, expected)
@@ -102,8 +102,8 @@ SAME = {"a": torch.tensor([0, 3, 4]), "b": torch.tensor([0, 3, 4])}
 @pytest.mark.parametrize("way", ["plain", "function", "loss"])
 def test_heads_on_rows_of_their_own_are_refused(rows: dict[str, Tensor], way: str) -> None:
     net = Routed(rows)
-    options = {"plain": {}, "function": {"scalarize": lambda z: z}, "loss": {"target": "loss"}}[way]
-    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, **options)
+    options: dict = {"plain": {}, "function": {"scalarize": lambda z: z}, "loss": {"target": "loss"}}[way]
+    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, **{"metric": "l1", **options})
     outputs = net(torch.randn(9, 4))
     with pytest.raises(errors.ShapeError, match=r"head\(feature\)\[rows\] in place of head\(feature\[rows\]\)"):
         regularizer(losses={task: output.square().mean() for task, output in outputs.items()})
@@ -111,7 +111,7 @@ def test_heads_on_rows_of_their_own_are_refused(rows: dict[str, Tensor], way: st
 
 def test_heads_on_the_same_rows_are_compared_over_these() -> None:
     net, x = Routed(SAME), torch.randn(9, 4)
-    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, scalarize=lambda z: z)
+    regularizer = SaliencyRegularizer(net, feature="backbone", strength=1.0, scalarize=lambda z: z, metric="l1")
     net(x)
     regularizer()
     feature = net.backbone(x[SAME["a"]])

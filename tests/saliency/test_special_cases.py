@@ -58,7 +58,7 @@ def test_closed_form_equals_autograd(columns: bool, tokens: bool, pool: str | No
     mask = torch.rand(4, 5) > 0.4 if tokens else None
     for reduction in ("mean", "sum"):
         options = {"pool": pool, "reduction": reduction, "strength": 1.0, "relations": uniform(3)}
-        regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, **options)
+        regularizer = SaliencyRegularizer(model, "head", tasks=TASKS, **{"strength": 0.1, "metric": "l1", **options})
         with regularizer:
             if columns:
                 outputs = list(head(feature).split(1, dim=-1))
@@ -66,7 +66,9 @@ def test_closed_form_equals_autograd(columns: bool, tokens: bool, pool: str | No
                 outputs = [one(feature) for one in head.values()]
             ours = regularizer(mask=mask)
             assert "closed form" in regularizer.describe()
-        theirs = SaliencyRegularizer(None, tasks=TASKS, **options)(outputs=outputs, features=feature, mask=mask)
+        theirs = SaliencyRegularizer(None, tasks=TASKS, **{"strength": 0.1, "metric": "l1", **options})(
+            outputs=outputs, features=feature, mask=mask
+        )
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
         for a, b in zip(torch.autograd.grad(ours, head.parameters(), allow_unused=True),
                         torch.autograd.grad(theirs, head.parameters(), allow_unused=True)):  # fmt: skip
@@ -111,7 +113,9 @@ def test_heads_equal_up_to_a_constant_have_no_penalty(metric: str, pool: str | N
 def test_the_converse_holds_without_pooling(metric: str) -> None:
     """No penalty means equal gradients at every sample seen: heads that differ have one."""
     entry = build("tanh heads")
-    regularizer = SaliencyRegularizer(entry.model, "heads", metric=metric, pool=None, relations=uniform(3))
+    regularizer = SaliencyRegularizer(
+        entry.model, "heads", metric=metric, pool=None, relations=uniform(3), strength=0.1
+    )
     entry.model(entry.inputs)
     assert float(regularizer().detach()) > 1e-3
 
@@ -147,7 +151,7 @@ def test_piecewise_linear_heads_do_not_pass_the_penalty_to_the_backbone(
 ) -> None:
     entry = build(name)
     options = {"heads": "heads", **entry.options}
-    regularizer = SaliencyRegularizer(entry.model, **options, strength=1.0)
+    regularizer = SaliencyRegularizer(entry.model, **{"metric": "l1", **options}, strength=1.0)
     for _ in range(3):
         entry.model(entry.inputs)
         regularizer().backward()
@@ -161,7 +165,7 @@ def test_piecewise_linear_heads_do_not_pass_the_penalty_to_the_backbone(
 def test_smooth_heads_do(name: str, caplog: pytest.LogCaptureFixture) -> None:
     entry = build(name)
     options = {"heads": "heads", **entry.options}
-    regularizer = SaliencyRegularizer(entry.model, **options, strength=1.0)
+    regularizer = SaliencyRegularizer(entry.model, **{"metric": "l1", **options}, strength=1.0)
     entry.model(entry.inputs)
     regularizer().backward()
     assert any(p.grad is not None and p.grad.any() for p in entry.model.parameters())
@@ -171,7 +175,7 @@ def test_smooth_heads_do(name: str, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_loss_target_reaches_the_backbone_behind_linear_heads() -> None:
     entry = build("linear heads")
-    regularizer = SaliencyRegularizer(entry.model, "heads", target="loss", strength=1.0)
+    regularizer = SaliencyRegularizer(entry.model, "heads", target="loss", strength=1.0, metric="l1")
     outputs = entry.model(entry.inputs)
     regularizer(losses={task: output.square().mean() for task, output in outputs.items()}).backward()
     assert entry.model.backbone[0].weight.grad.any()
@@ -183,7 +187,7 @@ def test_accumulated_batches_equal_one_batch() -> None:
     x = torch.randn(9, 5, dtype=torch.float64)
     whole, parts = copy.deepcopy(entry.model), copy.deepcopy(entry.model)
     for model, batches in ((whole, [x]), (parts, [x[:2], x[2:]])):
-        regularizer = SaliencyRegularizer(model, "heads", strength=1.0, relations=uniform(3))
+        regularizer = SaliencyRegularizer(model, "heads", strength=1.0, relations=uniform(3), metric="l1")
         for batch in batches:
             model(batch)
             (regularizer() * len(batch) / len(x)).backward()
@@ -211,5 +215,5 @@ def test_authors_conventions() -> None:
 def test_it_can_be_built_on_the_meta_device() -> None:
     """A large model is often built there, and everything around it in the same block."""
     with torch.device("meta"):
-        regularizer = SaliencyRegularizer(mlp(nn.Tanh(), 3), "2", strength=0.5, warmup_steps=10)
+        regularizer = SaliencyRegularizer(mlp(nn.Tanh(), 3), "2", strength=0.5, warmup_steps=10, metric="l1")
     assert regularizer.current_strength == 0.05

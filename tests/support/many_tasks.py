@@ -16,6 +16,7 @@ RULES = {
     "entropic, its own scale": {"scale": 0.7},
     "entropic, out of range": {"scale": 1e-3},
     "entropic, colder than one centre allows": {"temperature": 1e-3},
+    "per_task": {"mass": 2.0},
     "projected": {"learning_rate": 0.3},
     "authors": {"learning_rate": 0.05},
     "fixed": {"mass": 3.0},
@@ -40,7 +41,14 @@ class Run:
             "relations": relations_of(case, tasks),
         }
         self.regularizer = SaliencyRegularizer(
-            self.net, **{**arguments, "optimizer": self.optimizer, "metric": "sqeuclidean", **options}
+            self.net,
+            **{
+                "strength": 0.1,
+                **arguments,
+                "optimizer": self.optimizer,
+                "metric": "sqeuclidean",
+                **options,
+            },
         )
 
     def call(self, number: int, rows: slice = slice(None)) -> Tensor:

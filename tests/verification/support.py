@@ -44,7 +44,9 @@ def losses(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def report_of(model: nn.Module, batch: Any = X, **options: Any) -> VerificationReport:
-    return verify(model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 10.0, **options})
+    return verify(
+        model, batch, **{"losses": losses, "show": False, "heads": "heads", "strength": 10.0, "metric": "l1", **options}
+    )
 
 
 def with_part(part: nn.Module, task: str = "b") -> Net:

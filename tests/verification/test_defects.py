@@ -281,11 +281,18 @@ def test_a_compiled_backbone_is_right() -> None:
 
 def test_a_strength_of_fifty_times_the_losses() -> None:
     share = float(report_of(Net(), strength=1.0)["share"].found.split()[3])
-    for factor, passed in ((50, False), (3.1, False), (2.9, True), (0.1, True), (5e-4, False)):
+    for factor, passed in ((50, False), (10.1, False), (9.9, True), (0.1, True), (4e-4, False)):
         report = report_of(Net(), strength=factor / share)
         assert report["share"].passed is passed, str(report)
-        assert f"{factor:.3g} times" in report["share"].found
-    assert f"strength={1 / share:.2g} makes it" in report_of(Net(), strength=50 / share)["share"].advice
+        assert float(report["share"].found.split()[3]) == pytest.approx(factor, rel=2e-3)
+    assert f"strength={0.01 / share:.2g} to {1 / share:.2g}" in report_of(Net(), strength=50 / share)["share"].advice
+
+
+def test_a_strength_that_is_found_in_training() -> None:
+    share = float(report_of(Net(), strength=1.0)["share"].found.split()[3])
+    check = report_of(Net(), strength="auto", share=0.5)["share"]
+    assert check.passed
+    assert f"it would be {0.5 / share:.2g}, for a share of 0.5" in check.found
 
 
 def test_saliencies_that_vanish_in_half_precision() -> None:

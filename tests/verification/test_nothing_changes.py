@@ -49,7 +49,7 @@ def test_nothing_changes(attached: bool, surgery: bool) -> None:
     regularizer, others = None, []
     if attached:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        regularizer = SaliencyRegularizer(model, optimizer=optimizer, **options)
+        regularizer = SaliencyRegularizer(model, optimizer=optimizer, **{"strength": 0.1, "metric": "l1", **options})
         for _ in range(2):
             outputs = model(X)
             (sum(losses(outputs).values()) + regularizer(losses=losses(outputs))).backward()
@@ -75,12 +75,12 @@ def test_nothing_changes(attached: bool, surgery: bool) -> None:
         assert vars(regularizer._reminders) == reminded
         assert float(regularizer()) > 0  # the forward that waited
     else:
-        SaliencyRegularizer(model, "heads")  # nothing is attached
+        SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")  # nothing is attached
 
 
 def test_a_regularizer_that_has_seen_nothing_has_seen_nothing_afterwards() -> None:
     model = Net()
-    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0:input", strength=10.0)
+    regularizer = SaliencyRegularizer(model, "heads", feature="backbone.0:input", strength=10.0, metric="l1")
     capture = regularizer._capture
 
     def seen() -> list[Any]:

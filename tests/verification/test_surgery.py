@@ -168,7 +168,7 @@ def test_a_weighting_with_state_of_its_own_keeps_it(kind: str) -> None:
 
 def test_passing_in_the_users_loop_shows() -> None:
     model = conflicts()
-    regularizer = SaliencyRegularizer(model, "heads", strength=10.0, surgery=PCGrad())
+    regularizer = SaliencyRegularizer(model, "heads", strength=10.0, surgery=PCGrad(), metric="l1")
 
     def passing(losses: dict[str, Tensor], penalty: Tensor) -> None:
         with regularizer.surgery.passing():

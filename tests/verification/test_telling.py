@@ -67,7 +67,7 @@ def test_wrong_use() -> None:
     assert failed(report) == ["heads"]
     assert "'head'" in report["heads"].found
     assert report["saliency"].found == "not checked: the regularizer could not be built"
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     with pytest.raises(AlreadyAttachedError, match="regularizer=it"):
         verify(model, X)
     with pytest.raises(ConfigurationError, match=r"\['strength'\] are those of the regularizer"):

@@ -22,7 +22,7 @@ def saliency_regularizer(
     model: nn.Module,
     tasks: Sequence[str],
     *,
-    strength: float = 0.1,
+    strength: float | str = "auto",
     feature: str | nn.Module | Sequence[str | nn.Module] = "auto",
     image_size: int | tuple[int, int] | None = None,
     **options: Any,
@@ -32,7 +32,7 @@ def saliency_regularizer(
     Args:
         model: the timm model, alone or inside of ``DistributedDataParallel``.
         tasks: a name for each class, in the order of the columns.
-        strength: factor of the penalty.
+        strength: factor of the penalty, or ``"auto"``, as in :class:`SaliencyRegularizer`.
         feature: ``"auto"``: what the classifier reads, ``[B, C]``. Where the classifier is a ``Linear`` behind average
             pooling, the saliency there is its weight row, in closed form, and that is also the saliency of the map before
             pooling under ``pool="sum"``. Nothing is between it and the logits that has no second derivative. Where several

@@ -22,7 +22,7 @@ def saliency_regularizer(
     model: nn.Module,
     tasks: Sequence[str] | None = None,
     *,
-    strength: float = 0.1,
+    strength: float | str = "auto",
     feature: str | nn.Module | Sequence[str | nn.Module] | None = None,
     classifier: str | None = None,
     **options: Any,
@@ -37,7 +37,7 @@ def saliency_regularizer(
         model: ``AutoModelForSequenceClassification``, ``...TokenClassification``, ``...ImageClassification`` or
             ``...AudioClassification``; also with LoRA (peft), or inside of ``DistributedDataParallel``.
         tasks: a name for each label, in the order of the columns; by default those of ``config.id2label``.
-        strength: factor of the penalty.
+        strength: factor of the penalty, or ``"auto"``, as in :class:`SaliencyRegularizer`.
         feature: by default what the last ``Linear`` reads. There the saliency is its weight row, in closed form, and the
             penalty trains the classifier alone. Or the name of a module whose output is taken instead, such as
             ``"bert.encoder:output.last_hidden_state"`` or ``"bert.encoder.layer.11:output"``: what lies between it and the

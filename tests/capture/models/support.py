@@ -18,7 +18,7 @@ def sum_of_distances(outputs: Any, feature: Tensor, **options: Any) -> Tensor:
 
 
 def attached(model: nn.Module, *args: Any, tasks: int = 3, **options: Any) -> SaliencyRegularizer:
-    return SaliencyRegularizer(model, *args, strength=1.0, relations=uniform(tasks), **options)
+    return SaliencyRegularizer(model, *args, strength=1.0, relations=uniform(tasks), **{"metric": "l1", **options})
 
 
 def mlp(inputs: int, outputs: int = 1) -> nn.Sequential:

@@ -96,7 +96,7 @@ def test_several_columns_for_each_task() -> None:
     penalty = regularizer()
     model.fc = nn.Sequential(model.fc, nn.Unflatten(1, (3, 4)))  # the same, [B, T, K]
     regularizer.remove()
-    by_rows = SaliencyRegularizer(model, "fc", tasks=TASKS, strength=1.0, relations=uniform(3))
+    by_rows = SaliencyRegularizer(model, "fc", tasks=TASKS, strength=1.0, relations=uniform(3), metric="l1")
     logits = model(x)
     assert logits.shape == (6, 3, 4)
     torch.testing.assert_close(by_rows(), penalty)

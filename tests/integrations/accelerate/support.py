@@ -79,7 +79,7 @@ def prepared(
     plain_model, plain_optimizer = make_model()
 
     def build(model: nn.Module, optimizer: Any = None) -> SaliencyRegularizer:
-        return SaliencyRegularizer(model, "heads", strength=0.5, optimizer=optimizer, **options)
+        return SaliencyRegularizer(model, "heads", strength=0.5, optimizer=optimizer, **{"metric": "l1", **options})
 
     if way == "before prepare":
         regularizer = build(plain_model)

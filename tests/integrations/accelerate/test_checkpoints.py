@@ -24,7 +24,13 @@ Tracker: Any = pytest.importorskip("accelerate.tracking").GeneralTracker
 def resumable(accelerator: Any, seed: int, **options: Any) -> tuple[nn.Module, Any, SaliencyRegularizer]:
     plain, plain_optimizer = make_model(seed)
     regularizer = SaliencyRegularizer(
-        plain, "heads", strength=0.5, warmup_steps=6, surgery=PCGrad(), max_tasks_per_step=2, **options
+        plain,
+        "heads",
+        strength=0.5,
+        warmup_steps=6,
+        surgery=PCGrad(),
+        max_tasks_per_step=2,
+        **{"metric": "l1", **options},
     )
     register(regularizer, accelerator, optimizer=plain_optimizer)
     model, optimizer = accelerator.prepare(plain, plain_optimizer)
@@ -61,7 +67,7 @@ def test_distances_that_wait_for_a_step_are_kept(tmp_path: Path) -> None:
         with fresh_state():
             accelerator = accelerate.Accelerator(cpu=True)
             model, _ = make_model(seed)
-            regularizer = SaliencyRegularizer(model, "heads")
+            regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
             register(regularizer, accelerator)
             if seed == 0:
                 model(batch(0)[0])
@@ -99,8 +105,8 @@ def test_several_objects_and_their_order(tmp_path: Path) -> None:
         feature = FeatureSurgery(third, "heads", weighting=PCGrad(seed=4))
         return (
             Counter(),
-            SaliencyRegularizer(first, "heads"),
-            SaliencyRegularizer(second, ["a", "b"]),
+            SaliencyRegularizer(first, "heads", strength=0.1, metric="l1"),
+            SaliencyRegularizer(second, ["a", "b"], strength=0.1, metric="l1"),
             surgery,
             feature,
         )
@@ -144,7 +150,7 @@ def test_other_tasks_and_other_rules_are_refused(tmp_path: Path) -> None:
     def with_tasks(tasks: str, **options: Any) -> Any:
         accelerator = accelerate.Accelerator(cpu=True)
         heads = nn.ModuleDict({task: nn.Linear(4, 1) for task in tasks})
-        register(SaliencyRegularizer(heads, list(tasks), **options), accelerator)
+        register(SaliencyRegularizer(heads, list(tasks), **{"strength": 0.1, "metric": "l1", **options}), accelerator)
         return accelerator
 
     with fresh_state():
@@ -160,7 +166,7 @@ def test_the_checkpoint_is_a_plain_state_dict(tmp_path: Path) -> None:
     model, optimizer, regularizer, _ = prepared(accelerator, "before prepare", wrapped=True)
     steps_with(accelerator, model, optimizer, regularizer, range(3))
     accelerator.save_state(str(tmp_path))
-    alone = SaliencyRegularizer(None, tasks=TASKS)
+    alone = SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1")
     alone.load_state_dict(torch.load(tmp_path / "custom_checkpoint_0.pkl"))
     assert_same_state(alone, regularizer)
 
@@ -178,7 +184,7 @@ def test_registering_twice_and_by_hand(tmp_path: Path) -> None:
     assert int(regularizer.steps) == 1
     other.step()
     assert int(regularizer.steps) == 2
-    by_hand = SaliencyRegularizer(None, tasks=TASKS)
+    by_hand = SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1")
     accelerator.register_for_checkpointing(by_hand)
     register(by_hand, accelerator)
     accelerator.save_state(str(tmp_path))

@@ -53,7 +53,7 @@ def engine_optimizers() -> dict[str, Callable[[torch.optim.Optimizer], Any]]:
 def test_optimizers_of_engines_are_known_without_the_engine(name: str) -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     wrapped = engine_optimizers()[name](optimizer)
     with pytest.raises(ConfigurationError, match=rf"{name}.*if accelerator.sync_gradients.*regularizer.step\(\)"):
         register(regularizer, accelerator, optimizer=wrapped)
@@ -66,7 +66,7 @@ def test_engines(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     accelerator = accelerate.Accelerator(cpu=True)
     monkeypatch.setattr(accelerate.Accelerator, "distributed_type", property(lambda self: kind))
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     with pytest.raises(ConfigurationError, match=rf"{engine}.*without optimizer=.*regularizer.step\(\)"):
         register(regularizer, accelerator, optimizer=optimizer)
     register(regularizer, accelerator)
@@ -75,11 +75,11 @@ def test_engines(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     regularizer.step()
     accelerator.save_state(str(tmp_path))
     saved = regularizer.relations.matrix()
-    regularizer.load_state_dict(SaliencyRegularizer(None, tasks=TASKS).state_dict())
+    regularizer.load_state_dict(SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1").state_dict())
     accelerator.load_state(str(tmp_path))
     assert torch.equal(regularizer.relations.matrix(), saved)
     assert int(regularizer.steps) == 1
-    following = SaliencyRegularizer(None, tasks=TASKS, optimizer=optimizer)
+    following = SaliencyRegularizer(None, tasks=TASKS, optimizer=optimizer, strength=0.1, metric="l1")
     with pytest.raises(ConfigurationError, match="Build the regularizer without optimizer="):
         register(following, accelerator)
     surgery = ParameterSurgery(model)
@@ -97,7 +97,7 @@ def test_a_model_that_prepare_compiles_is_refused_in_time() -> None:
         with fresh_state():
             accelerator = accelerate.Accelerator(cpu=True, dynamo_backend=backend)
             model, optimizer = make_model()
-            regularizer = SaliencyRegularizer(model, "heads")
+            regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
             with pytest.raises(ConfigurationError, match=rf"dynamo_backend='{backend}'.*model.backbone.compile\(\)"):
                 register(regularizer, accelerator, optimizer=optimizer)
             register(FeatureSurgery(make_model()[0], "heads"), accelerator)  # needs no second derivative
@@ -118,7 +118,7 @@ def test_a_backbone_compiled_alone_works(when: str) -> None:
             plain.eval()
             if compiled and when == "before":
                 plain.backbone.compile(backend="aot_eager")
-            regularizer = SaliencyRegularizer(plain, "heads", strength=0.5)
+            regularizer = SaliencyRegularizer(plain, "heads", strength=0.5, metric="l1")
             register(regularizer, accelerator, optimizer=plain_optimizer)
             model, optimizer = accelerator.prepare(plain, plain_optimizer)
             if compiled and when == "after":

@@ -41,7 +41,7 @@ WAYS = ("before prepare", "after prepare", "registered before, attached after", 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_numbers_of_a_plain_loop(way: str) -> None:
     own_model, own_optimizer = make_model()
-    own = SaliencyRegularizer(own_model, "heads", strength=0.5, optimizer=own_optimizer)
+    own = SaliencyRegularizer(own_model, "heads", strength=0.5, optimizer=own_optimizer, metric="l1")
     torch.manual_seed(1)
     expected = plain_steps(own_model, own_optimizer, own, range(5))
     accelerator = accelerate.Accelerator(cpu=True)
@@ -112,7 +112,7 @@ def test_backward_divides_the_penalty_with_the_loss() -> None:
     torch.manual_seed(0)
     model = Net().eval()  # no dropout, fixed statistics
     x, y = batch(0)
-    own = SaliencyRegularizer(model, "heads", strength=0.5)
+    own = SaliencyRegularizer(model, "heads", strength=0.5, metric="l1")
     for part in range(2):
         rows = slice(8 * part, 8 * part + 8)
         ((sum(losses_of(model(x[rows]), y[rows]).values()) + own()) / 2).backward()
@@ -120,7 +120,7 @@ def test_backward_divides_the_penalty_with_the_loss() -> None:
     own.remove()
     model.zero_grad()
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.5)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.5, metric="l1")
     register(regularizer, accelerator)
     model = accelerator.prepare(model)
     for part in range(2):
@@ -151,7 +151,7 @@ def test_steps_that_the_loss_scale_skips_do_not_count(way: str, clip: bool, fuse
     accelerator = fp16_on_cpu()
     plain, _ = make_model()
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=fused)
-    regularizer = SaliencyRegularizer(plain, "heads", strength=0.1)
+    regularizer = SaliencyRegularizer(plain, "heads", strength=0.1, metric="l1")
     if way == "before prepare":
         register(regularizer, accelerator, optimizer=optimizer)
     model, optimizer = accelerator.prepare(plain, optimizer)
@@ -182,7 +182,7 @@ def test_bfloat16(way: str) -> None:
     torch.manual_seed(1)
     found = steps_with(accelerator, model, optimizer, regularizer, range(3))
     own_model, own_optimizer = make_model()
-    own = SaliencyRegularizer(own_model, "heads", strength=0.5, optimizer=own_optimizer)
+    own = SaliencyRegularizer(own_model, "heads", strength=0.5, optimizer=own_optimizer, metric="l1")
     torch.manual_seed(1)
     expected = plain_steps(own_model, own_optimizer, own, range(3))
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0.03, atol=0)

@@ -52,7 +52,7 @@ def test_parameter_surgery_adds_the_penalty_by_its_share() -> None:
     torch.manual_seed(0)
     x, y = batch(0)
     model = Net().eval()
-    regularizer = SaliencyRegularizer(model, "heads", strength=0.5)
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.5, metric="l1")
     surgery = ParameterSurgery(model, lambda gramian: torch.ones(len(gramian)), shared="backbone")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     (sum(losses_of(model(x), y).values()) + regularizer()).backward()

@@ -54,7 +54,7 @@ def with_fixed_relations(tasks: tuple[str, ...] = TASKS, **options: Any) -> Sali
     matrix = MATRIX if size == 3 else torch.rand(size, size, generator=torch.Generator().manual_seed(0))
     matrix = (matrix + matrix.T).fill_diagonal_(0)
     relations = RelationWeights(size, "fixed", matrix=matrix)
-    return SaliencyRegularizer(None, tasks=tasks, relations=relations, strength=0.5, **options)
+    return SaliencyRegularizer(None, tasks=tasks, relations=relations, strength=0.5, **{"metric": "l1", **options})
 
 
 def called(regularizer: SaliencyRegularizer, **options: Any) -> SaliencyRegularizer:
@@ -159,7 +159,7 @@ def test_names_in_the_picture_cost_no_matplotlib_state() -> None:
         "import sys, torch; from saliency_reg import SaliencyRegularizer; "
         "from saliency_reg.integrations import accelerate; from saliency_reg.integrations.shared import relation_image; "
         "assert not {'accelerate', 'matplotlib', 'tensorboard'} & set(sys.modules), 'import'; "
-        "r = SaliencyRegularizer(None, tasks=['a', 'b']); f = torch.ones(4, 2, requires_grad=True); "
+        "r = SaliencyRegularizer(None, tasks=['a', 'b'], strength=1); f = torch.ones(4, 2, requires_grad=True); "
         "r(outputs={'a': f.sum(1), 'b': 2 * f.sum(1)}, features=f); "
         "print(relation_image.image_of(r.report).shape, 'matplotlib.pyplot' in sys.modules)"
     )
@@ -274,7 +274,7 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     recorder = Recorder()
     accelerator = recording(recorder)
     model, _ = make_model()
-    regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0, metric="l1")
     feature = model.backbone(batch(0)[0])
     for task in ("left", "up"):
         model.heads[task](feature)

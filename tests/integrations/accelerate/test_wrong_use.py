@@ -29,7 +29,7 @@ Tracker: Any = pytest.importorskip("accelerate.tracking").GeneralTracker
 def test_wrong_arguments() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimizer = make_model()
-    regularizer = SaliencyRegularizer(model, "heads")
+    regularizer = SaliencyRegularizer(model, "heads", strength=0.1, metric="l1")
     with pytest.raises(WrongTypeError, match=r"found Accelerator. Use register\(regularizer, accelerator\)"):
         register(accelerator, regularizer)
     with pytest.raises(WrongTypeError, match=r"must be an accelerate.Accelerator, found Net"):
@@ -57,13 +57,13 @@ def test_wrong_arguments() -> None:
 
 def test_a_prepared_regularizer_is_refused() -> None:
     accelerator = accelerate.Accelerator(cpu=True)
-    regularizer = accelerator.prepare(SaliencyRegularizer(None, tasks=TASKS))
+    regularizer = accelerator.prepare(SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1"))
     with pytest.raises(ConfigurationError, match="Prepare the model, the optimizer and the loaders only"):
         register(regularizer, accelerator)
 
 
 def test_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
-    regularizer = SaliencyRegularizer(None, tasks=TASKS)
+    regularizer = SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingPackageError, match=r'pip install "saliency-reg\[accelerate\]"') as caught:
         register(regularizer, object())

@@ -29,7 +29,7 @@ def tick_labels(axis: Any) -> list[str]:
 def trained() -> SaliencyRegularizer:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
-    regularizer = SaliencyRegularizer(model, heads="2", tasks=["left", "middle", "right"])
+    regularizer = SaliencyRegularizer(model, heads="2", tasks=["left", "middle", "right"], strength=0.1, metric="l1")
     model(torch.randn(6, 5))
     regularizer()
     regularizer.step()

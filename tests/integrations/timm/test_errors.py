@@ -230,7 +230,7 @@ def test_images_that_do_not_fit() -> None:
 
 def test_the_regularizer_knows_the_heads() -> None:
     with pytest.raises(ConfigurationError, match=r"\['heads'\] are known here"):
-        built().regularizer(heads="heads")
+        built().regularizer(heads="heads", strength=0.1, metric="l1")
 
 
 def test_features_of_no_known_kind() -> None:

@@ -108,7 +108,7 @@ HEADS = [
 @pytest.mark.parametrize(("name", "size", "positions"), SMALL)
 def test_penalty_is_the_explicit_loop(name: str, size: int, positions: tuple[int, ...], head: HeadConfig) -> None:
     model = built(name, {"a": 1, "b": 1, "c": 3}, size, head=head).eval()
-    regularizer = model.regularizer(strength=1.0, relations=uniform(3))
+    regularizer = model.regularizer(strength=1.0, relations=uniform(3), metric="l1")
     batch = images(size)
     model(batch)
     found = regularizer()
@@ -116,7 +116,7 @@ def test_penalty_is_the_explicit_loop(name: str, size: int, positions: tuple[int
     assert expected > 0
     torch.testing.assert_close(found.item(), expected, rtol=1e-9, atol=1e-12)
     regularizer.remove()
-    with model.regularizer(strength=1.0, relations=uniform(3), feature="map") as regularizer:
+    with model.regularizer(strength=1.0, relations=uniform(3), feature="map", metric="l1") as regularizer:
         model(batch)
         torch.testing.assert_close(regularizer().item(), expected, rtol=1e-9, atol=1e-12)
 
@@ -128,7 +128,7 @@ def test_surgery_at_the_pooled_feature_is_that_at_the_map(pooling: str) -> None:
     batch, directions = images(32, 4), torch.rand(3, 4, dtype=torch.float64) * torch.tensor([[1.0], [-0.5], [1.0]])
     found = []
     for feature in ("auto", "map"):
-        with model.regularizer(strength=0.5, surgery=PCGrad(), feature=feature) as regularizer:
+        with model.regularizer(strength=0.5, surgery=PCGrad(), feature=feature, metric="l1") as regularizer:
             outputs = [output.reshape(4, -1)[:, 0] for output in model(batch).values()]
             losses = [(output * direction).mean() for output, direction in zip(outputs, directions)]
             model.zero_grad()
@@ -151,12 +151,12 @@ def test_heads_that_pool_differently_have_a_pooling_each() -> None:
     expected = penalty(model.backbone, list(model.heads.values()), batch, (1, 2))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ConfigurationError, match="unknown feature 'layer4'. Use 'auto' or 'map'"):
-        model.regularizer(feature="layer4")
+        model.regularizer(feature="layer4", strength=0.1, metric="l1")
 
 
 def test_linear_heads_behind_average_pooling_have_their_weight_rows_as_saliency() -> None:
     model = built("test_resnet", ["a", "b"], 64)
-    regularizer = model.regularizer(strength=1.0, relations=uniform(2))
+    regularizer = model.regularizer(strength=1.0, relations=uniform(2), metric="l1")
     model(images(64))
     rows = [head[0].weight for head in model.heads.values()]
     torch.testing.assert_close(regularizer(), (rows[0] - rows[1]).abs().sum())
@@ -185,7 +185,9 @@ def test_channels_last_is_the_permuted_channels_first() -> None:
     at_map = {"feature": "backbone"}
     axis = {"channel_axis": model.backbone.layout.channel_axis}
     for own, more in ((model, {**at_map, **axis}), (permuted, {}), (model, at_map), (model, {})):
-        with SaliencyRegularizer(own, relations=uniform(3), **options, **more) as regularizer:
+        with SaliencyRegularizer(
+            own, relations=uniform(3), **{"strength": 0.1, "metric": "l1", **options}, **more
+        ) as regularizer:
             own(batch)
             found.append(regularizer())
     torch.testing.assert_close(found[0], found[1])
@@ -263,7 +265,7 @@ def test_every_parameter_that_requires_grad_gets_a_gradient(name: str, size: int
 def test_surgery_and_a_step() -> None:
     model = built("test_vit", {"a": 1, "b": 1, "c": 3}, 32, head=HeadConfig(hidden=(8,)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    regularizer = model.regularizer(strength=0.1, optimizer=optimizer, surgery=PCGrad())
+    regularizer = model.regularizer(strength=0.1, optimizer=optimizer, surgery=PCGrad(), metric="l1")
     losses = {task: output.square().mean() for task, output in model(images(32)).items()}
     before = model.backbone.model.patch_embed.proj.weight.detach().clone()
     (sum(losses.values()) + regularizer(losses=losses)).backward()

@@ -213,9 +213,11 @@ def test_an_attached_regularizer_does_not_notice(way: str, surgery: bool) -> Non
         )
         model = model.double()
         regularizer = (
-            SaliencyRegularizer(model, heads="heads", **options)
+            SaliencyRegularizer(model, heads="heads", **{"strength": 0.1, "metric": "l1", **options})
             if way == "multi-task"
-            else saliency_regularizer(model, ["a", "b", "c"], feature=way, **options)
+            else saliency_regularizer(
+                model, ["a", "b", "c"], feature=way, **{"strength": 0.1, "metric": "l1", **options}
+            )
         )
         if look:
             task_saliency_maps(model, images(32))

@@ -83,7 +83,9 @@ def test_what_is_found(name: str, size: int, classifier: tuple[str, ...], featur
 def test_penalty_is_the_explicit_loop(name: str, size: int, feature: str) -> None:
     model = built(name, size).eval()
     batch = images(size, 2)
-    with saliency_regularizer(model, TASKS, strength=1.0, relations=uniform(3), feature=feature) as regularizer:
+    with saliency_regularizer(
+        model, TASKS, strength=1.0, relations=uniform(3), feature=feature, metric="l1"
+    ) as regularizer:
         model(batch)
         found = regularizer()
     whole = len(find_classifier(model)) == 1
@@ -150,7 +152,7 @@ def test_behind_average_pooling_the_input_of_the_classifier_says_what_the_map_sa
     found = []
     for feature in ("auto", "map"):
         model = built(name, size).eval()
-        regularizer = saliency_regularizer(model, TASKS, strength=1.0, feature=feature, surgery=PCGrad())
+        regularizer = saliency_regularizer(model, TASKS, strength=1.0, feature=feature, surgery=PCGrad(), metric="l1")
         logits = model(images(size))
         loss = regularizer()
         losses = (logits - torch.arange(3)).square().mean(0)
@@ -167,14 +169,16 @@ def test_behind_average_pooling_the_input_of_the_classifier_says_what_the_map_sa
 
 def test_closed_form_for_a_linear_classifier() -> None:
     model = built("test_resnet", 64)
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     model(images(64))
     regularizer()
     assert "closed form" in str(regularizer)
 
 
 def with_named_feature(model: nn.Module, size: int, feature: str) -> float:
-    with saliency_regularizer(model, TASKS, strength=1.0, relations=uniform(3), feature=feature) as regularizer:
+    with saliency_regularizer(
+        model, TASKS, strength=1.0, relations=uniform(3), feature=feature, metric="l1"
+    ) as regularizer:
         model(images(size))
         found = regularizer()
         assert feature in str(regularizer)
@@ -204,12 +208,12 @@ def test_attention_pooling_at_the_map() -> None:
     """Behind the map there is a fused kernel without a second derivative: run as it is, it would end in an error."""
     model = built("test_vit3", 32).float()
     batch = images(32).float()
-    regularizer = SaliencyRegularizer(model, heads="head", tasks=TASKS, feature="norm")
+    regularizer = SaliencyRegularizer(model, heads="head", tasks=TASKS, feature="norm", strength=0.1, metric="l1")
     model(batch)
     with pytest.raises(SecondDerivativeError, match="sdpa_kernel"):
         regularizer()
     regularizer.remove()
-    regularizer = saliency_regularizer(model, TASKS, feature="map")
+    regularizer = saliency_regularizer(model, TASKS, feature="map", strength=0.1, metric="l1")
     logits = model(batch)
     (logits.sum() + regularizer()).backward()
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
@@ -223,37 +227,37 @@ def test_nothing_is_left_behind(name: str, size: int, feature: str) -> None:
     model = built(name, size).eval()
     keys, modules = list(model.state_dict()), [own for own, _ in model.named_modules()]
     before = model(images(size, 2))
-    regularizer = saliency_regularizer(model, TASKS, feature=feature)
+    regularizer = saliency_regularizer(model, TASKS, feature=feature, strength=0.1, metric="l1")
     assert (list(model.state_dict()), [own for own, _ in model.named_modules()]) == (keys, modules)
     assert torch.equal(model(images(size, 2)), before)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert is_clean(twin) or set(vars(twin)) & {"forward_head"}
         assert torch.equal(twin(images(size, 2)), before)
-        saliency_regularizer(twin, TASKS, feature=feature).remove()
+        saliency_regularizer(twin, TASKS, feature=feature, strength=0.1, metric="l1").remove()
     with pytest.raises(AlreadyAttachedError):
-        saliency_regularizer(model, TASKS, feature=feature)
+        saliency_regularizer(model, TASKS, feature=feature, strength=0.1, metric="l1")
     assert regularizer() >= 0  # the one that is attached still works
     regularizer.remove()
     assert is_clean(model)
     del regularizer
-    saliency_regularizer(model, TASKS, feature=feature)  # dropped at once
+    saliency_regularizer(model, TASKS, feature=feature, strength=0.1, metric="l1")  # dropped at once
     gc.collect()
     assert is_clean(model)
     with pytest.raises(ConfigurationError):
-        saliency_regularizer(model, TASKS, feature=feature, metric="l7")
+        saliency_regularizer(model, TASKS, feature=feature, metric="l7", strength=0.1)
     assert is_clean(model)
 
 
 def test_state_and_copies_of_the_regularizer() -> None:
     model = built("deit_tiny_distilled_patch16_224", 32)
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     model(images(32))
     regularizer()
     regularizer.step()
     twin = pickle.loads(pickle.dumps(copy.deepcopy(regularizer)))
     twin.remove()
     assert not is_clean(model)  # the copy was attached to nothing
-    again = saliency_regularizer(built("deit_tiny_distilled_patch16_224", 32), TASKS)
+    again = saliency_regularizer(built("deit_tiny_distilled_patch16_224", 32), TASKS, strength=0.1, metric="l1")
     again.load_state_dict(regularizer.state_dict())
     assert torch.equal(again.relations.matrix(), regularizer.relations.matrix())
 
@@ -264,7 +268,7 @@ def test_a_frozen_backbone() -> None:
         model.requires_grad_(False)
         model.head.requires_grad_(True)
         model.head_dist.requires_grad_(True)
-        regularizer = saliency_regularizer(model, TASKS, feature=feature)
+        regularizer = saliency_regularizer(model, TASKS, feature=feature, strength=0.1, metric="l1")
         model(images(32))
         penalty = regularizer()
         penalty.backward()
@@ -283,7 +287,7 @@ def test_distributed_data_parallel() -> None:
             for wrapped in (False, True):
                 model = built(name, 32)
                 outer = nn.parallel.DistributedDataParallel(model) if wrapped else model
-                with saliency_regularizer(outer, TASKS, feature=feature, strength=1.0) as regularizer:
+                with saliency_regularizer(outer, TASKS, feature=feature, strength=1.0, metric="l1") as regularizer:
                     loss = outer(images(32)).sum() + regularizer()
                     loss.backward()
                     found.append((loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]))
@@ -304,19 +308,23 @@ def test_distributed_data_parallel() -> None:
 def test_wrong_arguments(tasks: object, options: dict, error: type[Exception], text: str) -> None:
     model = built("test_resnet", 64)
     with pytest.raises(error, match=text):
-        saliency_regularizer(model, tasks, **options)
+        saliency_regularizer(model, tasks, **{"strength": 0.1, "metric": "l1", **options})
     assert is_clean(model)
 
 
 def test_no_classifier() -> None:
     for model in (built("test_resnet", 64, 0), built("test_vit", 32, 0)):
-        for call in (find_classifier, find_feature, lambda model: saliency_regularizer(model, TASKS)):
+        for call in (
+            find_classifier,
+            find_feature,
+            lambda model: saliency_regularizer(model, TASKS, strength=0.1, metric="l1"),
+        ):
             with pytest.raises(
                 ClassifierNotFoundError, match=r"num_classes=0.*Use timm.create_model\(name, num_classes="
             ):
                 call(model)
     with pytest.raises(WrongTypeError, match="model must be what timm.create_model returns, found Sequential"):
-        saliency_regularizer(nn.Sequential(nn.Linear(2, 3)), TASKS)
+        saliency_regularizer(nn.Sequential(nn.Linear(2, 3)), TASKS, strength=0.1, metric="l1")
 
 
 def test_no_single_feature() -> None:
@@ -344,7 +352,7 @@ def test_a_model_that_does_not_tell_its_size() -> None:
         find_classifier(model)
     assert find_classifier(model, 32) == ("head", "head_dist")
     assert find_feature(model, (32, 32)) == "norm"
-    saliency_regularizer(model, TASKS, image_size=32).remove()
+    saliency_regularizer(model, TASKS, image_size=32, strength=0.1, metric="l1").remove()
     assert is_clean(model)
 
 
@@ -353,7 +361,7 @@ def test_a_compiled_model_is_refused_and_looked_at_all_the_same() -> None:
     compiled = torch.compile(model)
     for feature in ("auto", "map"):
         with pytest.raises(ConfigurationError, match=r"compiled by torch.compile.*Compile the backbone alone"):
-            saliency_regularizer(compiled, ["a", "b", "c"], feature=feature)
+            saliency_regularizer(compiled, ["a", "b", "c"], feature=feature, strength=0.1, metric="l1")
     assert is_clean(model)
     maps = task_saliency_maps(compiled, images(64))
     assert torch.equal(maps, task_saliency_maps(model, images(64)))
@@ -364,5 +372,5 @@ def test_a_forward_head_by_hand_is_neither_passed_by_nor_lost() -> None:
     own = model.forward_head
     model.forward_head = lambda features, **options: 2 * own(features, **options)
     with pytest.raises(ConfigurationError, match="was replaced by hand"):
-        saliency_regularizer(model, ["a", "b", "c"], feature="map")
+        saliency_regularizer(model, ["a", "b", "c"], feature="map", strength=0.1, metric="l1")
     assert torch.equal(model.eval()(images(64)), 2 * own(model.forward_features(images(64))))

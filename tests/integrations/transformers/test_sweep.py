@@ -53,7 +53,9 @@ def test_batch_norm_in_front_of_the_classifier() -> None:
     assert sweep_architecture.check_architecture("levit")["unmodified"] == sweep_architecture.OK
     entry = TINY_MODELS["levit"]
     model = classifier_model(entry).train()
-    regularizer = saliency_regularizer(model, feature="classifier.batch_norm:input", cross_sample="error")
+    regularizer = saliency_regularizer(
+        model, feature="classifier.batch_norm:input", cross_sample="error", strength=0.1, metric="l1"
+    )
     model(**entry.inputs(4, seed=0))
     with pytest.raises(CrossSampleError):
         regularizer()

@@ -55,7 +55,11 @@ def test_equals_the_explicit_computation(name: str, strength: float) -> None:
     assert expected.conflicts > 0
     options = {"heads": "heads", "scalarize": "sum", **entry.options}
     regularizer = SaliencyRegularizer(
-        entry.model, strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), **options
+        entry.model,
+        strength=strength,
+        relations=RelationWeights(3, "fixed"),
+        surgery=PCGrad(),
+        **{"metric": "l1", **options},
     )
     outputs = named_outputs(entry.model(entry.inputs))
     (sum(losses_of(outputs).values()) + regularizer()).backward()
@@ -80,7 +84,7 @@ def test_dropout_heads_draw_one_mask(strength: float) -> None:
             break
     assert expected.conflicts > 0
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model, "heads", strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     torch.manual_seed(5)
     (sum(losses_of(model(inputs)).values()) + regularizer()).backward()
@@ -92,7 +96,11 @@ def test_a_feature_in_front_of_what_the_heads_read() -> None:
     model = entry.model
     surgery_at = copy.deepcopy(model)
     regularizer = SaliencyRegularizer(
-        model, strength=0.5, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), **entry.options
+        model,
+        strength=0.5,
+        relations=RelationWeights(3, "fixed"),
+        surgery=PCGrad(),
+        **{"metric": "l1", **entry.options},
     )
     (sum(losses_of(model(entry.inputs)).values()) + regularizer()).backward()
     # By hand: surgery where the heads read, the penalty from the map in front of the trunk.
@@ -206,7 +214,7 @@ def test_a_second_backward_pass_and_passes_of_parts() -> None:
     expected = slow_step(model, entry.inputs, losses_of, lambda g: pcgrad(g, 2), 0.7)
     without_tasks = slow_step(model, entry.inputs, lambda outputs: {"first": 0 * outputs["first"].sum()}, sum, 0.7)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     losses = losses_of(model(entry.inputs))
     penalty = regularizer()

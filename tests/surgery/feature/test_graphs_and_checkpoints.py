@@ -39,7 +39,7 @@ def test_frozen_backbone(strength: float) -> None:
     entry = build("tanh heads", seed=1)
     entry.model.backbone.requires_grad_(False)
     regularizer = SaliencyRegularizer(
-        entry.model, "heads", strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        entry.model, "heads", strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     (sum(losses_of(entry.model(entry.inputs)).values()) + regularizer()).backward()
     twin = build("tanh heads", seed=1).model
@@ -55,7 +55,7 @@ def test_checkpointed_backbone(use_reentrant: bool) -> None:
     model = entry.model
     model.feature_map = lambda x: checkpoint(model.backbone, x, use_reentrant=use_reentrant)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     (sum(losses_of(model(entry.inputs.requires_grad_())).values()) + regularizer()).backward()
     assert_gradients(model, expected)
@@ -88,7 +88,7 @@ def test_compiled_backbone() -> None:
     model = entry.model
     model.backbone.compile()
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     (sum(losses_of(model(entry.inputs)).values()) + regularizer()).backward()
     assert_gradients(model, expected)
@@ -98,7 +98,13 @@ def test_target_loss() -> None:
     entry = build("tanh heads", seed=1)
     model = entry.model
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.7, target="loss", relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model,
+        "heads",
+        strength=0.7,
+        target="loss",
+        relations=RelationWeights(3, "fixed"),
+        surgery=PCGrad(),
+        metric="l1",
     )
     losses = losses_of(model(entry.inputs))
     (sum(losses.values()) + regularizer(losses=losses)).backward()
@@ -147,7 +153,7 @@ def test_the_graph_keeps_nothing_alive() -> None:
 
     before = forks()  # of other tests
     entry = build("tanh heads", seed=1)
-    regularizer = SaliencyRegularizer(entry.model, "heads", surgery=PCGrad())
+    regularizer = SaliencyRegularizer(entry.model, "heads", surgery=PCGrad(), strength=0.1, metric="l1")
     loss = sum(losses_of(entry.model(entry.inputs)).values())
     gone = weakref.ref(regularizer.surgery)
     del regularizer
@@ -180,7 +186,7 @@ def test_heads_whose_last_operation_saves_its_result(function: object) -> None:
     model, inputs = with_heads(lambda: Tail(function))
     expected = slow_step(model, inputs, losses_of, pcgrad, 3.0)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=3.0, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        model, "heads", strength=3.0, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     (sum(losses_of(model(inputs)).values()) + regularizer()).backward()
     assert_gradients(model, expected)
@@ -189,7 +195,7 @@ def test_heads_whose_last_operation_saves_its_result(function: object) -> None:
 def test_hooks_of_the_user_on_an_output_count() -> None:
     entry = build("tanh heads", seed=1)
     regularizer = SaliencyRegularizer(
-        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
 
     def scaled(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -223,7 +229,13 @@ def test_samples_that_are_mixed_later_on(how: str) -> None:
             head.norm.eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), cross_sample="ignore", surgery=PCGrad()
+        model,
+        "heads",
+        strength=0.7,
+        relations=RelationWeights(3, "fixed"),
+        cross_sample="ignore",
+        surgery=PCGrad(),
+        metric="l1",
     )
     conflicts = 0
     for call in range(3):
@@ -253,7 +265,7 @@ def test_plain_views_in_front_of_heads_are_fine() -> None:
 
 def test_the_report_is_not_that_of_an_earlier_step() -> None:
     entry = build("tanh heads", seed=1)
-    regularizer = SaliencyRegularizer(entry.model, "heads", surgery=PCGrad())
+    regularizer = SaliencyRegularizer(entry.model, "heads", surgery=PCGrad(), strength=0.1, metric="l1")
     (sum(losses_of(entry.model(entry.inputs)).values()) + regularizer()).backward()
     assert regularizer.report.surgery is not None
     regularizer.surgery.enabled = False
@@ -266,7 +278,7 @@ def test_the_penalty_in_a_pass_of_its_own(name: str) -> None:
     entry = build(name, seed=1)
     expected = slow_step(entry.model, entry.inputs, losses_of, pcgrad, 0.7)
     regularizer = SaliencyRegularizer(
-        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad()
+        entry.model, "heads", strength=0.7, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), metric="l1"
     )
     losses, penalty = losses_of(entry.model(entry.inputs)), regularizer()
     sum(losses.values()).backward(retain_graph=True)

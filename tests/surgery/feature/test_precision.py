@@ -29,7 +29,7 @@ def test_autocast_and_scaler_give_the_update_of_float32(dtype: torch.dtype, tole
         model = float_model(classes)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         regularizer = SaliencyRegularizer(
-            model, "heads", strength=0.5, scalarize="logsumexp", optimizer=optimizer, surgery=PCGrad()
+            model, "heads", strength=0.5, scalarize="logsumexp", optimizer=optimizer, surgery=PCGrad(), metric="l1"
         )
         scaler = torch.amp.GradScaler("cpu", enabled=autocast and dtype == torch.float16, init_scale=1024.0)
         before = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
@@ -52,7 +52,9 @@ def test_an_overflow_in_one_task_skips_the_step_and_trains_on() -> None:
     for weighting in (PCGrad(), lambda gramian: torch.ones(len(gramian))):
         model = float_model()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        regularizer = SaliencyRegularizer(model, "heads", strength=0.5, optimizer=optimizer, surgery=weighting)
+        regularizer = SaliencyRegularizer(
+            model, "heads", strength=0.5, optimizer=optimizer, surgery=weighting, metric="l1"
+        )
         scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
         for step in range(3):
             before = [parameter.detach().clone() for parameter in model.parameters()]

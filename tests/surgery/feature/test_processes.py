@@ -62,7 +62,11 @@ def one_rank(rank: int, name: str, strength: float, how: str) -> dict[str, Tenso
     options = {"heads": "heads", **entry.options}
     if strength:
         regularizer = SaliencyRegularizer(
-            model, strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), **options
+            model,
+            strength=strength,
+            relations=RelationWeights(3, "fixed"),
+            surgery=PCGrad(),
+            **{"metric": "l1", **options},
         )
     else:
         surgery = FeatureSurgery(model, **options)
@@ -114,7 +118,9 @@ def absent_on_one_rank(rank: int, weighting_name: str, strength: float) -> list[
     model = DistributedDataParallel(entry.model, find_unused_parameters=True)
     weighting = PCGrad() if weighting_name == "PCGrad" else lambda gramian: gramian.sum(0).sigmoid()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    regularizer = SaliencyRegularizer(model, "heads", strength=strength, optimizer=optimizer, surgery=weighting)
+    regularizer = SaliencyRegularizer(
+        model, "heads", strength=strength, optimizer=optimizer, surgery=weighting, metric="l1"
+    )
     found = []
     for step in range(4):
         generator = torch.Generator().manual_seed(10 * step + rank)
@@ -148,7 +154,7 @@ def fifty_steps(rank: int) -> list[Tensor]:
     model = DistributedDataParallel(entry.model.float())
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     regularizer = SaliencyRegularizer(
-        model, "heads", strength=0.1, optimizer=optimizer, relations="fixed", surgery=PCGrad()
+        model, "heads", strength=0.1, optimizer=optimizer, relations="fixed", surgery=PCGrad(), metric="l1"
     )
     for step in range(50):
         generator = torch.Generator().manual_seed(10 * step + rank)

@@ -149,11 +149,15 @@ def test_arguments_that_do_not_fit() -> None:
     entry = build("tanh heads")
     model = entry.model
     with pytest.raises(ConfigurationError, match="Both at once"):
-        SaliencyRegularizer(model, "heads", surgery=FeatureSurgery(build("tanh heads").model, "heads"))
+        SaliencyRegularizer(
+            model, "heads", surgery=FeatureSurgery(build("tanh heads").model, "heads"), strength=0.1, metric="l1"
+        )
     with pytest.raises(ConfigurationError, match="can only be used with a model"):
-        SaliencyRegularizer(None, tasks=["a", "b"], surgery=PCGrad())
+        SaliencyRegularizer(None, tasks=["a", "b"], surgery=PCGrad(), strength=0.1, metric="l1")
     with pytest.raises(ConfigurationError, match="LBFGS evaluates a closure"):
-        SaliencyRegularizer(model, "heads", surgery=PCGrad(), optimizer=torch.optim.LBFGS(model.parameters()))
+        SaliencyRegularizer(
+            model, "heads", surgery=PCGrad(), optimizer=torch.optim.LBFGS(model.parameters()), strength=0.1, metric="l1"
+        )
     with pytest.raises(ConfigurationError, match="LBFGS evaluates a closure"):
         FeatureSurgery(model, "heads", optimizer=torch.optim.LBFGS(model.parameters()))
     with pytest.raises(WrongTypeError, match=r"torch\.nn\.Module"):
@@ -162,7 +166,7 @@ def test_arguments_that_do_not_fit() -> None:
         PCGrad(seed=0.5)
     with pytest.raises(ConfigurationError, match="64 bits"):
         PCGrad(seed=2**70)
-    regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad())
+    regularizer = SaliencyRegularizer(model, "heads", surgery=PCGrad(), strength=0.1, metric="l1")
     feature = torch.randn(3, 6, requires_grad=True)
     with pytest.raises(ConfigurationError, match="cannot be used under surgery"):
         regularizer(outputs={"first": feature.sum(1), "second": feature.sum(1)}, features=feature)

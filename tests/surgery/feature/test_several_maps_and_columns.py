@@ -50,7 +50,11 @@ def test_several_feature_maps_are_weighed_together(strength: float) -> None:
     options = {"heads": "heads", "feature": ["low", "high"]}
     if strength:
         surgery: object = SaliencyRegularizer(
-            model, strength=strength, relations=RelationWeights(3, "fixed"), surgery=PCGrad(), **options
+            model,
+            strength=strength,
+            relations=RelationWeights(3, "fixed"),
+            surgery=PCGrad(),
+            **{"metric": "l1", **options},
         )
     else:
         surgery = FeatureSurgery(model, **options)
@@ -100,7 +104,7 @@ def test_both_ways_around_the_fork_are_one(name: str, pool: str | None, monkeypa
     for replay in (False, True):
         calls.clear()
         entry = build(name, seed=1)
-        regularizer = SaliencyRegularizer(entry.model, "heads", pool=pool, strength=0.7, surgery=PCGrad())
+        regularizer = SaliencyRegularizer(entry.model, "heads", pool=pool, strength=0.7, surgery=PCGrad(), metric="l1")
         loss = sum(losses_of(entry.model(entry.inputs)).values())
         if replay:
             monkeypatch.setattr(SampleMixing, "are_samples_apart", lambda *args, **kwargs: False)

@@ -34,7 +34,7 @@ def test_resumes_bit_for_bit() -> None:
         return (
             model,
             optimizer,
-            SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer, surgery=PCGrad(7)),
+            SaliencyRegularizer(model, "heads", strength=0.1, optimizer=optimizer, surgery=PCGrad(7), metric="l1"),
         )
 
     def train(parts: tuple, steps: range) -> None:
@@ -68,7 +68,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 def test_state_with_and_without_surgery() -> None:
     def make(**options: object) -> SaliencyRegularizer:
-        return SaliencyRegularizer(build("tanh heads").model, "heads", **options)
+        return SaliencyRegularizer(build("tanh heads").model, "heads", **{"strength": 0.1, "metric": "l1", **options})
 
     without, with_surgery = make(), make(surgery=PCGrad(3))
     with_surgery.load_state_dict(without.state_dict())  # surgery that is new in a resumed run

@@ -173,7 +173,7 @@ def test_with_the_penalty_of_a_regularizer() -> None:
     torch.manual_seed(0)
     model = Smooth()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    regularizer = SaliencyRegularizer(model, heads="heads", strength=3.0, optimizer=optimizer)
+    regularizer = SaliencyRegularizer(model, heads="heads", strength=3.0, optimizer=optimizer, metric="l1")
     surgery = ParameterSurgery(model, optimizer=optimizer)
     for step in range(3):
         optimizer.zero_grad()

@@ -66,7 +66,9 @@ def test_lora(where: str, tmp_path: Any) -> None:
     )
     wrapped = get_peft_model(model, lora).double()
     optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.5)
-    regularizer = saliency_regularizer(wrapped, TASKS, strength=0.7, relations=uniform(3), optimizer=optimizer)
+    regularizer = saliency_regularizer(
+        wrapped, TASKS, strength=0.7, relations=uniform(3), optimizer=optimizer, metric="l1"
+    )
     before = copy.deepcopy(wrapped.state_dict())
     labels = torch.randint(2, (3, 3), generator=torch.Generator().manual_seed(2)).double()
     for _ in range(2):
@@ -104,7 +106,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
         if checkpointed:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
             model.enable_input_require_grads()
-        regularizer = saliency_regularizer(model, TASKS, strength=0.7, surgery=PCGrad())
+        regularizer = saliency_regularizer(model, TASKS, strength=0.7, surgery=PCGrad(), metric="l1")
         loss = model(**batch(), labels=torch.ones(3, 3, dtype=torch.float64)).loss
         (loss + regularizer()).backward()
         found.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -115,7 +117,9 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
 def test_it_leaves_no_trace() -> None:
     model, plain = built().train(), built().train()
     names = list(vars(model))
-    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder:output.last_hidden_state")
+    regularizer = saliency_regularizer(
+        model, TASKS, feature="bert.encoder:output.last_hidden_state", strength=0.1, metric="l1"
+    )
     model(**batch())
     regularizer().backward()
     with torch.no_grad():
@@ -133,7 +137,7 @@ def test_it_leaves_no_trace() -> None:
 
 def test_a_forward_that_fails_gives_the_fused_kernels_back() -> None:
     model = built()
-    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0", strength=0.1, metric="l1")
     with pytest.raises(IndexError):
         model(input_ids=torch.tensor([[1000]]))
     assert torch.backends.cuda.flash_sdp_enabled()
@@ -142,7 +146,7 @@ def test_a_forward_that_fails_gives_the_fused_kernels_back() -> None:
 
 def test_names_of_the_labels_are_those_of_the_configuration() -> None:
     model = built(id2label={0: "joy", 1: "anger", 2: "fear"}, label2id={"joy": 0, "anger": 1, "fear": 2})
-    assert saliency_regularizer(model).tasks == ("joy", "anger", "fear")
+    assert saliency_regularizer(model, strength=0.1, metric="l1").tasks == ("joy", "anger", "fear")
 
 
 def _two_layers() -> nn.Module:
@@ -183,15 +187,15 @@ def _two_layers() -> nn.Module:
 def test_bad_input(build: Any, options: dict[str, Any], kind: type[SaliencyRegError], text: str) -> None:
     model = build()
     with pytest.raises(kind, match=text):
-        saliency_regularizer(model, **{"tasks": TASKS, **options})
+        saliency_regularizer(model, **{"strength": 0.1, "metric": "l1", "tasks": TASKS, **options})
     assert is_clean(model)
 
 
 def test_attached_twice() -> None:
     model = built()
-    first = saliency_regularizer(model, TASKS)
+    first = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     with pytest.raises(AlreadyAttachedError):
-        saliency_regularizer(model, TASKS)
+        saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     model(**batch())
     assert first() > 0
 
@@ -199,7 +203,12 @@ def test_attached_twice() -> None:
 def test_a_layer_that_is_not_the_classifier() -> None:
     model = built(num_labels=5)
     regularizer = saliency_regularizer(
-        model, [str(column) for column in range(12)], classifier="bert.pooler.dense", feature=None
+        model,
+        [str(column) for column in range(12)],
+        classifier="bert.pooler.dense",
+        feature=None,
+        strength=0.1,
+        metric="l1",
     )
     model(**batch())
     with pytest.raises(ClassifierNotFoundError, match="and 'bert.pooler.dense' .* that is not the classifier"):
@@ -217,18 +226,22 @@ def test_a_wrapper_that_calls_the_forward_and_not_the_model() -> None:
 
     model = built("BertForTokenClassification", problem_type=None, attn_implementation="sdpa")
     place = "bert.encoder.layer.0"
-    with saliency_regularizer(model, TASKS, relations=uniform(3), feature=place) as regularizer:
+    with saliency_regularizer(
+        model, TASKS, relations=uniform(3), feature=place, strength=0.1, metric="l1"
+    ) as regularizer:
         model(**batch())
         expected = regularizer()
     wrapped = Wrapper(model)
-    with saliency_regularizer(wrapped, TASKS, relations=uniform(3), feature=place) as regularizer:
+    with saliency_regularizer(
+        wrapped, TASKS, relations=uniform(3), feature=place, strength=0.1, metric="l1"
+    ) as regularizer:
         wrapped(**batch())
         assert torch.allclose(regularizer(), expected, rtol=1e-12)
 
 
 def test_an_interrupted_forward_leaves_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built()
-    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0", strength=0.1, metric="l1")
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -246,7 +259,7 @@ def test_where_it_is_off_attention_is_fused(off: str) -> None:
     model = built(attn_implementation="sdpa").float()
     expected = model(**batch()).logits
     regularizer = saliency_regularizer(
-        model, TASKS, feature="bert.encoder.layer.0", strength=0.0 if off == "strength" else 0.1
+        model, TASKS, feature="bert.encoder.layer.0", strength=0.0 if off == "strength" else 0.1, metric="l1"
     )
     if off == "enabled":
         regularizer.enabled = False
@@ -256,7 +269,7 @@ def test_where_it_is_off_attention_is_fused(off: str) -> None:
 def test_checkpointed_layers_do_not_matter_in_an_evaluation() -> None:
     model = built(attn_implementation="sdpa").train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0")
+    regularizer = saliency_regularizer(model, TASKS, feature="bert.encoder.layer.0", strength=0.1, metric="l1")
     model.eval()
     with torch.no_grad():
         model(**batch())
@@ -269,7 +282,7 @@ def test_checkpointed_layers_do_not_matter_in_an_evaluation() -> None:
 )
 def test_models_that_are_no_classifiers(kind: str, text: str) -> None:
     model = built(kind, num_labels=2, problem_type=None)
-    regularizer = saliency_regularizer(model, ["a", "b"])
+    regularizer = saliency_regularizer(model, ["a", "b"], strength=0.1, metric="l1")
     model(**batch())
     with pytest.raises(ClassifierNotFoundError, match=text):
         regularizer()
@@ -277,11 +290,13 @@ def test_models_that_are_no_classifiers(kind: str, text: str) -> None:
 
 def test_tuples_are_looked_at_too() -> None:
     model = built(return_dict=False)
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     assert isinstance(model(**batch()), tuple)
     assert regularizer() > 0
     wrong = built(return_dict=False)
-    regularizer = saliency_regularizer(wrong, [str(column) for column in range(12)], classifier="bert.pooler.dense")
+    regularizer = saliency_regularizer(
+        wrong, [str(column) for column in range(12)], classifier="bert.pooler.dense", strength=0.1, metric="l1"
+    )
     wrong(**batch())
     with pytest.raises(ClassifierNotFoundError, match="that is not the classifier"):
         regularizer()
@@ -290,7 +305,7 @@ def test_tuples_are_looked_at_too() -> None:
 def test_something_behind_the_classifier() -> None:
     model = built()
     model.classifier = nn.Sequential(model.classifier, nn.Tanh())
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     model(**batch())
     with pytest.raises(ClassifierNotFoundError, match="something is computed behind it"):
         regularizer()
@@ -306,6 +321,6 @@ def test_of_two_adapters_the_active_one_is_taken() -> None:
 def test_a_multi_task_model_has_a_method_of_its_own() -> None:
     model = MultiTaskModel.from_encoder(config(), {"joy": 1, "anger": 1})
     with pytest.raises(WrongTypeError, match=r"model\.regularizer"):
-        saliency_regularizer(model, ["joy", "anger"])
+        saliency_regularizer(model, ["joy", "anger"], strength=0.1, metric="l1")
     with pytest.raises(TaskError, match="this model has one task"):
         MultiTaskModel.from_encoder(config(), {"joy": 1}).regularizer()

@@ -49,7 +49,7 @@ def slow_penalty(
 @pytest.mark.parametrize("kind", ["BertForSequenceClassification", "BertForTokenClassification"])
 def test_the_saliency_of_a_linear_classifier_is_its_weight_row(kind: str) -> None:
     model = built(kind, problem_type=None)
-    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3))
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), metric="l1")
     model(**batch())
     penalty = regularizer()
     assert torch.allclose(penalty, 0.7 * sum_of_distances(model.classifier.weight), rtol=1e-12)
@@ -58,7 +58,7 @@ def test_the_saliency_of_a_linear_classifier_is_its_weight_row(kind: str) -> Non
 
 def test_of_a_decoder_only_model_the_penalty_does_not_grow_with_the_texts() -> None:
     model = classifier_model(TINY_MODELS["gpt2"]).double()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), surgery=PCGrad())
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), surgery=PCGrad(), metric="l1")
     found = []
     for longer in (0, 5):
         inputs = TINY_MODELS["gpt2"].inputs(3, 0)
@@ -78,7 +78,7 @@ def test_of_a_decoder_only_model_the_penalty_does_not_grow_with_the_texts() -> N
 def test_at_hidden_states_the_penalty_is_that_of_each_text_alone(attention: str, layer: str) -> None:
     model = built(attn_implementation=attention)
     place = "bert.encoder:output.last_hidden_state" if layer == "last" else "bert.encoder.layer.0"
-    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place, metric="l1")
     loss = model(**batch()).logits.square().mean()
     penalty = regularizer()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -114,7 +114,7 @@ def test_padding_does_not_enter_the_saliency_of_tokens() -> None:
     # Something that is not linear between the hidden states and the logits.
     model.dropout = nn.GELU()
     place = "bert.encoder:output.last_hidden_state"
-    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.7, relations=uniform(3), feature=place, metric="l1")
     model(**batch())
     penalty = regularizer()
     regularizer.remove()
@@ -135,13 +135,13 @@ def test_checkpointed_layers_behind_a_feature() -> None:
     for model in (plain, eager):
         if model is eager:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place)
+        regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place, strength=0.1, metric="l1")
         model(**batch())
         regularizer().backward()
         found.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(*found))
     fused.gradient_checkpointing_enable({"use_reentrant": False})
-    regularizer = saliency_regularizer(fused, TASKS, feature=place)
+    regularizer = saliency_regularizer(fused, TASKS, feature=place, strength=0.1, metric="l1")
     with pytest.raises(ConfigurationError, match="set_attn_implementation\\('eager'\\)"):
         fused(**batch())
     regularizer.remove()
@@ -150,7 +150,7 @@ def test_checkpointed_layers_behind_a_feature() -> None:
 def test_in_half_precision() -> None:
     model = built().float().train()
     regularizer = saliency_regularizer(
-        model, TASKS, feature="bert.encoder:output.last_hidden_state", strength=0.7, relations=uniform(3)
+        model, TASKS, feature="bert.encoder:output.last_hidden_state", strength=0.7, relations=uniform(3), metric="l1"
     )
     model(**batch())
     exact = regularizer()
@@ -163,7 +163,7 @@ def test_in_half_precision() -> None:
 
 def test_a_feature_of_your_own_choice_and_logits_of_one_token() -> None:
     model = classifier_model(TINY_MODELS["gpt2"]).double()
-    regularizer = saliency_regularizer(model, TASKS, feature="transformer.ln_f")
+    regularizer = saliency_regularizer(model, TASKS, feature="transformer.ln_f", strength=0.1, metric="l1")
     model(**TINY_MODELS["gpt2"].inputs(3, 0))
     with pytest.raises(ClassifierNotFoundError, match="Leave feature= out"):
         regularizer()
@@ -172,7 +172,9 @@ def test_a_feature_of_your_own_choice_and_logits_of_one_token() -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_padding_does_not_enter_where_attention_lies_behind_the_feature(attention: str) -> None:
     model = built("BertForTokenClassification", problem_type=None, attn_implementation=attention)
-    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature="bert.encoder.layer.0")
+    regularizer = saliency_regularizer(
+        model, TASKS, relations=uniform(3), feature="bert.encoder.layer.0", strength=0.1, metric="l1"
+    )
     found = []
     for more in (0, 5):
         inputs = {name: torch.cat([own, own.new_zeros(3, more)], dim=1) for name, own in batch().items()}
@@ -184,7 +186,7 @@ def test_padding_does_not_enter_where_attention_lies_behind_the_feature(attentio
 
 def test_a_loss_has_its_saliency_at_one_token_of_a_decoder() -> None:
     model = classifier_model(TINY_MODELS["gpt2"]).double().eval()
-    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), target="loss")
+    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), target="loss", strength=0.1, metric="l1")
     ids = TINY_MODELS["gpt2"].inputs(2, 0)["input_ids"][:1, :4]
     found = []
     for times in (1, 3):  # behind padding on the left, so that the text and its positions stay the same
@@ -202,7 +204,7 @@ def test_the_mask_of_a_forward_is_not_that_of_the_next() -> None:
     model = built("BertForTokenClassification", problem_type=None)
     model.dropout = nn.GELU()
     place = "bert.encoder:output.last_hidden_state"
-    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place)
+    regularizer = saliency_regularizer(model, TASKS, relations=uniform(3), feature=place, strength=0.1, metric="l1")
     ids = batch()["input_ids"]
     model(input_ids=ids)
     expected = regularizer()
@@ -239,7 +241,7 @@ def test_padding_of_a_recording() -> None:
 
 def test_a_forward_that_raised_or_diverged_condemns_nothing() -> None:
     model = built()
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     with pytest.raises(ValueError, match="size"):
         model(**batch(), labels=torch.zeros(3, 4, dtype=torch.float64))
     weight = model.classifier.weight.detach().clone()
@@ -258,7 +260,9 @@ def test_padded_frames_of_a_recording_do_not_enter_behind_attention() -> None:
     model.set_attn_implementation("eager")
     waves = torch.randn(1, 680, dtype=torch.float64)
     inputs = {"input_values": waves, "attention_mask": (torch.arange(680) < 400)[None].long()}
-    with saliency_regularizer(model, TASKS, relations=uniform(3), feature="wav2vec2.encoder.layers.0") as regularizer:
+    with saliency_regularizer(
+        model, TASKS, relations=uniform(3), feature="wav2vec2.encoder.layers.0", strength=0.1, metric="l1"
+    ) as regularizer:
         model(**inputs)
         penalty = regularizer()
     states: list[Tensor] = []

@@ -14,7 +14,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def regularizer_of(model: Any, **options: Any) -> SaliencyRegularizer:
-    return model.regularizer(**{"strength": 1.0, "relations": uniform(len(model.tasks)), **options})
+    return model.regularizer(**{"metric": "l1", "strength": 1.0, "relations": uniform(len(model.tasks)), **options})
 
 
 def real(model: Any, logits: dict[str, Tensor], inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -451,9 +451,9 @@ def test_what_the_regularizer_knows_already() -> None:
         with pytest.raises(
             ConfigurationError, match=rf"\['{next(iter(option))}'\] are known here. Leave them out, or use"
         ):
-            built().regularizer(**option)
+            built().regularizer(**{"strength": 0.1, "metric": "l1", **option})
     with pytest.raises(ConfigurationError, match="unknown scalarize 'mean'. Choose one of 'auto', 'max'"):
-        built("mixed").regularizer(scalarize="mean")
+        built("mixed").regularizer(scalarize="mean", strength=0.1, metric="l1")
 
 
 @pytest.mark.parametrize("name", ["pipeline", "__version__", "BertConfig"])

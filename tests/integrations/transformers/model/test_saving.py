@@ -181,7 +181,7 @@ def test_copies() -> None:
     for again in copies:
         assert_same(again, model)
         own = labels(HEADS["mixed"])
-        regularizer = again.regularizer(strength=0.1)
+        regularizer = again.regularizer(strength=0.1, metric="l1")
         (again(**batch(), labels=own).loss + regularizer()).backward()
         assert all(parameter.grad is None for parameter in model.parameters())
         assert torch.nn.utils.get_total_norm([p.grad for p in again.parameters() if p.grad is not None]) > 0

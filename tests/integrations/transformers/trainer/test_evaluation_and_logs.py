@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 @pytest.mark.parametrize("way", ["trainer", "loss function"])
 def test_evaluation_prediction_and_saving_are_those_of_trainer(way: str, tmp_path: Path) -> None:
     plain, model = classifier(), classifier()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.5)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5, metric="l1")
     saliency = SaliencyLoss(regularizer)
     theirs = Trainer(plain, arguments(tmp_path / "a"), eval_dataset=rows())
     ours: Any = (
@@ -58,7 +58,7 @@ def test_evaluation_prediction_and_saving_are_those_of_trainer(way: str, tmp_pat
 @pytest.mark.parametrize("way", ["trainer", "loss function"])
 def test_logs(way: str, tmp_path: Path) -> None:
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad())
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad(), metric="l1")
     seen: list[dict[str, float]] = []
 
     class Tracker(transformers.TrainerCallback):
@@ -86,7 +86,7 @@ def test_logs(way: str, tmp_path: Path) -> None:
 
 def test_with_the_best_weights_come_their_relations(tmp_path: Path) -> None:
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.5)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5, metric="l1")
     options = arguments(
         tmp_path,
         eval_strategy="steps",
@@ -109,7 +109,7 @@ def test_measuring_draws_nothing(tmp_path: Path) -> None:
     states = []
     for told in (None, False):
         model = classifier(hidden_dropout_prob=0.3)
-        regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+        regularizer = saliency_regularizer(model, TASKS, strength=0.0, metric="l1")
         trainer: Any = OrderedTrainer(
             model, arguments(tmp_path, max_steps=1), train_dataset=rows(), regularizer=regularizer
         )
@@ -142,7 +142,7 @@ def test_losses_of_tasks_are_in_the_logs(size: int, tmp_path: Path) -> None:
         train_dataset=data,
         eval_dataset=data,
         data_collator=collate,
-        regularizer=model.regularizer(strength=0.0),
+        regularizer=model.regularizer(strength=0.0, metric="l1"),
     )
     trainer.train()
     history = {name: value for entry in trainer.state.log_history for name, value in entry.items()}

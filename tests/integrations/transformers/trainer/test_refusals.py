@@ -43,18 +43,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 
 def _removed() -> dict[str, Any]:
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     other = classifier()
     return {"model": other, "regularizer": regularizer}
 
 
 def _by_hand() -> dict[str, Any]:
-    return {"model": classifier(), "regularizer": SaliencyRegularizer(None, tasks=TASKS)}
+    return {"model": classifier(), "regularizer": SaliencyRegularizer(None, tasks=TASKS, strength=0.1, metric="l1")}
 
 
 def _from_function() -> dict[str, Any]:
     model = classifier()
-    return {"model_init": classifier, "regularizer": saliency_regularizer(model, TASKS)}
+    return {"model_init": classifier, "regularizer": saliency_regularizer(model, TASKS, strength=0.1, metric="l1")}
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_bad_arguments(build: Any, kind: type[SaliencyRegError], text: str, tmp_
 
 def test_a_loss_function_that_is_no_callback(tmp_path: Path) -> None:
     model = classifier()
-    saliency = SaliencyLoss(saliency_regularizer(model, TASKS))
+    saliency = SaliencyLoss(saliency_regularizer(model, TASKS, strength=0.1, metric="l1"))
     trainer = Trainer(model, arguments(tmp_path), train_dataset=rows(), compute_loss_func=saliency)
     with pytest.raises(UnsupportedTrainerError, match=r"callbacks=\[saliency\]"):
         trainer.train()
@@ -88,7 +88,7 @@ def test_a_trainer_with_a_loss_function_of_its_own(tmp_path: Path) -> None:
         return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     models = [classifier(), classifier()]
-    first, second = (saliency_regularizer(model, TASKS, strength=0.5) for model in models)
+    first, second = (saliency_regularizer(model, TASKS, strength=0.5, metric="l1") for model in models)
     OrderedTrainer(
         models[0], arguments(tmp_path / "a"), train_dataset=rows(), compute_loss_func=own, regularizer=first
     ).train()
@@ -110,7 +110,7 @@ def test_a_trainer_with_a_loss_function_of_its_own(tmp_path: Path) -> None:
 )
 def test_labels_that_fit_no_loss(labels: Any, text: str) -> None:
     model = classifier()
-    saliency = SaliencyLoss(saliency_regularizer(model, TASKS))
+    saliency = SaliencyLoss(saliency_regularizer(model, TASKS, strength=0.1, metric="l1"))
     saliency.is_callback = True
     output = model(**{name: value for name, value in stacked(rows()[:2]).items() if name != "labels"})
     with pytest.raises(LabelError, match=text):
@@ -120,7 +120,7 @@ def test_labels_that_fit_no_loss(labels: Any, text: str) -> None:
 def test_engines_that_cannot_be_followed(tmp_path: Path) -> None:
     """Without DeepSpeed here, its mark in the arguments has to do."""
     model = classifier()
-    saliency = SaliencyLoss(saliency_regularizer(model, TASKS))
+    saliency = SaliencyLoss(saliency_regularizer(model, TASKS, strength=0.1, metric="l1"))
     options = arguments(tmp_path)
     options.deepspeed = {"zero_optimization": {"stage": 1}}
     state = transformers.TrainerState()
@@ -143,7 +143,7 @@ def test_a_mean_loss_of_your_own_is_not_added_up(tmp_path: Path, caplog: pytest.
         return nn.functional.binary_cross_entropy_with_logits(outputs.logits, labels)
 
     expected, model = classifier(), classifier()
-    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5) for each in (expected, model))
+    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5, metric="l1") for each in (expected, model))
     loop_by_hand(expected, by_hand, rows(), stacked)
     saliency = SaliencyLoss(regularizer, own)
     trainer = PlainTrainer(
@@ -175,13 +175,13 @@ def test_a_trainer_that_overrides_compute_loss(takes_items: bool, tmp_path: Path
         pass
 
     expected, model = classifier(), classifier()
-    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5) for each in (expected, model))
+    by_hand, regularizer = (saliency_regularizer(each, TASKS, strength=0.5, metric="l1") for each in (expected, model))
     loop_by_hand(expected, by_hand, rows(), stacked)
     made: Any = Mine
     made(model, arguments(tmp_path / "a"), train_dataset=rows(), regularizer=regularizer).train()
     assert difference(model, expected) < 1e-12
     other = classifier()
-    saliency = SaliencyLoss(saliency_regularizer(other, TASKS))
+    saliency = SaliencyLoss(saliency_regularizer(other, TASKS, strength=0.1, metric="l1"))
     trainer = Own(
         other, arguments(tmp_path / "b"), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
     )
@@ -202,7 +202,7 @@ def test_a_first_batch_that_says_nothing(tmp_path: Path) -> None:
     for row in data[:4]:
         row["labels"] = torch.full((7,), -100)
     model = built()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.0, metric="l1")
     trainer = OrderedTrainer(model, arguments(tmp_path, max_steps=1), train_dataset=data, regularizer=regularizer)
     trainer.train()
     assert trainer._means is True

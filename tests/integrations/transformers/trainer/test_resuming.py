@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*will be removed in v6:FutureWa
 def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     def run(folder: Path, **options: Any) -> tuple[nn.Module, SaliencyRegularizer]:
         model = classifier(hidden_dropout_prob=0.1)
-        regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad())
+        regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad(), metric="l1")
         settings = arguments(folder, save_strategy="steps", save_steps=2, **options.pop("settings", {}))
         trainer = SaliencyTrainer(model, settings, train_dataset=rows(), regularizer=regularizer)
         trainer.train(**options)
@@ -93,11 +93,11 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_the_other_way_is_taken(tmp_path: Path) -> None:
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     options = arguments(tmp_path, save_strategy="steps", save_steps=3, max_steps=3)
     SaliencyTrainer(model, options, train_dataset=rows(), regularizer=regularizer).train()
     other = classifier()
-    again = saliency_regularizer(other, TASKS)
+    again = saliency_regularizer(other, TASKS, strength=0.1, metric="l1")
     saliency = SaliencyLoss(again)
     more = arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=4)
     trainer = Trainer(other, more, train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency])
@@ -111,7 +111,7 @@ def test_a_checkpoint_without_our_state_is_refused(tmp_path: Path) -> None:
     plain = classifier()
     Trainer(plain, arguments(tmp_path, save_strategy="steps", save_steps=2), train_dataset=rows()).train()
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     trainer = SaliencyTrainer(model, arguments(tmp_path), train_dataset=rows(), regularizer=regularizer)
     with pytest.raises(UnsupportedTrainerError, match="no state of a SaliencyRegularizer"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -120,9 +120,11 @@ def test_a_checkpoint_without_our_state_is_refused(tmp_path: Path) -> None:
 def test_the_state_of_other_tasks_is_refused(tmp_path: Path) -> None:
     model = classifier()
     options = arguments(tmp_path, save_strategy="steps", save_steps=2)
-    SaliencyTrainer(model, options, train_dataset=rows(), regularizer=saliency_regularizer(model, TASKS)).train()
+    SaliencyTrainer(
+        model, options, train_dataset=rows(), regularizer=saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
+    ).train()
     other = classifier()
-    regularizer = saliency_regularizer(other, ["x", "y", "z"])
+    regularizer = saliency_regularizer(other, ["x", "y", "z"], strength=0.1, metric="l1")
     trainer = SaliencyTrainer(other, options, train_dataset=rows(), regularizer=regularizer)
     with pytest.raises(StateMismatchError):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
@@ -131,8 +133,12 @@ def test_the_state_of_other_tasks_is_refused(tmp_path: Path) -> None:
 def test_rebuilt_callbacks_are_refused(tmp_path: Path) -> None:
     model = classifier()
     options = arguments(tmp_path, save_strategy="steps", save_steps=2, restore_callback_states_from_checkpoint=True)
-    SaliencyTrainer(model, options, train_dataset=rows(), regularizer=saliency_regularizer(model, TASKS)).train()
+    SaliencyTrainer(
+        model, options, train_dataset=rows(), regularizer=saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
+    ).train()
     other = classifier()
-    trainer = SaliencyTrainer(other, options, train_dataset=rows(), regularizer=saliency_regularizer(other, TASKS))
+    trainer = SaliencyTrainer(
+        other, options, train_dataset=rows(), regularizer=saliency_regularizer(other, TASKS, strength=0.1, metric="l1")
+    )
     with pytest.raises(UnsupportedTrainerError, match="restore_callback_states_from_checkpoint"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -52,7 +52,7 @@ def same_relations(one: SaliencyRegularizer, other: SaliencyRegularizer, toleran
 @pytest.mark.parametrize("way", ["trainer", "loss function", "mixin"])
 def test_accumulation_is_that_of_a_loop_by_hand(way: str, surgery: Any, tmp_path: Path) -> None:
     def attached(model: nn.Module) -> SaliencyRegularizer:
-        return saliency_regularizer(model, TASKS, strength=0.5, surgery=surgery and surgery())
+        return saliency_regularizer(model, TASKS, strength=0.5, surgery=surgery and surgery(), metric="l1")
 
     expected = classifier()
     by_hand = attached(expected)
@@ -83,7 +83,7 @@ def test_accumulation_is_that_of_a_loop_by_hand(way: str, surgery: Any, tmp_path
 @pytest.mark.parametrize("target", ["output", "loss"])
 def test_a_multi_task_model_with_missing_labels(target: str, tmp_path: Path) -> None:
     expected = multi_task()
-    by_hand = expected.regularizer(strength=0.5, target=target)
+    by_hand = expected.regularizer(strength=0.5, target=target, metric="l1")
     collate = MultiTaskCollator(expected, Padding())
 
     def loss_aware(batch: list[dict[str, Any]]) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_a_multi_task_model_with_missing_labels(target: str, tmp_path: Path) -> 
     else:
         loop_with_sample_losses(expected, by_hand, rows("tasks"), loss_aware)
     model = multi_task()
-    regularizer = model.regularizer(strength=0.5, target=target)
+    regularizer = model.regularizer(strength=0.5, target=target, metric="l1")
     trainer = OrderedTrainer(
         model,
         arguments(tmp_path),
@@ -151,7 +151,7 @@ def test_a_loss_that_counts_its_labels_is_left_as_it_is(tmp_path: Path) -> None:
     plain, model = built(), built()
     named = {"remove_unused_columns": False, "label_names": ["labels"]}
     PlainTrainer(plain, arguments(tmp_path / "a", **named), train_dataset=data).train()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.0, metric="l1")
     trainer = OrderedTrainer(model, arguments(tmp_path / "b", **named), train_dataset=data, regularizer=regularizer)
     trainer.train()
     assert trainer._means is False  # measured: it is a sum over all labels of the step
@@ -162,14 +162,14 @@ def test_with_one_micro_batch_and_strength_0_it_is_trainer(tmp_path: Path) -> No
     options: dict[str, Any] = {"gradient_accumulation_steps": 1, "max_grad_norm": 1.0}
     plain, model = (classifier(hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1) for _ in range(2))
     Trainer(plain, arguments(tmp_path / "a", **options), train_dataset=rows()).train()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.0)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.0, metric="l1")
     SaliencyTrainer(model, arguments(tmp_path / "b", **options), train_dataset=rows(), regularizer=regularizer).train()
     assert difference(plain, model) == 0
 
 
 def test_means_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     trainer = SaliencyTrainer(model, arguments(tmp_path), train_dataset=rows(), regularizer=regularizer)
     with caplog.at_level(logging.WARNING, "saliency_reg"):
         trainer.train()
@@ -181,12 +181,12 @@ def test_means_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}])
 def test_with_other_options_of_trainer(options: dict[str, Any], tmp_path: Path) -> None:
     model = classifier().float()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad())
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad(), metric="l1")
     data = [{**row, "labels": row["labels"].float()} for row in rows()]
     trainer = SaliencyTrainer(model, arguments(tmp_path, **options), train_dataset=data, regularizer=regularizer)
     trainer.train()
     plain = classifier().float()
-    expected = saliency_regularizer(plain, TASKS, strength=0.5, surgery=PCGrad())
+    expected = saliency_regularizer(plain, TASKS, strength=0.5, surgery=PCGrad(), metric="l1")
     SaliencyTrainer(plain, arguments(tmp_path), train_dataset=data, regularizer=expected).train()
     assert same_relations(regularizer, expected, 2e-2)
     assert difference(model, plain) < (5e-2 if "bf16" in options else 1e-6)
@@ -194,7 +194,7 @@ def test_with_other_options_of_trainer(options: dict[str, Any], tmp_path: Path) 
 
 def test_classes(tmp_path: Path) -> None:
     model = classifier(problem_type="single_label_classification")
-    regularizer = saliency_regularizer(model, TASKS)
+    regularizer = saliency_regularizer(model, TASKS, strength=0.1, metric="l1")
     saliency = SaliencyLoss(regularizer)
     data = rows("classes")
     trainer = PlainTrainer(
@@ -202,7 +202,7 @@ def test_classes(tmp_path: Path) -> None:
     )
     trainer.train()
     other = classifier(problem_type="single_label_classification")
-    again = saliency_regularizer(other, TASKS)
+    again = saliency_regularizer(other, TASKS, strength=0.1, metric="l1")
     OrderedTrainer(other, arguments(tmp_path / "b"), train_dataset=data, regularizer=again).train()
     assert difference(model, other) < 1e-12
 
@@ -212,7 +212,7 @@ def test_micro_batches_of_a_run_that_skips_no_data(tmp_path: Path) -> None:
 
     def built() -> tuple[Any, SaliencyLoss]:
         model = classifier()
-        return model, SaliencyLoss(saliency_regularizer(model, TASKS))
+        return model, SaliencyLoss(saliency_regularizer(model, TASKS, strength=0.1, metric="l1"))
 
     model, saliency = built()
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
@@ -244,7 +244,7 @@ def test_micro_batches_of_a_run_that_skips_no_data(tmp_path: Path) -> None:
 
 def test_on_another_model(tmp_path: Path) -> None:
     other = classifier()
-    saliency = SaliencyLoss(saliency_regularizer(other, TASKS))
+    saliency = SaliencyLoss(saliency_regularizer(other, TASKS, strength=0.1, metric="l1"))
     trainer = Trainer(
         classifier(), arguments(tmp_path), train_dataset=rows(), compute_loss_func=saliency, callbacks=[saliency]
     )
@@ -258,7 +258,7 @@ def test_without_a_count_of_labels_a_loss_is_a_mean(way: str, tmp_path: Path) ->
     found = []
     for accumulation in (1, 4):
         model = multi_task()
-        regularizer = model.regularizer(strength=0.5)
+        regularizer = model.regularizer(strength=0.5, metric="l1")
 
         def own(outputs: Any, labels: Any, num_items_in_batch: Any = None, model: Any = model) -> Tensor:
             assert num_items_in_batch is None
@@ -292,7 +292,10 @@ def test_labels_are_counted_where_the_model_is(where: str, tmp_path: Path, monke
     """Some batches lack a task, or all labels; the meta device stands in for that of a GPU, labels come from either."""
     model = multi_task()
     trainer = SaliencyTrainer(
-        model, arguments(tmp_path), regularizer=model.regularizer(strength=0.1), train_dataset=rows("tasks")
+        model,
+        arguments(tmp_path),
+        regularizer=model.regularizer(strength=0.1, metric="l1"),
+        train_dataset=rows("tasks"),
     )
     device = type(trainer.accelerator).device
     monkeypatch.setattr(type(trainer.accelerator), "device", property(lambda _: META))

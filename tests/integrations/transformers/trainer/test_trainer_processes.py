@@ -44,7 +44,7 @@ def trained(way: str, folder: Path, batch_size: int) -> list[dict[str, Any]]:
     if way == "checkpointed":
         return trained_with_heads(folder, batch_size)
     model = classifier()
-    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad())
+    regularizer = saliency_regularizer(model, TASKS, strength=0.5, surgery=PCGrad(), metric="l1")
     options: dict[str, Any] = {
         "model": model,
         "args": arguments(
@@ -68,7 +68,7 @@ def trained_with_heads(folder: Path, batch_size: int) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = MultiTaskModel.from_encoder(config(), {"joy": 1, "topic": 4}, head=HeadConfig(hidden=(6,), dropout=0.0))
     model = model.double()
-    regularizer = model.regularizer(strength=0.5)
+    regularizer = model.regularizer(strength=0.5, metric="l1")
     data = [{**row, "labels": {"joy": float(row["labels"][0]), "topic": int(row["labels"].sum())}} for row in rows()]
     options = arguments(
         folder,
