@@ -79,6 +79,7 @@ COMMAND = StudyCommand(
     settings=SETTINGS,
     metrics=("accuracy", "auc", "precision", "recall"),
     compared=("accuracy", "auc"),
+    judged=("auc",),
     data=(HUB_ID, "folder of parquet files, or id on the hub"),
     packages=("timm", "datasets"),
     fingerprint=fingerprint,

@@ -74,6 +74,7 @@ COMMAND = StudyCommand(
     settings=_settings,
     metrics=("accuracy", "auc", "precision", "recall"),
     compared=("accuracy", "auc"),
+    judged=("auc",),
     train=train_digits,
     place=_of_the_run,
     packages=("matplotlib", "torchjd"),

@@ -63,6 +63,7 @@ COMMAND = StudyCommand(
     settings=SETTINGS,
     metrics=("f1", "auc", "f1_rare", "auc_rare"),
     compared=("f1", "auc", "auc_rare"),
+    judged=("auc",),
     data=(HUB_ID, "folder of parquet files, or id on the hub"),
     packages=("transformers", "datasets"),
     fingerprint=fingerprint,

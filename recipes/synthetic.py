@@ -30,7 +30,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Setting]:
     values = {"version": 1, "data": "synthetic", **{name: getattr(options, name) for name in _IN_CELLS}}
     inputs = "one set of inputs for all tasks" if options.shared_inputs else "own inputs"
     label = f"Synthetic, {inputs}, weights a_t * {options.weights}"
-    return {"synthetic": Setting("synthetic", label, values, tuple(METHODS), grids(options.trials))}
+    published = tuple(key for key, method in METHODS.items() if method.tuned)
+    return {"synthetic": Setting("synthetic", label, values, published, grids(options.trials))}
 
 
 def _introduction(options: argparse.Namespace) -> str:

@@ -19,7 +19,7 @@ from .timing import compared, time_in_turn
 #: What is timed, and the options of the regularizer, where there is one.
 KINDS: dict[str, Callable[[], dict[str, Any]] | None] = {
     "plain": None,
-    "with the regularizer": dict,
+    "with the regularizer": lambda: {"surgery": None},
     "with the regularizer w/ PCGrad (feature)": lambda: {"surgery": PCGrad()},
 }
 
@@ -50,7 +50,7 @@ def time_kinds(
     for kind, chosen in KINDS.items():
         torch.manual_seed(0)
         optimizer, loss, attach, description = make()
-        regularizer = None if chosen is None else attach(optimizer=optimizer, **chosen())
+        regularizer = None if chosen is None else attach(strength=0.1, metric="l1", optimizer=optimizer, **chosen())
         steps[kind] = training_step(optimizer, loss, regularizer)
     times = time_in_turn(steps, options.steps, options.warmup, progress)
     return [{**description, "kind": f"{shape}, {kind}", **compared(times, kind)} for kind in KINDS if kind != "plain"]

@@ -121,8 +121,9 @@ class Steps:
         return training_step(self._optimizer, self._loss)
 
     def regularizer(self, **options: Any) -> Step:
-        """The same with the two lines of this package, and its defaults."""
-        options = {"optimizer": self._optimizer, "max_tasks_per_step": self._sampled, **options}
+        """The same with the two lines of this package, and a strength that acts from the first step."""
+        options = {"strength": 0.1, "metric": "l1", "max_tasks_per_step": self._sampled, **options}
+        options = {"optimizer": self._optimizer, **options}
         regularizer = SaliencyRegularizer(self._called, **self._model.attachment, **options)
         return training_step(self._optimizer, self._loss, regularizer)
 

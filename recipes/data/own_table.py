@@ -71,7 +71,7 @@ def read_own_table(options: argparse.Namespace) -> OwnTable:
         DataError: a table, columns, labels or images that cannot be used.
         OptionError: shares that leave nothing to train.
     """
-    frame, separator = _read(Path(options.table), options.image_column)
+    frame, separator = read_frame(Path(options.table), options.image_column)
     columns = [str(name) for name in frame.columns]
     frame.columns = columns
     others = [options.image_column, *([options.split_column] if options.split_column else [])]
@@ -182,7 +182,19 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _read(path: Path, image_column: str) -> tuple[Any, str | None]:
+def read_frame(path: Path, column: str) -> tuple[Any, str | None]:
+    """Read a CSV, TSV or parquet file; texts stay as they are.
+
+    Args:
+        path: of the file.
+        column: one that tells the separator of a CSV.
+
+    Returns:
+        A ``pandas.DataFrame``, and the separator if it has one.
+
+    Raises:
+        DataError: no such file, of another kind, without rows, with a column twice, or one that cannot be read.
+    """
     pandas = need("pandas")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no file"
@@ -197,14 +209,37 @@ def _read(path: Path, image_column: str) -> tuple[Any, str | None]:
         if kind == ".parquet":
             frame = pandas.read_parquet(path)
         else:
-            separator = "\t" if kind == ".tsv" else _separator_of(path, image_column)
+            separator = "\t" if kind == ".tsv" else _separator_of(path, column)
             # All as texts: pandas would take the path 001 for a number, and the class None for a missing label.
-            frame = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+            # Without header: pandas would rename what is there twice, and take surplus cells of the first row for an index.
+            cells = pandas.read_csv(
+                path, sep=separator, dtype=str, keep_default_na=False, header=None, encoding="utf-8-sig"
+            )
+            frame = cells.iloc[1:].reset_index(drop=True)
+            frame.columns = [name or f"Unnamed: {place}" for place, name in enumerate(cells.iloc[0])]
     except Exception as error:  # of pandas and pyarrow: many kinds
         raise DataError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    if twice := frame.columns[frame.columns.duplicated()].tolist():
+        raise DataError(f"{path} has the column {twice[0]!r} twice. Give each column a name of its own.")
     if not len(frame):
         raise DataError(f"{path} has no rows. Choose another table.")
     return frame, separator
+
+
+def of_texts(texts: Any, names: bool) -> Any:
+    """The numbers of a column, of which empty cells and NA are none; where others are no numbers, its texts.
+
+    Args:
+        texts: a column of ``read_frame``.
+        names: whether 001 and 1 are different.
+    """
+    plain = texts.str.strip().fillna("")
+    empty = plain == ""
+    known = plain[~empty & ~plain.str.lower().isin(("na", "nan"))]
+    numbers = need("pandas").to_numeric(known, errors="coerce")
+    if numbers.isna().any() or not len(known) or (names and (numbers.astype(str) != known).any()):
+        return texts.mask(empty)
+    return numbers.reindex(texts.index)
 
 
 def _separator_of(path: Path, image_column: str) -> str:

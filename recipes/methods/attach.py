@@ -16,6 +16,9 @@ from ..runtime.errors import CheckpointMismatchError
 from .methods import Method
 from .surgeries import Surgery
 
+#: Of the ``entropic`` rule, where none is given: the library's when the tables in docs/ were trained.
+TEMPERATURE = 0.3
+
 
 def attach(
     method: Method,
@@ -24,6 +27,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     *,
     strength: float,
+    share: float | str | None = None,
     batch_size: int,
     seed: int,
     temperature: float | None = None,
@@ -34,13 +38,14 @@ def attach(
 
     Args:
         method: which.
-        model: with a ``backbone`` and ``heads``.
+        model: with a ``backbone`` and ``heads``, a module for each task or one ``Linear`` with a column for each.
         tasks: of the heads.
         optimizer: of the training.
         strength: of the penalty, for a mean over the batch.
+        share: in place of the strength: at which the penalty is held, of the losses.
         batch_size: of a whole step; the authors' penalty is summed over the batch, and divided by it here.
         seed: of the order of PCGrad.
-        temperature: of the ``entropic`` rule; the library's by default.
+        temperature: of the ``entropic`` rule, by default ``TEMPERATURE``; a method that is not tuned has the library's.
         channel_axis: of the feature map, if it is not the usual one.
         process_group: of surgery and relations.
     """
@@ -48,20 +53,38 @@ def attach(
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         common: dict[str, Any] = {
             "heads": "heads",
+            # One linear layer is a head with a column for each task.
+            "tasks": tasks if isinstance(getattr(model, "heads", None), nn.Linear) else None,
             "optimizer": optimizer,
             "process_group": process_group,
             "surgery": surgery,
             "channel_axis": channel_axis,
         }
+        if not method.tuned:
+            return by_share(SaliencyRegularizer, model, share, **common)
         if method.rule == "authors":
+            if share is not None:
+                return by_share(SaliencyRegularizer.authors, model, share, **common)
             return SaliencyRegularizer.authors(model, strength=strength / batch_size, **common)
         relations: str | RelationWeights = method.rule or "fixed"
-        if method.rule == "entropic" and temperature is not None:
-            relations = RelationWeights(len(tasks), "entropic", temperature=temperature)
+        if method.rule == "entropic":
+            relations = RelationWeights(len(tasks), "entropic", temperature=temperature or TEMPERATURE)
+        if share is not None:
+            return by_share(SaliencyRegularizer, model, share, metric=method.metric, relations=relations, **common)
         return SaliencyRegularizer(model, strength=strength, metric=method.metric, relations=relations, **common)
 
     build = None if method.rule is None else regularizer
     return Backward(model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group)
+
+
+def by_share(
+    build: Callable[..., SaliencyRegularizer], model: nn.Module, share: float | str | None, **options: Any
+) -> SaliencyRegularizer:
+    """A regularizer that holds its penalty at a share of the losses, which each call has to give.
+
+    A ``share`` in words is the package's own choice.
+    """
+    return build(model, strength="auto", share=None if isinstance(share, str) else share, **options)
 
 
 class Backward:

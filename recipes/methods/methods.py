@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from saliency_reg import SaliencyRegularizer
 
 from ..runtime.errors import OptionError
 from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
@@ -11,7 +14,7 @@ from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
 
 @dataclass(frozen=True)
 class Method:
-    """A way to train many tasks; each has exactly one hyper-parameter that is tuned.
+    """A way to train many tasks; each has exactly one hyper-parameter that is tuned, or none.
 
     Attributes:
         key: its name, the same everywhere.
@@ -21,6 +24,8 @@ class Method:
         surgery: of the task gradients, if any.
         shared: whether the tasks share a backbone; otherwise each has a network of its own.
         earlier: names under which older results know it.
+        share: of a method that is not tuned: what the package makes the penalty of the losses, in words.
+        temperature: of a method that is not tuned.
     """
 
     key: str
@@ -30,10 +35,19 @@ class Method:
     surgery: Surgery | None = None
     shared: bool = True
     earlier: tuple[str, ...] = ()
+    share: str | None = None
+    temperature: float | None = None
+
+    @property
+    def tuned(self) -> bool:
+        """Whether there is anything to tune."""
+        return self.share is None
 
     @property
     def parameter(self) -> str:
-        """What is tuned."""
+        """What is tuned; of a method that is not, what it is trained with: results with other defaults are others."""
+        if not self.tuned:
+            return f"defaults: {self.metric}, {self.rule}, temperature {self.temperature:g}"
         return "weight decay" if self.rule is None else f"strength, {self.metric}"
 
 
@@ -69,14 +83,31 @@ class Methods(Mapping[str, Method]):
         return next((key for key, method in self._methods.items() if name in method.earlier), name)
 
 
+def package_defaults() -> dict[str, Any]:
+    """Rule, metric and temperature that the package has if nothing is passed, and its shares."""
+    regularizer = SaliencyRegularizer(None, tasks=["a", "b"])
+    relations = regularizer.relations
+    return {
+        "rule": relations.rule,
+        "metric": regularizer.metric,
+        "temperature": relations.temperature,
+        "share": "0.2 on heads alone, else 0.001",
+    }
+
+
 METHODS = Methods()
 BASELINE = METHODS.add(Method("hard_sharing", "Hard sharing")).key
 
 for _method in (
     Method("single_task", "Single-task", shared=False),
     Method("srdml_uniform", "SRDML, uniform weights", rule="fixed", earlier=("uniform",)),
+    Method("srdml_uniform_sqeuclidean", "SRDML, sqeuclidean, uniform weights", rule="fixed", metric="sqeuclidean"),
+    Method("srdml_uniform_cosine", "SRDML, cosine, uniform weights", rule="fixed", metric="cosine"),
+    Method("srdml_uniform_sqchordal", "SRDML, sqchordal, uniform weights", rule="fixed", metric="sqchordal"),
     Method("srdml_projected", "SRDML, projected", rule="projected"),
     Method("srdml", "SRDML", rule="entropic", earlier=("srdml_entropic",)),
+    Method("srdml_default", "SRDML, not tuned", **package_defaults()),
+    Method("srdml_sqeuclidean", "SRDML, sqeuclidean", rule="entropic", metric="sqeuclidean"),
     Method("srdml_cosine", "SRDML, cosine", rule="entropic", metric="cosine"),
     Method("srdml_sqchordal", "SRDML, sqchordal", rule="entropic", metric="sqchordal"),
     Method("srdml_authors", "SRDML, authors", rule="authors"),
@@ -84,6 +115,14 @@ for _method in (
     Method("pcgrad@parameters", PCGRAD_PARAMETERS.label, surgery=PCGRAD_PARAMETERS, earlier=("pcgrad_parameters",)),
     Method("mgda_ub", MGDA_UB.label, surgery=MGDA_UB),
     Method("mgda_ub_unit", MGDA_UB_UNIT.label, surgery=MGDA_UB_UNIT),
+    Method("srdml_cosine+pcgrad", f"SRDML, cosine, w/ {PCGRAD.label}", "entropic", "cosine", PCGRAD),
+    Method(
+        "srdml_cosine+pcgrad@parameters",
+        f"SRDML, cosine, w/ {PCGRAD_PARAMETERS.label}",
+        "entropic",
+        "cosine",
+        PCGRAD_PARAMETERS,
+    ),
     Method(
         "srdml+pcgrad",
         f"SRDML w/ {PCGRAD.label}",

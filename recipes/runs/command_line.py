@@ -33,6 +33,7 @@ TRACKERS = {
 }
 #: A launcher ends all processes as soon as one has failed: the silent ones leave the first one time to speak.
 SECONDS_OF_SILENCE = 2.0
+DEFAULT_METHOD = "srdml_default"
 DEFAULT_STRENGTH = 0.03
 ACTIVATIONS = ("gelu", "relu", "tanh", "silu")
 
@@ -207,9 +208,9 @@ def add_method(method: Any) -> None:
     method.add_argument(
         "--method",
         type=method_name,
-        default="srdml",
+        default=DEFAULT_METHOD,
         metavar="METHOD",
-        help=f"one of {', '.join(METHODS)} (default: srdml)",
+        help=f"one of {', '.join(METHODS)} (default: {DEFAULT_METHOD})",
     )
     add_strength(method, DEFAULT_STRENGTH)
 
@@ -225,6 +226,11 @@ def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     method = METHODS[options.method]
     if not method.shared:
         parser.error(f"argument --method: {options.method} has no shared backbone, which this recipe needs.")
+    if not method.tuned and options.strength is not None:
+        parser.error(
+            f"argument --strength: {options.method} holds the penalty at a share of the losses. Leave it out, or use "
+            "--method srdml."
+        )
     if method.rule != "entropic" and options.temperature is not None:
         parser.error(f"argument --temperature: {options.method} does not have the entropic rule. Leave it out.")
     if method.rule is None and options.strength is not None:
@@ -235,10 +241,13 @@ def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         )
 
 
-def method_value(options: argparse.Namespace) -> float:
-    """The value of what the method tunes."""
-    if METHODS[options.method].rule is None:
+def method_value(options: argparse.Namespace) -> Any:
+    """The value of what the method tunes, or what one that is not tuned has."""
+    method = METHODS[options.method]
+    if method.rule is None:
         return float(options.weight_decay)
+    if method.share is not None:
+        return method.share
     return DEFAULT_STRENGTH if options.strength is None else float(options.strength)
 
 

@@ -156,12 +156,10 @@ class EmotionRun:
         regularizer: SaliencyRegularizer | None = None
         surgery: FeatureSurgery | None = None
         if method.rule is not None:
-            regularizer = model.regularizer(
-                strength=method_value(options),
-                metric=method.metric,
-                relations=method.rule,
-                surgery=None if method.surgery is None else PCGrad(),
-            )
+            own: dict[str, Any] = {"surgery": None if method.surgery is None else PCGrad()}
+            if method.tuned:
+                own |= {"strength": method_value(options), "metric": method.metric, "relations": method.rule}
+            regularizer = model.regularizer(**own)
         elif method.surgery is not None:
             surgery = FeatureSurgery(model, heads="heads", weighting=PCGrad())
         common: dict[str, Any] = {

@@ -27,7 +27,7 @@ class CheckpointMismatchError(CheckpointError):
 
 
 def need(name: str) -> ModuleType:
-    """Import a module of the ``recipes`` (or ``timm``, or ``transformers``) extra, or say how to install it.
+    """Import a module of the ``recipes`` extra, or of a further one, or say how to install it.
 
     Raises:
         ImportError: the package is not installed.
@@ -37,7 +37,9 @@ def need(name: str) -> ModuleType:
     except ImportError as error:
         top = name.partition(".")[0]
         package = {"sklearn": "scikit-learn", "PIL": "pillow"}.get(top, top)
-        extra = f"recipes,{top}" if top in ("timm", "transformers") else "recipes"
+        extra = {"timm": "recipes,timm", "transformers": "recipes,transformers", "rdkit": "molecules"}.get(
+            top, "recipes"
+        )
         raise ImportError(
             f'this recipe needs {package}, which could not be imported. Run: pip install "saliency-reg[{extra}]"'
         ) from error

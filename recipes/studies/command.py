@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import functools
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,20 +19,20 @@ from saliency_reg.errors import SaliencyRegError
 from ..methods.methods import BASELINE, METHODS, Methods
 from ..runs.command_line import COUNT, NON_NEGATIVE, Parser, add_number, folder_name, method_name, whole_number
 from ..runtime.errors import RecipeError, need
-from ..runtime.files import locked, machine, now, versions, write_json, write_text
+from ..runtime.files import locked, machine, now, versions
 from ..runtime.processes import Ranks, started_ranks
 from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from ..runtime.termination import TERMINATED, Terminated, deferred, listening
 from ..runtime.workers import Workers
 from .cell_training import CellTraining, TrainOne
+from .page import Origin
 from .progress import told
 from .results_file import ResultsFile
 from .study import FIRST_TUNING_SEED, Setting, Study
-from .tables import LEGEND, as_csv, as_numbers, markdown, tuning
+from .tables import as_numbers
+from .written import WRITTEN_BESIDE, summary, write_beside
 
 SCHEMA_VERSION = 4
-#: Tables for people and for programs, and all numbers: beside the results.
-_WRITTEN_BESIDE = (".md", ".csv", ".json")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class StudyCommand:
         settings: from the command line to the settings by key, in the order in which they are trained.
         metrics: columns of the tables.
         compared: columns of paired differences to the baseline.
+        judged: the verdict is about the first that a setting has; by default the first that is ``compared``.
         train: one cell: from the cell, the data, and a folder for its checkpoints.
         packages: that have to be there.
         data: default of ``--data``, and what it is; ``None`` for data that need no place.
@@ -64,6 +66,7 @@ class StudyCommand:
     metrics: tuple[str, ...]
     compared: tuple[str, ...]
     train: TrainOne
+    judged: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     data: tuple[str | None, str] | None = None
     place: Callable[[argparse.Namespace], Any] = lambda options: getattr(options, "data", None)
@@ -81,17 +84,25 @@ class StudyCommand:
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train what is missing, print the tables, and return the exit code."""
-        for package in ("sklearn", "tqdm", "accelerate", "optuna", *self.packages):
+        for package in ("sklearn", "tqdm", "accelerate", "optuna", "matplotlib", "jinja2", *self.packages):
             need(package)
         parser = self._parser()
-        options = parser.parse_args(arguments)
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        options = parser.parse_args(given)
         self._check(parser, options)
         with started_ranks() as state:
             try:
-                return _Course(self, parser, options, Ranks(state)).run()
+                return _Course(self, parser, options, Ranks(state), shlex.join([*parser.prog.split(), *given])).run()
             except (RecipeError, SaliencyRegError) as error:
                 print(f"{parser.prog}: error: {error}", file=sys.stderr)
                 return 1
+
+    def options_of(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """What a command line says; it ends the process if that cannot be."""
+        parser = self._parser()
+        options = parser.parse_args(arguments)
+        self._check(parser, options)
+        return options
 
     def settings_of(self, options: argparse.Namespace) -> Mapping[str, Setting]:
         """The tables, by key."""
@@ -142,7 +153,7 @@ class StudyCommand:
                 parser.error(f"argument --{name}: --results names the folder, too. Leave one of them out.")
         if options.results is None:
             options.results = Path(options.out or Path("runs", self.name), options.name or "", "results.jsonl")
-        if options.results.suffix in _WRITTEN_BESIDE:
+        if options.results.suffix in WRITTEN_BESIDE:
             parser.error(
                 f"argument --results: a file with one line for each training, beside which {options.results.name} is "
                 f"written. Use {options.results.with_suffix('.jsonl').name}."
@@ -164,7 +175,7 @@ class StudyCommand:
                 if not setting.has_space(method):
                     usable = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
                     parser.error(
-                        f"argument --methods: {setting.key} has no values to try for the {method.parameter} of "
+                        f"argument --methods: {setting.key} has no values to try for the {setting.parameter(method)} of "
                         f"{method.key}. Use some of {usable}."
                     )
 
@@ -173,12 +184,18 @@ class _Course:
     """One start of a study."""
 
     def __init__(
-        self, command: StudyCommand, parser: argparse.ArgumentParser, options: argparse.Namespace, ranks: Ranks
+        self,
+        command: StudyCommand,
+        parser: argparse.ArgumentParser,
+        options: argparse.Namespace,
+        ranks: Ranks,
+        typed: str,
     ) -> None:
         self._command = command
         self._parser = parser
         self._options = options
         self._ranks = ranks
+        self._typed = typed
         self._path: Path = options.results
         self._began = time.monotonic()
         if ranks.size > 1 and options.workers not in (None, 1):
@@ -281,34 +298,29 @@ class _Course:
         return 0
 
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
-        command, not_written = self._command, {}
+        command, path = self._command, self._path
+        columns = command.metrics, command.compared, command.judged
         # What a full disk cannot take away comes first.
-        print(f"{markdown(study, command.metrics, command.compared)}\n\n{LEGEND}")
-        print(f"\n{study.done} of {study.trainings} trainings are done. Results: {self._path}", flush=True)
+        print(summary(study, columns))
+        print(f"\n{study.done} of {study.trainings} trainings are done. Results: {path}", flush=True)
         if not trains:
             if command.draw is not None:
                 print(f"\n{command.draw(study, None)}".rstrip())
             return code
-        study.results.flush()
-        if study.results.not_written is not None:
-            not_written[self._path.name] = study.results.not_written
-        text = f"{markdown(study, command.metrics, command.compared)}\n\n{LEGEND}\n\n{tuning(study)}\n"
-        for_people, for_programs, numbers = map(self._path.with_suffix, _WRITTEN_BESIDE)
+        origin = Origin(command.name, command.description.partition("\n")[0], self._typed)
         try:
-            _try(not_written, for_people.name, lambda: write_text(for_people, text))
-            _try(not_written, for_programs.name, lambda: write_text(for_programs, as_csv(study, command.metrics)))
-            _try(not_written, numbers.name, lambda: write_json(numbers, self._content(study, code)))
-            draw = command.draw
-            further = draw and _try(not_written, "pictures", lambda: draw(study, self._path.parent))
+            written = write_beside(path, study, origin, self._content(study, code), columns, command.draw)
         except KeyboardInterrupt:
             return INTERRUPTED
-        if further:
-            print(f"\n{further}")
-        names = sorted(path.name for path in self._path.parent.iterdir() if not path.name.startswith("."))
-        print(f"\n{time.monotonic() - self._began:.0f} s. In {self._path.parent}: {', '.join(names)}")
-        if not_written:
-            print(f"Not written: {'; '.join(f'{name} ({why})' for name, why in not_written.items())}")
-        return code or (NOT_WRITTEN if not_written else 0)
+        if written.further:
+            print(f"\n{written.further}")
+        names = sorted(own.name for own in path.parent.iterdir() if not own.name.startswith("."))
+        print(f"\n{time.monotonic() - self._began:.0f} s. In {path.parent}: {', '.join(names)}")
+        if written.missing:
+            print(f"Not written: {'; '.join(f'{name} ({why})' for name, why in written.missing.items())}")
+        if written.page is not None:
+            print(f"Open this page in a browser: {written.page.resolve().as_uri()}")
+        return code or (NOT_WRITTEN if written.missing else 0)
 
     def _content(self, study: Study, code: int) -> dict[str, Any]:
         hidden = ("out", "name", "results", "minutes")
@@ -327,11 +339,3 @@ class _Course:
     def _print(self, text: str) -> None:
         if self._ranks.is_main and text:
             print(text, flush=True)
-
-
-def _try(not_written: dict[str, str], name: str, write: Callable[[], Any]) -> Any:
-    try:
-        return write()
-    except (OSError, SaliencyRegError) as error:
-        not_written[name] = getattr(error, "strerror", None) or str(error)
-        return None

@@ -31,7 +31,7 @@ def train_digits(cell: Cell, data: Any, folder: Path) -> Outcome:
         network = SharedNetwork if method.shared else SeparateNetworks
         return network(splits.tasks, values["activation"]).to(dtype)
 
-    tracked = ("digits", {"method": method.key, method.parameter: cell.value, "seed": cell.seed})
+    tracked = ("digits", {"method": method.key, cell.setting.parameter(method): cell.value, "seed": cell.seed})
     own = Data(
         dict.fromkeys(splits.tasks, BINARY), splits.train, splits.validation, splits.test if cell.reported else None
     )

@@ -56,7 +56,7 @@ def draw_study(study: Study, folder: Path | None) -> str:
     for setting in study.settings:
         prefix = "" if len(study.settings) == 1 else f"{setting.key}_"
         _draw_relations(study, setting, folder, prefix)
-        curves = _curves(study, setting)
+        curves = curves_of(study, setting)
         surgery = {key: own for key, own in curves.items() if getattr(study.methods[key], "surgery", None) is not None}
         others = {key: own for key, own in curves.items() if key not in surgery}
         baseline = {key: own for key, own in others.items() if key == study.baseline}
@@ -79,7 +79,8 @@ def _draw_relations(study: Study, setting: Setting, folder: Path, prefix: str) -
             draw_relations(mean, tasks, folder / f"{prefix}relations_{method.key}.png", title=title)
 
 
-def _curves(study: Study, setting: Setting) -> dict[str, Curve]:
+def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
+    """What each method measured by epoch, by its key; methods without a result are left out."""
     numpy = need("numpy")
     found = {}
     for method, style in zip(study.methods_of(setting), itertools.cycle(_STYLES)):

@@ -75,6 +75,11 @@ class ResultsFile:
         """Fingerprints of the data behind the results."""
         return {entry["about"]["data"] for entry in self._entries.values() if "data" in entry["about"]}
 
+    @property
+    def about(self) -> list[dict[str, Any]]:
+        """What is known about each result: date, machine, versions, seconds."""
+        return [entry["about"] for entry in self._entries.values()]
+
     def get(self, cell: Mapping[str, Any]) -> dict[str, Any] | None:
         """Its result, if it was computed."""
         entry = self._entries.get(key_of(cell))

@@ -30,6 +30,9 @@ class Setting:
         values: everything else that a result depends on, as plain numbers and texts.
         methods: keys of those that are compared.
         spaces: values that are tried, by a method's key, or by what it tunes.
+        decay_of_baseline: methods with a penalty have the weight decay that the baseline has chosen, and not one of the
+            ``values``. Those that are not tuned always do.
+        decay_factor: what that weight decay is multiplied by, where the penalty does what decay would have to do.
     """
 
     key: str
@@ -37,14 +40,27 @@ class Setting:
     values: Mapping[str, Any]
     methods: tuple[str, ...]
     spaces: Mapping[str, Space] = field(hash=False, default_factory=dict)
+    decay_of_baseline: bool = False
+    decay_factor: float = 1.0
+
+    def parameter(self, method: Method) -> str:
+        """What is tuned of this method: where the values name a ``penalty``, a share in place of a strength."""
+        name = method.parameter
+        return name.replace("strength", str(self.values.get("penalty", "strength")), 1)
 
     def space(self, method: Method) -> Space:
-        """The values that are tried for this method."""
-        return next(self.spaces[name] for name in _names_of_space(method) if name in self.spaces)
+        """The values that are tried for this method; the only one of a method that is not tuned."""
+        if method.share is not None:
+            return (method.share,)
+        return next(self.spaces[name] for name in self._names_of_space(method) if name in self.spaces)
 
     def has_space(self, method: Method) -> bool:
         """Whether there are values to try for this method."""
-        return any(name in self.spaces for name in _names_of_space(method))
+        return not method.tuned or any(name in self.spaces for name in self._names_of_space(method))
+
+    def _names_of_space(self, method: Method) -> tuple[str, ...]:
+        parameter = self.parameter(method)
+        return method.key, parameter, parameter.partition(",")[0]
 
     def searched(self, trials: int) -> Setting:
         """The same, with so many trials of each method within the bounds of its grid.
@@ -66,10 +82,6 @@ class Setting:
         return replace(self, spaces=spaces)
 
 
-def _names_of_space(method: Method) -> tuple[str, ...]:
-    return method.key, method.parameter, method.parameter.partition(",")[0]
-
-
 @dataclass(frozen=True)
 class Cell:
     """One training; only a reported one sees the test split."""
@@ -87,7 +99,7 @@ class Cell:
             "method": self.method.key,
             "rule": self.method.rule,
             "metric": self.method.metric,
-            "parameter": self.method.parameter,
+            "parameter": self.setting.parameter(self.method),
             "value": self.value,
             "seed": self.seed,
             "reported": self.reported,
@@ -146,9 +158,9 @@ class Study:
     def trainings(self) -> int:
         """How many there are in all."""
         return sum(
-            count_of(setting.space(method)) * len(self.tuning_seeds) + len(self.seeds)
+            sum(count_of(setting.space(method)) for method in self._tuned(setting)) * len(self.tuning_seeds)
+            + len(setting.methods) * len(self.seeds)
             for setting in self.settings
-            for method in self.methods_of(setting)
         )
 
     @property
@@ -171,7 +183,9 @@ class Study:
 
     def chosen(self, setting: Setting, method: Method) -> Any:
         """The value of the best mean validation score over the tuning seeds, the first of equals; ``None`` until all are
-        tried."""
+        tried, and until the baseline has chosen if the method has its weight decay."""
+        if self._placed(setting, method) is None:
+            return None
         space = setting.space(method)
         if not count_of(space):
             return trial_values(space, {}.get)[0]
@@ -182,29 +196,59 @@ class Study:
 
     def tuning(self, setting: Setting, method: Method) -> list[tuple[Any, float]]:
         """The values that all tuning seeds have tried, with their mean validation scores."""
-        found = [(value, self._validation(setting, method, value)) for value in self._values(setting, method)]
+        own = self._placed(setting, method)
+        if own is None:
+            return []
+        found = [(value, self._validation(own, method, value)) for value in self._values(own, method)]
         return [(value, score) for value, score in found if score is not None]
 
     def reported(self, setting: Setting, method: Method) -> dict[int, dict[str, Any]]:
         """Results of the chosen value, by seed; those that are there."""
-        value = self.chosen(setting, method)
-        if value is None:
+        value, own = self.chosen(setting, method), self._placed(setting, method)
+        if value is None or own is None:
             return {}
-        found = {seed: self._result(setting, method, value, seed, reported=True) for seed in self.seeds}
+        found = {seed: self._result(own, method, value, seed, reported=True) for seed in self.seeds}
         return {seed: result for seed, result in found.items() if result is not None}
 
     def summary(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, Statistic]:
         """Statistics over the seeds of each macro metric; empty without a result."""
         return _statistics([result["macro"] for result in self.reported(setting, method).values()], metrics)
 
-    def difference(self, setting: Setting, method: Method, metrics: Sequence[str]) -> dict[str, Statistic]:
-        """The same of the difference to the baseline within a seed; empty for the baseline, and without it."""
-        if method.key == self.baseline or self.baseline not in setting.methods:
+    def difference(
+        self, setting: Setting, method: Method, metrics: Sequence[str], reference: Method | None = None
+    ) -> dict[str, Statistic]:
+        """The same of the difference to the baseline, or another method, within a seed; empty for itself, and without it."""
+        other = self.baseline if reference is None else reference.key
+        if other == method.key or other not in setting.methods:
             return {}
-        ours, theirs = self.reported(setting, method), self.reported(setting, self.methods[self.baseline])
+        ours, theirs = self.reported(setting, method), self.reported(setting, self.methods[other])
         pairs = [(ours[seed]["macro"], theirs[seed]["macro"]) for seed in sorted(set(ours) & set(theirs))]
         rows = [{name: _number(a.get(name)) - _number(b.get(name)) for name in metrics} for a, b in pairs]
         return _statistics(rows, metrics)
+
+    def _decays_like(self, setting: Setting, method: Method) -> Method | None:
+        """The method whose chosen weight decay this one has, if it has one that is chosen elsewhere."""
+        if method.rule is None or (method.tuned and not setting.decay_of_baseline):
+            return None
+        other = self.methods.get(self.baseline)
+        return other if other is not None and other.parameter == "weight decay" else None
+
+    def _tuned(self, setting: Setting) -> list[Method]:
+        """Those that are compared, and before them those whose weight decay they have."""
+        methods = self.methods_of(setting)
+        others = [self._decays_like(setting, method) for method in methods]
+        first = [other for other in dict.fromkeys(others) if other is not None and other not in methods]
+        return [*first, *methods]
+
+    def _placed(self, setting: Setting, method: Method) -> Setting | None:
+        """The setting of the method's own trainings; ``None`` until its weight decay was chosen, where that is needed."""
+        other = self._decays_like(setting, method)
+        if other is None:
+            return setting
+        decay = self.chosen(setting, other)
+        if decay is None:
+            return None
+        return replace(setting, values={**setting.values, "weight_decay": setting.decay_factor * decay})
 
     def _values(self, setting: Setting, method: Method) -> list[Any]:
         return trial_values(setting.space(method), lambda value: self._validation(setting, method, value))
@@ -215,26 +259,26 @@ class Study:
         return statistics.fmean(scores) if len(scores) == len(results) else None
 
     def _trials(self, setting: Setting) -> list[Cell]:
-        values = {
-            method.key: self._values(setting, method)
-            for method in self.methods_of(setting)
-            if count_of(setting.space(method))
-        }
+        tuned = [method for method in self._tuned(setting) if count_of(setting.space(method))]
+        placed = [(method, self._placed(setting, method)) for method in tuned]
+        values = [(method, own, self._values(own, method)) for method, own in placed if own is not None]
         return [
-            Cell(setting, self.methods[key], value, seed, reported=False)
+            Cell(own, method, value, seed, reported=False)
             for seed in self.tuning_seeds
-            for key, own in values.items()
-            for value in own
+            for method, own, tried in values
+            for value in tried
         ]
 
     def _reported(self, setting: Setting) -> list[Cell]:
         # Seed by seed, so that a study that is stopped has all methods for the seeds it finished.
-        chosen = [(method, self.chosen(setting, method)) for method in self.methods_of(setting)]
+        chosen = [
+            (method, self._placed(setting, method), self.chosen(setting, method)) for method in self.methods_of(setting)
+        ]
         return [
-            Cell(setting, method, value, seed, reported=True)
+            Cell(own, method, value, seed, reported=True)
             for seed in self.seeds
-            for method, value in chosen
-            if value is not None
+            for method, own, value in chosen
+            if own is not None and value is not None
         ]
 
     def _missing(self, cells: Sequence[Cell]) -> list[Cell]:

@@ -33,6 +33,8 @@ PADDING = 3
 PENALTY_TOLERANCE, HIDDEN_TOLERANCE = 1e-4, 1e-5
 #: Between the logits before saving and after loading: weights that lie elsewhere in memory may be summed in another order.
 LOADING_TOLERANCE = 1e-6
+#: It acts from the first step.
+REGULARIZER: dict[str, Any] = {"strength": 0.1, "surgery": PCGrad(), "cross_sample": "error"}
 _COLUMNS = ("architecture", "modality", "unmodified", "multi-task", "loaded logits", "seconds", "classifier", "notes")
 
 
@@ -125,7 +127,7 @@ def _check_unmodified(entry: TinyModel, result: dict[str, Any]) -> None:
     inputs = entry.inputs(BATCH_SIZE, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     # A BatchNorm between feature and logits makes the sum over the batch constant, and its saliency rounding errors.
-    regularizer = saliency_regularizer(model, tasks=TASKS, optimizer=optimizer, surgery=PCGrad(), cross_sample="error")
+    regularizer = saliency_regularizer(model, tasks=TASKS, optimizer=optimizer, **REGULARIZER)
     try:
         logits = model(**inputs).logits
         must(list(logits.shape) == [BATCH_SIZE, LABELS], f"logits of shape {list(logits.shape)}")
@@ -163,7 +165,7 @@ def _check_multi_task(entry: TinyModel, result: dict[str, Any]) -> None:
         shapes.append([*size, 3])
     model = MultiTaskModel.from_encoder(encoder, heads, head=HeadConfig(hidden=(8,))).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    regularizer = model.regularizer(optimizer=optimizer, surgery=PCGrad(), cross_sample="error")
+    regularizer = model.regularizer(optimizer=optimizer, **REGULARIZER)
     try:
         output = model(**inputs, labels=labels)
         found = [list(logits.shape) for logits in output.logits.values()]
@@ -189,7 +191,7 @@ def _check_heads(heads: nn.Module) -> None:
 
 
 def _check_padding(
-    model: nn.Module, encoder: nn.Module, inputs: Mapping[str, Tensor], attach: Callable[[], Any], way: str
+    model: nn.Module, encoder: nn.Module, inputs: Mapping[str, Tensor], attach: Callable[..., Any], way: str
 ) -> list[str]:
     """Notes; the penalty of the rows that end in padding is the same with less of it, if their hidden states are."""
     model.eval()
@@ -202,7 +204,7 @@ def _check_padding(
     hidden: list[Tensor] = []
     watch = encoder.register_forward_hook(lambda _module, _args, output: hidden.append(output[0].detach()))
     penalties: list[float] = []
-    regularizer = attach()
+    regularizer = attach(strength=REGULARIZER["strength"])
     try:
         for batch in (longer, shorter):
             model(**batch)

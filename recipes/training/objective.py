@@ -91,10 +91,8 @@ class MultiTaskObjective(Objective):
         return (~torch.isnan(batch[1])).T.float()
 
     def regularizer_arguments(self, batch: tuple[Any, Tensor], losses: TaskLosses) -> dict[str, Any]:
-        # Of this micro-batch, and only for the report of the penalty's share.
+        # Of this micro-batch, for the share of the penalty; 0 without samples.
         stacked = (losses if isinstance(losses, Tensor) else torch.stack(list(losses))).detach()
-        if not stacked.shape[1]:
-            return {}
         known = ~torch.isnan(batch[1]).T
         return {"losses": ((stacked * known).sum(1) / known.sum(1).clamp(min=1)).sum()}
 

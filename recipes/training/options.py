@@ -53,10 +53,11 @@ class Options:
         accumulation: micro-batches of each step.
         mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         clip_norm: largest norm of all gradients together.
-        temperature: of the ``entropic`` rule; the library's by default.
+        temperature: of the ``entropic`` rule; 0.3 by default.
         pretraining_epochs: of hard sharing before the method sets in, with an optimizer of its own, as the authors do.
         data_workers: processes that load data, for each process that trains.
         checkpoint_steps: steps between checkpoints; 0 for none but the one that SIGTERM asks for.
+        penalty: what the value of a method with a penalty is: its ``"strength"``, or its ``"share"`` of the losses.
         trackers: names that accelerate knows.
         keep_checkpoints: how many are kept.
         evaluation_batch_size: samples of a process that are predicted at once; all if ``None``.
@@ -80,9 +81,7 @@ class Options:
     accumulation: int = option(1, "micro-batches that a batch is split into, to save memory", least=1)
     mixed_precision: str = option("no", "fp16 needs a GPU", choices=PRECISIONS)
     clip_norm: float | None = option(None, "largest norm of the gradients (default: no limit)", above=0.0)
-    temperature: float | None = option(
-        None, "of the entropic rule (default: that of the library)", above=0.0, group="method"
-    )
+    temperature: float | None = option(None, "of the entropic rule (default: 0.3)", above=0.0, group="method")
     pretraining_epochs: int = option(
         0, "of hard sharing before the method sets in, as the authors do", least=0, group="method"
     )
@@ -95,6 +94,7 @@ class Options:
         least=0,
         group="run",
     )
+    penalty: str = "strength"
     trackers: tuple[str, ...] = ()
     keep_checkpoints: int = 2
     evaluation_batch_size: int | None = 500
@@ -109,6 +109,7 @@ class Options:
                 _check(field.name, getattr(self, field.name), field.default, **field.metadata)
         for name, least in (("keep_checkpoints", 1), ("log_steps", 0)):
             _check(name, getattr(self, name), 0, least=least)
+        _check("penalty", self.penalty, "strength", choices=("strength", "share"))
         _check("evaluation_batch_size", self.evaluation_batch_size, None, least=1)
 
 

@@ -25,6 +25,7 @@ from .best_weights import BestWeights
 from .engine import Engine
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
+from .optimizers import MakeOptimizer, adamw
 from .options import Options
 
 #: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
@@ -86,20 +87,11 @@ class Outcome:
         return {name: getattr(self, name) for name in names}
 
 
-#: From a model to an optimizer, from a learning rate and a weight decay.
-MakeOptimizer = Callable[[nn.Module, float, float], torch.optim.Optimizer]
-
-
-def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW on all parameters alike."""
-    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True)
-
-
 def train(
     build: Callable[[], nn.Module],
     data: Data,
     method: Method,
-    value: float,
+    value: float | str,
     options: Options,
     *,
     folder: Path | None = None,
@@ -117,7 +109,8 @@ def train(
             ``parts()``: modules that share no parameter, each with its tasks, which have best weights of their own.
         data: of the tasks.
         method: what is added to the plain step.
-        value: of the method's hyper-parameter: the weight decay without a penalty, or else its strength.
+        value: of the hyper-parameter: the weight decay without a penalty, or else its strength or share; words for a method
+            that is not tuned.
         options: of the steps.
         folder: of the log, checkpoints and trackers.
         resume: ``"auto"``: from the newest checkpoint of the folder.
@@ -160,7 +153,7 @@ class _Training:
         model: nn.Module,
         data: Data,
         method: Method,
-        value: float,
+        value: float | str,
         options: Options,
         accelerator: Any,
         folder: Path | None,
@@ -173,14 +166,16 @@ class _Training:
         self._watch = (
             ConflictWatch(model) if options.watch_conflicts and method.shared and data.test is not None else None
         )
-        decay, strength = (value, 0.0) if method.rule is None else (options.weight_decay, value)
+        decay = options.weight_decay if isinstance(value, str) or method.rule is not None else value
+        shares = method.rule is not None and (options.penalty == "share" or not method.tuned)
         optimizer = make_optimizer(model, options.learning_rate, decay)
         self._backward = attach(
             method,
             model,
             tuple(data.kinds),
             optimizer,
-            strength=strength,
+            strength=0.0 if isinstance(value, str) or method.rule is None or shares else value,
+            share=value if shares else None,
             batch_size=options.batch_size,
             seed=options.seed,
             temperature=options.temperature,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
-from ...methods.attach import Backward
+from ...methods.attach import Backward, by_share
 from ..study import Cell
 from .closed_forms import CLOSED_FORMS, best_strength
 from .problem import FEATURES, TASKS, Problem, SyntheticData
@@ -97,7 +97,7 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cell.seed)
         model = LinearTasks(cell.method.shared)
-    rate = {**values, **cell.value}["learning_rate"]
+    rate = {**values, **_hyper_parameters(cell)}["learning_rate"]
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, foreach=True)
     backward = _backward(cell, model, optimizer)
     inputs, targets = data.train.inputs.flatten(0, 1).float(), data.train.targets.float().T  # [T*N, F], [N, T]
@@ -109,7 +109,7 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
         outputs = model(inputs).view(len(TASKS), -1, len(TASKS)).diagonal(dim1=0, dim2=2)  # [N, T]
         losses = (outputs - targets).square().mean(0)
         optimizer.zero_grad()
-        backward(losses)
+        backward(losses, arguments={} if cell.method.tuned else {"losses": losses.detach().sum()})
         optimizer.step()
         if step % LOOK_EVERY and step < values["steps"]:
             continue
@@ -126,21 +126,23 @@ def _train_adam(cell: Cell, data: SyntheticData) -> tuple[Fitted, Tensor]:
     return Fitted(-float(best_rmse.mean()), best_steps.tolist(), relations=relations), best_weights.double()
 
 
+def _hyper_parameters(cell: Cell) -> dict[str, Any]:
+    """By name; a method that is not tuned has none."""
+    return dict(cell.value) if cell.method.tuned else {}
+
+
 def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> Backward:
-    method, value = cell.method, cell.value
+    method, value = cell.method, _hyper_parameters(cell)
     names = {"temperature": "temperature", "relation_rate": "learning_rate"}
     options = {name: value[own] for own, name in names.items() if own in value}
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
+        common: dict[str, Any] = {"heads": "head", "tasks": TASKS, "optimizer": optimizer, "surgery": surgery}
+        if not method.tuned:
+            return by_share(SaliencyRegularizer, model, method.share, **common)
+        relations = RelationWeights(len(TASKS), method.rule or "fixed", **options)
         return SaliencyRegularizer(
-            model,
-            heads="head",
-            tasks=TASKS,
-            strength=value["strength"],
-            metric=method.metric,
-            relations=RelationWeights(len(TASKS), method.rule or "fixed", **options),
-            optimizer=optimizer,
-            surgery=surgery,
+            model, strength=value["strength"], metric=method.metric, relations=relations, **common
         )
 
     build = None if method.rule is None else regularizer

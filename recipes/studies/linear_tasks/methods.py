@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from ...methods.methods import METHODS as COMMON
-from ...methods.methods import Method, Methods
+from ...methods.methods import Method, Methods, package_defaults
 
 SINGLE_TASK = ("single_task", "single_ridge")
 Grid = tuple[dict[str, float], ...]
@@ -24,7 +24,11 @@ class LinearMethod(Method):
     """
 
     grid: Grid = ({},)
-    parameter = ""  # values name what they tune
+
+    @property
+    def parameter(self) -> str:
+        """Values name what they tune."""
+        return "" if self.tuned else super().parameter
 
 
 def _read() -> Iterator[LinearMethod]:
@@ -36,6 +40,8 @@ def _read() -> Iterator[LinearMethod]:
             common = COMMON.get(entry["key"])
             surgery = None if common is None else common.surgery
             yield LinearMethod(**{**entry, "earlier": tuple(entry.get("earlier", ()))}, surgery=surgery, grid=grid)
+    default = COMMON["srdml_default"]
+    yield LinearMethod(default.key, default.label, shared=False, **package_defaults())
 
 
 def _combinations(values: dict[str, Sequence[float]]) -> Grid:
@@ -44,6 +50,7 @@ def _combinations(values: dict[str, Sequence[float]]) -> Grid:
     return tuple(dict(zip(values, reversed(combination))) for combination in found)
 
 
+#: Those of the published table are the ones that are tuned.
 METHODS = Methods()
 _GRIDS = {METHODS.add(method).key: method.grid for method in _read()}
 MOST_TRIALS = max(map(len, _GRIDS.values()))

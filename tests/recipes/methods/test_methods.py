@@ -4,12 +4,14 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from recipes import celeba, cifar_grid, cifar_mtl, digits, folder, go_emotions, go_emotions_grid, tabular
 from recipes.methods.methods import BASELINE, METHODS, Method, Methods
 from recipes.methods.surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS
 from recipes.runtime.errors import OptionError
 from recipes.studies.results_file import ResultsFile, key_of
+from saliency_reg import SaliencyRegularizer
 
 #: Name of a version before to what it trained: rule, metric, surgery, and whether there is one backbone.
 EARLIER = {
@@ -51,8 +53,8 @@ class TestNames:
         assert ResultsFile(tmp_path / "results.jsonl").get(present) == {"score": 0.5}
 
     def test_all_together_are_the_methods(self):
-        assert {METHODS.name_of(name) for name in EARLIER} == set(METHODS)
-        assert len(METHODS) == len(set(METHODS)) == 14
+        assert {METHODS.name_of(name) for name in EARLIER} < set(METHODS)
+        assert len(METHODS) == len(set(METHODS)) == 21
         labels = [method.label for method in METHODS.values()]
         assert len(set(labels)) == len(labels)
         assert METHODS[BASELINE].key == "hard_sharing"
@@ -66,12 +68,23 @@ class TestNames:
     def test_each_tunes_one_thing(self):
         for method in METHODS.values():
             expected = "weight decay" if method.rule is None else f"strength, {method.metric}"
-            assert method.parameter == expected
+            assert (method.parameter == expected) is method.tuned
+
+    def test_one_has_the_defaults_of_the_package_and_is_not_tuned(self):
+        (method,) = [own for own in METHODS.values() if not own.tuned]
+        regularizer = SaliencyRegularizer(None, tasks=["a", "b"])
+        assert method.key == "srdml_default"
+        assert (method.rule, method.metric) == (regularizer.relations.rule, regularizer.metric)
+        assert method.parameter == f"defaults: {method.metric}, {method.rule}, temperature {method.temperature:g}"
+        model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "heads": nn.Linear(2, 2)})
+        shares = SaliencyRegularizer(model, heads="heads", tasks=["a", "b"]).share, regularizer.share
+        assert method.share == "{} on heads alone, else {}".format(*shares)
 
     def test_levels_of_surgery_are_always_named(self):
         for level, surgery in (("feature", PCGRAD), ("parameters", PCGRAD_PARAMETERS)):
             own = [method.label for method in METHODS.values() if method.surgery is surgery]
-            assert own == [f"PCGrad ({level})", f"SRDML w/ PCGrad ({level})"]
+            named = f"PCGrad ({level})"
+            assert set(own) == {named, f"SRDML w/ {named}", f"SRDML, cosine, w/ {named}"}
 
     @pytest.mark.parametrize(
         "recipe", [celeba, cifar_grid, cifar_mtl, digits, folder, go_emotions, go_emotions_grid, tabular]

@@ -1,5 +1,6 @@
 """The study of digits as a command, run for real on a few images and epochs."""
 
+import base64
 import csv
 import json
 import pickle
@@ -99,10 +100,19 @@ class TestRun:
             assert width > 900, name
             assert height > 600, name
 
+    def test_page_shows_what_the_study_drew(self, finished):
+        folder, answer = finished
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        assert answer.out.rstrip().endswith(f"Open this page in a browser: {(folder / 'report.html').as_uri()}")
+        (sentence,) = [line for line in answer.out.splitlines() if line.startswith("Too few seeds. ")]
+        assert sentence.removeprefix("Too few seeds. ") in text
+        assert base64.b64encode((folder / "conflicts.png").read_bytes()).decode() in text
+        assert "python -m recipes.digits --train-per-class 3 " in text
+
     def test_folder_holds_nothing_else(self, finished):
         names = {path.name for path in finished[0].iterdir()}
         tables = {f"results.{kind}" for kind in ("jsonl", "json", "md", "csv")}
-        assert names == {".lock", *tables, *(f"{name}.png" for name in PICTURES)}
+        assert names == {".lock", "report.html", *tables, *(f"{name}.png" for name in PICTURES)}
 
     def test_printed_tables_are_those_of_the_files(self, finished):
         folder, answer = finished

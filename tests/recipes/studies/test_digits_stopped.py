@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipes.digits import main
-from recipes.studies import command
+from recipes.studies import command, written
 from tests.support.two_processes import run_on_two_processes
 
 from ..support.commands import call, call_on_rank, run_in_child, start, stop
@@ -160,7 +160,7 @@ class TestFullDisk:
     def disk(self, monkeypatch):
         """Full as long as its list is empty: what writes results, tables and numbers fails."""
         freed: list[str] = []
-        open_file, write_text, write_json = Path.open, Path.write_text, command.write_json
+        open_file, write_text, write_json = Path.open, Path.write_text, written.write_json
 
         def refuse(write):
             def writing(path, *arguments, **options):
@@ -173,7 +173,7 @@ class TestFullDisk:
 
         monkeypatch.setattr(Path, "open", refuse(open_file))
         monkeypatch.setattr(Path, "write_text", refuse(write_text))
-        monkeypatch.setattr(command, "write_json", refuse(write_json))
+        monkeypatch.setattr(written, "write_json", refuse(write_json))
         return freed
 
     def test_run_goes_on_and_says_what_is_missing(self, disk, tmp_path):
@@ -186,7 +186,7 @@ class TestFullDisk:
             "the table comes first"
         )
         missing = answer.out.partition("Not written: ")[2]
-        for name in ("results.jsonl", "results.md", "results.csv", "results.json"):
+        for name in ("results.jsonl", "results.md", "results.csv", "results.json", "report.html"):
             assert f"{name} (No space left on device)" in missing
         assert not (tmp_path / "results.jsonl").exists()
 

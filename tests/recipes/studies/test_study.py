@@ -1,5 +1,6 @@
 """Studies: every training once, choices by validation, statistics over seeds."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -10,10 +11,12 @@ import pytest
 
 from recipes.methods.methods import METHODS
 from recipes.runtime.errors import OptionError
-from recipes.studies.study import Setting, Statistic
+from recipes.studies.study import Cell, Setting, Statistic
 from recipes.studies.trials import Range
 
 from ..support.small_study import BASE, GRIDS, OURS, Trained, in_turn, plain, setting, study
+
+DEFAULT, OTHER = METHODS["srdml_default"], METHODS["pcgrad"]
 
 
 @pytest.fixture
@@ -107,6 +110,67 @@ class TestChoice:
         assert ours.chosen(ours.settings[0], BASE) == 0.5
 
 
+class TestDecayOfTheBaseline:
+    def decayed(self, path, *methods, **more):
+        own = setting(methods=methods)
+        return study(path, dataclasses.replace(own, decay_of_baseline=True), **more)
+
+    def test_trials_wait_and_have_it_in_their_keys(self, path):
+        train = Trained(plain)
+        ours = self.decayed(path, "hard_sharing", "srdml")
+        list(ours.run(in_turn, train))
+        assert ours.done == ours.trainings == len(train.cells) == 14
+        order = [(cell.method.key, cell.setting.values.get("weight_decay")) for cell in train.cells[:8]]
+        assert order == [("hard_sharing", None)] * 4 + [("srdml", 0.5)] * 4
+        assert {cell.to_dict()["weight_decay"] for cell in train.cells if cell.method is OURS} == {0.5}
+        assert len(ours.reported(ours.settings[0], OURS)) == 3
+
+    def test_multiplied(self, path):
+        train = Trained(plain)
+        own = setting(methods=("hard_sharing", "srdml", "srdml_default"))
+        list(study(path, dataclasses.replace(own, decay_of_baseline=True, decay_factor=0.2)).run(in_turn, train))
+        decays = {cell.method.key: cell.setting.values.get("weight_decay") for cell in train.cells}
+        assert decays == {"hard_sharing": None, "srdml": 0.1, "srdml_default": 0.1}
+
+    def test_not_chosen_before_the_baseline(self, path):
+        ours = self.decayed(path, "hard_sharing", "srdml")
+        list(ours.run(in_turn, Trained(plain, until=3)))
+        one = ours.settings[0]
+        assert (ours.chosen(one, OURS), ours.tuning(one, OURS), ours.reported(one, OURS)) == (None, [], {})
+
+    def test_baseline_is_tuned_where_it_is_not_compared(self, path):
+        train = Trained(plain)
+        ours = self.decayed(path, "srdml")
+        list(ours.run(in_turn, train))
+        assert ours.done == ours.trainings == len(train.cells) == 4 + 4 + 3
+        assert not [cell for cell in train.cells if cell.reported and cell.method is BASE]
+
+    def test_method_that_is_not_tuned(self, path):
+        """Only ever the decay of the baseline, no trials, and no other key for the others."""
+        train, others = Trained(plain), Trained(plain)
+        values = {"weight_decay": 0.05}
+        ours = study(path, setting(methods=("hard_sharing", "srdml", "srdml_default"), **values))
+        list(ours.run(in_turn, train))
+        default = [cell for cell in train.cells if cell.method is DEFAULT]
+        assert [(cell.reported, cell.value) for cell in default] == [(True, DEFAULT.share)] * 3
+        assert {cell.setting.values["weight_decay"] for cell in default} == {0.5}
+        list(study(path.with_name("others"), setting(**values)).run(in_turn, others))
+        kept = [cell.to_dict() for cell in train.cells if cell.method is not DEFAULT]
+        assert kept == [cell.to_dict() for cell in others.cells]
+        one = ours.settings[0]
+        assert ours.chosen(one, DEFAULT) == DEFAULT.share
+        assert ours.trainings == ours.done == 17
+
+
+def test_share_is_another_parameter():
+    own = Setting("one", "One", {"penalty": "share"}, ("srdml",), {"share, l1": (1.0, 3.0)})
+    assert Cell(own, OURS, 1.0, 0, True).to_dict()["parameter"] == own.parameter(OURS) == "share, l1"
+    assert own.space(OURS) == (1.0, 3.0)
+    assert own.parameter(BASE) == "weight decay"
+    assert own.has_space(DEFAULT)
+    assert not own.has_space(METHODS["srdml_cosine"])
+
+
 class TestStatistics:
     def of(self, tmp_path, numbers):
         """Of one method whose reported accuracies these are, and of its difference to a baseline of zeros."""
@@ -123,6 +187,9 @@ class TestStatistics:
         # As text, in which NaN is equal.
         assert repr(ours.difference(one, OURS, ["accuracy"])["accuracy"]) == repr(summary)
         assert ours.difference(one, BASE, ["accuracy"]) == {}
+        assert ours.difference(one, OURS, ["accuracy"], reference=OURS) == {}
+        turned = ours.difference(one, BASE, ["accuracy"], reference=OURS)["accuracy"]
+        assert repr(-turned.mean) == repr(summary.mean) or math.isnan(summary.mean) or turned.mean == summary.mean == 0
         return summary
 
     @staticmethod

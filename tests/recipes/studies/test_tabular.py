@@ -94,7 +94,7 @@ class TestCommand:
         assert "### SARCOS\n\n| method | tuned | seeds | nMSE (lower is better) | difference in nMSE |\n" in printed
         assert f"24 of 24 trainings are done. Results: {path}\n" in printed
         assert "not done" not in printed
-        names = {f"results.{kind}" for kind in ("jsonl", "json", "md", "csv")} | {".lock"}
+        names = {f"results.{kind}" for kind in ("jsonl", "json", "md", "csv")} | {"report.html", ".lock"}
         assert {own.name for own in path.parent.iterdir()} == names, "no checkpoints, and no pictures of numbers"
 
     def test_goes_on_after_the_time_is_up_and_after_a_kill(self, data, finished, tmp_path):

@@ -142,7 +142,11 @@ class Training:
             tasks,
             optimizer,
             surgery,
-            (lambda own: SaliencyRegularizer(self.model, "heads", strength=strength, optimizer=optimizer, surgery=own))
+            (
+                lambda own: SaliencyRegularizer(
+                    self.model, "heads", strength=strength, optimizer=optimizer, surgery=own, metric="l1"
+                )
+            )
             if with_penalty
             else None,
             seed=3,

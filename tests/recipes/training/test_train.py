@@ -27,7 +27,7 @@ from ..support.mixed_tasks import (
     trained,
 )
 
-SHARED = [key for key, method in METHODS.items() if method.shared]
+SHARED = [key for key, method in METHODS.items() if method.shared and method.tuned]
 
 
 class TestStep:
@@ -82,7 +82,7 @@ class TestMethods:
     def test_strength_zero_is_the_method_without_a_penalty(self):
         inputs, labels = drawn(MIXED, 30)
         for key, method in METHODS.items():
-            if method.rule is not None:
+            if method.rule is not None and method.tuned:
                 surgery = [key for key, own in METHODS.items() if own.surgery is method.surgery and own.rule is None]
                 plain = surgery[0] if method.surgery is not None else "hard_sharing"
                 one, other = (trained(MIXED, inputs, labels, own, epochs=2, batch_size=7) for own in (key, plain))
@@ -109,6 +109,14 @@ class TestMethods:
         best = ours.curves["epoch"].index(ours.best_epoch)
         assert ours.validation == max(ours.curves["validation_score"]) == ours.curves["validation_score"][best]
         assert trained(MIXED, inputs, labels).relations is None
+
+    @pytest.mark.parametrize(("key", "options"), [("srdml", {"penalty": "share"}), ("srdml_default", {})])
+    def test_share_sets_in_when_the_strength_is_found(self, key, options):
+        inputs, labels = drawn(ALL_BINARY)
+        curves = trained(ALL_BINARY, inputs, labels, key, 0.5, epochs=20, evaluations=20, **options).curves
+        assert curves["penalty_share"][:10] == [0.0] * 10
+        assert curves["penalty_share"][10] == pytest.approx(0.5, rel=0.3)
+        assert min(curves["penalty_share"][10:]) > 0.0
 
     def test_temperature_is_of_the_entropic_rule(self):
         inputs, labels = drawn(ALL_BINARY, 30)

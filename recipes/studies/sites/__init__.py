@@ -1,0 +1,1 @@
+"""Few kinds of tasks at many sites: methods, trainings and tables."""

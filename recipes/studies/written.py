@@ -1,0 +1,103 @@
+"""What a study leaves beside its results: tables, numbers, pictures, and a page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from saliency_reg.errors import SaliencyRegError
+
+from ..runtime.files import write_json, write_text
+from .page import Origin, page
+from .study import Study
+from .tables import LEGEND, as_csv, markdown, tuning
+from .verdicts import verdicts
+
+#: Tables for people and for programs, all numbers, and the page.
+WRITTEN_BESIDE = (".md", ".csv", ".json", ".html")
+
+_Kinds = tuple[type[Exception], ...]
+_EXPECTED: _Kinds = (OSError, SaliencyRegError)
+#: Matplotlib has many: it takes $ in a name for mathematics.
+_OF_PICTURES: _Kinds = (Exception,)
+
+#: Metrics, those that are compared, and those that the verdict is about.
+Columns = tuple[Sequence[str], Sequence[str], Sequence[str]]
+
+
+@dataclass
+class Written:
+    """What came of it.
+
+    Attributes:
+        page: that was written, if it was.
+        further: tables to print.
+        missing: what could not be written, and why.
+    """
+
+    page: Path | None = None
+    further: str = ""
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def summary(study: Study, columns: Columns) -> str:
+    """Tables and verdicts, for people."""
+    metrics, compared, judged = columns
+    said = verdicts(study, judged or compared or metrics[:1])
+    return "\n\n".join([markdown(study, metrics, compared), LEGEND, *map(str, said)])
+
+
+def write_beside(
+    results: Path,
+    study: Study,
+    origin: Origin,
+    content: Mapping[str, Any],
+    columns: Columns,
+    draw: Callable[[Study, Path | None], str] | None,
+) -> Written:
+    """Write all that can be written.
+
+    Args:
+        results: file of the results.
+        study: the same.
+        origin: where they come from; the pictures of ``draw`` are added.
+        content: of the JSON file.
+        columns: metrics, those that are compared, and those that the verdict is about.
+        draw: pictures of a study into a folder.
+    """
+    written, (metrics, compared, judged) = Written(), columns
+    study.results.flush()
+    if study.results.not_written is not None:
+        written.missing[results.name] = study.results.not_written
+    for_people, for_programs, numbers, report = map(results.with_suffix, WRITTEN_BESIDE)
+    if report.stem == "results":
+        report = report.with_stem("report")
+    text = f"{summary(study, columns)}\n\n{tuning(study)}\n"
+    _try(written, for_people.name, lambda: write_text(for_people, text))
+    _try(written, for_programs.name, lambda: write_text(for_programs, as_csv(study, metrics)))
+    _try(written, numbers.name, lambda: write_json(numbers, content))
+    before = _pictures(results.parent)
+    if draw is not None:
+        written.further = _try(written, "pictures", lambda: draw(study, results.parent), _OF_PICTURES) or ""
+    drawn = [path for path, changed in _pictures(results.parent).items() if before.get(path) != changed]
+    whole = replace(origin, pictures=drawn)
+    _try(written, report.name, lambda: write_text(report, page(study, whole, metrics, compared, judged)))
+    written.page = None if report.name in written.missing else report
+    return written
+
+
+def _pictures(folder: Path) -> dict[Path, int]:
+    """With the time of their last change, in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.png"))}
+
+
+def _try(written: Written, name: str, write: Callable[[], Any], caught: _Kinds = _EXPECTED) -> Any:
+    try:
+        return write()
+    except caught as error:
+        known = isinstance(error, _EXPECTED)
+        reason = getattr(error, "strerror", None) or (str(error) if known else f"{type(error).__name__}: {error}")
+        written.missing[name] = " ".join(reason.split())
+        return None
