@@ -25,6 +25,8 @@ def blocks() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in blocks()])
 def test_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    if "from chemprop" in code:
+        pytest.importorskip("chemprop")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(METHODS, "_methods", dict(METHODS._methods))  # one block adds to it
     exec(compile(code, "README", "exec"), {"__name__": "__main__"})
@@ -32,10 +34,11 @@ def test_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_the_readme_has_blocks_and_its_two_commands() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert len(BLOCK.findall(readme)) >= 3
+    assert len(BLOCK.findall(readme)) >= 1
+    assert len(readme.splitlines()) <= 220
     commands = re.findall(r"^```bash\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
     lines = [line for block in commands for line in block.splitlines() if line.strip()]
-    assert sum("python -m recipes.digits" in line for line in lines) == 1
+    assert sum("python -m recipes.demo" in line for line in lines) == 1
     assert sum("python -m pytest" in line for line in lines) == 1
     ci = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in ci, "CI must run the README's own test command"
