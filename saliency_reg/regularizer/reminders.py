@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..report import SaliencyReport
 from ..saliency import mark_sequence_first
 from ..torch_tools import ModuleHooks, PartlyCopied, derives_from, in_backward, warn_user
-from .strength import LEAST_SHARE, MOST_SHARE, WINDOW, strength_advice
+from .strength import LEAST_SHARE, MOST_SHARE, strength_advice
 
 logger = logging.getLogger("saliency_reg")
 
@@ -21,6 +21,8 @@ logger = logging.getLogger("saliency_reg")
 CALLS = 100
 #: Calls in which never two heads ran together, after which the user is told.
 ALONE = 5
+#: Calls without an optimizer step, in which an automatic strength cannot be found, after which the user is told.
+WAITING = 30
 _WRAPPERS = ("FullyShardedDataParallel", "DistributedDataParallel", "CheckpointWrapper", "OptimizedModule")
 _NO_OPTIMIZER = (
     f"the relations have not moved in {CALLS} training calls: no optimizer is attached. Pass optimizer=..., call "
@@ -167,7 +169,7 @@ class Reminders(PartlyCopied):
 
     def waits(self, has_optimizer: bool) -> None:
         """Note a call in which an automatic strength is not found yet."""
-        if self._since_step == ALONE * WINDOW:
+        if self._since_step == WAITING:
             self._tell("waits", _WAITS.format(calls=self._since_step, advice="" if has_optimizer else _ATTACH))
         self._waited += 1
         if self._waited == CALLS and self._since_step < CALLS:

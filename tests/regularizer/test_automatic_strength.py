@@ -156,6 +156,20 @@ def test_how_far_it_rises_while_heads_become_alike() -> None:
     assert strengths[nn.Tanh] == 1
 
 
+def test_it_follows_the_losses_down() -> None:
+    """And not up again, beyond where it was: heads that reach the backbone."""
+    model, optimizer, regularizer = make(rate=0.0, relations="fixed")
+    x, _ = batch(0)
+    found = []
+    for loss in (4.0, 1.0, 2.0, 8.0):
+        for _ in range(WINDOW):
+            model(x)
+            regularizer(losses=torch.tensor(loss))
+            optimizer.step()
+        found.append(regularizer.strength)
+    assert found == pytest.approx([found[0], found[0] / 4, found[0] / 2, found[0]], rel=1e-12)
+
+
 def test_absent_tasks() -> None:
     some = (TASKS[:2], TASKS[1:], TASKS, TASKS[:1])
     model, optimizer, regularizer = make()
@@ -368,7 +382,7 @@ def test_no_optimizer_is_told() -> None:
         for _ in range(60):
             regularizer(losses=losses_of(model(x), y))
 
-    with pytest.warns(UserWarning, match=r"penalty has been 0 in all 50 calls so far.*Pass optimizer="):
+    with pytest.warns(UserWarning, match=r"penalty has been 0 in all 30 calls so far.*Pass optimizer="):
         call()
 
 

@@ -98,6 +98,10 @@ class Regression(Objective):
     def weights(self, batch):
         return batch["known"].T
 
+    def regularizer_arguments(self, batch, losses):
+        stacked = (losses if isinstance(losses, torch.Tensor) else torch.stack(list(losses))).detach()
+        return {"losses": (stacked * batch["known"].T).sum() / max(len(batch["known"]), 1)}
+
     def predictions(self, model, batch):
         return {"outputs": torch.stack(list(model(batch["inputs"]).values()), 1), **batch}
 

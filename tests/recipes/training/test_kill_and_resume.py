@@ -15,9 +15,10 @@ from ..support.small_training import finish, killed, outcome_of, same, start
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
-#: Everything that has a state: relations, an order of PCGrad, dropout, augmentation, accumulation, clipping, a schedule.
+#: Everything that has a state: relations, a strength that is found, an order of PCGrad, dropout, augmentation, accumulation, clipping, a schedule.
 EVERYTHING = {
     "method": "regularizer and feature",
+    "strength": "auto",
     "noise": 0.1,
     "dropout": 0.3,
     "samples": 43,
