@@ -226,26 +226,24 @@ class Study:
         rows = [{name: _number(a.get(name)) - _number(b.get(name)) for name in metrics} for a, b in pairs]
         return _statistics(rows, metrics)
 
-    def _decays_like(self, setting: Setting, method: Method) -> Method | None:
-        """The method whose chosen weight decay this one has, if it has one that is chosen elsewhere."""
-        if method.rule is None or (method.tuned and not setting.decay_of_baseline):
-            return None
-        other = self.methods.get(self.baseline)
-        return other if other is not None and other.parameter == "weight decay" else None
+    def _decay_of_baseline(self, setting: Setting, method: Method) -> bool:
+        """Whether a method has the weight decay that the baseline has chosen."""
+        baseline = self.methods.get(self.baseline)
+        has_decay = baseline is not None and baseline.parameter == "weight decay"
+        return method.rule is not None and has_decay and (setting.decay_of_baseline or not method.tuned)
 
     def _tuned(self, setting: Setting) -> list[Method]:
-        """Those that are compared, and before them those whose weight decay they have."""
+        """Those that are compared, and before them the baseline if one of them has its weight decay."""
         methods = self.methods_of(setting)
-        others = [self._decays_like(setting, method) for method in methods]
-        first = [other for other in dict.fromkeys(others) if other is not None and other not in methods]
+        waits = any(self._decay_of_baseline(setting, method) for method in methods)
+        first = [self.methods[self.baseline]] if waits and self.baseline not in setting.methods else []
         return [*first, *methods]
 
     def _placed(self, setting: Setting, method: Method) -> Setting | None:
         """The setting of the method's own trainings; ``None`` until its weight decay was chosen, where that is needed."""
-        other = self._decays_like(setting, method)
-        if other is None:
+        if not self._decay_of_baseline(setting, method):
             return setting
-        decay = self.chosen(setting, other)
+        decay = self.chosen(setting, self.methods[self.baseline])
         if decay is None:
             return None
         return replace(setting, values={**setting.values, "weight_decay": setting.decay_factor * decay})
