@@ -82,7 +82,7 @@ COMMAND = StudyCommand(
     check=check_digits,
     introduction=introduction,
     draw=draw_study,
-    separate=True,
+    architectures=("hard_sharing", "single_task"),
     workers=4,
 )
 main = COMMAND.main

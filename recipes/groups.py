@@ -46,7 +46,7 @@ COMMAND = StudyCommand(
     introduction=introduction,
     draw=report,
     methods=METHODS,
-    separate=True,
+    architectures=("hard_sharing", "single_task"),
     seeds=10,
 )
 main = COMMAND.main

@@ -88,7 +88,7 @@ COMMAND = StudyCommand(
     introduction=_introduction,
     draw=_draw,
     methods=MOLECULE_METHODS,
-    separate=True,
+    architectures=("hard_sharing", "single_task"),
     seeds=10,
 )
 main = COMMAND.main

@@ -98,7 +98,7 @@ COMMAND = StudyCommand(
     methods=METHODS,
     searches=False,
     seeds=10,
-    separate=True,
+    architectures=("hard_sharing", "single_task"),
     workers=4,
 )
 main = COMMAND.main

@@ -11,6 +11,9 @@ from saliency_reg import SaliencyRegularizer
 from ..runtime.errors import OptionError
 from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
 
+#: Architectures that methods differ in more than their layers.
+HARD_SHARING, SINGLE_TASK, MERGED, SOFT_SHARING = "hard_sharing", "single_task", "merged", "soft_sharing"
+
 
 @dataclass(frozen=True)
 class Method:
@@ -22,10 +25,16 @@ class Method:
         rule: relation rule of SRDML, ``"fixed"`` for uniform weights; without one there is no regularizer.
         metric: of the distance between saliencies.
         surgery: of the task gradients, if any.
-        shared: whether the tasks share a backbone; otherwise each has a network of its own.
+        architecture: what the tasks share, one of :data:`recipes.models.architectures.ARCHITECTURES`.
         earlier: names under which older results know it.
-        share: of a method that is not tuned: what the package makes the penalty of the losses, in words.
+        fixed: of a method that is not tuned: what stands in place of the value, in words.
         temperature: of a method that is not tuned.
+        head_penalty: kind of a :class:`saliency_reg.HeadPenalty`.
+        frozen: the heads are trained on the standardised features of trained hard sharing, which stay as they are.
+        rep_mtl: the penalties of a :class:`saliency_reg.RepMTL`.
+        gradnorm: the weights of a :class:`saliency_reg.GradNorm`.
+        loss_weighting: what makes one loss of those of the tasks; by default their sum.
+        decay_of: key of the method whose tuned weight decay it has; by default its own, or the baseline's with a penalty.
     """
 
     key: str
@@ -33,22 +42,44 @@ class Method:
     rule: str | None = None
     metric: str = "l1"
     surgery: Surgery | None = None
-    shared: bool = True
+    architecture: str = HARD_SHARING
     earlier: tuple[str, ...] = ()
-    share: str | None = None
+    fixed: str | None = None
     temperature: float | None = None
+    head_penalty: str | None = None
+    frozen: bool = False
+    rep_mtl: bool = False
+    gradnorm: bool = False
+    loss_weighting: Any = None
+    decay_of: str | None = None
+
+    @property
+    def shared(self) -> bool:
+        """Whether the tasks share a backbone; otherwise each has a network of its own."""
+        return self.architecture not in (SINGLE_TASK, MERGED)
 
     @property
     def tuned(self) -> bool:
         """Whether there is anything to tune."""
-        return self.share is None
+        return self.fixed is None
+
+    @property
+    def penalty(self) -> str | None:
+        """The kind of the penalty whose strength is tuned, if there is one."""
+        if self.rule is not None:
+            return self.metric
+        if self.head_penalty is not None:
+            return self.head_penalty
+        return "rep_mtl" if self.rep_mtl else SOFT_SHARING if self.architecture == SOFT_SHARING else None
 
     @property
     def parameter(self) -> str:
         """What is tuned; of a method that is not, what it is trained with: results with other defaults are others."""
+        if self.architecture == MERGED:
+            return "scaling"
         if not self.tuned:
             return f"defaults: {self.metric}, {self.rule}, temperature {self.temperature:g}"
-        return "weight decay" if self.rule is None else f"strength, {self.metric}"
+        return "weight decay" if self.penalty is None else f"strength, {self.penalty}"
 
 
 class Methods(Mapping[str, Method]):
@@ -91,7 +122,7 @@ def package_defaults() -> dict[str, Any]:
         "rule": relations.rule,
         "metric": regularizer.metric,
         "temperature": relations.temperature,
-        "share": "0.2 on heads alone, else 0.001",
+        "fixed": "0.2 on heads alone, else 0.001",
     }
 
 
@@ -99,7 +130,7 @@ METHODS = Methods()
 BASELINE = METHODS.add(Method("hard_sharing", "Hard sharing")).key
 
 for _method in (
-    Method("single_task", "Single-task", shared=False),
+    Method("single_task", "Single-task", architecture=SINGLE_TASK),
     Method("srdml_uniform", "SRDML, uniform weights", rule="fixed", earlier=("uniform",)),
     Method("srdml_uniform_sqeuclidean", "SRDML, sqeuclidean, uniform weights", rule="fixed", metric="sqeuclidean"),
     Method("srdml_uniform_cosine", "SRDML, cosine, uniform weights", rule="fixed", metric="cosine"),

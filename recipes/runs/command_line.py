@@ -15,7 +15,7 @@ from typing import IO, Any, NoReturn
 
 import torch
 
-from ..methods.methods import BASELINE, METHODS, Methods
+from ..methods.methods import BASELINE, HARD_SHARING, METHODS, Methods
 from ..runtime.processes import launched_precision
 from ..training.options import Options
 
@@ -224,8 +224,10 @@ def add_strength(method: Any, default: float) -> None:
 def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what the method does not have."""
     method = METHODS[options.method]
-    if not method.shared:
-        parser.error(f"argument --method: {options.method} has no shared backbone, which this recipe needs.")
+    if method.architecture != HARD_SHARING or method.frozen:
+        parser.error(
+            f"argument --method: {options.method} is more than a training of this model. Use it in recipes.compare."
+        )
     if not method.tuned and options.strength is not None:
         parser.error(
             f"argument --strength: {options.method} holds the penalty at a share of the losses. Leave it out, or use "
@@ -233,7 +235,7 @@ def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         )
     if method.rule != "entropic" and options.temperature is not None:
         parser.error(f"argument --temperature: {options.method} does not have the entropic rule. Leave it out.")
-    if method.rule is None and options.strength is not None:
+    if method.penalty is None and options.strength is not None:
         parser.error(f"argument --strength: {options.method} has no penalty. Leave it out.")
     if options.method == BASELINE and options.pretraining_epochs:
         parser.error(
@@ -244,10 +246,10 @@ def check_method(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def method_value(options: argparse.Namespace) -> Any:
     """The value of what the method tunes, or what one that is not tuned has."""
     method = METHODS[options.method]
-    if method.rule is None:
+    if method.penalty is None:
         return float(options.weight_decay)
-    if method.share is not None:
-        return method.share
+    if method.fixed is not None:
+        return method.fixed
     return DEFAULT_STRENGTH if options.strength is None else float(options.strength)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from saliency_reg.errors import SaliencyRegError
 
-from ..methods.methods import BASELINE, METHODS, Methods
+from ..methods.methods import BASELINE, HARD_SHARING, METHODS, Methods
 from ..runs.command_line import COUNT, NON_NEGATIVE, Parser, add_number, folder_name, method_name, whole_number
 from ..runtime.errors import RecipeError, need
 from ..runtime.files import locked, machine, now, versions
@@ -56,7 +56,7 @@ class StudyCommand:
         draw: pictures of a study into a folder, if there is one; returns further tables to print.
         methods: that can be compared, by key, and the ``baseline``.
         searches: ``--trials`` searches within the bounds of grids; otherwise the study has a ``--trials`` of its own.
-        separate: whether tasks can have networks of their own.
+        architectures: those that it can build.
         seeds, workers: defaults.
     """
 
@@ -77,7 +77,7 @@ class StudyCommand:
     draw: Callable[[Study, Path | None], str] | None = None
     methods: Methods = field(default_factory=lambda: METHODS)
     baseline: str = BASELINE
-    separate: bool = False
+    architectures: tuple[str, ...] = (HARD_SHARING,)
     searches: bool = True
     seeds: int = 5
     workers: int = 2
@@ -170,8 +170,11 @@ class StudyCommand:
                 parser.error(f"argument --{name}: the same value twice. Use each value once.")
         for setting in self.settings_of(options).values() if options.methods else ():
             for method in (self.methods[key] for key in options.methods):
-                if not method.shared and not self.separate:
-                    parser.error(f"argument --methods: {method.key} needs a network for each task, not one for all.")
+                if method.architecture not in self.architectures:
+                    parser.error(
+                        f"argument --methods: {method.key} has an architecture that this recipe cannot build, "
+                        f"{method.architecture}. Use it in recipes.compare."
+                    )
                 if not setting.has_space(method):
                     usable = ", ".join(key for key, own in self.methods.items() if setting.has_space(own))
                     parser.error(

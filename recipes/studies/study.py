@@ -31,7 +31,7 @@ class Setting:
         methods: keys of those that are compared.
         spaces: values that are tried, by a method's key, or by what it tunes.
         decay_of_baseline: methods with a penalty have the weight decay that the baseline has chosen, and not one of the
-            ``values``. Those that are not tuned always do.
+            ``values``. Those that are not tuned always do, and those that say whose decay they have.
         decay_factor: what that weight decay is multiplied by, where the penalty does what decay would have to do.
     """
 
@@ -46,12 +46,13 @@ class Setting:
     def parameter(self, method: Method) -> str:
         """What is tuned of this method: where the values name a ``penalty``, a share in place of a strength."""
         name = method.parameter
-        return name.replace("strength", str(self.values.get("penalty", "strength")), 1)
+        # Shares are those of the saliency penalty.
+        return name if method.rule is None else name.replace("strength", str(self.values.get("penalty", "strength")), 1)
 
     def space(self, method: Method) -> Space:
         """The values that are tried for this method; the only one of a method that is not tuned."""
-        if method.share is not None:
-            return (method.share,)
+        if method.fixed is not None:
+            return (method.fixed,)
         return next(self.spaces[name] for name in self._names_of_space(method) if name in self.spaces)
 
     def has_space(self, method: Method) -> bool:
@@ -226,27 +227,32 @@ class Study:
         rows = [{name: _number(a.get(name)) - _number(b.get(name)) for name in metrics} for a, b in pairs]
         return _statistics(rows, metrics)
 
-    def _decay_of_baseline(self, setting: Setting, method: Method) -> bool:
-        """Whether a method has the weight decay that the baseline has chosen."""
+    def _decay_from(self, setting: Setting, method: Method) -> Method | None:
+        """The method whose chosen weight decay this one has; ``None`` if it has one of its own."""
+        if method.decay_of is not None:
+            return self.methods[method.decay_of]
         baseline = self.methods.get(self.baseline)
         has_decay = baseline is not None and baseline.parameter == "weight decay"
-        return method.rule is not None and has_decay and (setting.decay_of_baseline or not method.tuned)
+        waits = method.penalty is not None and (setting.decay_of_baseline or not method.tuned)
+        return baseline if has_decay and waits else None
 
     def _tuned(self, setting: Setting) -> list[Method]:
-        """Those that are compared, and before them the baseline if one of them has its weight decay."""
+        """Those that are compared, and before them those whose weight decay one of them has."""
         methods = self.methods_of(setting)
-        waits = any(self._decay_of_baseline(setting, method) for method in methods)
-        first = [self.methods[self.baseline]] if waits and self.baseline not in setting.methods else []
-        return [*first, *methods]
+        sources = (self._decay_from(setting, method) for method in methods)
+        first = {own.key: own for own in sources if own is not None and own not in methods}
+        return [*first.values(), *methods]
 
     def _placed(self, setting: Setting, method: Method) -> Setting | None:
         """The setting of the method's own trainings; ``None`` until its weight decay was chosen, where that is needed."""
-        if not self._decay_of_baseline(setting, method):
+        source = self._decay_from(setting, method)
+        if source is None:
             return setting
-        decay = self.chosen(setting, self.methods[self.baseline])
+        decay = self.chosen(setting, source)
         if decay is None:
             return None
-        return replace(setting, values={**setting.values, "weight_decay": setting.decay_factor * decay})
+        factor = setting.decay_factor if method.penalty is not None else 1.0
+        return replace(setting, values={**setting.values, "weight_decay": factor * decay})
 
     def _values(self, setting: Setting, method: Method) -> list[Any]:
         return trial_values(setting.space(method), lambda value: self._validation(setting, method, value))

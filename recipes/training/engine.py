@@ -164,7 +164,7 @@ class Engine:
         wanted = [MicroBatch(-1, own[first : first + at_once]) for first in range(0, len(own), at_once)]
         # A process without samples predicts one for the format, and drops it.
         parts = [
-            self.objective.predictions(self.model, self._on_device(batch))
+            self.objective.predictions(self.model, self.on_device(batch))
             for batch in self._load(source, wanted or [MicroBatch(-1, [0])])
         ]
         if not self._running:  # in a run, data workers stay for the next epoch
@@ -218,7 +218,7 @@ class Engine:
         self.optimizer.zero_grad()  # whatever others have left there
         divisors = [self.ranks.size / count if count > 0 else 0.0 for count in counts.tolist()]
         for number, (loaded, own) in enumerate(zip(batches, weights)):
-            batch = self._on_device(loaded)
+            batch = self.on_device(loaded)
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
                 losses = self.objective.losses(self._wrapped, batch)
@@ -270,7 +270,8 @@ class Engine:
             feed.close()
         self._feeds.clear()
 
-    def _on_device(self, batch: Any) -> Any:
+    def on_device(self, batch: Any) -> Any:
+        """The same tensors where the model is."""
         device = self.accelerator.device
         if device.type == "cpu":
             return batch

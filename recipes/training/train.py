@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
+from .batches import Feed, MicroBatch
 from .best_weights import BestWeights
 from .engine import Engine
+from .frozen_features import FrozenFeatures
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
@@ -122,9 +124,13 @@ def train(
         RecipeError: options, data or checkpoints that cannot work.
     """
     accelerator = open_accelerator(options.mixed_precision, trackers=options.trackers, folder=folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(options.seed)  # and not those of GPUs, which would stay so
-        model = build()
+
+    def new() -> Any:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(options.seed)  # and not those of GPUs, which would stay so
+            return build()
+
+    model = new()
     if not method.shared and not hasattr(model, "parts"):
         raise OptionError(
             f"{method.key} needs a network for each task, and the model {type(model).__name__} is one for all of them. "
@@ -132,16 +138,21 @@ def train(
         )
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if options.pretraining_epochs:
+    before = options.epochs if method.frozen else options.pretraining_epochs
+    if before:
         own = None if folder is None else folder / PRETRAINING
         # Its own: an accelerator remembers every optimizer, and would unscale their gradients twice.
         another = open_accelerator(options.mixed_precision, folder=own)
-        base = dataclasses.replace(options, epochs=options.pretraining_epochs)
+        base = dataclasses.replace(options, epochs=before)
         known = dataclasses.replace(data, test=None)
         training = _Training(
             model, known, METHODS[BASELINE], options.weight_decay, base, another, own, make_optimizer, None
         )
         training.run(resume if resume in ("auto", "never") else "auto")
+        if method.frozen:
+            features = FrozenFeatures(model.backbone, training.training_inputs())
+            model = new()
+            model.backbone = features
     return _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked).run(resume)
 
 
@@ -166,7 +177,7 @@ class _Training:
         self._watch = (
             ConflictWatch(model) if options.watch_conflicts and method.shared and data.test is not None else None
         )
-        decay = options.weight_decay if isinstance(value, str) or method.rule is not None else value
+        decay = options.weight_decay if isinstance(value, str) or method.penalty is not None else value
         shares = method.rule is not None and (options.penalty == "share" or not method.tuned)
         optimizer = make_optimizer(model, options.learning_rate, decay)
         self._backward = attach(
@@ -174,7 +185,7 @@ class _Training:
             model,
             tuple(data.kinds),
             optimizer,
-            strength=0.0 if isinstance(value, str) or method.rule is None or shares else value,
+            strength=0.0 if isinstance(value, str) or method.penalty is None or shares else value,
             share=value if shares else None,
             batch_size=options.batch_size,
             seed=options.seed,
@@ -223,6 +234,13 @@ class _Training:
             outputs,
             validation_outputs,
         )
+
+    def training_inputs(self) -> Iterator[Any]:
+        """Batches of the inputs of all training samples, in their order."""
+        source, size = self._data.train, self._options.evaluation_batch_size or len(self._data.train)
+        wanted = [MicroBatch(-1, range(len(source))[first : first + size]) for first in range(0, len(source), size)]
+        for inputs, _ in Feed(source, self._options.seed, collate=self._data.collate)(wanted):
+            yield self._engine.on_device(inputs)
 
     def _after_epoch(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:
         options, data = self._options, self._data

@@ -27,7 +27,7 @@ class GroupMethod(Method):
 
 METHODS = Methods()
 CONSTANT = METHODS.add(GroupMethod("constant", "Mean of the group", closed=True)).key
-SINGLE_TASK = METHODS.add(GroupMethod("single_task", "Single-task", shared=False)).key
+SINGLE_TASK = METHODS.add(GroupMethod("single_task", "Single-task", architecture="single_task")).key
 HARD_SHARING = METHODS.add(GroupMethod("hard_sharing", "Hard sharing")).key
 POOLED = METHODS.add(GroupMethod("pooled", "One head, intercept per group")).key
 MIXED_MODEL = METHODS.add(GroupMethod("mixed_model", "Mixed model", closed=True)).key

@@ -139,7 +139,7 @@ def _backward(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         common: dict[str, Any] = {"heads": "head", "tasks": TASKS, "optimizer": optimizer, "surgery": surgery}
         if not method.tuned:
-            return by_share(SaliencyRegularizer, model, method.share, **common)
+            return by_share(SaliencyRegularizer, model, method.fixed, **common)
         relations = RelationWeights(len(TASKS), method.rule or "fixed", **options)
         return SaliencyRegularizer(
             model, strength=value["strength"], metric=method.metric, relations=relations, **common

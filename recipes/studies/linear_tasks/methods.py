@@ -41,7 +41,7 @@ def _read() -> Iterator[LinearMethod]:
             surgery = None if common is None else common.surgery
             yield LinearMethod(**{**entry, "earlier": tuple(entry.get("earlier", ()))}, surgery=surgery, grid=grid)
     default = COMMON["srdml_default"]
-    yield LinearMethod(default.key, default.label, shared=False, **package_defaults())
+    yield LinearMethod(default.key, default.label, architecture="single_task", **package_defaults())
 
 
 def _combinations(values: dict[str, Sequence[float]]) -> Grid:

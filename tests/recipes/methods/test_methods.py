@@ -78,7 +78,7 @@ class TestNames:
         assert method.parameter == f"defaults: {method.metric}, {method.rule}, temperature {method.temperature:g}"
         model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "heads": nn.Linear(2, 2)})
         shares = SaliencyRegularizer(model, heads="heads", tasks=["a", "b"]).share, regularizer.share
-        assert method.share == "{} on heads alone, else {}".format(*shares)
+        assert method.fixed == "{} on heads alone, else {}".format(*shares)
 
     def test_levels_of_surgery_are_always_named(self):
         for level, surgery in (("feature", PCGRAD), ("parameters", PCGRAD_PARAMETERS)):
