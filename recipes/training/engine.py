@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saliency_reg.integrations.accelerate import register
 
 from ..data.sources import Collate, Source
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import OptionError, need
 from ..runtime.log import RunLog
 from ..runtime.processes import Ranks
@@ -231,6 +231,8 @@ class Engine:
                     accumulate=not last,
                     accelerator=accelerator,
                     arguments=self.objective.regularizer_arguments(batch, losses),
+                    samples=(losses, own),
+                    known=counts > 0,
                 )
         for kept in self._sums.values():
             kept.count(counts)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
-from ..methods.attach import Backward, attach
+from ..methods.attach import attach
+from ..methods.backward import Backward
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, METHODS, Method
 from ..runtime.errors import OptionError
@@ -192,7 +193,13 @@ class _Training:
             temperature=options.temperature,
             channel_axis=getattr(model, "channel_axis", None),
             process_group=self._ranks.group,
+            kinds=data.kinds,
         )
+        if self._backward.needs_whole_steps and (options.accumulation > 1 or self._ranks.size > 1):
+            raise OptionError(
+                f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} micro-batch(es) "
+                f"in a step and {self._ranks.size} process(es). Use one of each, or another method."
+            )
         self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
         self._progress = _Progress(model, tuple(data.kinds))
         self._engine = Engine(
