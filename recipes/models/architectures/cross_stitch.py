@@ -89,9 +89,10 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    if not _is_plain(module):
+    if not (isinstance(module, nn.Sequential) and _is_plain(module)):
         return [module]
-    return [layer for child in module.children() for layer in _layers(child)]
+    # Not children(), which has a layer once that is there twice, such as one ReLU for all.
+    return [layer for child in module for layer in _layers(child)]
 
 
 def _ends(layer: nn.Module) -> bool:

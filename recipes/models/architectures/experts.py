@@ -17,7 +17,7 @@ class Expert(nn.Sequential):
     """One layer with a ReLU, from ``[B, width]`` to ``[B, outputs]``.
 
     Every expert draws weights of its own: equal ones would stay equal. They are those of He et al. (ICCV 2015), by which
-    the signal keeps its size; with torch's, it shrinks in every layer, and PLE takes twice as long to begin to learn.
+    the signal keeps its size; with torch's, it shrinks in every layer, and PLE takes longer to begin to learn.
     """
 
     def __init__(self, width: int, outputs: int) -> None:

@@ -52,7 +52,10 @@ class MMoE(nn.Module):
 
     @torch.no_grad()
     def gates(self, inputs: Any) -> Tensor:
-        """``[B, T, n]``: for each sample and task the weights of the experts, for ``mean_gates`` and ``gate_entropy``."""
+        """``[B, T, n]``: for each sample and task the weights of the experts, for ``mean_gates`` and ``gate_entropy``.
+
+        In eval mode; or else the statistics of BatchNorm move.
+        """
         vector = self.vector(self.backbone(inputs))
         return torch.stack([gate(vector) for gate in self.task_gates], dim=1)
 

@@ -166,6 +166,8 @@ class TestCrossStitch:
             ["ResidualBlock", "Flatten"],
             ["Linear"],
         ]
+        same = nn.ReLU()
+        assert names(nn.Sequential(nn.Conv2d(2, 3, 1), same, nn.Conv2d(3, 3, 1), same)) == [["Conv2d", "ReLU"]] * 2
         whole = ResidualBlock(2, 2, 1)
         assert stages_of(whole) == [whole]
 
