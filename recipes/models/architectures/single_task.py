@@ -43,11 +43,6 @@ class SingleTask(nn.Module):
         """Of each task."""
         return [network.get_submodule("0") for network in self.networks]
 
-    @property
-    def heads(self) -> list[nn.Module]:
-        """Of each task."""
-        return [network.get_submodule("1") for network in self.networks]
-
 
 @torch.no_grad()
 def merged(
@@ -94,7 +89,8 @@ def merged(
             joined = own.mean(0)
         result[name] = joined.to(value.dtype) if value.is_floating_point() else joined.round().to(value.dtype)
     backbone.load_state_dict(result)
-    return HardSharing(single_tasks.tasks, backbone, map(copy.deepcopy, single_tasks.heads))
+    heads = [copy.deepcopy(network.get_submodule("1")) for network in single_tasks.networks]
+    return HardSharing(single_tasks.tasks, backbone, heads)
 
 
 def _fits(name: str, one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -18,6 +18,7 @@ from recipes.models.architectures.single_task import merged
 from recipes.models.small_networks import SharedNetwork, small_blueprint
 from recipes.runtime.errors import OptionError
 from recipes.training.metrics import macro, task_scores
+from recipes.training.optimizers import OPTIMIZERS
 from saliency_reg import FeatureSurgery, SaliencyRegularizer
 
 from .parts import OUTPUTS, blueprint, inputs_of, scramble
@@ -80,6 +81,8 @@ class TestEach:
         found = [(len(group["params"]), group["lr"]) for group in groups if group["weight_decay"] == 0]
         assert found == ([] if expected is None else [expected])
         torch.optim.AdamW(groups)
+        for make in OPTIMIZERS.values():
+            make(model, 0.01, 0.1)
 
     def test_learns_digits(self, name):
         scores = macro(_scores_of(_trained(name)))

@@ -60,8 +60,8 @@ class TestMerged:
             moved = sum(own.state_dict()[name] - start[name] for own in model.backbones)
             torch.testing.assert_close(value, start[name] + scaling * moved)
         features = found.backbone(inputs_of(4))
-        for (task, output), head in zip(found(inputs_of(4)).items(), model.heads):
-            assert torch.equal(output, head(features)), task
+        for (task, output), network in zip(found(inputs_of(4)).items(), model.networks):
+            assert torch.equal(output, network[1](features)), task
 
     def test_by_default_linear_networks_have_the_mean_of_outputs(self):
         def linear():
