@@ -55,8 +55,8 @@ def attach(
     def regularizer(surgery: Any) -> SaliencyRegularizer:
         common: dict[str, Any] = {
             "heads": "heads",
-            # One linear layer is a head with a column for each task.
-            "tasks": tasks if isinstance(getattr(model, "heads", None), nn.Linear) else None,
+            # Heads with names keep them.
+            "tasks": None if isinstance(getattr(model, "heads", None), nn.ModuleDict) else tasks,
             "optimizer": optimizer,
             "process_group": process_group,
             "surgery": surgery,
@@ -88,7 +88,8 @@ def attach(
         extra["rep_mtl"] = RepMTL(model, process_group=process_group, **own, **plug)
     if method.architecture == SOFT_SHARING:
         soft: Any = model
-        extra["weight_penalty"] = lambda: strength * soft.penalty()
+        soft.strength = strength
+        extra["weight_penalty"] = soft.penalty
     if method.loss_weighting is not None:
         extra["loss_weighting"] = weighting = method.loss_weighting.build(kinds)
         if parameters := list(weighting.parameters()):

@@ -19,13 +19,14 @@ from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import attach
 from ..methods.backward import Backward
 from ..methods.conflicts import ConflictWatch
-from ..methods.methods import BASELINE, METHODS, Method
+from ..methods.methods import BASELINE, MERGED, METHODS, Method
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .batches import Feed, MicroBatch
 from .best_weights import BestWeights
 from .engine import Engine
 from .frozen_features import FrozenFeatures
+from .merged_models import best_merged
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
@@ -154,7 +155,8 @@ def train(
             features = FrozenFeatures(model.backbone, training.training_inputs())
             model = new()
             model.backbone = features
-    return _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked).run(resume)
+    training = _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked)
+    return training.run(resume, initial=new().backbones[0].state_dict() if method.architecture == MERGED else None)
 
 
 class _Training:
@@ -216,10 +218,15 @@ class _Training:
             tracked=tracked,
         )
 
-    def run(self, resume: str | Path) -> Outcome:
+    def run(self, resume: str | Path, initial: Mapping[str, Tensor] | None = None) -> Outcome:
+        """Train; with ``initial`` weights of the backbones of single-task models, merge them."""
         self._engine.run(self._after_epoch, resume)
         progress, data = self._progress, self._data
         progress.best.restore()
+        score, loss = progress.means()
+        if initial is not None:
+            single_tasks: Any = self._engine.model
+            self._engine.model, (score, loss) = best_merged(single_tasks, initial, self._validate)
         scores: dict[str, dict[str, float]] = {}
         outputs: dict[str, Tensor] = {}
         validation_outputs: dict[str, Tensor] = {}
@@ -229,7 +236,6 @@ class _Training:
             scores = self._scores(outputs)
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
-        score, loss = progress.means()
         return Outcome(
             self._engine.model,
             progress.epochs_of_tasks(),
@@ -241,6 +247,13 @@ class _Training:
             outputs,
             validation_outputs,
         )
+
+    def _validate(self, model: nn.Module) -> tuple[float, float]:
+        """Score and loss of a model on the validation split."""
+        self._engine.model = model
+        found = self._engine.evaluate(self._data.validation)
+        losses = self._objective.mean_losses(found["outputs"], found["labels"])
+        return selection_score(self._scores(found), self._data.kinds), mean_of_known(list(losses.values()))
 
     def training_inputs(self) -> Iterator[Any]:
         """Batches of the inputs of all training samples, in their order."""
