@@ -2,15 +2,16 @@
 
 The public names are those listed here. The packages behind them, each importing only those before it: ``torch_tools`` (what
 torch leaves open), ``distributed`` (joined over processes), ``relations`` (which tasks belong together), ``capture`` (what a
-forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``regularizer`` (the
-plug-in itself), ``verification`` (whether all of that is right on your model). ``docs/how_it_works.md`` follows one training
-step through all of them.
+forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``head_penalties`` (on
+head weights), ``regularizer`` (the plug-in itself), ``verification`` (whether all of that is right on your model).
+``docs/how_it_works.md`` follows one training step through all of them.
 """
 
 from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import *  # noqa: F403
+from .head_penalties import HeadPenalty
 from .regularizer import SaliencyRegularizer
 from .relations import RelationWeights
 from .report import SaliencyReport, SurgeryReport
@@ -22,6 +23,7 @@ from .verification import VerificationReport, verify
 
 __all__ = [
     "FeatureSurgery",
+    "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
     "RelationWeights",
