@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import *  # noqa: F403
-from .regularizer import SaliencyRegularizer
+from .regularizer import RepMTL, SaliencyRegularizer
 from .relations import RelationWeights
-from .report import SaliencyReport, SurgeryReport
+from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
 from .surgery import PCGrad
 from .surgery.feature import FeatureSurgery
@@ -25,6 +25,8 @@ __all__ = [
     "PCGrad",
     "ParameterSurgery",
     "RelationWeights",
+    "RepMTL",
+    "RepMTLReport",
     "SaliencyRegularizer",
     "SaliencyReport",
     "SurgeryReport",
