@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from saliency_reg import RepMTL
 from saliency_reg.regularizer.rep_mtl.terms import (
     alignment,
     anchor_products,
@@ -155,13 +156,6 @@ def test_order_of_tasks_and_samples_does_not_matter() -> None:
     found = rep(losses=losses_of(model(x[order]), targets[order], SOME[order]))
     torch.testing.assert_close(found, expected)
     rep.remove()
-    rep = attached(model, tasks=None)
-    rep.remove()
-    turned = attached_in_order(model, (2, 0, 1))
+    turned = RepMTL(model, heads={TASKS[place]: f"heads.{TASKS[place]}" for place in (2, 0, 1)})
+    assert turned.tasks == ("third", "first", "second")
     torch.testing.assert_close(turned(losses=losses_of(model(x), targets, SOME)), expected)
-
-
-def attached_in_order(model: nn.Module, order: tuple[int, ...]) -> object:
-    from saliency_reg import RepMTL
-
-    return RepMTL(model, heads={TASKS[place]: f"heads.{TASKS[place]}" for place in order})

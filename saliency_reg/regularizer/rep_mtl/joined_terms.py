@@ -35,6 +35,7 @@ class JoinedTerms:
     cross_task: Tensor  # 0-dim
     samples: Tensor  # [T], at which each task has a saliency
     together: Tensor  # 0-dim, samples at which two tasks have one
+    own: Tensor  # 0-dim, those of this process
 
 
 def inverse_losses(losses: Mapping[int, Tensor], tasks: tuple[str, ...], device: torch.device, ranks: Ranks) -> Tensor:
@@ -92,9 +93,8 @@ def joined_terms(
     if len(anchors) >= 2:  # a single sample has no negatives
         spread = spread_over_others(anchor_products(anchors), wanted.temperature).mean()
         alignments = spread - aligned / (wanted.temperature * len(anchors))
-    return JoinedTerms(
-        entropy / positions.detach().clamp(min=1), alignments, joined[4:].detach().long(), pairs.detach()
-    )
+    mean_entropy, samples = entropy / positions.detach().clamp(min=1), joined[4:].detach().long()
+    return JoinedTerms(mean_entropy, alignments, samples, pairs.detach(), together.sum())
 
 
 def _by_sample(saliencies: Saliencies, num_tasks: int) -> Tensor:

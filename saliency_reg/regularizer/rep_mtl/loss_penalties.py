@@ -108,10 +108,9 @@ class LossPenalties(StateModule):
         terms = joined_terms(saliencies, factors, wanted, len(self.tasks), self._ranks)
         whole = options.task_specific_strength * terms.task_specific + options.cross_task_strength * terms.cross_task
         if acts and saliencies.comparable:
-            # Its sign says nothing here: the alignment may be negative.
-            self._reach.measure(
-                whole * whole.detach().sign(), saliencies, forward, self.tasks, alone=self._ranks.size == 1
-            )
+            # Its sign says nothing here, as the alignment may be negative; nor do samples of other processes.
+            known = whole * whole.detach().sign() * (terms.own > 0)
+            self._reach.measure(known, saliencies, forward, self.tasks, alone=self._ranks.size == 1)
         # The gradients of the processes are averaged, and each has that of its own samples.
         penalty = strength * (whole + (self._ranks.size - 1) * (whole - whole.detach()))
         if not acts:
