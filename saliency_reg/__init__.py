@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
-from .regularizer import SaliencyRegularizer
+from .regularizer import RepMTL, SaliencyRegularizer
 from .relations import RelationWeights
-from .report import SaliencyReport, SurgeryReport
+from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
 from .surgery import PCGrad
 from .surgery.feature import FeatureSurgery
@@ -27,6 +27,8 @@ __all__ = [
     "PCGrad",
     "ParameterSurgery",
     "RelationWeights",
+    "RepMTL",
+    "RepMTLReport",
     "SaliencyRegularizer",
     "SaliencyReport",
     "SurgeryReport",
