@@ -17,12 +17,13 @@ from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
 from .surgery import PCGrad
-from .surgery.feature import FeatureSurgery
+from .surgery.feature import FeatureSurgery, GradNorm
 from .surgery.parameters import ParameterSurgery
 from .verification import VerificationReport, verify
 
 __all__ = [
     "FeatureSurgery",
+    "GradNorm",
     "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
