@@ -13,6 +13,7 @@ from saliency_reg.integrations.plot import draw_relations
 from ..runtime.errors import need
 from ..runtime.figures import new_figure, save
 from .study import Setting, Study
+from .verdicts import our_method
 
 #: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
 _STYLES = (
@@ -28,8 +29,12 @@ _STYLES = (
     ("#D55E00", (0, (4, 1, 1, 1))),
     ("#56B4E9", (0, (4, 1, 1, 1))),
 )
+#: Further ones for more methods, each colour with each of these.
+_FURTHER_DASHES = ("-", "--", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 #: Bands of more lines than this hide each other.
 _MOST_BANDS = 5
+#: So many lines can be told apart; of more methods the baseline is shown, ours, and the best by validation.
+_MOST_LINES, _BEST = 12, 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def draw_study(study: Study, folder: Path | None) -> str:
         baseline = {key: own for key, own in others.items() if key == study.baseline}
         for name, chosen in (("", others), ("_surgery", {**baseline, **surgery} if surgery else {})):
             if chosen:
+                shown = shown_curves(study, setting, chosen)
+                chosen = {key: own for key, own in chosen.items() if key in shown}
                 draw_learning_curves(folder / f"{prefix}learning_curves{name}.png", list(chosen.values()))
         if conflicts := [curve for curve in curves.values() if "conflicts" in curve.per_seed]:
             draw_conflicts(folder / f"{prefix}conflicts.png", conflicts)
@@ -83,7 +90,7 @@ def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
     """What each method measured by epoch, by its key; methods without a result are left out."""
     numpy = need("numpy")
     found = {}
-    for method, style in zip(study.methods_of(setting), itertools.cycle(_STYLES)):
+    for method, style in zip(study.methods_of(setting), itertools.cycle(_styles())):
         curves = [result["curves"] for result in study.reported(setting, method).values() if result.get("curves")]
         if curves:
             per_seed = {
@@ -93,6 +100,30 @@ def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
             }
             found[method.key] = Curve(method.label, style, curves[0]["epoch"], per_seed)
     return found
+
+
+def shown_curves(study: Study, setting: Setting, curves: Mapping[str, Curve]) -> set[str]:
+    """Keys of the methods to show: all, or of many the baseline, that of the verdict, and the best by validation score."""
+    if len(curves) <= _MOST_LINES:
+        return set(curves)
+    ours = our_method(study, setting)
+    best = {key: _best_validation(curve) for key, curve in curves.items()}
+    order = sorted(curves, key=lambda key: -best[key])
+    return set(curves) & {study.baseline, *([] if ours is None else [ours.key]), *order[:_BEST]}
+
+
+def _best_validation(curve: Curve) -> float:
+    numpy = need("numpy")
+    scores = curve.per_seed.get("validation_score")
+    found = numpy.array([]) if scores is None else scores.mean(0)
+    found = found[numpy.isfinite(found)]
+    return float(found.max()) if len(found) else -numpy.inf
+
+
+def _styles() -> list[tuple[str, Any]]:
+    colours = dict.fromkeys(colour for colour, _ in _STYLES)
+    further = [(colour, dashes) for dashes in _FURTHER_DASHES for colour in colours]
+    return [*_STYLES, *(style for style in further if style not in _STYLES)]
 
 
 def draw_learning_curves(path: Path, curves: list[Curve]) -> None:
