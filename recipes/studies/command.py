@@ -30,6 +30,7 @@ from .comparison.table import further_figures
 from .page import Origin
 from .progress import told
 from .results_file import ResultsFile
+from .snapshot import Snapshot
 from .study import FIRST_TUNING_SEED, Setting, Study
 from .tables import as_numbers
 from .written import WRITTEN_BESIDE, summary, write_beside
@@ -302,7 +303,7 @@ class _Course:
         return 0
 
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
-        command, path = self._command, self._path
+        command, path, study = self._command, self._path, Snapshot(study)
         columns = command.metrics, command.compared, command.judged
         # What a full disk cannot take away comes first.
         print(summary(study, columns, command.comparison))

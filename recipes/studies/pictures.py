@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _STYLES = (
     ("#D55E00", (0, (4, 1, 1, 1))),
     ("#56B4E9", (0, (4, 1, 1, 1))),
 )
-#: Further ones for more methods, each colour with each of these.
+#: Of many methods.
 _FURTHER_DASHES = ("-", "--", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 #: Bands of more lines than this hide each other.
 _MOST_BANDS = 5
@@ -90,7 +90,7 @@ def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
     """What each method measured by epoch, by its key; methods without a result are left out."""
     numpy = need("numpy")
     found = {}
-    for method, style in zip(study.methods_of(setting), itertools.cycle(_styles())):
+    for method, style in zip(study.methods_of(setting), itertools.cycle(_STYLES)):
         curves = [result["curves"] for result in study.reported(setting, method).values() if result.get("curves")]
         if curves:
             per_seed = {
@@ -99,7 +99,13 @@ def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
                 if all(name in curve for curve in curves)
             }
             found[method.key] = Curve(method.label, style, curves[0]["epoch"], per_seed)
-    return found
+    shown = shown_curves(study, setting, found)
+    if len(shown) == len(found):
+        return found
+    # Those that are shown at first are told apart most easily; others are told apart from each other, too.
+    order = sorted(found, key=lambda key: key not in shown)
+    styles = dict(zip(order, itertools.cycle(_many_styles())))
+    return {key: replace(curve, style=styles[key]) for key, curve in found.items()}
 
 
 def shown_curves(study: Study, setting: Setting, curves: Mapping[str, Curve]) -> set[str]:
@@ -120,10 +126,10 @@ def _best_validation(curve: Curve) -> float:
     return float(found.max()) if len(found) else -numpy.inf
 
 
-def _styles() -> list[tuple[str, Any]]:
+def _many_styles() -> list[tuple[str, Any]]:
+    """Each colour with each of the dashes, solid lines first."""
     colours = dict.fromkeys(colour for colour, _ in _STYLES)
-    further = [(colour, dashes) for dashes in _FURTHER_DASHES for colour in colours]
-    return [*_STYLES, *(style for style in further if style not in _STYLES)]
+    return [(colour, dashes) for dashes in _FURTHER_DASHES for colour in colours]
 
 
 def draw_learning_curves(path: Path, curves: list[Curve]) -> None:

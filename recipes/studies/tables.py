@@ -39,6 +39,11 @@ LEGEND = (
 )
 
 
+def column_title(metric: str) -> str:
+    """The title of the column of a metric."""
+    return _TITLES[metric]
+
+
 def title_of(metric: str) -> str:
     """The title of a column, without the unit."""
     return _TITLES[metric].removesuffix(" %").partition(" (")[0]

@@ -133,6 +133,7 @@ def ranks_sentence(study: Study, ranked: RankedMethods) -> str:
     better, worse = (
         [own.label for own in methods if sign * (base - mean[own.key]) >= known.critical] for sign in (1, -1)
     )
-    apart = [f"{word} are {', '.join(names)}" for word, names in (("better", better), ("worse", worse)) if names]
-    told = f"than the baseline, {' and '.join(apart)}" if apart else "none is told apart from the baseline"
-    return f"{text}Mean ranks can be told apart from {known.critical:.1f} on (Nemenyi's test, 95 %): {told}."
+    text += f"Mean ranks can be told apart from {known.critical:.1f} on (Nemenyi's test, 95 %)."
+    for word, names in (("better", better), ("worse", worse)):
+        text += f" Clearly {word} than the baseline: {'; '.join(names)}." if names else ""
+    return text if better or worse else f"{text} None is told apart from the baseline."

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...methods.methods import Method
 from ..study import Setting, Study
-from ..tables import in_percent, markdown_table, rows_of, title_of
+from ..tables import column_title, in_percent, markdown_table, rows_of, title_of
 from .costs import costs_of, count_text, memory_text, step_text
 from .delta_m import delta_m_of, mean_and_std
 from .intervals import adjusted_interval, challengers, reach
@@ -18,7 +18,8 @@ from .options import TRIVIAL, Published
 #: Metrics, those that are compared, and those that the verdict is about.
 Columns = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
-_COSTS = ("step time", "peak memory", "parameters")
+#: Left out where no method has any.
+_MORE = ("delta-m %", "step time", "peak memory", "parameters")
 
 
 def legend(study: Study) -> str:
@@ -45,20 +46,28 @@ def legend(study: Study) -> str:
 
 
 def comparison_rows(study: Study, setting: Setting, columns: Columns) -> list[list[str]]:
-    """The rows of :func:`.tables.rows_of` with more columns: the baseline first, the trivial model last."""
-    metrics, compared, _ = columns
+    """The rows of :func:`.tables.rows_of`, with more columns: the baseline first, the trivial model last.
+
+    The metric of the verdict comes first, and what was tuned last: on a narrow screen one sees what counts.
+    """
+    metrics, compared, judged = columns
     titles, *rows = rows_of(study, setting, metrics, compared)
-    methods = study.methods_of(setting)
-    places = {study.baseline: -1, TRIVIAL: 1}
-    order = sorted(range(len(methods)), key=lambda index: places.get(methods[index].key, 0))
-    names = {title: name for name in compared if (title := f"difference in {title_of(name)}") in titles}
-    found = [_with_adjusted(titles, names, [f"adjusted interval, {title_of(name)}" for name in names.values()])]
-    found[0] += ["delta-m %", *_COSTS]
-    for index in order:
-        method = methods[index]
-        intervals = [_interval_text(name, adjusted_interval(study, setting, method, name)) for name in names.values()]
-        found.append([*_with_adjusted(rows[index], names, intervals, titles), *_more(study, setting, method, columns)])
-    return _without_empty(found)
+    methods, places = study.methods_of(setting), {study.baseline: -1, TRIVIAL: 1}
+    known = [dict(zip(titles, row)) for row in rows]
+    for row, method in zip(known, methods):
+        for name in compared:
+            interval = adjusted_interval(study, setting, method, name)
+            row[_adjusted(name)] = _interval_text(name, interval)
+        row.update(_more(study, setting, method, columns))
+    names = [name for name in dict.fromkeys((*judged, *compared, *metrics)) if column_title(name) in titles]
+    order = ["method"]
+    for name in names:
+        difference = f"difference in {title_of(name)}"
+        order += [column_title(name), *([difference, _adjusted(name)] if difference in titles else [])]
+    order += [title for title in _MORE if any(row[title] != "-" for row in known)]
+    order += ["tuned", "seeds"]
+    sorted_rows = [row for row, _ in sorted(zip(known, methods), key=lambda own: places.get(own[1].key, 0))]
+    return [order, *([row[title] for title in order] for row in sorted_rows)]
 
 
 def comparison_markdown(study: Study, columns: Columns) -> str:
@@ -105,8 +114,13 @@ def further_figures(study: Study, setting: Setting, method: Method, columns: Col
 def csv_figures(study: Study, columns: Columns) -> Callable[[Setting, Method, str], dict[str, float | None]]:
     """The columns that they are in a CSV file, of a setting, method and metric."""
 
+    by_method: dict[tuple[str, str], dict[str, Any]] = {}
+
     def found(setting: Setting, method: Method, metric: str) -> dict[str, float | None]:
-        known = further_figures(study, setting, method, columns)
+        key = (setting.key, method.key)
+        if key not in by_method:
+            by_method[key] = further_figures(study, setting, method, columns)
+        known = by_method[key]
         interval, costs = known["adjusted"].get(metric, {}), known["costs"]
         return {
             "adjusted_low": interval.get("low"),
@@ -121,22 +135,17 @@ def csv_figures(study: Study, columns: Columns) -> Callable[[Setting, Method, st
     return found
 
 
-def _with_adjusted(
-    row: Sequence[str], names: dict[str, str], adjusted: Sequence[str], titles: Sequence[str] | None = None
-) -> list[str]:
-    """Each interval behind its difference."""
-    found, waiting = [], iter(adjusted)
-    for title, cell in zip(titles or row, row):
-        found += [cell, next(waiting)] if title in names else [cell]
-    return found
+def _adjusted(metric: str) -> str:
+    return f"adjusted interval, {title_of(metric)}"
 
 
-def _more(study: Study, setting: Setting, method: Method, columns: Columns) -> list[str]:
+def _more(study: Study, setting: Setting, method: Method, columns: Columns) -> dict[str, str]:
     metrics, compared, judged = columns
     mean, std = mean_and_std(list(delta_m_of(study, setting, method, [*judged, *compared, *metrics]).values()))
     gain = "-" if math.isnan(mean) else f"{mean:+.2f}" if math.isnan(std) else f"{mean:+.2f} +- {std:.2f}"
     costs = costs_of(study, setting, method)
-    return [gain, step_text(costs.step), memory_text(costs.peak_memory), count_text(costs.parameters)]
+    cells = (gain, step_text(costs.step), memory_text(costs.peak_memory), count_text(costs.parameters))
+    return dict(zip(_MORE, cells))
 
 
 def _interval_text(metric: str, interval: tuple[float, float]) -> str:
@@ -144,14 +153,3 @@ def _interval_text(metric: str, interval: tuple[float, float]) -> str:
         return "-"
     factor, digits = (100, 2) if in_percent(metric) else (1, 4)
     return f"[{factor * interval[0]:+.{digits}f}, {factor * interval[1]:+.{digits}f}]"
-
-
-def _without_empty(rows: list[list[str]]) -> list[list[str]]:
-    """Columns of costs and delta-m that no method has are left out."""
-    further = len(_COSTS) + 1
-    kept = [
-        place
-        for place in range(len(rows[0]))
-        if place < len(rows[0]) - further or any(row[place] != "-" for row in rows[1:])
-    ]
-    return [[row[place] for place in kept] for row in rows]

@@ -69,7 +69,7 @@ def comparison_verdict(study: Study, setting: Setting, metric: str) -> Verdict:
         )  # fmt: skip
         said = f"{lead} {best.label}: {_signed(effect)}."
     if worse:
-        named = ", ".join(method.label for method, _ in reversed(worse[-_MOST_NAMED:]))
+        named = "; ".join(method.label for method, _ in reversed(worse[-_MOST_NAMED:]))
         said += f" Clearly worse: {named}{_more(worse)}."
     return Verdict(
         setting, kind, f"{setting.label}: {said}{_unknown(study, setting, rows)}{_trivial(study, setting, metric)}"
@@ -81,8 +81,8 @@ def _unknown(study: Study, setting: Setting, rows: Sequence[tuple[Method, Effect
     missing = [method for method, effect in rows if effect is None]
     late = [method.label for method in missing if not study.reported(setting, method)]
     broken = [method.label for method in missing if study.reported(setting, method)]
-    said = f" Not done: {', '.join(late[:_MOST_NAMED])}{_more(late)}." if late else ""
-    return f"{said} No figure in some seed: {', '.join(broken[:_MOST_NAMED])}{_more(broken)}." if broken else said
+    said = f" Not done: {'; '.join(late[:_MOST_NAMED])}{_more(late)}." if late else ""
+    return f"{said} No figure in some seed: {'; '.join(broken[:_MOST_NAMED])}{_more(broken)}." if broken else said
 
 
 def _trivial(study: Study, setting: Setting, metric: str) -> str:
@@ -123,4 +123,4 @@ def _signed(effect: Effect) -> str:
 
 
 def _more(named: Sequence[object]) -> str:
-    return f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return f"; and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
