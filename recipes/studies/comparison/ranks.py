@@ -117,9 +117,11 @@ def ranks_sentence(study: Study, ranked: RankedMethods) -> str:
     known, methods = ranked.ranking, ranked.methods
     mean = dict(zip((own.key for own in methods), known.means))
     base = mean[study.baseline]
+    best = methods[0]
+    others = "" if best.key == study.baseline else f", {study.methods[study.baseline].label} {base:.1f}"
     text = (
         f"Mean ranks in {title_of(ranked.metric)} over {known.blocks} seeds, 1 is best of {len(methods)}: "
-        f"{methods[0].label} has {known.means[0]:.1f}, {study.methods[study.baseline].label} {base:.1f}. "
+        f"{best.label} has {known.means[0]:.1f}{others}. "
     )
     p = "p < 0.001" if known.p < 0.001 else f"p = {known.p:.3f}"
     if known.p >= _MISSES:

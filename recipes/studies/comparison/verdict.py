@@ -59,9 +59,10 @@ def comparison_verdict(study: Study, setting: Setting, metric: str) -> Verdict:
     count = f"{len(methods)} method{'s' if len(methods) > 1 else ''}"
     if better:
         kind = YES
-        number = "one" if len(better) == 1 else f"{len(better)}"
         named = "; ".join(f"{method.label} by {_size(own)}" for method, own in better[:_MOST_NAMED])
-        said = f"{number} of {count} beat{'s' if len(better) == 1 else ''} {base} in {text}: {named}{_more(better)}."
+        said = (
+            f"{len(better)} of {count} beat{'s' if len(better) == 1 else ''} {base} in {text}: {named}{_more(better)}."
+        )
     else:
         kind = FEW if len(few) == len(effects) else NO
         lead = f"nothing here beats {base} in {text} clearly; the best of {count} is" if kind == NO else (
