@@ -23,6 +23,7 @@ from ...training.optimizers import MakeOptimizer
 from ...training.train import Data, Outcome, train
 from ..cell_training import cell_options
 from ..study import Cell
+from .data_sets.blueprints import with_flat_outputs
 from .data_sets.options import Place
 from .data_sets.registry import DATA_SETS
 from .problem import DataSet, Problem
@@ -74,7 +75,7 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
     if method.key == CONSTANT.key:
         return _constant(cell, data_set, problem)
     outcome = train(
-        lambda: build(method.architecture, problem.blueprint),
+        lambda: with_flat_outputs(build(method.architecture, problem.blueprint)),
         Data(
             problem.kinds,
             problem.train,

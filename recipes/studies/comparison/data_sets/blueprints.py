@@ -1,10 +1,16 @@
-"""Blueprints whose heads are small perceptrons on one vector of each sample."""
+"""Blueprints whose heads are small perceptrons on one vector of each sample.
+
+Heads of one output return ``[B, 1]``, so that a linear head is a plain ``Linear``: of these the library knows that the
+saliency is the weight. :func:`with_flat_outputs` makes ``[B]`` of it behind the model.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ....data.task_kinds import TaskKind
 from ....models.architectures.blueprint import Blueprint
@@ -31,13 +37,12 @@ def blueprint_of(
     """
 
     def tower(task: str, inputs: int) -> nn.Module:
-        return nn.Sequential(*_layers(kinds[task], inputs, hidden, activation))
+        layers = _layers(kinds[task], inputs, hidden, activation)
+        return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
     def head(task: str) -> nn.Module:
-        before = vector()
-        return nn.Sequential(
-            *([] if isinstance(before, nn.Identity) else [before]), *_layers(kinds[task], width, hidden, activation)
-        )
+        before, own = vector(), tower(task, width)
+        return own if isinstance(before, nn.Identity) else nn.Sequential(before, own)
 
     return Blueprint(tuple(kinds), backbone, head, width, tower, vector)
 
@@ -47,7 +52,7 @@ def perceptron(widths: tuple[int, ...], activation: str) -> Callable[[], nn.Modu
 
     def make() -> nn.Module:
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
         return nn.Sequential(*layers)
 
@@ -58,7 +63,16 @@ def _layers(kind: TaskKind, inputs: int, hidden: int, activation: str) -> list[n
     layers: list[nn.Module] = []
     if hidden:
         layers += [nn.Linear(inputs, hidden), ACTIVATIONS[activation]()]
-    layers.append(nn.Linear(hidden or inputs, kind.classes))
-    if kind.classes == 1:
-        layers.append(nn.Flatten(0))  # [B, 1] -> [B]
-    return layers
+    return [*layers, nn.Linear(hidden or inputs, kind.classes)]
+
+
+def with_flat_outputs(model: nn.Module) -> nn.Module:
+    """The same model, whose outputs ``[B, 1]`` are ``[B]``."""
+    model.register_forward_hook(_flat)
+    return model
+
+
+def _flat(model: nn.Module, inputs: Any, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    del model, inputs
+    # Beside labels [B] a loss would broadcast [B, 1] to [B, B].
+    return {task: own.squeeze(1) if own.shape[1:] == (1,) else own for task, own in outputs.items()}
