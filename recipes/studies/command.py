@@ -60,7 +60,7 @@ class StudyCommand:
         methods: that can be compared, by key, and the ``baseline``.
         searches: ``--trials`` searches within the bounds of grids; otherwise the study has a ``--trials`` of its own.
         architectures: those that it can build.
-        seeds, workers: defaults.
+        seeds, tuning_seeds, workers: defaults.
         comparison: makes its report that of a comparison of many methods.
     """
 
@@ -84,6 +84,7 @@ class StudyCommand:
     architectures: tuple[str, ...] = (HARD_SHARING,)
     searches: bool = True
     seeds: int = 5
+    tuning_seeds: int = 2
     workers: int = 2
     comparison: Comparison | None = None
 
@@ -131,7 +132,12 @@ class StudyCommand:
             help=f"some of {', '.join(self.methods)} (default: those of the published tables)",
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
-        add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
+        add_number(
+            study,
+            "--tuning-seeds",
+            self.tuning_seeds,
+            f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...",
+        )
         text = "values that each method tries, chosen by Optuna between those of its grid above 0 (default: the grid)"
         if self.searches:
             add_number(study, "--trials", None, text, whole_number(2))

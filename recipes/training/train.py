@@ -62,6 +62,7 @@ class Outcome:
         relations: ``[T, T]``, of the best epoch, if the method has any.
         outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
         more: macro figures beside the means over the tasks.
+        costs: ``"seconds_per_step"`` and ``"peak_memory"`` (bytes), if the options measure them.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Outcome:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     validation_outputs: dict[str, Tensor] = field(default_factory=dict)
     more: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def macro(self) -> dict[str, float]:
@@ -234,6 +236,10 @@ class _Training:
             validation_outputs = self._engine.evaluate(data.validation)
             outputs = self._engine.evaluate(data.test)
             scores = self._scores(outputs)
+        costs: dict[str, float] = {}
+        if self._options.measure_costs:
+            engine = self._engine
+            costs = {"seconds_per_step": engine.seconds_per_step, "peak_memory": engine.peak_memory()}
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
         return Outcome(
@@ -246,6 +252,7 @@ class _Training:
             progress.relations,
             outputs,
             validation_outputs,
+            costs=costs,
         )
 
     def _validate(self, model: nn.Module) -> tuple[float, float]:

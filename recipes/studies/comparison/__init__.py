@@ -1,1 +1,1 @@
-"""What the report of many methods on one data set has beside that of any study: see :class:`options.Comparison`."""
+"""The comparison of all methods on one data set: begin with ``problem.py`` and ``cells.py``."""
