@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import OptionError, need
+from .kept_state import kept_in, restore
 
 #: What their papers take where TorchJD has no default: CAGrad c (NYUv2 0.4, 0.5 in LibMTL), FairGrad alpha.
 _ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
@@ -89,23 +90,9 @@ class TorchJDWeighting(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Seed, number of calls, and what each module of the weighting keeps."""
-        modules = dict(self._weighting[0].named_modules())
-        return {
-            "seed": self._seed,
-            "calls": self._calls,
-            "kept": {name: {**_attributes(module), **module._buffers} for name, module in modules.items()},
-        }
+        return {"seed": self._seed, "calls": self._calls, "kept": kept_in(self._weighting[0], buffers=True)}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken."""
         self._seed, self._calls = state["seed"], state["calls"]
-        for name, module in self._weighting[0].named_modules():
-            for key, value in state["kept"][name].items():
-                setattr(module, key, value.clone() if isinstance(value, Tensor) else value)
-
-
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """What a weighting keeps in plain attributes: all but modules, functions and what every module has."""
-    everywhere = vars(nn.Module())
-    plain = (type(None), bool, int, float, tuple, Tensor)
-    return {name: value for name, value in vars(module).items() if name not in everywhere and isinstance(value, plain)}
+        restore(self._weighting[0], state["kept"])
