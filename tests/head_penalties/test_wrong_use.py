@@ -42,6 +42,7 @@ SGD = torch.optim.SGD
         (WrongTypeError, "nn.Module", {"model": 3}),
         (HeadNotFoundError, "haeds", {"heads": "haeds"}),
         (ConfigurationError, "'heads.a.weight'", {"optimizer": SGD([nn.Parameter(torch.ones(1))], lr=0.1)}),
+        (ConfigurationError, "'heads.a.weight'", {"kind": "mean", "optimizer": SGD([nn.Parameter(torch.ones(1))])}),
     ],
 )
 def test_arguments(error: type[Exception], words: str, options: dict[str, Any]) -> None:
