@@ -22,8 +22,8 @@ def groups_of(optimizer: torch.optim.Optimizer, weights: Sequence[Weight]) -> li
     groups = {id(own): group for group in optimizer.param_groups for own in group["params"] if id(own) in trained}
     if missing := [name for key, name in trained.items() if key not in groups]:
         raise ConfigurationError(
-            f"the optimizer does not have {missing[0]!r}, which is penalised. Pass the one that trains the heads, built from "
-            "the parameters that the model has now."
+            f"the optimizer does not have {missing[0]!r}, which is penalised. Pass the one that trains the heads, built "
+            "from the parameters that the model has now."
         )
     return [groups[key] for key in trained]
 
@@ -38,8 +38,8 @@ def rates_of(optimizer: torch.optim.Optimizer, weights: Sequence[Weight], *, one
     rates: list[Any] = [group.get("lr") for group in groups]
     if any(not isinstance(rate, (int, float, Tensor)) for rate in rates):
         raise ConfigurationError(
-            f"{type(optimizer).__name__} has no learning rate for the heads (found {rates}), which the threshold is made of. "
-            "Use an optimizer with a number as lr."
+            f"{type(optimizer).__name__} has no learning rate for the heads (found {rates}), which the threshold is made "
+            "of. Use an optimizer with a number as lr."
         )
     several = one and any(group is not groups[0] for group in groups)
     if several and len(found := {float(rate) for rate in rates}) > 1:  # not in every step: it waits for a device
