@@ -29,7 +29,7 @@ __all__ = ["backward", "log_report", "register"]
 
 logger = logging.getLogger("saliency_reg")
 
-_Registered = Union[SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery]
+_Registered = Union[SaliencyRegularizer, RepMTL, HeadPenalty, FeatureSurgery, ParameterSurgery]
 
 #: ``accelerator.distributed_type`` of engines that update the parameters themselves.
 _ENGINES = ("DEEPSPEED", "MEGATRON_LM")
