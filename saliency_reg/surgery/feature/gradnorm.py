@@ -91,7 +91,7 @@ class GradNorm(FeatureSurgery):
         >>> loss = gradnorm(losses)
         >>> loss.backward()
         >>> optimizer.step()
-        >>> gradnorm.weights.sum().item()
+        >>> round(gradnorm.weights.sum().item(), 6)
         2.0
     """
 
