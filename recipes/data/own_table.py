@@ -209,11 +209,12 @@ def _told(unfit: Mapping[str, str]) -> str:
 
 
 def _unfit(frame: Any, tasks: Sequence[str], missing: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
-    found = {task: _why_no_labels(task, frame[task].tolist(), missing) for task in tasks if task not in chosen}
+    found = {task: why_no_labels(task, frame[task].tolist(), missing) for task in tasks if task not in chosen}
     return {task: why for task, why in found.items() if why is not None}
 
 
-def _why_no_labels(name: str, values: Sequence[Any], missing: Sequence[str]) -> str | None:
+def why_no_labels(name: str, values: Sequence[Any], missing: Sequence[str]) -> str | None:
+    """Say why a column looks like an id, a number of rows, or texts; ``None`` if it does not."""
     texts = [str(value).strip() for value in values if not is_missing(value, missing)]
     different = len(set(texts))
     numbers = [_number(text) for text in texts]
