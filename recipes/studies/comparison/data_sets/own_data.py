@@ -12,31 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.images.in_files import FileImages, as_seen
-from ...data.own_rows.features import Features
-from ...data.own_rows.rows import Columns, OwnRows, read_rows
-from ...data.sources import Examples, Source
-from ...data.task_kinds import TaskKind
-from ...data.texts.tokens import TokenisedTexts
-from ...models.architectures.blueprint import Blueprint
-from ...models.pooled_encoder import PooledEncoder
-from ...models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE, register_small_backbone
-from ...models.text_encoders import SMALL, small_encoder, tokenizer_of
-from ...runtime.errors import need
-from ...training.metrics import METRICS_OF
-from .data_sets.blueprints import blueprint_of, perceptron
-from .data_sets.images import timm_blueprint
-from .problem import COMMON_VALUES, DataSet, Problem
+from ....data.images.in_files import FileImages, as_seen
+from ....data.own_rows.features import Features
+from ....data.own_rows.rows import Columns, OwnRows, read_rows
+from ....data.sources import Examples, Source
+from ....data.task_kinds import TaskKind
+from ....data.texts.tokens import TokenisedTexts
+from ....models.architectures.blueprint import Blueprint
+from ....models.pooled_encoder import PooledEncoder
+from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE, register_small_backbone
+from ....models.text_encoders import SMALL, small_encoder, tokenizer_of
+from ....runtime.errors import need
+from ....training.metrics import METRICS_OF
+from ..problem import COMMON_VALUES, DataSet, Problem
+from .blueprints import blueprint_of, perceptron
+from .images import timm_blueprint
 
 #: The metric of tables with tasks of several kinds: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
 SCORE = "score"
 #: Optimizer steps of a training, and of one with ``--quick``: so many that 300 rows with 12 labels take 2 cores minutes.
 _STEPS = 600
 _QUICK_STEPS = {"features": 240, "text": 160, "image": 120}
-#: With ``--quick`` where nothing else is chosen: methods, and numbers of seeds; fewer than 5 allow no verdict.
-QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
-QUICK_SEEDS, QUICK_TUNING_SEEDS = 5, 1
+#: The key of such a data set.
+OWN = "own"
+#: Names of values that say what is what in a table; others can be chosen.
+OF_TABLE = ("inputs", "columns", "label_columns", "split_column")
 _BATCH_SIZE = 32
+#: Of the rows, where no column gives the splits. Every seed draws others, so that intervals over seeds tell how much a
+#: result depends on which rows there happen to be.
+_SHARES = {"validation_share": 0.2, "test_share": 0.2}
 #: Decoded images are kept in memory up to so many bytes, and read again in every epoch beyond.
 _IN_MEMORY = 2**28
 #: Where nothing else is chosen; with the small backbone, and the small encoder.
@@ -68,8 +72,6 @@ def own_data_set(
     columns: Columns,
     *,
     quick: bool = False,
-    validation_share: float = 0.2,
-    test_share: float = 0.2,
     chosen: Mapping[str, Any] | None = None,
 ) -> DataSet:
     """Read the table, and say how it is learned.
@@ -77,13 +79,10 @@ def own_data_set(
     Args:
         columns: what is what.
         quick: fewer epochs, and a narrower small backbone.
-        validation_share, test_share: of the rows, where no column gives the splits. Every seed draws others, so that
-            intervals over seeds tell how much a result depends on which rows there happen to be.
-        chosen: values in place of defaults, such as ``backbone``, ``encoder``, ``epochs``; ``None`` for the default.
+        chosen: values in place of defaults, such as ``backbone`` and ``encoder``; ``None`` for the default.
 
     Raises:
         DataError: a table that cannot be used.
-        OptionError: shares that leave no row to train.
         SaliencyRegError: a backbone that there is not.
     """
     rows = read_rows(columns)
@@ -95,18 +94,17 @@ def own_data_set(
         parts["learning_rate"] = _RATE_OF_PRETRAINED[rows.form]
     if rows.form == "image":
         parts["image_size"] = parts["image_size"] or _own_size(parts["backbone"])
-    train = rows.split(0, validation_share, test_share)["train"]
+    train = rows.split(0, **_SHARES)["train"]
     steps = -(-len(train) // _BATCH_SIZE)
     epochs = max(5, min(100, (_QUICK_STEPS[rows.form] if quick else _STEPS) // steps))
-    shares = {} if columns.split_column else {"validation_share": validation_share, "test_share": test_share}
     values = {
         **COMMON_VALUES,
-        "data": "own",
+        "data": OWN,
         "inputs": rows.form,
         "columns": list(rows.columns),
         "label_columns": list(rows.kinds),
         "split_column": columns.split_column,
-        **shares,
+        **({} if columns.split_column else _SHARES),
         **parts,
         "epochs": epochs,
         "evaluations": min(epochs, 12),
@@ -115,7 +113,7 @@ def own_data_set(
     values.update({name: own[name] for name in own if name in values})
     metrics, compared = metrics_of(rows.kinds)
     return DataSet(
-        "own",
+        OWN,
         Path(columns.table).stem.replace("{", "{{").replace("}", "}}"),
         values,
         tasks=len(rows.kinds),
@@ -137,8 +135,7 @@ def build(values: Mapping[str, Any], place: Columns, seed: int) -> Problem:
         seed: of the splits, where no column gives them.
     """
     rows = read_rows(place)
-    shares = (values.get("validation_share", 0.0), values.get("test_share", 0.0))
-    split = rows.split(seed, *shares)
+    split = _split(rows, values, seed)
     kinds = rows.kinds_of(split["train"])
     sources, blueprint = _BUILD[rows.form](rows, values, kinds, split)
     return Problem(kinds, sources["train"], sources["validation"], sources["test"], blueprint)
@@ -159,30 +156,34 @@ def metrics_of(kinds: Mapping[str, TaskKind]) -> tuple[tuple[str, ...], tuple[st
     return (SCORE, *columns), (SCORE,)
 
 
-def introduction(data_set: DataSet) -> str:
-    """What was found in the table, and how it is measured, for people."""
-    rows, values = read_rows(data_set.place), data_set.values
-    split = rows.split(0, values.get("validation_share", 0.0), values.get("test_share", 0.0))
-    sizes = ", ".join(f"{len(own)} {name}" for name, own in split.items())
-    by = f"The column {values['split_column']!r} gives the splits: seeds differ in weights and batches alone"
-    drawn = "Each seed draws other splits and weights, so that the intervals include the chance of both"
-    lines = [rows.about, f"{drawn if rows.rows is None else by}: {sizes} rows."]
-    if rows.rows is None:
-        lines.append("Hyper-parameters are chosen on validation rows of further draws, the same for all methods.")
-    if data_set.compared == (SCORE,):
+def introduction(values: Mapping[str, Any], place: Columns) -> str:
+    """What was found in the table, and what is compared, for people."""
+    rows = read_rows(place)
+    sizes = ", ".join(f"{len(own)} {name}" for name, own in _split(rows, values, 0).items())
+    drawn = (
+        "Each seed draws splits of its own, so that the intervals include which rows there happen to be. What is tuned is "
+        "tuned on the validation rows of other draws, the same for all methods."
+    )
+    given = f"Splits are those of the column {values['split_column']!r}: seeds differ in weights and batches alone."
+    lines = [rows.about, f"{sizes} rows. {drawn if rows.rows is None else given}"]
+    if metrics_of(rows.kinds)[1] == (SCORE,):
         lines.append(
-            "The tasks are of several kinds. Compared is their score: the mean over the tasks of AUC (yes or no), accuracy "
-            "(classes), or one minus the nMSE (numbers)."
+            "The tasks are of several kinds. Compared is their score: the mean over the tasks of AUC (of yes and no), "
+            "accuracy (of classes), or one minus the nMSE (of numbers)."
         )
-    if rows.form == "text" and values["encoder"] == SMALL:
+    if values.get("encoder") == SMALL:
         lines.append(
-            "The encoder is small and begins with random weights. Of few texts it learns little: pass --encoder with a "
-            "pretrained one, if there is one."
+            "The encoder is small and has new weights, which learn little from few texts: pass a pretrained one after "
+            "--encoder, if you have one."
         )
     if rows.form == "image":
-        size, backbone = values["image_size"], values["backbone"]
-        lines.append(f"Images become {size}x{size} pixels for {backbone}, without random changes in training.")
+        size, new = values["image_size"], "" if _pretrained(values) else ", which begins with new weights"
+        lines.append(f"Images become {size}x{size} pixels for {values['backbone']}{new}, without random changes.")
     return "\n".join(lines)
+
+
+def _split(rows: OwnRows, values: Mapping[str, Any], seed: int) -> Mapping[str, Tensor]:
+    return rows.split(seed, values.get("validation_share", 0.0), values.get("test_share", 0.0))
 
 
 def _pretrained(parts: Mapping[str, Any]) -> bool:
@@ -256,6 +257,7 @@ def _transform(backbone: str, size: int) -> Any:
     return _timm_model(backbone, size).transforms(train=False)
 
 
+@functools.lru_cache(maxsize=4)
 def _own_size(backbone: str) -> int:
     """That the backbone was made for; the larger side."""
     return int(max(_timm_model(backbone, None).image_size))
