@@ -29,7 +29,8 @@ __all__ = ["backward", "log_report", "register"]
 
 logger = logging.getLogger("saliency_reg")
 
-_Registered = Union[SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery]
+_Reporting = Union[SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery]
+_Registered = Union[_Reporting, HeadPenalty]
 
 #: ``accelerator.distributed_type`` of engines that update the parameters themselves.
 _ENGINES = ("DEEPSPEED", "MEGATRON_LM")
@@ -41,7 +42,7 @@ _WITHOUT_STEPS = {"DeepSpeedOptimizerWrapper", "MegatronLMOptimizerWrapper", "Du
 _latest_image: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def register(regularizer: _Registered | HeadPenalty, accelerator: Any, *, optimizer: Any = None) -> None:
+def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = None) -> None:
     """Make a regularizer, a surgery or a penalty part of an accelerate run: its checkpoints, and its optimizer steps.
 
     ``save_state`` and ``load_state`` then keep its whole state, in the ``custom_checkpoint_*.pkl`` whose number is the order
@@ -159,7 +160,7 @@ def backward(
 
 
 def log_report(
-    regularizer: _Registered,
+    regularizer: _Reporting,
     accelerator: Any,
     step: int,
     *,
@@ -241,7 +242,7 @@ def log_report(
 class _Checkpoint:
     """The object that accelerate saves and loads: our state as it is, and a typed error for that of something else."""
 
-    def __init__(self, kept: _Registered | HeadPenalty) -> None:
+    def __init__(self, kept: _Registered) -> None:
         self.object = kept
 
     def state_dict(self) -> dict[str, Any]:
@@ -287,7 +288,7 @@ def _engine_of(accelerator: Any, optimizer: Any) -> str | None:
     return None
 
 
-def _check_engine(regularizer: _Registered | HeadPenalty, accelerator: Any, optimizer: Any) -> None:
+def _check_engine(regularizer: _Registered, accelerator: Any, optimizer: Any) -> None:
     engine = _engine_of(accelerator, optimizer)
     if engine is None:
         return

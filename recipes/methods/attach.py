@@ -82,21 +82,23 @@ def attach(
         extra["gradnorm"] = GradNorm(model, process_group=process_group, channel_axis=channel_axis, **plug)
     if method.head_penalty is not None:
         extra["head_penalty"] = penalty = HeadPenalty(model, kind=method.head_penalty, strength=strength, **plug)
-        _set_apart(optimizer, penalty.weights, weight_decay=0.0)  # or two penalties would act on them
+        own = dict(model.named_parameters())
+        # Or two penalties would act on them.
+        _set_apart(optimizer, [own[name] for name in penalty.weight_names], weight_decay=0.0)
     if method.rep_mtl:
-        own = {"task_saliency": strength, "cross_task": strength, "channel_axis": channel_axis}
-        extra["rep_mtl"] = RepMTL(model, process_group=process_group, **own, **plug)
+        strengths: dict[str, Any] = {"task_specific_strength": strength, "cross_task_strength": strength}
+        extra["rep_mtl"] = RepMTL(model, channel_axis=channel_axis, process_group=process_group, **strengths, **plug)
     if method.architecture == SOFT_SHARING:
         soft: Any = model
         soft.strength = strength
         extra["weight_penalty"] = soft.penalty
     if method.loss_weighting is not None:
-        extra["loss_weighting"] = weighting = method.loss_weighting.build(kinds)
+        extra["loss_weighting"] = weighting = method.loss_weighting.build(kinds or {})
+        extra["splittable"] = method.loss_weighting.splittable
+        extra["after"] = method.loss_weighting.after
         if parameters := list(weighting.parameters()):
             _set_apart(optimizer, parameters, weight_decay=0.0)
-    return Backward(
-        model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group, **extra
-    )
+    return Backward(model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group, **extra)
 
 
 def by_share(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from saliency_reg import FeatureSurgery, GradNorm, HeadPenalty, ParameterSurgery, RepMTL, SaliencyRegularizer
 
 from ..runtime.errors import CheckpointMismatchError
+from .loss_weightings import LossWeights
 from .surgeries import Surgery
 
 #: Losses of single samples: ``[T, b]``, or T tensors ``[b]``; and their weights ``[T, b]``, if some have none.
@@ -36,6 +37,8 @@ class Backward:
         gradnorm: in place of a surgery.
         head_penalty, rep_mtl, weight_penalty: further penalties, the last one with its strength.
         loss_weighting: from the losses ``[T]`` of the tasks, and which have labels, to one loss; by default their sum.
+        splittable: whether it may be called with the losses of a part of a step.
+        after: of a ``"step"`` or an ``"epoch"``, when it learns.
     """
 
     def __init__(
@@ -54,13 +57,17 @@ class Backward:
         head_penalty: HeadPenalty | None = None,
         rep_mtl: RepMTL | None = None,
         weight_penalty: Callable[[], Tensor] | None = None,
-        loss_weighting: nn.Module | None = None,
+        loss_weighting: LossWeights | None = None,
+        splittable: bool = True,
+        after: str = "",
     ) -> None:
         self._tasks = tuple(tasks)
         self._head_penalty = head_penalty
         self._rep_mtl = rep_mtl
         self._weight_penalty = weight_penalty
-        self._loss_weighting = loss_weighting
+        self.loss_weighting = loss_weighting
+        self._splittable = splittable
+        self._after = after
         self.regularizer: SaliencyRegularizer | None = None
         self.on_parameters: ParameterSurgery | None = None
         self.at_feature: FeatureSurgery | None = gradnorm
@@ -114,9 +121,9 @@ class Backward:
             self.on_parameters.backward(own, None if penalty is None else scaled(penalty), accumulate=accumulate)
             return
         stacked = losses if isinstance(losses, Tensor) else torch.stack(list(losses))
-        if self._loss_weighting is not None:
+        if self.loss_weighting is not None:
             present = torch.ones(len(stacked), dtype=torch.bool) if known is None else known
-            total = self._loss_weighting(stacked, present.to(stacked.device))
+            total = self.loss_weighting(stacked, present.to(stacked.device))
         else:
             total = self.at_feature(stacked) if isinstance(self.at_feature, GradNorm) else stacked.sum()
         if penalty is not None:
@@ -139,8 +146,9 @@ class Backward:
             found.append(share * self._weight_penalty())
         if self._rep_mtl is not None and samples is not None:
             losses, weights = samples
-            mask = None if weights is None else (weights > 0).T
-            found.append(share * self._rep_mtl(losses=dict(zip(self._tasks, losses)), mask=mask))
+            if weights is not None:
+                losses = [own * known.to(own) for own, known in zip(losses, weights)]
+            found.append(share * self._rep_mtl(losses=dict(zip(self._tasks, losses))))
         return sum(found[1:], found[0]) if found else None
 
     @property
@@ -149,9 +157,24 @@ class Backward:
         return self.on_parameters is not None
 
     @property
+    def learns_from_steps(self) -> bool:
+        """Whether :meth:`after_step` has to be called."""
+        return self._after == "step"
+
+    def after_step(self, losses: Tensor | Sequence[Tensor]) -> None:
+        """Take the losses ``[T]`` of the same batch after the optimizer step."""
+        if self.loss_weighting is not None:
+            self.loss_weighting.after_step(losses if isinstance(losses, Tensor) else torch.stack(list(losses)))
+
+    def after_epoch(self) -> None:
+        """Note the end of an epoch."""
+        if self.loss_weighting is not None and self._after == "epoch":
+            self.loss_weighting.after_epoch()
+
+    @property
     def needs_whole_steps(self) -> bool:
         """Whether the losses that are weighed must be those of all samples of a step."""
-        return self._loss_weighting is not None
+        return not self._splittable
 
     @property
     def relations(self) -> list[list[float]] | None:
@@ -192,5 +215,5 @@ class Backward:
 
     @property
     def _with_state(self) -> dict[str, Any]:
-        weighting = {} if self._loss_weighting is None else {"loss_weighting": self._loss_weighting}
+        weighting = {} if self.loss_weighting is None else {"loss_weighting": self.loss_weighting}
         return {**self.attached, **weighting}

@@ -28,6 +28,8 @@ class LossWeights(nn.Module):
         factors: ``[T]``, what losses are multiplied by first; by default 1.
     """
 
+    factors: Tensor | None
+
     def __init__(self, scalarizer: nn.Module, factors: Tensor | None = None) -> None:
         super().__init__()
         self.scalarizer = scalarizer
@@ -105,17 +107,17 @@ class FAMOWeights(LossWeights):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of the optimizer that it has of its own, too."""
-        own = vars(self.scalarizer)["_optimizer"]
+        scalarizer: Any = self.scalarizer
+        own = scalarizer._optimizer
         return {**super().get_extra_state(), "optimizer": None if own is None else own.state_dict()}
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         super().set_extra_state(state)
-        optimizer = None
+        scalarizer: Any = self.scalarizer
+        self._before = scalarizer._optimizer = None
         if state["optimizer"] is not None:
-            optimizer = torch.optim.Adam(self.scalarizer.parameters())
-            optimizer.load_state_dict(state["optimizer"])
-        vars(self.scalarizer)["_optimizer"] = optimizer
-        self._before = None
+            scalarizer._optimizer = torch.optim.Adam(scalarizer.parameters())
+            scalarizer._optimizer.load_state_dict(state["optimizer"])
 
 
 class DWAWeights(LossWeights):
@@ -123,6 +125,10 @@ class DWAWeights(LossWeights):
 
     A task that is absent from a step holds its place with its mean loss of this epoch, without a gradient: its mean stays.
     """
+
+    sums: Tensor
+    counts: Tensor
+    means: Tensor
 
     def __init__(self, scalarizer: nn.Module, num_tasks: int) -> None:
         super().__init__(scalarizer)

@@ -8,8 +8,8 @@ from typing import Any
 
 from saliency_reg import SaliencyRegularizer
 
-from ..runtime.errors import OptionError
-from .loss_weightings import UNCERTAINTY, LossWeighting, is_loss_weighting, torchjd_loss_weighting
+from ..runtime.errors import OptionError, need
+from .loss_weightings import UNCERTAINTY, LossWeighting, torchjd_loss_weighting
 from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery, torchjd_surgery
 
 #: Before the names that TorchJD gives.
@@ -144,10 +144,11 @@ def _of_torchjd(key: str) -> Method:
         OptionError: TorchJD has nothing of that name that can be used.
     """
     name = key.removeprefix(TORCHJD)
-    if "@" not in name and is_loss_weighting(name):
-        return Method(key, f"{name} (TorchJD)", loss_weighting=torchjd_loss_weighting(name))
+    if name in need("torchjd.scalarization").__all__:
+        weighting = torchjd_loss_weighting(name)
+        return Method(key, weighting.label, loss_weighting=weighting)
     surgery = torchjd_surgery(name)
-    return Method(key, f"{surgery.label} (TorchJD)", surgery=surgery)
+    return Method(key, surgery.label, surgery=surgery)
 
 
 METHODS = Methods(torchjd=True)

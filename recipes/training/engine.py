@@ -212,6 +212,7 @@ class Engine:
         position = self.position
         while position.epoch < self.options.epochs:
             self._train_epoch(asked)
+            self.backward.after_epoch()
             losses = self._sums["epoch"].take_means(self.ranks)
             position.epoch += 1
             self._reports.epoch(losses, after_epoch(position.epoch, losses))
@@ -278,6 +279,10 @@ class Engine:
         if not self._prepared_optimizer.step_was_skipped:
             self._scheduler.step()
         self.optimizer.zero_grad()
+        if self.backward.learns_from_steps:  # of whole steps
+            with torch.no_grad():
+                losses = self.objective.losses(self._wrapped, self.on_device(batches[0]))
+                self.backward.after_step(scaled(weighted_sums(losses, weights[0]), divisors))
         return norm
 
     def _agree_on(self, step: Step, weights: list[Tensor | None], asked: bool) -> tuple[Tensor, bool]:

@@ -39,9 +39,11 @@ WITHOUT_A_PUBLIC_WAY = {
     "nn.modules.batchnorm._BatchNorm",
     "nn.modules.conv._ConvNd",
     "os._exit",
+    "own._buffers",
     "own._from_config",
     "own._tokenizer",
     "registry._model_entrypoints",
+    "scalarizer._optimizer",
     "self._loader._iterator",
 }
 

@@ -185,7 +185,7 @@ class TestThoseOfTorchJD:
         weights = torchjd_loss_weighting("DWA").build(KINDS)
         means = []
         for epoch in range(2):
-            seen = [[] for _ in KINDS]
+            seen: list[list[float]] = [[] for _ in KINDS]
             for step in range(3):
                 known = SOME if step == 2 else ALL
                 losses = losses_of(10 * epoch + step)
