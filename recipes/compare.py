@@ -17,12 +17,13 @@ from .studies.comparison.cells import COMPARED_METHODS, train_compared
 from .studies.comparison.data_sets.options import (
     add_data_arguments,
     check_data,
+    data_set_at,
     fingerprint_of_place,
     left_out,
     place_of,
     setting_of,
 )
-from .studies.comparison.data_sets.registry import DATA_SETS
+from .studies.comparison.data_sets.own_data import OWN, introduction
 from .studies.pictures import draw_study
 from .studies.study import Setting, Study
 from .studies.trials import count_of
@@ -36,7 +37,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Setting]:
 def _introduction(options: argparse.Namespace) -> str:
     setting = setting_of(options, COMPARED_METHODS)
     values, place = setting.values, place_of(options)
-    problem = DATA_SETS[place.data].build(values, place.where, 0)
+    problem = data_set_at(place).build(values, place.where, 0)
     sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
     tried = options.trials or count_of(setting.spaces["weight decay"])
@@ -49,7 +50,7 @@ def _introduction(options: argparse.Namespace) -> str:
         "weight decay; with a penalty the strength or, of SRDML, the share in the losses, and has the weight decay that hard "
         "sharing has chosen.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*([introduction(values, place.where), ""] if place.data == OWN else []), *lines])
 
 
 def _draw(study: Study, folder: Path | None) -> str:
@@ -67,9 +68,9 @@ COMMAND = StudyCommand(
     name="compare",
     description=__doc__,
     settings=_settings,
-    metrics=("auc", "accuracy", "macro_f1", "precision", "recall", "nmse"),
-    compared=("auc", "accuracy", "nmse"),
-    judged=("auc", "nmse", "accuracy"),
+    metrics=("score", "auc", "accuracy", "macro_f1", "precision", "recall", "nmse"),
+    compared=("score", "auc", "accuracy", "nmse"),
+    judged=("score", "auc", "nmse", "accuracy"),
     train=train_compared,
     place=place_of,
     fingerprint=fingerprint_of_place,

@@ -285,7 +285,7 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
         raise DataError(f"{place} has no rows.")
     encoded: dict[str, Tensor] = {}
     for name in chosen:
-        own = _encoded(frame[name], name, place)
+        own = encoded_column(frame[name], name, place)
         if both := encoded.keys() & own.keys():
             raise DataError(f"two inputs of {place} would be called {min(both)}: column and category. Rename one.")
         encoded.update(own)
@@ -315,7 +315,18 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
     )
 
 
-def _encoded(column: Any, name: str, place: str) -> dict[str, Tensor]:
+def encoded_column(column: Any, name: str, place: str, option: str = "--inputs") -> dict[str, Tensor]:
+    """A column without empty cells as numbers ``[N]``: texts become 0 and 1 for each category but the first.
+
+    Args:
+        column: of a data frame.
+        name: of the column.
+        place: of the frame, for messages.
+        option: of the command line, by which the column can be left out.
+
+    Raises:
+        DataError: too many categories, or numbers that are not finite.
+    """
     pandas = need("pandas")
     if pandas.api.types.is_numeric_dtype(column):
         return {name: _numbers(column, name, place)}
@@ -323,7 +334,7 @@ def _encoded(column: Any, name: str, place: str) -> dict[str, Tensor]:
     if len(categories) > MOST_CATEGORIES:
         raise DataError(
             f"column {name} of {place} has {len(categories)} different texts, such as {categories[0]!r}: no more than "
-            f"{MOST_CATEGORIES} can be categories. Leave it out with --inputs, or write numbers."
+            f"{MOST_CATEGORIES} can be categories. Leave it out with {option}, or write numbers."
         )
     texts = column.astype(str)
     return {

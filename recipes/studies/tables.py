@@ -13,6 +13,7 @@ from ..methods.methods import Method
 from .study import Setting, Statistic, Study
 
 _TITLES = {
+    "score": "score (mean of AUC, accuracy, 1 - nMSE) %",
     "accuracy": "accuracy %",
     "auc": "AUC %",
     "precision": "precision %",

@@ -24,8 +24,8 @@ from ...training.train import Data, Outcome, train
 from ..cell_training import cell_options
 from ..study import Cell
 from .data_sets.blueprints import with_flat_outputs
-from .data_sets.options import Place
-from .data_sets.registry import DATA_SETS
+from .data_sets.options import Place, data_set_at
+from .data_sets.own_data import SCORE
 from .problem import DataSet, Problem
 
 #: Relations of more tasks than this are kept of one method and seed alone.
@@ -70,7 +70,7 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
         ``"peak_memory"`` (bytes).
     """
     values, method = cell.setting.values, cell.method
-    data_set = DATA_SETS[values["data"]]
+    data_set = data_set_at(place)
     problem = data_set.build(values, place.where, cell.seed)
     if method.key == CONSTANT.key:
         return _constant(cell, data_set, problem)
@@ -90,7 +90,7 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
         resume="auto",
         make_optimizer=optimizer_of(values["decayed"]),
     )
-    return _kept(cell, data_set, outcome)
+    return _kept(cell, data_set, problem, outcome)
 
 
 def optimizer_of(decayed: str) -> MakeOptimizer:
@@ -152,23 +152,26 @@ def _constant(cell: Cell, data_set: DataSet, problem: Problem) -> Compared:
         return task_scores(outputs.expand(len(labels), -1), labels, problem.kinds)
 
     validation = selection_score(scores(problem.validation), problem.kinds)
-    return _content(data_set, validation, scores(problem.test) if cell.reported else {}, {}, None, {})
+    test = scores(problem.test) if cell.reported else {}
+    return _content(data_set, problem, validation, test, {}, None, {})
 
 
-def _kept(cell: Cell, data_set: DataSet, outcome: Outcome) -> Compared:
+def _kept(cell: Cell, data_set: DataSet, problem: Problem, outcome: Outcome) -> Compared:
     if not cell.reported:
-        return _content(data_set, outcome.validation, {}, {}, None, {})
+        return _content(data_set, problem, outcome.validation, {}, {}, None, {})
     relations = outcome.relations
     learned = relations is not None and cell.method.rule != "fixed"
     if relations is not None and len(relations) > MOST_RELATED:
         learned = learned and cell.method.key in _PICTURED and cell.seed == 0
     parameters = sum(parameter.numel() for parameter in outcome.model.parameters())
     costs = {"parameters": parameters, **outcome.costs}
-    return _content(data_set, outcome.validation, outcome.scores, outcome.curves, relations if learned else None, costs)
+    kept = relations if learned else None
+    return _content(data_set, problem, outcome.validation, outcome.scores, outcome.curves, kept, costs)
 
 
 def _content(
     data_set: DataSet,
+    problem: Problem,
     validation: float,
     scores: Mapping[str, Mapping[str, float]],
     curves: Mapping[str, list[float]],
@@ -177,10 +180,14 @@ def _content(
 ) -> Compared:
     names = data_set.metrics
     own = {task: {name: all_of[name] for name in names if name in all_of} for task, all_of in scores.items()}
+    figures = macro(own)
+    if scores and SCORE in names:
+        score = selection_score(scores, problem.kinds)
+        figures = {SCORE: score if math.isfinite(score) else math.nan, **figures}
     return Compared(
         {
             "validation": validation,
-            "macro": macro(own),
+            "macro": figures,
             "scores": {task: _rounded(all_of, _OF_SCORES) for task, all_of in own.items()},
             "curves": {name: [_round(value, _OF_CURVES) for value in curve] for name, curve in curves.items()},
             "relations": None

@@ -84,10 +84,10 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
 
     Args:
         kinds: of the tasks.
-        values: ``backbone``, ``pretrained``, ``image_size``, ``head_width`` and ``activation``.
+        values: ``backbone``, ``pretrained``, ``image_size``, ``head_width`` and ``activation``; perhaps ``checkpoint_path``.
     """
     register_small_backbone()
-    options = {"pretrained": values["pretrained"], "image_size": values["image_size"]}
+    options: dict[str, Any] = {name: values.get(name) for name in ("pretrained", "image_size", "checkpoint_path")}
 
     def backbone() -> nn.Module:
         model = TimmMultiTaskModel(values["backbone"], ["any"], **options)
