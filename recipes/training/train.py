@@ -193,7 +193,9 @@ class _Training:
             channel_axis=getattr(model, "channel_axis", None),
             process_group=self._ranks.group,
         )
-        self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
+        self._objective = MultiTaskObjective(
+            data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
+        )
         self._progress = _Progress(model, tuple(data.kinds))
         self._engine = Engine(
             accelerator,
