@@ -49,7 +49,7 @@ FACTORS: dict[str, tuple[Factor, ...]] = {
         _of_method(
             *_RULE, {"uniform": "uniform", "projected": "projected", "per_task": "per task", "authors": "authors"}
         ),
-        _of_method(*_METRIC, {"l1": "l1", "sqeuclidean": "squared l2", "sqchordal": "squared chordal"}),
+        _of_method(*_METRIC, {"l1": "l1", "sqchordal": "squared chordal"}),
         _of_method("pooling", "pooling over positions", "sum", {"mean": "mean", "unpooled": "none"}),
         _of_method("target", "saliency of", "outputs", {"loss": "losses"}),
         _of_method(

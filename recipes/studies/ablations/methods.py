@@ -52,12 +52,12 @@ _add()
 _add("uniform", "uniform weights", relations="fixed")
 for _rule, _label in {"projected": "projected", "per_task": "per task", "authors": "rule of the authors"}.items():
     _add(_rule, _label, relations=_rule)
-for _metric in ("l1", "sqeuclidean", "sqchordal"):
+for _metric in ("l1", "sqchordal"):
     _add(_metric, _metric, metric=_metric)
 _add("mean", "mean over positions", pool="mean")
 _add("unpooled", "not pooled", pool=None)
 _add("loss", "saliency of the losses", target="loss")
 #: Images without labels for each one with labels.
-UNLABELLED = (2, 8)
+UNLABELLED = (4,)
 for _count in UNLABELLED:
     _add(f"unlabelled-{_count}", f"{_count} unlabelled images each", unlabelled=_count)

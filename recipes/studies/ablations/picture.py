@@ -73,15 +73,18 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
     """Draw a panel for each factor; without any panel no file is written."""
     if not panels:
         return
-    columns = min(_COLUMNS, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = new_figures(2.9 * columns, 2.5 * rows + 0.5, rows, columns)
-    for own in axes[len(panels) :]:
-        own.set_visible(False)
-    for own, panel in zip(axes, panels):
-        _draw_panel(own, *panel)
+    by_data = [[panel for panel in panels if panel[0] == data] for data in dict.fromkeys(panel[0] for panel in panels)]
+    columns = min(_COLUMNS, max(map(len, by_data)))
+    rows = [own[start : start + columns] for own in by_data for start in range(0, len(own), columns)]
+    figure, axes = new_figures(3.1 * columns, 2.5 * len(rows) + 0.5, len(rows), columns)
+    for number, own in enumerate(axes):
+        row, column = divmod(number, columns)
+        if column < len(rows[row]):
+            _draw_panel(own, *rows[row][column])
+        else:
+            own.set_visible(False)
     named: dict[str, Any] = {}
-    for own in axes[: len(panels)]:
+    for own in axes:
         named.update({label: handle for handle, label in zip(*own.get_legend_handles_labels())})
     figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named), frameon=False)
     text = "Difference to tuned hard sharing with the same seed: mean, and 95 % interval; * is the common level"
@@ -112,10 +115,9 @@ def _draw_panel(axes: Any, data: str, factor: Factor, levels: Sequence[tuple[Lev
         )
     axes.axhline(0, color="#000000", linewidth=0.8)
     axes.set_xlim(-0.5, len(levels) - 0.5)
-    narrow = sum(len(level.label) for level, _ in levels) > 26
-    texts = [level.label.replace(" ", "\n") if narrow else level.label for level, _ in levels]
-    labels = [f"{text}{'' if level.key else '*'}" for text, (level, _) in zip(texts, levels)]
-    axes.set_xticks(range(len(levels)), labels, fontsize=7 if narrow else 8)
+    labels = [f"{level.label}{'' if level.key else '*'}" for level, _ in levels]
+    slanted: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if len(levels) > 3 else {}
+    axes.set_xticks(range(len(levels)), labels, fontsize=8, **slanted)
     axes.tick_params(axis="y", labelsize=8)
     axes.set_title(f"{data}: {factor.label}", fontsize=9)
     if shown is not None:
