@@ -31,7 +31,7 @@ def told(study: Study, speaks: bool) -> Iterator[Callable[[Cell, Mapping[str, An
 
     def tell(cell: Cell, result: Mapping[str, Any]) -> None:
         nonlocal done, line
-        before, done = done, study.done  # a training that several tables have in common counts in each
+        before, done = done, max(study.done, done + 1)  # a training that several tables have in common counts in each
         what = f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}"
         bar.set_description("reported" if cell.reported else "tuning")
         bar.set_postfix_str(f"last: {what}")
