@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .architectures.blueprint import Blueprint
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}
 CHANNELS = 32
 
@@ -60,6 +62,19 @@ class SharedMLP(nn.Module):
         return {task: head(feature) for task, head in self.heads.items()}
 
 
+def small_blueprint(tasks: Sequence[str], activation: str) -> Blueprint:
+    """Parts of every architecture on the digits' images ``[B, 1, 8, 8]``: hard sharing of them is :class:`SharedNetwork`."""
+    size = CHANNELS * 4 * 4
+    return Blueprint(
+        tasks=tuple(tasks),
+        backbone=_backbone,
+        head=lambda _: nn.Sequential(*_head(activation), nn.Flatten(0)),
+        width=size,
+        tower=lambda _, width: nn.Sequential(*_head(activation, width), nn.Flatten(0)),
+        vector=nn.Flatten,
+    )
+
+
 def _backbone() -> nn.Module:
     # No BatchNorm: the saliency of a sample should not depend on the other samples of its batch.
     return nn.Sequential(
@@ -72,5 +87,5 @@ def _backbone() -> nn.Module:
     )
 
 
-def _head(activation: str) -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS * 4 * 4, 32), ACTIVATIONS[activation](), nn.Linear(32, 1))
+def _head(activation: str, width: int = CHANNELS * 4 * 4) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, 32), ACTIVATIONS[activation](), nn.Linear(32, 1))

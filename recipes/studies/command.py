@@ -25,9 +25,12 @@ from ..runtime.run_folder import INTERRUPTED, NOT_WRITTEN
 from ..runtime.termination import TERMINATED, Terminated, deferred, listening
 from ..runtime.workers import Workers
 from .cell_training import CellTraining, TrainOne
+from .comparison.options import Comparison
+from .comparison.table import further_figures
 from .page import Origin
 from .progress import told
 from .results_file import ResultsFile
+from .snapshot import Snapshot
 from .study import FIRST_TUNING_SEED, Setting, Study
 from .tables import as_numbers
 from .written import WRITTEN_BESIDE, summary, write_beside
@@ -57,7 +60,8 @@ class StudyCommand:
         methods: that can be compared, by key, and the ``baseline``.
         searches: ``--trials`` searches within the bounds of grids; otherwise the study has a ``--trials`` of its own.
         architectures: those that it can build.
-        seeds, workers: defaults.
+        seeds, tuning_seeds, workers: defaults.
+        comparison: makes its report that of a comparison of many methods.
     """
 
     name: str
@@ -80,7 +84,9 @@ class StudyCommand:
     architectures: tuple[str, ...] = (HARD_SHARING,)
     searches: bool = True
     seeds: int = 5
+    tuning_seeds: int = 2
     workers: int = 2
+    comparison: Comparison | None = None
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train what is missing, print the tables, and return the exit code."""
@@ -126,7 +132,12 @@ class StudyCommand:
             help=f"some of {', '.join(self.methods)} (default: those of the published tables)",
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
-        add_number(study, "--tuning-seeds", 2, f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...")
+        add_number(
+            study,
+            "--tuning-seeds",
+            self.tuning_seeds,
+            f"how many seeds tune the hyper-parameters: {FIRST_TUNING_SEED}, ...",
+        )
         text = "values that each method tries, chosen by Optuna between those of its grid above 0 (default: the grid)"
         if self.searches:
             add_number(study, "--trials", None, text, whole_number(2))
@@ -301,10 +312,10 @@ class _Course:
         return 0
 
     def _conclude(self, study: Study, code: int, trains: bool) -> int:
-        command, path = self._command, self._path
+        command, path, study = self._command, self._path, Snapshot(study)
         columns = command.metrics, command.compared, command.judged
         # What a full disk cannot take away comes first.
-        print(summary(study, columns))
+        print(summary(study, columns, command.comparison))
         print(f"\n{study.done} of {study.trainings} trainings are done. Results: {path}", flush=True)
         if not trains:
             if command.draw is not None:
@@ -312,7 +323,9 @@ class _Course:
             return code
         origin = Origin(command.name, command.description.partition("\n")[0], self._typed)
         try:
-            written = write_beside(path, study, origin, self._content(study, code), columns, command.draw)
+            written = write_beside(
+                path, study, origin, self._content(study, code), columns, command.draw, command.comparison
+            )
         except KeyboardInterrupt:
             return INTERRUPTED
         if written.further:
@@ -326,6 +339,7 @@ class _Course:
         return code or (NOT_WRITTEN if written.missing else 0)
 
     def _content(self, study: Study, code: int) -> dict[str, Any]:
+        columns = self._command.metrics, self._command.compared, self._command.judged
         hidden = ("out", "name", "results", "minutes")
         return {
             "schema_version": SCHEMA_VERSION,
@@ -336,7 +350,7 @@ class _Course:
             "versions": versions(),
             "machine": machine(),
             "processes": self._ranks.size,
-            **as_numbers(study, self._command.metrics),
+            **as_numbers(study, self._command.metrics, functools.partial(further_figures, study, columns=columns)),
         }
 
     def _print(self, text: str) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from saliency_reg.integrations.accelerate import register
 
 from ..data.sources import Collate, Source
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import OptionError, need
 from ..runtime.log import RunLog
 from ..runtime.processes import Ranks
@@ -25,6 +26,7 @@ from ..runtime.random_state import derived_seed, kept_random_state, seed_all
 from ..runtime.termination import Terminated, deferred
 from .batches import Feed, GlobalBatches, MicroBatch, Step
 from .checkpoints import Checkpoints
+from .costs import clock, live_bytes
 from .learning_rate import learning_rate_factor
 from .loss_sums import LossSums, scaled, weighted_sums
 from .objective import Objective
@@ -79,6 +81,7 @@ class Engine:
             raise OptionError("there are no training samples. Choose other data.")
         self.ranks = ranks = Ranks(accelerator)
         self.position = Position()
+        self._seconds, self._steps = 0.0, 0
         self._feeds: dict[int, tuple[Source, Feed]] = {}
         self._running = False
         self._batches = GlobalBatches(
@@ -172,6 +175,34 @@ class Engine:
         joined = {name: torch.cat([part[name] for part in parts])[: len(own)] for name in parts[0]}
         return {name: self.ranks.rows_of_all(rows) for name, rows in joined.items()}
 
+    @property
+    def seconds_per_step(self) -> float:
+        """Of the optimizer steps that were taken here, with their data: of the processor, or of the clock where there is a GPU.
+
+        NaN if there was none: a training can be resumed when all were taken.
+        """
+        return self._seconds / self._steps if self._steps else math.nan
+
+    def peak_memory(self) -> int:
+        """The most bytes that tensors have at a time in a further step, which is taken back; only after the training.
+
+        Parameters, gradients, the state of the optimizer, what waits for the backward pass, and what is computed meanwhile,
+        of this process. The same for each run on a CPU.
+        """
+        device, step = self.accelerator.device, self._batches.steps(0)[0]
+        before = {name: value.to("cpu", copy=True) for name, value in self.model.state_dict().items()}
+        with kept_random_state(device):
+            self._wrapped.train()
+            batches = list(self._load(self.source, list(step.own)))
+            weights = [self.objective.weights(batch) for batch in batches]
+            counts, _ = self._agree_on(step, weights, False)
+            states = [value for own in self.optimizer.state.values() for value in own.values()]
+            with live_bytes(device, [*self.model.parameters(), *self.model.buffers(), *states]) as bytes_of:
+                self._take(step, batches, weights, counts)
+            self._close_feeds()
+        self.model.load_state_dict(before)
+        return bytes_of.peak
+
     def remove_checkpoints(self) -> None:
         """For a training whose result is kept elsewhere."""
         if self._saved is not None and self.ranks.is_main:
@@ -193,6 +224,7 @@ class Engine:
         per_epoch = len(self._batches)
         steps = self._batches.steps(position.epoch)[position.step % per_epoch :]
         self._wrapped.train()
+        started = clock(self.accelerator.device)
         loaded = self._load(self.source, [micro for step in steps for micro in step.own])
         for step in steps:
             # All of them first, and on the host: what a loss is divided by depends on all labels of the step.
@@ -204,6 +236,7 @@ class Engine:
             rates = self._scheduler.get_last_lr()
             gradient_norm = self._take(step, batches, weights, counts)
             position.step += 1
+            self._steps += 1
             self._reports.step()
             if self.options.log_steps and position.step % self.options.log_steps == 0:
                 losses = self._sums["interval"].take_means(self.ranks)
@@ -211,6 +244,7 @@ class Engine:
             # With the last step of an epoch, the checkpoint waits for its evaluation.
             if position.step % per_epoch:
                 self._save_if_due()
+        self._seconds += clock(self.accelerator.device) - started
 
     def _take(self, step: Step, batches: list[Any], weights: list[Tensor | None], counts: Tensor) -> Tensor | None:
         """Take an optimizer step, and return the norm of the gradients before clipping, where they are clipped."""
@@ -231,6 +265,8 @@ class Engine:
                     accumulate=not last,
                     accelerator=accelerator,
                     arguments=self.objective.regularizer_arguments(batch, losses),
+                    samples=(losses, own),
+                    known=counts > 0,
                 )
         for kept in self._sums.values():
             kept.count(counts)

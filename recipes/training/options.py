@@ -65,6 +65,7 @@ class Options:
         progress: tell what the training does, on the main process.
         channels_last: memory format of convolutions; quicker on most machines, equal up to rounding.
         watch_conflicts: measure how often task gradients conflict on all training samples, which must fit into memory.
+        measure_costs: the time of a step, and the memory of a further one when all else is done.
 
     Raises:
         OptionError: a value that cannot work.
@@ -102,6 +103,7 @@ class Options:
     progress: bool = False
     channels_last: bool = False
     watch_conflicts: bool = False
+    measure_costs: bool = False
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

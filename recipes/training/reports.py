@@ -12,7 +12,7 @@ from typing import Any
 
 from saliency_reg.integrations.accelerate import log_report
 
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import need
 from ..runtime.log import RunLog
 from ..runtime.tables import duration_text

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
-from ..methods.attach import Backward, attach
+from ..methods.attach import attach
+from ..methods.backward import Backward
 from ..methods.conflicts import ConflictWatch
-from ..methods.methods import BASELINE, METHODS, Method
+from ..methods.methods import BASELINE, MERGED, METHODS, Method
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .batches import Feed, MicroBatch
 from .best_weights import BestWeights
 from .engine import Engine
 from .frozen_features import FrozenFeatures
+from .merged_models import best_merged
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
@@ -60,6 +62,7 @@ class Outcome:
         relations: ``[T, T]``, of the best epoch, if the method has any.
         outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
         more: macro figures beside the means over the tasks.
+        costs: ``"seconds_per_step"`` and ``"peak_memory"`` (bytes), if the options measure them.
     """
 
     model: nn.Module
@@ -72,6 +75,7 @@ class Outcome:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     validation_outputs: dict[str, Tensor] = field(default_factory=dict)
     more: dict[str, float] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     @property
     def macro(self) -> dict[str, float]:
@@ -153,7 +157,8 @@ def train(
             features = FrozenFeatures(model.backbone, training.training_inputs())
             model = new()
             model.backbone = features
-    return _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked).run(resume)
+    training = _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked)
+    return training.run(resume, initial=new().backbones[0].state_dict() if method.architecture == MERGED else None)
 
 
 class _Training:
@@ -192,7 +197,13 @@ class _Training:
             temperature=options.temperature,
             channel_axis=getattr(model, "channel_axis", None),
             process_group=self._ranks.group,
+            kinds=data.kinds,
         )
+        if self._backward.needs_whole_steps and (options.accumulation > 1 or self._ranks.size > 1):
+            raise OptionError(
+                f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} micro-batch(es) "
+                f"in a step and {self._ranks.size} process(es). Use one of each, or another method."
+            )
         self._objective = MultiTaskObjective(
             data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
         )
@@ -211,10 +222,15 @@ class _Training:
             tracked=tracked,
         )
 
-    def run(self, resume: str | Path) -> Outcome:
+    def run(self, resume: str | Path, initial: Mapping[str, Tensor] | None = None) -> Outcome:
+        """Train; with ``initial`` weights of the backbones of single-task models, merge them."""
         self._engine.run(self._after_epoch, resume)
         progress, data = self._progress, self._data
         progress.best.restore()
+        score, loss = progress.means()
+        if initial is not None:
+            single_tasks: Any = self._engine.model
+            self._engine.model, (score, loss) = best_merged(single_tasks, initial, self._validate)
         scores: dict[str, dict[str, float]] = {}
         outputs: dict[str, Tensor] = {}
         validation_outputs: dict[str, Tensor] = {}
@@ -222,9 +238,12 @@ class _Training:
             validation_outputs = self._engine.evaluate(data.validation)
             outputs = self._engine.evaluate(data.test)
             scores = self._scores(outputs)
+        costs: dict[str, float] = {}
+        if self._options.measure_costs:
+            engine = self._engine
+            costs = {"seconds_per_step": engine.seconds_per_step, "peak_memory": engine.peak_memory()}
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
-        score, loss = progress.means()
         return Outcome(
             self._engine.model,
             progress.epochs_of_tasks(),
@@ -235,7 +254,15 @@ class _Training:
             progress.relations,
             outputs,
             validation_outputs,
+            costs=costs,
         )
+
+    def _validate(self, model: nn.Module) -> tuple[float, float]:
+        """Score and loss of a model on the validation split."""
+        self._engine.model = model
+        found = self._engine.evaluate(self._data.validation)
+        losses = self._objective.mean_losses(found["outputs"], found["labels"])
+        return selection_score(self._scores(found), self._data.kinds), mean_of_known(list(losses.values()))
 
     def training_inputs(self) -> Iterator[Any]:
         """Batches of the inputs of all training samples, in their order."""

@@ -52,6 +52,7 @@ class AugmentedImages:
 
     def __init__(self, images: Images) -> None:
         self.images = images
+        self.labels = images.labels
         self._reach = images.pixels.shape[-1] // 8
 
     def __len__(self) -> int:

