@@ -89,7 +89,7 @@ FACTORS: dict[str, tuple[Factor, ...]] = {
         Factor(
             "tasks",
             "number of schools",
-            (*(Level(f"{groups}", f"{groups}", {"groups": groups}) for groups in (10, 40)), Level("160")),
+            (*(Level(f"{groups}", f"{groups}", {"groups": groups}) for groups in (10, 40)), Level("159")),
         ),
         Factor(
             "size",

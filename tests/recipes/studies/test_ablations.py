@@ -259,5 +259,5 @@ class TestCommand:
         content = results_json(tmp_path)["settings"]
         assert list(content) == ["hsb82", "hsb82-tasks-10", "hsb82-tasks-40"]
         rows = [row for row in table_rows(answer.out) if row[0] == GROUPS]
-        assert [row[2] for row in rows] == ["10", "40", "160 (common)"]
+        assert [row[2] for row in rows] == ["10", "40", "159 (common)"]
         assert all(row[4].startswith("nMSE ") for row in rows)
