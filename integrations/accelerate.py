@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .. import FeatureSurgery, ParameterSurgery, RepMTL, SaliencyRegularizer, SaliencyReport
+from .. import FeatureSurgery, HeadPenalty, ParameterSurgery, RepMTL, SaliencyRegularizer, SaliencyReport
 from ..errors import CaptureError, ConfigurationError, StateMismatchError, WrongTypeError
 from ..tasks import Losses
 from ..torch_tools import check_not_closure_only, derives_from, unwrap_optimizer, whole_number
@@ -41,8 +41,8 @@ _WITHOUT_STEPS = {"DeepSpeedOptimizerWrapper", "MegatronLMOptimizerWrapper", "Du
 _latest_image: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = None) -> None:
-    """Make a regularizer or a surgery part of an accelerate run: its checkpoints, and its optimizer steps.
+def register(regularizer: _Registered | HeadPenalty, accelerator: Any, *, optimizer: Any = None) -> None:
+    """Make a regularizer, a surgery or a penalty part of an accelerate run: its checkpoints, and its optimizer steps.
 
     ``save_state`` and ``load_state`` then keep its whole state, in the ``custom_checkpoint_*.pkl`` whose number is the order
     of registration: register the same objects in the same order when resuming, in any number of processes. With
@@ -53,8 +53,8 @@ def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = Non
     but for another ``optimizer=``, which takes the place of the former one.
 
     Args:
-        regularizer: a :class:`SaliencyRegularizer`, :class:`RepMTL`, :class:`FeatureSurgery` (or :class:`GradNorm`) or
-            :class:`ParameterSurgery`. Not to be given to ``accelerator.prepare``.
+        regularizer: a :class:`SaliencyRegularizer`, :class:`RepMTL`, :class:`HeadPenalty`, :class:`FeatureSurgery` (or
+            :class:`GradNorm`) or :class:`ParameterSurgery`. Not to be given to ``accelerator.prepare``.
         accelerator: the ``accelerate.Accelerator``.
         optimizer: the optimizer to follow, prepared or not; not needed if the regularizer was built with it. DeepSpeed and
             Megatron-LM have none that can be followed: leave it out, and call ``regularizer.step()``.
@@ -81,7 +81,7 @@ def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = Non
         >>> int(regularizer.relations.updates)
         1
     """
-    _check_arguments(regularizer, accelerator)
+    _check_arguments(regularizer, accelerator, HeadPenalty)
     if any(regularizer is part for model in accelerator._models for part in (model, getattr(model, "module", None))):
         raise ConfigurationError(
             f"this {type(regularizer).__name__} was given to accelerator.prepare(), which wraps models and saves it twice. "
@@ -241,7 +241,7 @@ def log_report(
 class _Checkpoint:
     """The object that accelerate saves and loads: our state as it is, and a typed error for that of something else."""
 
-    def __init__(self, kept: _Registered) -> None:
+    def __init__(self, kept: _Registered | HeadPenalty) -> None:
         self.object = kept
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,11 +260,13 @@ class _Checkpoint:
             ) from error
 
 
-def _check_arguments(regularizer: object, accelerator: object) -> None:
-    if not isinstance(regularizer, (SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery)):
+def _check_arguments(regularizer: object, accelerator: object, *more: type) -> None:
+    kinds = (SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery, *more)
+    if not isinstance(regularizer, kinds):
+        names = [kind.__name__ for kind in kinds]
         raise WrongTypeError(
-            "expected a SaliencyRegularizer, RepMTL, FeatureSurgery or ParameterSurgery as first argument, found "
-            f"{type(regularizer).__name__}. Use register(regularizer, accelerator)."
+            f"expected a {', '.join(names[:-1])} or {names[-1]} as first argument, found {type(regularizer).__name__}. Use "
+            "register(regularizer, accelerator)."
         )
     if not isinstance(accelerator, need("accelerate").Accelerator):
         raise WrongTypeError(
@@ -285,7 +287,7 @@ def _engine_of(accelerator: Any, optimizer: Any) -> str | None:
     return None
 
 
-def _check_engine(regularizer: _Registered, accelerator: Any, optimizer: Any) -> None:
+def _check_engine(regularizer: _Registered | HeadPenalty, accelerator: Any, optimizer: Any) -> None:
     engine = _engine_of(accelerator, optimizer)
     if engine is None:
         return
@@ -293,6 +295,11 @@ def _check_engine(regularizer: _Registered, accelerator: Any, optimizer: Any) ->
         raise ConfigurationError(
             f"{engine} has a backward pass and gradients of its own, which ParameterSurgery cannot take the place of. Use "
             "FeatureSurgery, or surgery=PCGrad() of SaliencyRegularizer, which work within any backward pass."
+        )
+    if isinstance(regularizer, HeadPenalty):
+        raise ConfigurationError(
+            f"{engine} updates the parameters by itself, and keeps parts of them only, so that HeadPenalty cannot follow "
+            "its steps. Use DistributedDataParallel."
         )
     follows = getattr(regularizer, "follows_optimizer", False)
     if optimizer is not None or follows:

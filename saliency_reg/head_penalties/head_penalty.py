@@ -28,7 +28,7 @@ from ..torch_tools import (
     without_autocast,
 )
 from .head_weights import HeadWeights
-from .learning_rates import rates_of
+from .learning_rates import groups_of, rates_of
 from .proximal import l1_step, l1_value, l21_step, l21_value
 from .task_covariance import (
     correlation_of,
@@ -82,7 +82,7 @@ class HeadPenalty(StateModule, Removable):
         model: the model, or a wrapper around it; before it is compiled.
         heads, tasks, columns: as in :class:`SaliencyRegularizer`. One head of all tasks is one ``Linear`` or convolution.
         kind: one of the names above.
-        strength: ``>= 0``; 0 changes nothing.
+        strength: ``>= 0``; 0 changes nothing (but for a ridge).
         optimizer: the one that trains the heads; needed for all kinds but ``"mean"``.
         ridge: of the smooth kinds: adds ``ridge * sum_t |w_t|^2``, ``>= 0``, by default 0.
         shrinkage: ``g`` of MRN and MTRL, in ``[0, 1)``, by default 0.1: ``S <- (1 - g) S + g (tr S / T) I`` in each update.
@@ -224,10 +224,11 @@ class HeadPenalty(StateModule, Removable):
 
         Raises:
             WrongTypeError: no optimizer.
-            ConfigurationError: lasso and L21: it lacks a weight, or its learning rates cannot be used.
+            ConfigurationError: it lacks a weight, or (lasso, L21) its learning rates cannot be used.
         """
         weights = self._attached()
         inner = unwrap_optimizer(optimizer)
+        groups_of(inner, weights.all())
         if self.kind in _SPARSE:
             rates_of(inner, weights.first, one=self.kind == "l21")
         if self._step_hook is not None:

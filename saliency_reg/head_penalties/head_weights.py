@@ -58,7 +58,7 @@ class Weight:
         if rows is not None:
             shape[0] = len(rows)
         width = shape.pop(self.input_axis)
-        value = inputs_first.view(width, *shape).movedim(0, self.input_axis)
+        value = inputs_first.reshape(width, *shape).movedim(0, self.input_axis)
         if rows is None:
             own.copy_(value)
         else:

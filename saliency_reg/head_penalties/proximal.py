@@ -26,9 +26,8 @@ def l21_value(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def l1_step(block: Tensor, threshold: Threshold) -> Tensor:
-    """Return ``sign(z) max(|z| - s, 0)``, by Moreau's decomposition: exactly 0 where ``|z| <= s``."""
-    limit = torch.as_tensor(threshold, dtype=block.dtype, device=block.device)
-    return block - torch.minimum(torch.maximum(block, -limit), limit)
+    """Return ``sign(z) max(|z| - s, 0)``: exactly 0 where ``|z| <= s``."""
+    return block.sign() * (block.abs() - threshold).clamp(min=0)
 
 
 def l21_step(blocks: Sequence[Tensor], threshold: Threshold) -> list[Tensor]:

@@ -61,7 +61,9 @@ def test_it_counts_the_deeper_weights_up_to_one_of_another_shape() -> None:
             expected = expected + 2 * (weights - weights.mean(0)).square().sum()
         torch.testing.assert_close(penalty().detach(), expected)
         assert penalty.weight_names == tuple(f"heads.{task}.{layer}.weight" for layer in layers for task in "abc")
-        assert torch.autograd.gradcheck(lambda *_: penalty(), tuple(head[3].weight for head in model.heads.values()))
+        assert torch.autograd.gradcheck(
+            lambda *_, own=penalty: own(), tuple(head[3].weight for head in model.heads.values())
+        )
 
 
 @pytest.mark.parametrize("kind", ["mean", "mrn", "mtrl", "lasso", "l21"])

@@ -163,7 +163,9 @@ def test_rows_of_no_task_stay(kind: str) -> None:
 
 def test_the_threshold_follows_the_rate_of_the_group_in_each_step() -> None:
     model = linear_heads()
-    groups = [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(model.heads.values(), (0.1, 0.2, 0))]
+    groups = [
+        {"params": list(head.parameters()), "lr": rate} for head, rate in zip(model.heads.values(), (0.1, 0.2, 0))
+    ]
     optimizer = torch.optim.Adam(groups)
     HeadPenalty(model, "heads", kind="lasso", strength=0.5, optimizer=optimizer).zeros  # noqa: B018  # not kept alive
     before = first_weights(model)

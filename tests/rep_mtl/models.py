@@ -74,7 +74,7 @@ def slow_penalty(
     *,
     log_losses: bool,
     strengths: tuple[float, float] = (0.9, 0.9),
-    temperature: float = 0.1,
+    temperature: float = 0.5,
 ) -> Tensor:
     saliencies = slow_saliencies(model, x, targets, known, channel, log_losses=log_losses)
     return strengths[0] * slow_task_specific(saliencies) + strengths[1] * slow_cross_task(saliencies, temperature)

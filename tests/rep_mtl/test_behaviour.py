@@ -77,13 +77,13 @@ def test_masked_samples_and_positions_do_not_count() -> None:
     targets, known = targets_of(4), torch.ones(4, 3, dtype=torch.bool)
     saliencies = slow_saliencies(model, x, targets, known, 2, log_losses=True)
     real = [[one[:, :3] for one in sample] for sample in saliencies]  # [C, P], of five positions
-    expected = 0.9 * slow_task_specific(real) + 0.9 * slow_cross_task(real, 0.1)
+    expected = 0.9 * slow_task_specific(real) + 0.9 * slow_cross_task(real, 0.5)
     rep = attached(model)
     mask = torch.ones(4, 5)
     mask[:, 3:] = 0
     torch.testing.assert_close(rep(losses=losses_of(model(x), targets), mask=mask), expected)
     three = [saliencies[b] for b in (0, 1, 3)]
-    expected = 0.9 * slow_task_specific(three) + 0.9 * slow_cross_task(three, 0.1)
+    expected = 0.9 * slow_task_specific(three) + 0.9 * slow_cross_task(three, 0.5)
     found = rep(losses=losses_of(model(x), targets), mask=torch.tensor([True, True, False, True]))
     torch.testing.assert_close(found, expected)
     assert rep.report.samples.tolist() == [3, 3, 3]

@@ -34,19 +34,20 @@ class RepMTL(LossPenalties, Removable):
       the paper the positive is no part of the denominator, so that this term may be negative.
 
     Add it to the loss and call ``backward`` once. It acts exactly when gradients are enabled and the outputs carry a graph.
-    The ``[C, C]`` matrices are never formed where ``[T, positions]`` says the same, and nothing of it is approximate.
+    Nothing of it is approximate, and a ``[C, C]`` matrix is formed only where it is smaller than what says the same.
 
     A task counts at a sample where its saliency is not 0: let the loss be 0 where a label is missing (``mask * loss``). It
     is no part of the shares and the anchor there. Samples with fewer than two tasks, and positions without any saliency,
     are left out; a batch with fewer than two such samples has no alignment term.
 
-    There is no public code; what the paper leaves open is decided here. ``temperature`` is not given in it: 0.1 is that of
-    supervised contrastive learning. The sum over tasks in eq. 9 is a mean. The paper takes logarithms of the losses, as
-    DB-MTL does: with ``log_losses`` saliencies are divided by their task's loss in this batch, which is taken as a constant,
-    because its derivative would reward a loss for being large. Both terms are blind to a factor that all losses have in
-    common, such as a loss scale: give the losses without it. Negatives are the other samples of this call: with
-    accumulation those of the micro-batch, in several processes those of all of them (their anchors are gathered). Each
-    process returns the penalty of the joined batch, whose gradient is such that the mean over the processes is right.
+    There is no public code; what the paper leaves open is decided here. ``temperature`` is not given in it: 0.5 is what
+    SimCLR takes for small images (Chen et al., 2020); with less the alignment outweighs the losses. The sum over tasks in
+    eq. 9 is a mean. The paper takes logarithms of the losses, as DB-MTL does: with ``log_losses`` saliencies are divided by
+    their task's loss in this batch, which is taken as a constant, because its derivative would reward a loss for being
+    large. Both terms are blind to a factor that all losses have in common; give the losses without a loss scale. Negatives
+    are the other samples of this call: with accumulation those of the micro-batch, in several processes those of all of
+    them (their anchors are gathered). Each process returns the penalty of the joined batch, whose gradient is such that the
+    mean over the processes is right.
 
     Between piecewise-linear heads (``Linear``, ReLU) and the backbone it acts only through the curvature of the losses
     (cross-entropy, squared error; not L1). Task-specific regulation pulls saliencies apart where
@@ -56,7 +57,8 @@ class RepMTL(LossPenalties, Removable):
         model: the model, or a wrapper around it.
         heads, output, tasks, columns: as in :class:`SaliencyRegularizer`.
         feature: the same; one map, not several.
-        task_specific_strength, cross_task_strength: factors, ``>= 0``; the paper has 0.9 for both, stable in 0.7 to 1.5.
+        task_specific_strength, cross_task_strength: factors, ``>= 0``; the paper has 0.9 for both, stable in 0.7 to 1.5 on
+            feature maps. On pooled features, ``[B, C]``, try 0.01 and 0.1, too: 0.9 can slow learning down a lot there.
         temperature: of the alignment, ``> 0``.
         log_losses: whether saliencies are those of the logarithms of the losses; then losses must not be negative.
         channel_axis, batch_axis: of the feature map, as in :func:`task_saliencies`.
@@ -96,7 +98,7 @@ class RepMTL(LossPenalties, Removable):
         columns: ColumnsChoice = None,
         task_specific_strength: float = 0.9,
         cross_task_strength: float = 0.9,
-        temperature: float = 0.1,
+        temperature: float = 0.5,
         log_losses: bool = True,
         channel_axis: int | None = None,
         batch_axis: int = 0,

@@ -10,16 +10,14 @@ import torch
 from torch import nn
 
 from saliency_reg import RepMTL
+from saliency_reg.integrations.accelerate import log_report, register
 from tests.support.zoo import TASKS
 
-accelerate = pytest.importorskip("accelerate")
-
-from accelerate.tracking import GeneralTracker  # noqa: E402
-
-from saliency_reg.integrations.accelerate import log_report, register  # noqa: E402
+accelerate: Any = pytest.importorskip("accelerate")
+Tracker: Any = pytest.importorskip("accelerate.tracking").GeneralTracker
 
 
-class Kept(GeneralTracker):  # type: ignore[misc]
+class Kept(Tracker):
     name, requires_logging_directory, tracker = "kept", False, None
 
     def __init__(self) -> None:
