@@ -239,7 +239,9 @@ class TestCommand:
     def test_page_shows_the_picture_and_a_table_for_each_level(self, finished):
         folder, _ = finished
         page = (folder / "report.html").read_text(encoding="utf-8")
-        assert base64.b64encode((folder / "ablations.png").read_bytes()).decode() in page
+        picture = base64.b64encode((folder / "ablations.png").read_bytes()).decode()
+        assert page.count(picture) == 1
+        assert page.index(picture) < page.index("<table>"), "it comes first"
         for text in ("pooling over positions: mean", "labels removed: 80 %", "common level (ten tasks"):
             assert f"Digits, {text}" in page
 
