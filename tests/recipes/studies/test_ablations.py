@@ -67,7 +67,7 @@ class TestSettings:
 
     def test_cells_of_different_trainings_differ_and_others_are_shared(self):
         found = settings_of()
-        cells = {}
+        cells: dict[str, set[tuple[str, str]]] = {}
         for setting in found.values():
             for method in (METHODS[key] for key in setting.methods):
                 content = json.dumps(Cell(setting, method, 1.0, 0, True).to_dict(), sort_keys=True)
