@@ -44,7 +44,7 @@ class Origin:
         name: of the study.
         description: what it compares.
         command: as typed.
-        pictures: PNG files to show.
+        pictures: PNG files to show; one that has the name of the study comes before its tables.
     """
 
     name: str
@@ -102,7 +102,8 @@ def page(
         forests=forests(study, compared or metrics[:1], by_adjusted=comparison is not None),
         relations=relations,
         beside=_beside(relations),
-        pictures=_pictures(origin.pictures),
+        first=_pictures(path for path in origin.pictures if path.stem == origin.name),
+        pictures=_pictures(path for path in origin.pictures if path.stem != origin.name),
         curves=learning_curves(study),
         facts=_facts(study),
     )

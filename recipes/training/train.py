@@ -204,7 +204,9 @@ class _Training:
                 f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} micro-batch(es) "
                 f"in a step and {self._ranks.size} process(es). Use one of each, or another method."
             )
-        self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
+        self._objective = MultiTaskObjective(
+            data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
+        )
         self._progress = _Progress(model, tuple(data.kinds))
         self._engine = Engine(
             accelerator,
