@@ -15,10 +15,10 @@ from saliency_reg.integrations.plot import draw_task_tree, task_order
 from ..runtime.errors import need
 from ..runtime.tables import duration_text
 from .charts import forests, learning_curves
-from .comparison.options import Comparison
-from .comparison.ranks import ranked_methods, ranks_sentence
-from .comparison.table import comparison_rows, legend, published_rows
-from .comparison.verdict import comparison_verdicts
+from .comparison.report.options import Comparison
+from .comparison.report.ranks import ranked_methods, ranks_sentence
+from .comparison.report.table import comparison_rows, legend, published_rows
+from .comparison.report.verdict import comparison_verdicts
 from .study import Setting, Study
 from .tables import LEGEND, rows_of
 from .verdicts import our_method, verdicts

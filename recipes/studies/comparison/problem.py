@@ -1,4 +1,4 @@
-"""What a comparison needs to know about data: samples of the same tasks, and the parts that every architecture is made of."""
+"""What a comparison needs to know about data: samples of the same tasks, and the parts of every architecture."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .options import Published
+from .report.options import Published
 
 _POSTER = (
     "Bai and Zhao, Saliency-Regularized Deep Multi-Task Learning, KDD 2022: the table of the poster in the authors' "

@@ -4,7 +4,7 @@ import pytest
 
 from recipes.methods.methods import METHODS
 from recipes.studies.comparison.published import BESIDE, PUBLISHED
-from recipes.studies.comparison.table import published_markdown
+from recipes.studies.comparison.report.table import published_markdown
 
 
 def test_every_published_method_has_one_of_ours():

@@ -84,10 +84,13 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
 
     Args:
         kinds: of the tasks.
-        values: ``backbone``, ``pretrained``, ``image_size``, ``head_width`` and ``activation``; perhaps ``checkpoint_path``.
+        values: ``backbone`` (``widths`` are those of the small ResNet), ``pretrained``, ``image_size``, ``head_width`` and
+            ``activation``; perhaps ``checkpoint_path``.
     """
     register_small_backbone()
     options: dict[str, Any] = {name: values.get(name) for name in ("pretrained", "image_size", "checkpoint_path")}
+    if values["backbone"] == SMALL_BACKBONE and "widths" in values:
+        options["backbone_options"] = {"widths": values["widths"]}
 
     def backbone() -> nn.Module:
         model = TimmMultiTaskModel(values["backbone"], ["any"], **options)
@@ -96,16 +99,9 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
             return nn.Sequential(inner.stem, inner.blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return nn.Sequential(model.backbone, model.pooling)
 
-    width = _width_of(values["backbone"], values["image_size"])
-    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"])
-
-
-@functools.lru_cache(maxsize=4)
-def _width_of(name: str, image_size: int) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = TimmMultiTaskModel(name, ["any"], image_size=image_size).eval()
-        vectors: Tensor = model.pooling(model.backbone(torch.zeros(1, 3, image_size, image_size)))
-    return vectors.shape[1]
+        width = backbone().eval()(torch.zeros(1, 3, values["image_size"], values["image_size"])).shape[1]
+    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"])
 
 
 def _cifar_fingerprint(place: Any) -> str:
@@ -121,6 +117,7 @@ _IMAGES: dict[str, Any] = {
     **COMMON_VALUES,
     "backbone": SMALL_BACKBONE,
     "pretrained": False,
+    "widths": [16, 32, 64],
     "channels_last": True,
     "head_width": 32,
     "learning_rate": 1e-3,
@@ -159,8 +156,8 @@ CIFAR = DataSet(
         "validation_images": 300,
         "test_images": _TEST_IMAGES,
         "image_size": 32,
-        "epochs": 12,
-        "evaluations": 6,
+        "epochs": 15,
+        "evaluations": 5,
         "batch_size": 50,
     },
     tasks=10,
@@ -181,8 +178,8 @@ CELEBA = DataSet(
         "validation_images": 500,
         "test_images": _TEST_IMAGES,
         "image_size": 32,
-        "epochs": 12,
-        "evaluations": 6,
+        "epochs": 15,
+        "evaluations": 5,
         "batch_size": 50,
     },
     tasks=40,

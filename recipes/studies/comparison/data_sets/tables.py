@@ -85,7 +85,9 @@ def _synthetic(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
         return _of_one_task(part.inputs.flatten(0, 1).float(), part.targets.flatten().float(), tasks, len(TASKS))
 
     splits = Splits(kinds, rows_of(drawn.train), rows_of(drawn.validation), rows_of(drawn.test))
-    blueprint = blueprint_of(kinds, lambda: nn.Linear(FEATURES, FEATURES), FEATURES, 0, values["activation"])
+    blueprint = blueprint_of(
+        kinds, lambda: nn.Linear(FEATURES, FEATURES, bias=False), FEATURES, 0, values["activation"]
+    )
     return Problem(kinds, splits.train, splits.validation, splits.test, blueprint)
 
 
@@ -176,9 +178,9 @@ SCHOOL = DataSet(
         "widths": [32],
         "head_width": 0,
         "decayed": "heads",
-        "epochs": 6,
-        "evaluations": 6,
-        "batch_size": 500,
+        "epochs": 5,
+        "evaluations": 5,
+        "batch_size": 600,
         "learning_rate": 5e-3,
     },
     tasks=139,
@@ -200,8 +202,8 @@ GROUPS = DataSet(
         "head_width": 0,
         "decayed": "heads",
         "decay": "constant",
-        "epochs": 30,
-        "evaluations": 10,
+        "epochs": 20,
+        "evaluations": 5,
         "batch_size": 400,
         "learning_rate": 5e-3,
     },
@@ -251,10 +253,10 @@ SYNTHETIC = DataSet(
         "noise": 0.01,
         "shared_inputs": False,
         "weights": "ones",
-        "epochs": 300,
+        "epochs": 600,
         "evaluations": 30,
         "batch_size": 120,
-        "learning_rate": 1e-2,
+        "learning_rate": 5e-2,
     },
     tasks=12,
     build=_synthetic,

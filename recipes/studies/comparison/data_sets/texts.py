@@ -62,7 +62,7 @@ def _go_emotions(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
     blueprint = blueprint_of(
         kinds,
         lambda: MeanOfTokens(encoder()),
-        _width_of(values, len(tokenizer)),
+        _width_of(values),
         values["head_width"],
         values["activation"],
     )
@@ -90,7 +90,7 @@ def _pretrained(name: str) -> Any:
         ) from error
 
 
-def _width_of(values: Mapping[str, Any], vocabulary: int) -> int:
+def _width_of(values: Mapping[str, Any]) -> int:
     if values["encoder"] == SMALL:
         return int(values["width"])
     return int(need("transformers").AutoConfig.from_pretrained(values["encoder"]).hidden_size)
