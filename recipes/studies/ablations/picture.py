@@ -16,7 +16,7 @@ from .methods import DEFAULT, TUNED
 
 #: The methods of each panel: name, colour, marker, and the place beside the level.
 _LINES = {TUNED: ("SRDML, share tuned", "#0072B2", "o", -0.13), DEFAULT: ("SRDML, not tuned", "#D55E00", "s", 0.13)}
-_COLUMNS = 4
+_COLUMNS = 3
 #: Metrics that are compared, of which each data set has one.
 COMPARED = ("auc", "nmse")
 

