@@ -29,8 +29,8 @@ from .texts import SMALL
 MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
 #: With ``--quick``, where none are named.
 QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
-#: Of TorchJD, beside those that the recipes have themselves: a weighting of gradients and one of losses.
-OF_TORCHJD = ("torchjd:UPGrad", "torchjd:FAMO")
+#: Of TorchJD, beside those that the recipes have themselves.
+OF_TORCHJD = ("torchjd:UPGrad",)
 #: Distances between saliencies are compared in another command.
 _OF_ABLATIONS = (
     *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
