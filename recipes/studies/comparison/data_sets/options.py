@@ -188,7 +188,7 @@ def _reason(setting: Setting, method: Method) -> str | None:
 
 
 def _tasks_of(values: Mapping[str, Any]) -> int:
-    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].tasks
+    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
 
 
 def _data_set_from(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DataSet:
