@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from ....data.digits import digit_splits
+from ....data.digits import DIGIT_TASKS, digit_splits
 from ....data.hub import fingerprint_of
 from ....data.images import celeba, cifar
 from ....data.images.in_files import as_seen
@@ -120,7 +120,7 @@ _IMAGES: dict[str, Any] = {
     "widths": [16, 32, 64],
     "channels_last": True,
     "head_width": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-3,
     "labelled": 1.0,
     "augmented": True,
 }
@@ -138,7 +138,7 @@ DIGITS = DataSet(
         "learning_rate": 5e-3,
         "decay": "constant",
     },
-    tasks=10,
+    tasks=len(DIGIT_TASKS),
     build=_digits,
     fingerprint=no_fingerprint,
     metrics=BINARY_METRICS,
@@ -160,7 +160,7 @@ CIFAR = DataSet(
         "evaluations": 5,
         "batch_size": 50,
     },
-    tasks=10,
+    tasks=lambda values: len(cifar.TASK_SETS[values["tasks"]]),
     build=_cifar,
     fingerprint=_cifar_fingerprint,
     metrics=BINARY_METRICS,
@@ -182,7 +182,7 @@ CELEBA = DataSet(
         "evaluations": 5,
         "batch_size": 50,
     },
-    tasks=40,
+    tasks=len(celeba.ATTRIBUTES),
     build=_celeba,
     fingerprint=_celeba_fingerprint,
     metrics=BINARY_METRICS,

@@ -29,8 +29,8 @@ from .texts import SMALL
 MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
 #: With ``--quick``, where none are named.
 QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
-#: Of TorchJD, beside those that the recipes have themselves: a weighting of gradients and one of losses.
-OF_TORCHJD = ("torchjd:UPGrad", "torchjd:FAMO")
+#: Of TorchJD, beside those that the recipes have themselves.
+OF_TORCHJD = ("torchjd:UPGrad",)
 #: Distances between saliencies are compared in another command.
 _OF_ABLATIONS = (
     *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
@@ -188,7 +188,7 @@ def _reason(setting: Setting, method: Method) -> str | None:
 
 
 def _tasks_of(values: Mapping[str, Any]) -> int:
-    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].tasks
+    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
 
 
 def _data_set_from(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DataSet:
