@@ -24,6 +24,8 @@ from .studies.comparison.data_sets.options import (
     setting_of,
 )
 from .studies.comparison.data_sets.own_data import OWN, introduction
+from .studies.comparison.published import PUBLISHED
+from .studies.comparison.report.options import Comparison
 from .studies.pictures import draw_study
 from .studies.study import Setting, Study
 from .studies.trials import count_of
@@ -42,26 +44,29 @@ def _introduction(options: argparse.Namespace) -> str:
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
     tried = options.trials or count_of(setting.spaces["weight decay"])
     lines = [
-        f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test samples.",
-        f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches of "
-        f"{values['batch_size']}, {values['epochs']} epochs, the best of {values['evaluations']} looks at the validation "
-        "split.",
-        f"Each method that tunes anything tries {tried} values on {options.tuning_seeds} seed(s) that are not reported: its "
-        "weight decay; with a penalty the strength or, of SRDML, the share in the losses, and has the weight decay that hard "
-        "sharing has chosen.",
+        f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
+        "samples.",
+        f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
+        f"of {values['batch_size']}, {values['epochs']} epochs, the best of {values['evaluations']} looks at the "
+        "validation split.",
+        f"Each method that tunes anything tries {tried} values on {options.tuning_seeds} seed(s) that are not reported: "
+        "its weight decay; with a penalty the strength or, of SRDML, the share in the losses, at the weight decay that "
+        "hard sharing has chosen.",
     ]
     return "\n".join([*([introduction(values, place.where), ""] if place.data == OWN else []), *lines])
 
 
 def _draw(study: Study, folder: Path | None) -> str:
     draw_study(study, folder)
-    lines = []
-    for setting in study.settings:
-        reasons = left_out(setting, COMPARED_METHODS)
-        unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
-        if unused:
-            lines.append(f"Not compared on {setting.key} unless named after --methods: {'; '.join(unused)}.")
-    return "\n".join(lines)
+    (setting,) = study.settings
+    reasons = left_out(setting, COMPARED_METHODS)
+    unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
+    return f"Not compared unless named after --methods: {'; '.join(unused)}." if unused else ""
+
+
+def _comparison(options: argparse.Namespace) -> Comparison:
+    published = PUBLISHED.get(options.data)
+    return Comparison([] if published is None else [published])
 
 
 COMMAND = StudyCommand(
@@ -82,6 +87,7 @@ COMMAND = StudyCommand(
     methods=COMPARED_METHODS,
     architectures=tuple(ARCHITECTURES),
     tuning_seeds=1,
+    comparison=_comparison,
 )
 main = COMMAND.main
 

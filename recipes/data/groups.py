@@ -132,16 +132,19 @@ class GroupSplits:
     variance: float
 
 
-def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: int) -> GroupSplits:
+def split_groups(
+    table: GroupTable, *, rows: int, validation_rows: int, seed: int, groups: int | None = None
+) -> GroupSplits:
     """Draw the rows of each group; groups without enough of them are left out.
 
     Args:
         table: all rows.
         rows, validation_rows: of each group.
         seed: of the draw.
+        groups: so many of those with enough rows, drawn anew for each seed; by default all.
 
     Raises:
-        OptionError: fewer than two groups have enough rows.
+        OptionError: fewer than two groups have enough rows, or fewer than were asked for.
         DataError: the targets of all training rows are the same.
     """
     kept = kept_groups(table, rows + validation_rows)
@@ -152,7 +155,13 @@ def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: in
             f"but {len(kept)} of {len(table.names)} groups have so many: the second largest has {int(sizes[1:2].sum())}. "
             "Use fewer rows."
         )
-    generator = torch.Generator().manual_seed(seed)
+    if groups is not None:
+        if not 2 <= groups <= len(kept):
+            raise OptionError(
+                f"{groups} groups were asked for, but 2 to {len(kept)} can be drawn. Use such a number, or fewer rows."
+            )
+        kept = sorted(kept[place] for place in torch.randperm(len(kept), generator=_seeded(seed))[:groups].tolist())
+    generator = _seeded(seed)
     drawn = []
     for group in kept:
         own = torch.nonzero(table.groups == group).squeeze(1)
@@ -189,6 +198,10 @@ def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: in
         place[table.groups[test]],
         float(targets[torch.cat([train, validation, test])].var()),
     )
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def kept_groups(table: GroupTable, rows: int) -> list[int]:

@@ -61,10 +61,11 @@ def attach(
             "process_group": process_group,
             "surgery": surgery,
             "channel_axis": channel_axis,
+            **method.saliency,
         }
         if not method.tuned:
             return by_share(SaliencyRegularizer, model, share, **common)
-        if method.rule == "authors":
+        if method.rule == "authors" and method.metric == "l1":  # their conventions; otherwise their rule alone
             if share is not None:
                 return by_share(SaliencyRegularizer.authors, model, share, **common)
             return SaliencyRegularizer.authors(model, strength=strength / batch_size, **common)

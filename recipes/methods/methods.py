@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from saliency_reg import SaliencyRegularizer
@@ -38,6 +38,7 @@ class Method:
         gradnorm: the weights of a :class:`saliency_reg.GradNorm`.
         loss_weighting: what makes one loss of those of the tasks; by default their sum.
         decay_of: key of the method whose tuned weight decay it has; by default its own, or the baseline's with a penalty.
+        saliency: more options of its :class:`saliency_reg.SaliencyRegularizer`, such as ``pool`` and ``target``.
     """
 
     key: str
@@ -55,6 +56,14 @@ class Method:
     gradnorm: bool = False
     loss_weighting: LossWeighting | None = None
     decay_of: str | None = None
+    saliency: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.saliency and self.rule is None:
+            raise OptionError(
+                f"{self.key} has options of the saliency, {', '.join(self.saliency)}, and no penalty that they could be of. "
+                "Give it a rule, or leave them out."
+            )
 
     @property
     def shared(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..runtime.errors import need
-from .comparison.options import TRIVIAL
+from .comparison.report.options import TRIVIAL
 from .pictures import Curve, curves_of, shown_curves
 from .study import Study
 from .tables import lower_is_better, title_of

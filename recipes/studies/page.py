@@ -15,10 +15,10 @@ from saliency_reg.integrations.plot import draw_task_tree, task_order
 from ..runtime.errors import need
 from ..runtime.tables import duration_text
 from .charts import forests, learning_curves
-from .comparison.options import Comparison
-from .comparison.ranks import ranked_methods, ranks_sentence
-from .comparison.table import comparison_rows, legend, published_rows
-from .comparison.verdict import comparison_verdicts
+from .comparison.report.options import Comparison
+from .comparison.report.ranks import ranked_methods, ranks_sentence
+from .comparison.report.table import comparison_rows, legend, published_rows
+from .comparison.report.verdict import comparison_verdicts
 from .study import Setting, Study
 from .tables import LEGEND, rows_of
 from .verdicts import our_method, verdicts
@@ -44,7 +44,7 @@ class Origin:
         name: of the study.
         description: what it compares.
         command: as typed.
-        pictures: PNG files to show.
+        pictures: PNG files to show; one that has the name of the study comes before its tables.
     """
 
     name: str
@@ -102,7 +102,8 @@ def page(
         forests=forests(study, compared or metrics[:1], by_adjusted=comparison is not None),
         relations=relations,
         beside=_beside(relations),
-        pictures=_pictures(origin.pictures),
+        first=_pictures(path for path in origin.pictures if path.stem == origin.name),
+        pictures=_pictures(path for path in origin.pictures if path.stem != origin.name),
         curves=learning_curves(study),
         facts=_facts(study),
     )

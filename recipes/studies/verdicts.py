@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..methods.methods import Method
-from .comparison.intervals import adjusted_interval
+from .comparison.report.intervals import adjusted_interval
 from .study import Setting, Study
 from .tables import in_percent, lower_is_better, title_of
 from .trials import count_of

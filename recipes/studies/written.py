@@ -10,11 +10,11 @@ from typing import Any
 from saliency_reg.errors import SaliencyRegError
 
 from ..runtime.files import write_json, write_text
-from .comparison.options import Comparison
-from .comparison.rank_picture import draw_ranks
-from .comparison.ranks import ranked_methods, ranks_sentence
-from .comparison.table import Columns, comparison_markdown, csv_figures, legend, published_markdown
-from .comparison.verdict import comparison_verdicts
+from .comparison.report.options import Comparison
+from .comparison.report.rank_picture import draw_ranks
+from .comparison.report.ranks import ranked_methods, ranks_sentence
+from .comparison.report.table import Columns, comparison_markdown, csv_figures, legend, published_markdown
+from .comparison.report.verdict import comparison_verdicts
 from .page import RANKS_PICTURE, Origin, page
 from .study import Study
 from .tables import LEGEND, as_csv, markdown, tuning

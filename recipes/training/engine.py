@@ -177,10 +177,7 @@ class Engine:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the optimizer steps that were taken here, with their data: of the processor, or of the clock where there is a GPU.
-
-        NaN if there was none: a training can be resumed when all were taken.
-        """
+        """Of the steps taken here: of the processor, or of the clock where there is a GPU; NaN without any."""
         return self._seconds / self._steps if self._steps else math.nan
 
     def peak_memory(self) -> int:

@@ -19,8 +19,9 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 def adamw_on_heads(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The same with weight decay on the parameters of ``heads`` alone; on all of a model that has none."""
-    decayed = set(map(id, getattr(model, "heads", model).parameters()))
+    """The same with weight decay on the parameters of ``heads`` or ``towers`` alone; on all of a model without them."""
+    heads: nn.Module = getattr(model, "heads", getattr(model, "towers", model))
+    decayed = set(map(id, heads.parameters()))
     first, *mixing = parameter_groups(model, learning_rate, weight_decay)
     others = {**first, "params": [own for own in first["params"] if id(own) not in decayed], "weight_decay": 0.0}
     first["params"] = [own for own in first["params"] if id(own) in decayed]

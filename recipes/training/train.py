@@ -17,13 +17,11 @@ from torch import Tensor, nn
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import attach
-from ..methods.backward import Backward
 from ..methods.conflicts import ConflictWatch
 from ..methods.methods import BASELINE, MERGED, METHODS, Method
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .batches import Feed, MicroBatch
-from .best_weights import BestWeights
 from .engine import Engine
 from .frozen_features import FrozenFeatures
 from .merged_models import best_merged
@@ -31,6 +29,7 @@ from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
 from .options import Options
+from .progress import Progress
 
 #: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
 PRETRAINING = "pretraining"
@@ -201,11 +200,13 @@ class _Training:
         )
         if self._backward.needs_whole_steps and (options.accumulation > 1 or self._ranks.size > 1):
             raise OptionError(
-                f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} micro-batch(es) "
-                f"in a step and {self._ranks.size} process(es). Use one of each, or another method."
+                f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} "
+                f"micro-batch(es) in a step and {self._ranks.size} process(es). Use one of each, or another method."
             )
-        self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
-        self._progress = _Progress(model, tuple(data.kinds))
+        self._objective = MultiTaskObjective(
+            data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
+        )
+        self._progress = Progress(model, tuple(data.kinds))
         self._engine = Engine(
             accelerator,
             model,
@@ -315,43 +316,3 @@ class _Training:
 def _everything(source: Any) -> tuple[Tensor, Tensor]:
     inputs, labels = source.rows_as_batch(range(len(source)))
     return inputs, labels
-
-
-class _Progress:
-    """The curves so far, and the best weights: those of the highest score, for each independent part of the model.
-
-    Not of the lowest loss: that comes early where a method grows overconfident, before all tasks have learned to say yes,
-    and compares how well methods are calibrated rather than how well they tell classes apart. Ties go to the loss.
-    """
-
-    def __init__(self, model: Any, tasks: tuple[str, ...]) -> None:
-        parts = model.parts() if hasattr(model, "parts") else [(tasks, model)]
-        self.tasks_of_parts = [list(own) for own, _ in parts]
-        # A training that diverges at once has the initial weights, as epoch 0.
-        self.best = BestWeights([module for _, module in parts], (-math.inf, -math.inf))
-        self.curves: dict[str, list[float]] = {}
-        self.relations: list[list[float]] | None = None
-
-    def update(self, figures: Mapping[str, float], of_parts: Sequence[tuple[float, float]], backward: Backward) -> None:
-        for name, value in figures.items():
-            self.curves.setdefault(name, []).append(value)
-        if self.best.update(int(figures["epoch"]), of_parts) or self.relations is None:
-            self.relations = backward.relations
-
-    def epochs_of_tasks(self) -> dict[str, int]:
-        return {task: epoch for tasks, epoch in zip(self.tasks_of_parts, self.best.epochs) for task in tasks}
-
-    def means(self) -> tuple[float, float]:
-        """Score and loss, mean over the tasks."""
-        total = sum(map(len, self.tasks_of_parts))
-        shares = [len(tasks) / total for tasks in self.tasks_of_parts]
-        score = sum(share * score for share, (score, _) in zip(shares, self.best.scores))
-        return score, sum(-share * loss for share, (_, loss) in zip(shares, self.best.scores))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best.state_dict(), "curves": self.curves, "relations": self.relations}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best.load_state_dict(state["best"])
-        self.curves = {name: list(curve) for name, curve in state["curves"].items()}
-        self.relations = state["relations"]

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data.sources import Collate, Source
 from ...data.task_kinds import TaskKind
 from ...methods.methods import METHODS, Method, Methods
-from ...models.architectures.registry import build, parameter_groups
+from ...models.architectures.registry import build
 from ...training.batches import Feed, MicroBatch
 from ...training.metrics import macro, selection_score, task_scores
-from ...training.optimizers import MakeOptimizer
+from ...training.optimizers import OPTIMIZERS
 from ...training.train import Data, Outcome, train
 from ..cell_training import cell_options
 from ..study import Cell
@@ -46,7 +46,7 @@ class _Constant(Method):
 
 #: The best guess for each task without a look at the inputs.
 CONSTANT = _Constant("constant", "Constant")
-COMPARED_METHODS = Methods()
+COMPARED_METHODS = Methods(torchjd=True)
 for _method in (CONSTANT, *METHODS.values()):
     COMPARED_METHODS.add(_method)
 
@@ -88,29 +88,9 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
         cell_options(cell, measure_costs=cell.reported),
         folder=folder,
         resume="auto",
-        make_optimizer=optimizer_of(values["decayed"]),
+        make_optimizer=OPTIMIZERS[values["decayed"]],
     )
     return _kept(cell, data_set, problem, outcome)
-
-
-def optimizer_of(decayed: str) -> MakeOptimizer:
-    """AdamW whose weight decay acts on ``"all"`` parameters, or on those of the ``"heads"`` alone.
-
-    Gates and cross-stitch units have none, and a learning rate of their own.
-    """
-
-    def make(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        groups = parameter_groups(model, learning_rate, weight_decay)
-        if decayed == "heads":
-            found = getattr(model, "heads", None) or getattr(model, "towers", ())
-            heads = {id(parameter) for head in found for parameter in head.parameters()}
-            plain = groups[0]["params"]
-            rest = [parameter for parameter in plain if id(parameter) not in heads]
-            groups[0]["params"] = [parameter for parameter in plain if id(parameter) in heads]
-            groups.append({"params": rest, "lr": learning_rate, "weight_decay": 0.0})
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, foreach=True)
-
-    return make
 
 
 def constant_outputs(kinds: Mapping[str, TaskKind], labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a comparison needs to know about data: samples of the same tasks, and the parts that every architecture is made of."""
+"""What a comparison knows about data: samples of the same tasks, and the parts that every architecture is made of."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class DataSet:
     key: str
     label: str
     values: Mapping[str, Any]
-    tasks: int
+    tasks: int | Callable[[Mapping[str, Any]], int]
     build: Callable[[Mapping[str, Any], Any, int], Problem]
     fingerprint: Callable[[Any], str]
     metrics: tuple[str, ...]
@@ -63,6 +63,10 @@ class DataSet:
     place: Any = None
     needs_data: str | None = None
     parts: tuple[str, ...] = ()
+
+    def number_of_tasks(self, values: Mapping[str, Any]) -> int:
+        """How many tasks there are with these values."""
+        return self.tasks(values) if callable(self.tasks) else self.tasks
 
 
 #: Of binary tasks, and of numbers.

@@ -32,7 +32,7 @@ def breast_cancer(path, *, rows=ROWS, mixed=False, seed=0):
     found = datasets.load_breast_cancer()
     chosen = np.random.default_rng(seed).permutation(len(found.data))[:rows]
     values, names = found.data[chosen], [name.replace(" ", "_") for name in found.feature_names]
-    measured = list(range(20, 30)) + [4]
+    measured = [*range(20, 30), 4]
     features = [names[column] for column in range(20) if column not in measured]
     table = []
     for row in range(rows):

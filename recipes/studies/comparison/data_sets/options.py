@@ -29,6 +29,13 @@ from .texts import SMALL
 MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
 #: With ``--quick``, where none are named.
 QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
+#: Of TorchJD, beside those that the recipes have themselves.
+OF_TORCHJD = ("torchjd:UPGrad",)
+#: Distances between saliencies are compared in another command.
+_OF_ABLATIONS = (
+    *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
+    *("srdml+pcgrad", "srdml_cosine+pcgrad@parameters"),
+)
 _NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
 
 
@@ -152,7 +159,8 @@ def setting_of(options: argparse.Namespace, methods: Methods) -> Setting:
     spaces = {**SPACES, **({} if options.data == OWN else DATA_SETS[options.data].spaces)}
     setting = Setting(options.data, label, values, tuple(methods), spaces, decay_of_baseline=True)
     unused = left_out(setting, methods)
-    return replace(setting, methods=tuple(key for key in methods if key not in unused))
+    known = dict.fromkeys((*methods, *OF_TORCHJD))
+    return replace(setting, methods=tuple(key for key in known if key not in unused))
 
 
 def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
@@ -166,6 +174,8 @@ def _reason(setting: Setting, method: Method) -> str | None:
     small = values.get("backbone", SMALL_BACKBONE) in (SMALL_BACKBONE, NARROW_BACKBONE)
     large = not small or values.get("encoder", SMALL) != SMALL
     most = MOST_LARGE_NETWORKS if large else MOST_NETWORKS
+    if method.key in _OF_ABLATIONS:
+        return "another distance or level, see recipes.ablations"
     if method.architecture not in ARCHITECTURES:
         return f"nothing builds the architecture {method.architecture} here"
     if not setting.has_space(method):
@@ -178,7 +188,7 @@ def _reason(setting: Setting, method: Method) -> str | None:
 
 
 def _tasks_of(values: Mapping[str, Any]) -> int:
-    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].tasks
+    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
 
 
 def _data_set_from(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DataSet:

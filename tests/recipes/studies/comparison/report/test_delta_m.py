@@ -5,10 +5,10 @@ import math
 import numpy
 import pytest
 
-from recipes.studies.comparison.costs import Costs, costs_of, count_text, memory_text, step_text
-from recipes.studies.comparison.delta_m import delta_m, delta_m_of, mean_and_std
+from recipes.studies.comparison.report.costs import Costs, costs_of, count_text, memory_text, step_text
+from recipes.studies.comparison.report.delta_m import delta_m, delta_m_of, mean_and_std
 
-from ...support.many_methods import finished
+from ....support.many_methods import finished
 
 SINGLE = {"a": {"auc": 0.8, "accuracy": 0.9}, "b": {"auc": 0.5, "accuracy": 0.5}, "c": {"nmse": 0.4}}
 OURS = {"a": {"auc": 0.9, "accuracy": 0.1}, "b": {"auc": 0.45, "accuracy": 0.5}, "c": {"nmse": 0.3}}

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...methods.methods import Method
-from ..study import Setting, Study
-from ..tables import lower_is_better
+from ....methods.methods import Method
+from ...study import Setting, Study
+from ...tables import lower_is_better
 from .options import SINGLE_TASK
 
 

@@ -7,10 +7,10 @@ import numpy
 import pytest
 from scipy import stats
 
-from recipes.studies.comparison.intervals import adjusted_interval, challengers, reach
+from recipes.studies.comparison.report.intervals import adjusted_interval, challengers, reach
 from recipes.studies.verdicts import FEW, HELPS, UNCLEAR, effect_of
 
-from ...support.many_methods import finished
+from ....support.many_methods import finished
 
 BASE = [0.80, 0.82, 0.79, 0.81, 0.83]
 ONE = [0.81, 0.84, 0.80, 0.83, 0.86]

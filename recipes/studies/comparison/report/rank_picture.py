@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...runtime.figures import new_figure, save
+from ....runtime.figures import new_figure, save
 from .ranks import RankedMethods
 
 _BASELINE, _OTHER, _BAR = "#D55E00", "#1b1e23", "#0072B2"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from recipes.studies.comparison.verdict import NO, YES, comparison_verdict, comparison_verdicts
+from recipes.studies.comparison.report.verdict import NO, YES, comparison_verdict, comparison_verdicts
 from recipes.studies.verdicts import FEW, UNKNOWN
 
-from ...support.many_methods import finished
+from ....support.many_methods import finished
 
 BASE = [0.80, 0.82, 0.79, 0.81, 0.83]
 

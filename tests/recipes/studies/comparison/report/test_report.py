@@ -6,18 +6,18 @@ import json
 import pytest
 
 from recipes.runtime.files import finite
-from recipes.studies.comparison.intervals import adjusted_interval
-from recipes.studies.comparison.options import Comparison, Published
-from recipes.studies.comparison.table import comparison_rows, further_figures
+from recipes.studies.comparison.report.intervals import adjusted_interval
+from recipes.studies.comparison.report.options import Comparison, Published
+from recipes.studies.comparison.report.table import comparison_rows, further_figures
 from recipes.studies.page import Origin, page
 from recipes.studies.snapshot import Snapshot
 from recipes.studies.tables import as_numbers
 from recipes.studies.written import summary, write_beside
 
-from ...support.many_methods import finished
-from ...support.small_study import in_turn, plain, setting, study
-from ...support.studies import table_rows
-from ..test_page import Parsed
+from ....support.many_methods import finished
+from ....support.small_study import in_turn, plain, setting, study
+from ....support.studies import table_rows
+from ...test_page import Parsed
 
 COLUMNS = (["accuracy", "auc"], ["auc"], ["auc"])
 PUBLISHED = Published("CIFAR-MTL", "A paper, table 1", {"Hard sharing": {"AUC": "95.56"}, "Ours": {"accuracy": "95.8"}})

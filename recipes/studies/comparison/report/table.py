@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ...methods.methods import Method
-from ..study import Setting, Study
-from ..tables import column_title, in_percent, markdown_table, rows_of, title_of
+from ....methods.methods import Method
+from ...study import Setting, Study
+from ...tables import column_title, in_percent, markdown_table, rows_of, title_of
 from .costs import costs_of, count_text, memory_text, step_text
 from .delta_m import delta_m_of, mean_and_std
 from .intervals import adjusted_interval, challengers, reach

@@ -6,11 +6,11 @@ import numpy
 import pytest
 from scipy import stats
 
-from recipes.studies.comparison.rank_picture import draw_ranks
-from recipes.studies.comparison.ranks import critical_difference, ranked_methods, ranking, ranks_sentence
+from recipes.studies.comparison.report.rank_picture import draw_ranks
+from recipes.studies.comparison.report.ranks import critical_difference, ranked_methods, ranking, ranks_sentence
 
-from ...support.many_methods import finished
-from ...support.studies import size_of_png
+from ....support.many_methods import finished
+from ....support.studies import size_of_png
 
 #: Table 6 of the paper: ranks of C4.5, +m, +cf and +m+cf on 14 data sets.
 RANKS = [

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import math
 
-from ...methods.methods import Method
-from ...runtime.errors import need
-from ..study import Setting, Study
+from ....methods.methods import Method
+from ....runtime.errors import need
+from ...study import Setting, Study
 from .options import TRIVIAL
 
 #: The probability that any of the intervals of a table misses its difference.

@@ -6,8 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from ...methods.methods import Method
-from ..study import Setting, Study
+from ....methods.methods import Method
+from ...study import Setting, Study
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...methods.methods import Method
-from ..study import Setting, Study
-from ..tables import in_percent, lower_is_better, title_of
-from ..verdicts import FEW, HELPS, HURTS, LEAST_SEEDS_ADJUSTED, UNKNOWN, Effect, Verdict, effect_of, name_in_text
+from ....methods.methods import Method
+from ...study import Setting, Study
+from ...tables import in_percent, lower_is_better, title_of
+from ...verdicts import FEW, HELPS, HURTS, LEAST_SEEDS_ADJUSTED, UNKNOWN, Effect, Verdict, effect_of, name_in_text
 from .intervals import challengers, reach
 from .options import TRIVIAL
 

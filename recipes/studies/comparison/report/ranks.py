@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...methods.methods import Method
-from ...runtime.errors import need
-from ..study import Setting, Study
-from ..tables import lower_is_better, title_of
+from ....methods.methods import Method
+from ....runtime.errors import need
+from ...study import Setting, Study
+from ...tables import lower_is_better, title_of
 from .intervals import challengers
 
 #: With fewer methods there is nothing to rank, with fewer blocks nothing to test.
