@@ -122,7 +122,7 @@ def own_data_set(
         metrics=metrics,
         compared=compared,
         place=columns,
-        parts=tuple(name for name in ("backbone", "encoder", "image_size") if name in parts),
+        parts=tuple(name for name in ("backbone", "encoder") if name in parts),
     )
 
 
