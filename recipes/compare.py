@@ -40,16 +40,17 @@ def _introduction(options: argparse.Namespace) -> str:
     sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
     tried = options.trials or count_of(setting.spaces["weight decay"])
-    lines = [
-        f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test samples.",
-        f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches of "
-        f"{values['batch_size']}, {values['epochs']} epochs, the best of {values['evaluations']} looks at the validation "
-        "split.",
-        f"Each method that tunes anything tries {tried} values on {options.tuning_seeds} seed(s) that are not reported: its "
-        "weight decay; with a penalty the strength or, of SRDML, the share in the losses, and has the weight decay that hard "
-        "sharing has chosen.",
-    ]
-    return "\n".join(lines)
+    return "\n".join(
+        (
+            f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
+            "samples.",
+            f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
+            f"of {values['batch_size']}, {values['epochs']} epochs; the best epoch by validation, which is looked at "
+            f"{values['evaluations']} times.",
+            f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
+            "decay, or with a penalty the strength (SRDML: the share in the losses), at the weight decay of hard sharing.",
+        )
+    )
 
 
 def _draw(study: Study, folder: Path | None) -> str:

@@ -177,7 +177,7 @@ class Engine:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the optimizer steps that were taken here, with their data: of the processor, or of the clock where there is a GPU.
+        """Of the optimizer steps that were taken here, with their data, as :func:`clock` counts.
 
         NaN if there was none: a training can be resumed when all were taken.
         """

@@ -60,15 +60,20 @@ class MultiTaskObjective(Objective):
         self.tasks = tuple(kinds)
         self._kinds = tuple(kinds.values())
         # All at once: some operations instead of some for each task.
-        self._at_once = not apart and all(kind.name == "binary" for kind in self._kinds)
+        names = {kind.name for kind in self._kinds}
+        self._at_once = next(iter(names)) if not apart and len(names) == 1 and names <= {"binary", "number"} else None
+        self._units = torch.tensor([[kind.mean, kind.spread] for kind in self._kinds], dtype=torch.float64)
 
     def losses(self, model: nn.Module, batch: tuple[Any, Tensor]) -> TaskLosses:
         inputs, labels = batch
         outputs = self._outputs(model, inputs)
         known = torch.nan_to_num(labels)
-        if self._at_once:
-            logits = torch.stack(outputs)
-            return functional.binary_cross_entropy_with_logits(logits, known.T.to(logits), reduction="none")
+        if self._at_once is not None:
+            together = torch.stack(outputs)
+            if self._at_once == "binary":
+                return functional.binary_cross_entropy_with_logits(together, known.T.to(together), reduction="none")
+            mean, spread = self._units.to(together).unsqueeze(2).unbind(1)  # [T, 1]
+            return (together - (known.T.to(together) - mean) / spread).square()
         return [_losses(kind, *pair) for kind, pair in zip(self._kinds, zip(outputs, known.unbind(1)))]
 
     def predictions(self, model: nn.Module, batch: tuple[Any, Tensor]) -> dict[str, Tensor]:

@@ -322,11 +322,14 @@ class _Progress:
         return {task: epoch for tasks, epoch in zip(self.tasks_of_parts, self.best.epochs) for task in tasks}
 
     def means(self) -> tuple[float, float]:
-        """Score and loss, mean over the tasks."""
-        total = sum(map(len, self.tasks_of_parts))
-        shares = [len(tasks) / total for tasks in self.tasks_of_parts]
-        score = sum(share * score for share, (score, _) in zip(shares, self.best.scores))
-        return score, sum(-share * loss for share, (_, loss) in zip(shares, self.best.scores))
+        """Score and loss, mean over the tasks; those whose labels allow no score are left out of it."""
+        known = list(zip(map(len, self.tasks_of_parts), self.best.scores))
+        # A part that diverged has no loss, either, and counts.
+        scored = [(size, score) for size, (score, loss) in known if score > -math.inf or loss == -math.inf] or [
+            (1, -math.inf)
+        ]
+        score = sum(size * score for size, score in scored) / sum(size for size, _ in scored)
+        return score, sum(-size * loss for size, (_, loss) in known) / sum(size for size, _ in known)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best.state_dict(), "curves": self.curves, "relations": self.relations}

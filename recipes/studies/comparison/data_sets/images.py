@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saliency_reg.integrations.timm import TimmMultiTaskModel
 
-from ....data.digits import digit_splits
+from ....data.digits import DIGIT_TASKS, digit_splits
 from ....data.hub import fingerprint_of
 from ....data.images import celeba, cifar
 from ....data.images.in_files import as_seen
@@ -84,10 +84,14 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
 
     Args:
         kinds: of the tasks.
-        values: ``backbone``, ``pretrained``, ``image_size``, ``head_width`` and ``activation``.
+        values: ``backbone``, ``widths`` of the small ResNet, ``pretrained``, ``image_size``, ``head_width``, ``activation``.
     """
     register_small_backbone()
-    options = {"pretrained": values["pretrained"], "image_size": values["image_size"]}
+    options = {
+        "pretrained": values["pretrained"],
+        "image_size": values["image_size"],
+        "backbone_options": {"widths": values["widths"]} if values["backbone"] == SMALL_BACKBONE else None,
+    }
 
     def backbone() -> nn.Module:
         model = TimmMultiTaskModel(values["backbone"], ["any"], **options)
@@ -96,16 +100,9 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
             return nn.Sequential(inner.stem, inner.blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return nn.Sequential(model.backbone, model.pooling)
 
-    width = _width_of(values["backbone"], values["image_size"])
-    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"])
-
-
-@functools.lru_cache(maxsize=4)
-def _width_of(name: str, image_size: int) -> int:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model = TimmMultiTaskModel(name, ["any"], image_size=image_size).eval()
-        vectors: Tensor = model.pooling(model.backbone(torch.zeros(1, 3, image_size, image_size)))
-    return vectors.shape[1]
+        width = backbone().eval()(torch.zeros(1, 3, values["image_size"], values["image_size"])).shape[1]
+    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"])
 
 
 def _cifar_fingerprint(place: Any) -> str:
@@ -121,9 +118,10 @@ _IMAGES: dict[str, Any] = {
     **COMMON_VALUES,
     "backbone": SMALL_BACKBONE,
     "pretrained": False,
+    "widths": [16, 32, 64],
     "channels_last": True,
     "head_width": 32,
-    "learning_rate": 1e-3,
+    "learning_rate": 5e-3,
     "labelled": 1.0,
     "augmented": True,
 }
@@ -141,7 +139,7 @@ DIGITS = DataSet(
         "learning_rate": 5e-3,
         "decay": "constant",
     },
-    tasks=10,
+    tasks=len(DIGIT_TASKS),
     build=_digits,
     fingerprint=no_fingerprint,
     metrics=BINARY_METRICS,
@@ -159,11 +157,11 @@ CIFAR = DataSet(
         "validation_images": 300,
         "test_images": _TEST_IMAGES,
         "image_size": 32,
-        "epochs": 12,
-        "evaluations": 6,
+        "epochs": 15,
+        "evaluations": 5,
         "batch_size": 50,
     },
-    tasks=10,
+    tasks=lambda values: len(cifar.TASK_SETS[values["tasks"]]),
     build=_cifar,
     fingerprint=_cifar_fingerprint,
     metrics=BINARY_METRICS,
@@ -181,11 +179,11 @@ CELEBA = DataSet(
         "validation_images": 500,
         "test_images": _TEST_IMAGES,
         "image_size": 32,
-        "epochs": 12,
-        "evaluations": 6,
+        "epochs": 15,
+        "evaluations": 5,
         "batch_size": 50,
     },
-    tasks=40,
+    tasks=len(celeba.ATTRIBUTES),
     build=_celeba,
     fingerprint=_celeba_fingerprint,
     metrics=BINARY_METRICS,

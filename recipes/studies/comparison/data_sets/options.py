@@ -136,7 +136,8 @@ def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
 
 
 def _reason(setting: Setting, method: Method) -> str | None:
-    values, tasks = setting.values, DATA_SETS[setting.values["data"]].tasks
+    values = setting.values
+    tasks = DATA_SETS[values["data"]].tasks_with(values)
     large = values.get("backbone", SMALL_BACKBONE) != SMALL_BACKBONE or values.get("encoder", SMALL) != SMALL
     most = MOST_LARGE_NETWORKS if large else MOST_NETWORKS
     if method.architecture not in ARCHITECTURES:
