@@ -44,11 +44,11 @@ def _introduction(options: argparse.Namespace) -> str:
         (
             f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
             "samples.",
-            f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
-            f"of {values['batch_size']}, {values['epochs']} epochs; the best epoch by validation, which is looked at "
-            f"{values['evaluations']} times.",
-            f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
-            "decay, or with a penalty the strength (SRDML: the share in the losses), at the weight decay of hard sharing.",
+            f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate "
+            f"{values['learning_rate']:g}, batches of {values['batch_size']}, {values['epochs']} epochs; the best epoch by "
+            f"validation, which is looked at {values['evaluations']} times.",
+            f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its "
+            "weight decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
         )
     )
 

@@ -102,7 +102,7 @@ def optimizer_of(decayed: str) -> MakeOptimizer:
     def make(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         groups = parameter_groups(model, learning_rate, weight_decay)
         if decayed == "heads":
-            found = getattr(model, "heads", None) or getattr(model, "towers", ())
+            found: Any = getattr(model, "heads", None) or getattr(model, "towers", ())
             heads = {id(parameter) for head in found for parameter in head.parameters()}
             plain = groups[0]["params"]
             rest = [parameter for parameter in plain if id(parameter) not in heads]
