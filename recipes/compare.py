@@ -43,16 +43,15 @@ def _introduction(options: argparse.Namespace) -> str:
     sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
     tried = options.trials or count_of(setting.spaces["weight decay"])
-    lines = [
+    lines = (
         f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
         "samples.",
         f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
-        f"of {values['batch_size']}, {values['epochs']} epochs, the best of {values['evaluations']} looks at the "
-        "validation split.",
-        f"Each method that tunes anything tries {tried} values on {options.tuning_seeds} seed(s) that are not reported: "
-        "its weight decay; with a penalty the strength or, of SRDML, the share in the losses, at the weight decay that "
-        "hard sharing has chosen.",
-    ]
+        f"of {values['batch_size']}, {values['epochs']} epochs; the best epoch by validation, which is looked at "
+        f"{values['evaluations']} times.",
+        f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
+        "decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
+    )
     return "\n".join([*([introduction(values, place.where), ""] if place.data == OWN else []), *lines])
 
 
