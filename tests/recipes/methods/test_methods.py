@@ -54,7 +54,7 @@ class TestNames:
 
     def test_all_together_are_the_methods(self):
         assert {METHODS.name_of(name) for name in EARLIER} < set(METHODS)
-        assert len(METHODS) == len(set(METHODS)) == 21
+        assert len(METHODS) == len(set(METHODS)) == 37
         labels = [method.label for method in METHODS.values()]
         assert len(set(labels)) == len(labels)
         assert METHODS[BASELINE].key == "hard_sharing"
@@ -67,11 +67,11 @@ class TestNames:
 
     def test_each_tunes_one_thing(self):
         for method in METHODS.values():
-            expected = "weight decay" if method.rule is None else f"strength, {method.metric}"
+            expected = "weight decay" if method.penalty is None else f"strength, {method.penalty}"
             assert (method.parameter == expected) is method.tuned
 
     def test_one_has_the_defaults_of_the_package_and_is_not_tuned(self):
-        (method,) = [own for own in METHODS.values() if not own.tuned]
+        (method,) = [own for own in METHODS.values() if not own.tuned and own.rule is not None]
         regularizer = SaliencyRegularizer(None, tasks=["a", "b"])
         assert method.key == "srdml_default"
         assert (method.rule, method.metric) == (regularizer.relations.rule, regularizer.metric)

@@ -27,7 +27,11 @@ from ..support.mixed_tasks import (
     trained,
 )
 
-SHARED = [key for key, method in METHODS.items() if method.shared and method.tuned]
+SHARED = [
+    key
+    for key, method in METHODS.items()
+    if method.architecture == "hard_sharing" and method.tuned and not method.frozen
+]
 
 
 class TestStep:
