@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ....data.images.celeba import HUB_ID
 from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
+from ....runs.single_run import plain_warnings
 from ....runtime.errors import RecipeError
 from ...study import Setting
 from ..problem import DataSet
@@ -98,7 +100,7 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             parser.error(f"argument --set: {name}: {error}")
     options.values, options.label = values, data_set.label
     if options.quick and not options.methods:
-        options.methods = list(QUICK_METHODS)
+        options.methods = [key for key in QUICK_METHODS if key != SINGLE_TASK or not _is_large(values)]
     if options.results is None:
         options.name = options.name or (Path(options.table).stem if options.table else data_set.key)
     trains = options.minutes is None or options.minutes > 0
@@ -142,7 +144,11 @@ def place_of(options: argparse.Namespace) -> Place:
 
 def data_set_at(place: Place) -> DataSet:
     """The data set of a place, to build problems of; its values may be others than were chosen."""
-    return own_data_set(place.where) if place.data == OWN else DATA_SETS[place.data]
+    if place.data != OWN:
+        return DATA_SETS[place.data]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the table: each process would say again what the first one has said
+        return own_data_set(place.where)
 
 
 def fingerprint_of_place(place: Place) -> str:
@@ -171,9 +177,7 @@ def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
 
 def _reason(setting: Setting, method: Method) -> str | None:
     values, tasks = setting.values, _tasks_of(setting.values)
-    small = values.get("backbone", SMALL_BACKBONE) in (SMALL_BACKBONE, NARROW_BACKBONE)
-    large = not small or values.get("encoder", SMALL) != SMALL
-    most = MOST_LARGE_NETWORKS if large else MOST_NETWORKS
+    most = MOST_LARGE_NETWORKS if _is_large(values) else MOST_NETWORKS
     if method.key in _OF_ABLATIONS:
         return "another distance or level, see recipes.ablations"
     if method.architecture not in ARCHITECTURES:
@@ -187,6 +191,11 @@ def _reason(setting: Setting, method: Method) -> str | None:
     return None
 
 
+def _is_large(values: Mapping[str, Any]) -> bool:
+    small = values.get("backbone", SMALL_BACKBONE) in (SMALL_BACKBONE, NARROW_BACKBONE)
+    return not small or values.get("encoder", SMALL) != SMALL
+
+
 def _tasks_of(values: Mapping[str, Any]) -> int:
     return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
 
@@ -197,7 +206,8 @@ def _data_set_from(parser: argparse.ArgumentParser, options: argparse.Namespace)
     names = ("backbone", "encoder", "checkpoint_path")
     chosen = {"pretrained": options.pretrained or None, **{name: getattr(options, name) for name in names}}
     try:
-        return own_data_set(own_of(options), quick=options.quick, chosen=chosen)
+        with plain_warnings():
+            return own_data_set(own_of(options), quick=options.quick, chosen=chosen)
     except (RecipeError, SaliencyRegError) as error:
         parser.error(f"argument --table: {error}")
 

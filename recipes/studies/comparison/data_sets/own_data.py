@@ -38,6 +38,7 @@ OWN = "own"
 #: Names of values that say what is what in a table; others can be chosen.
 OF_TABLE = ("inputs", "columns", "label_columns", "split_column")
 _BATCH_SIZE = 32
+_MOST_NAMED = 50
 #: Of the rows, where no column gives the splits. Every seed draws others, so that intervals over seeds tell how much a
 #: result depends on which rows there happen to be.
 _SHARES = {"validation_share": 0.2, "test_share": 0.2}
@@ -101,7 +102,7 @@ def own_data_set(
         **COMMON_VALUES,
         "data": OWN,
         "inputs": rows.form,
-        "columns": list(rows.columns),
+        "columns": _named(rows.columns),
         "label_columns": list(rows.kinds),
         "split_column": columns.split_column,
         **({} if columns.split_column else _SHARES),
@@ -184,6 +185,11 @@ def introduction(values: Mapping[str, Any], place: Columns) -> str:
 
 def _split(rows: OwnRows, values: Mapping[str, Any], seed: int) -> Mapping[str, Tensor]:
     return rows.split(seed, values.get("validation_share", 0.0), values.get("test_share", 0.0))
+
+
+def _named(columns: Sequence[str]) -> list[str]:
+    """Their names, or the number of very many, which every result would have to repeat; the fingerprint tells them apart."""
+    return list(columns) if len(columns) <= _MOST_NAMED else [f"{len(columns)} columns"]
 
 
 def _pretrained(parts: Mapping[str, Any]) -> bool:
