@@ -22,6 +22,7 @@ _TITLES = {
     "error_inside": "error of weights in span",
     "error_outside": "error outside",
     "f1": "F1 %",
+    "macro_f1": "macro F1 %",
     "f1_rare": "F1 of rare tasks %",
     "auc_learnable": "AUC of tasks with both labels in training %",
     "auc_rare": "AUC of rare tasks %",

@@ -102,8 +102,7 @@ def optimizer_of(decayed: str) -> MakeOptimizer:
     def make(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         groups = parameter_groups(model, learning_rate, weight_decay)
         if decayed == "heads":
-            found: Any = getattr(model, "heads", None) or getattr(model, "towers", ())
-            heads = {id(parameter) for head in found for parameter in head.parameters()}
+            heads = {id(parameter) for head in heads_of(model) for parameter in head.parameters()}
             plain = groups[0]["params"]
             rest = [parameter for parameter in plain if id(parameter) not in heads]
             groups[0]["params"] = [parameter for parameter in plain if id(parameter) in heads]
@@ -111,6 +110,13 @@ def optimizer_of(decayed: str) -> MakeOptimizer:
         return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, foreach=True)
 
     return make
+
+
+def heads_of(model: Any) -> list[nn.Module]:
+    """What of a model is of one task alone and behind everything else, for each task."""
+    if hasattr(model, "parts"):
+        return [network.get_submodule("1") for network in model.networks]
+    return list(model.heads if hasattr(model, "heads") else model.towers)
 
 
 def constant_outputs(kinds: Mapping[str, TaskKind], labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from ....data.images.celeba import HUB_ID
 from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_resnet import SMALL_BACKBONE
+from ....runtime.errors import OptionError
+from ...cell_training import options_of
 from ...study import Setting
 from ..problem import DataSet
 from .registry import DATA_SETS
@@ -71,10 +74,16 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             values[name] = value_of(text, data_set.values[name])
         except ValueError as error:
             parser.error(f"argument --set: {name}: {error}")
+    try:
+        options_of(values)
+    except OptionError as error:
+        parser.error(f"argument --set: {error}")
     options.values = values
     if options.results is None:
         options.name = options.name or data_set.key
     trains = options.minutes is None or options.minutes > 0
+    if options.folder is not None and data_set.place is None and data_set.needs_data is None:
+        parser.error(f"argument --folder: {data_set.key} needs none. Leave it out.")
     if place_of(options).where is None and trains:
         parser.error(f"argument --folder: needed for {data_set.key}. Use the {data_set.needs_data}.")
 
@@ -95,6 +104,8 @@ def value_of(text: str, default: Any) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
+        value = text
+    if isinstance(value, float) and not math.isfinite(value):
         value = text
     numbers = (int, float)
     same = type(value) is type(default)
