@@ -97,7 +97,7 @@ def cell_options(cell: Cell, **more: Any) -> Options:
         cell: of which.
         more: options on which they depend up to rounding alone.
     """
-    return options_of({**cell.setting.values, "seed": cell.seed, **more})
+    return dataclasses.replace(options_of(cell.setting.values), seed=cell.seed, **more)
 
 
 def options_of(values: Mapping[str, Any]) -> Options:
