@@ -12,12 +12,12 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any, Union, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from .. import FeatureSurgery, ParameterSurgery, SaliencyRegularizer, SaliencyReport
+from .. import FeatureSurgery, HeadPenalty, ParameterSurgery, RepMTL, SaliencyRegularizer, SaliencyReport
 from ..errors import CaptureError, ConfigurationError, StateMismatchError, WrongTypeError
 from ..tasks import Losses
 from ..torch_tools import check_not_closure_only, derives_from, unwrap_optimizer, whole_number
@@ -29,7 +29,8 @@ __all__ = ["backward", "log_report", "register"]
 
 logger = logging.getLogger("saliency_reg")
 
-_Registered = Union[SaliencyRegularizer, FeatureSurgery, ParameterSurgery]
+_Reporting = Union[SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery]
+_Registered = Union[_Reporting, HeadPenalty]
 
 #: ``accelerator.distributed_type`` of engines that update the parameters themselves.
 _ENGINES = ("DEEPSPEED", "MEGATRON_LM")
@@ -42,7 +43,7 @@ _latest_image: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = None) -> None:
-    """Make a regularizer or a surgery part of an accelerate run: its checkpoints, and its optimizer steps.
+    """Make a regularizer, a surgery or a penalty part of an accelerate run: its checkpoints, and its optimizer steps.
 
     ``save_state`` and ``load_state`` then keep its whole state, in the ``custom_checkpoint_*.pkl`` whose number is the order
     of registration: register the same objects in the same order when resuming, in any number of processes. With
@@ -53,8 +54,8 @@ def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = Non
     but for another ``optimizer=``, which takes the place of the former one.
 
     Args:
-        regularizer: a :class:`SaliencyRegularizer`, :class:`FeatureSurgery` or :class:`ParameterSurgery`. Not to be given
-            to ``accelerator.prepare``.
+        regularizer: a :class:`SaliencyRegularizer`, :class:`RepMTL`, :class:`HeadPenalty`, :class:`FeatureSurgery` (or
+            :class:`GradNorm`) or :class:`ParameterSurgery`. Not to be given to ``accelerator.prepare``.
         accelerator: the ``accelerate.Accelerator``.
         optimizer: the optimizer to follow, prepared or not; not needed if the regularizer was built with it. DeepSpeed and
             Megatron-LM have none that can be followed: leave it out, and call ``regularizer.step()``.
@@ -81,21 +82,21 @@ def register(regularizer: _Registered, accelerator: Any, *, optimizer: Any = Non
         >>> int(regularizer.relations.updates)
         1
     """
-    _check_arguments(regularizer, accelerator)
+    _check_arguments(regularizer, accelerator, HeadPenalty)
     if any(regularizer is part for model in accelerator._models for part in (model, getattr(model, "module", None))):
         raise ConfigurationError(
             f"this {type(regularizer).__name__} was given to accelerator.prepare(), which wraps models and saves it twice. "
             "Prepare the model, the optimizer and the loaders only."
         )
     _check_engine(regularizer, accelerator, optimizer)
-    if isinstance(regularizer, SaliencyRegularizer):
+    if isinstance(regularizer, (SaliencyRegularizer, RepMTL)):
         _check_not_compiled_by(accelerator)
     if optimizer is None:
         pass
-    elif isinstance(regularizer, FeatureSurgery):  # acts in the backward pass, whoever steps
+    elif type(regularizer) is FeatureSurgery:  # acts in the backward pass, whoever steps
         check_not_closure_only(unwrap_optimizer(optimizer))
     else:
-        regularizer.attach_optimizer(optimizer)
+        cast(Any, regularizer).attach_optimizer(optimizer)
     kept = (own.object if isinstance(own, _Checkpoint) else own for own in accelerator._custom_objects)
     if not any(own is regularizer for own in kept):
         accelerator.register_for_checkpointing(_Checkpoint(regularizer))
@@ -159,7 +160,7 @@ def backward(
 
 
 def log_report(
-    regularizer: _Registered,
+    regularizer: _Reporting,
     accelerator: Any,
     step: int,
     *,
@@ -260,11 +261,13 @@ class _Checkpoint:
             ) from error
 
 
-def _check_arguments(regularizer: object, accelerator: object) -> None:
-    if not isinstance(regularizer, (SaliencyRegularizer, FeatureSurgery, ParameterSurgery)):
+def _check_arguments(regularizer: object, accelerator: object, *more: type) -> None:
+    kinds = (SaliencyRegularizer, RepMTL, FeatureSurgery, ParameterSurgery, *more)
+    if not isinstance(regularizer, kinds):
+        names = [kind.__name__ for kind in kinds]
         raise WrongTypeError(
-            "expected a SaliencyRegularizer, FeatureSurgery or ParameterSurgery as first argument, found "
-            f"{type(regularizer).__name__}. Use register(regularizer, accelerator)."
+            f"expected a {', '.join(names[:-1])} or {names[-1]} as first argument, found {type(regularizer).__name__}. Use "
+            "register(regularizer, accelerator)."
         )
     if not isinstance(accelerator, need("accelerate").Accelerator):
         raise WrongTypeError(
@@ -294,7 +297,12 @@ def _check_engine(regularizer: _Registered, accelerator: Any, optimizer: Any) ->
             f"{engine} has a backward pass and gradients of its own, which ParameterSurgery cannot take the place of. Use "
             "FeatureSurgery, or surgery=PCGrad() of SaliencyRegularizer, which work within any backward pass."
         )
-    follows = isinstance(regularizer, SaliencyRegularizer) and regularizer.follows_optimizer
+    if isinstance(regularizer, HeadPenalty):
+        raise ConfigurationError(
+            f"{engine} updates the parameters by itself, and keeps parts of them only, so that HeadPenalty cannot follow "
+            "its steps. Use DistributedDataParallel."
+        )
+    follows = getattr(regularizer, "follows_optimizer", False)
     if optimizer is not None or follows:
         raise ConfigurationError(
             f"{engine} updates the parameters by itself, and no hook of a torch optimizer tells when. Build the regularizer "

@@ -17,12 +17,15 @@ from .studies.comparison.cells import COMPARED_METHODS, train_compared
 from .studies.comparison.data_sets.options import (
     add_data_arguments,
     check_data,
+    data_set_at,
     fingerprint_of_place,
     left_out,
     place_of,
     setting_of,
 )
-from .studies.comparison.data_sets.registry import DATA_SETS
+from .studies.comparison.data_sets.own_data import OWN, introduction
+from .studies.comparison.published import PUBLISHED
+from .studies.comparison.report.options import Comparison
 from .studies.pictures import draw_study
 from .studies.study import Setting, Study
 from .studies.trials import count_of
@@ -36,41 +39,42 @@ def _settings(options: argparse.Namespace) -> dict[str, Setting]:
 def _introduction(options: argparse.Namespace) -> str:
     setting = setting_of(options, COMPARED_METHODS)
     values, place = setting.values, place_of(options)
-    problem = DATA_SETS[place.data].build(values, place.where, 0)
+    problem = data_set_at(place).build(values, place.where, 0)
     sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
     tried = options.trials or count_of(setting.spaces["weight decay"])
-    return "\n".join(
-        (
-            f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
-            "samples.",
-            f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate "
-            f"{values['learning_rate']:g}, batches of {values['batch_size']}, {values['epochs']} epochs; the best epoch by "
-            f"validation, which is looked at {values['evaluations']} times.",
-            f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its "
-            "weight decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
-        )
+    lines = (
+        f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
+        "samples.",
+        f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
+        f"of {values['batch_size']}, {values['epochs']} epochs; the best epoch by validation, which is looked at "
+        f"{values['evaluations']} times.",
+        f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
+        "decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
     )
+    return "\n".join([*([introduction(values, place.where), ""] if place.data == OWN else []), *lines])
 
 
 def _draw(study: Study, folder: Path | None) -> str:
     draw_study(study, folder)
-    lines = []
-    for setting in study.settings:
-        reasons = left_out(setting, COMPARED_METHODS)
-        unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
-        if unused:
-            lines.append(f"Not compared on {setting.key} unless named after --methods: {'; '.join(unused)}.")
-    return "\n".join(lines)
+    (setting,) = study.settings
+    reasons = left_out(setting, COMPARED_METHODS)
+    unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
+    return f"Not compared unless named after --methods: {'; '.join(unused)}." if unused else ""
+
+
+def _comparison(options: argparse.Namespace) -> Comparison:
+    published = PUBLISHED.get(options.data)
+    return Comparison([] if published is None else [published])
 
 
 COMMAND = StudyCommand(
     name="compare",
     description=__doc__,
     settings=_settings,
-    metrics=("auc", "accuracy", "macro_f1", "precision", "recall", "nmse"),
-    compared=("auc", "accuracy", "nmse"),
-    judged=("auc", "nmse", "accuracy"),
+    metrics=("score", "auc", "accuracy", "macro_f1", "precision", "recall", "nmse"),
+    compared=("score", "auc", "accuracy", "nmse"),
+    judged=("score", "auc", "nmse", "accuracy"),
     train=train_compared,
     place=place_of,
     fingerprint=fingerprint_of_place,
@@ -82,6 +86,7 @@ COMMAND = StudyCommand(
     methods=COMPARED_METHODS,
     architectures=tuple(ARCHITECTURES),
     tuning_seeds=1,
+    comparison=_comparison,
 )
 main = COMMAND.main
 

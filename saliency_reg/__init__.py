@@ -2,29 +2,34 @@
 
 The public names are those listed here. The packages behind them, each importing only those before it: ``torch_tools`` (what
 torch leaves open), ``distributed`` (joined over processes), ``relations`` (which tasks belong together), ``capture`` (what a
-forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``regularizer`` (the
-plug-in itself), ``verification`` (whether all of that is right on your model). ``docs/how_it_works.md`` follows one training
-step through all of them.
+forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``head_penalties`` (on
+head weights), ``regularizer`` (the plug-in itself), ``verification`` (whether all of that is right on your model).
+``docs/how_it_works.md`` follows one training step through all of them.
 """
 
 from typing import TYPE_CHECKING
 
 from . import errors
 from .errors import *  # noqa: F403
-from .regularizer import SaliencyRegularizer
+from .head_penalties import HeadPenalty
+from .regularizer import RepMTL, SaliencyRegularizer
 from .relations import RelationWeights
-from .report import SaliencyReport, SurgeryReport
+from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
 from .surgery import PCGrad
-from .surgery.feature import FeatureSurgery
+from .surgery.feature import FeatureSurgery, GradNorm
 from .surgery.parameters import ParameterSurgery
 from .verification import VerificationReport, verify
 
 __all__ = [
     "FeatureSurgery",
+    "GradNorm",
+    "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
     "RelationWeights",
+    "RepMTL",
+    "RepMTLReport",
     "SaliencyRegularizer",
     "SaliencyReport",
     "SurgeryReport",

@@ -1,4 +1,7 @@
-"""Figures of the latest step: :class:`SaliencyReport` of a call, :class:`SurgeryReport` of a backward pass."""
+"""Figures of the latest step.
+
+:class:`SaliencyReport` and :class:`RepMTLReport` are of a call, :class:`SurgeryReport` is of a backward pass.
+"""
 
 from __future__ import annotations
 
@@ -158,4 +161,41 @@ class SaliencyReport:
             "distances": self.distances.tolist(),
             "relations": self.relations.tolist(),
             "surgery": None if self.surgery is None else self.surgery.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class RepMTLReport:
+    """Figures of one call of :class:`RepMTL`; in several processes of their joined batch, the same on each of them.
+
+    Attributes:
+        tasks: the T task names.
+        samples: ``[T]``, at how many samples each task had a saliency.
+        strength: what both terms were multiplied by beside their own strengths: 1 after warm-up.
+        penalty: 0-dim, what was returned, or its mean over the processes.
+        task_specific: 0-dim, the mean entropy of the tasks' shares, in ``[0, log T]``; ``None`` where its strength is 0.
+        cross_task: 0-dim, the alignment term, which may be negative; ``None`` where its strength is 0.
+
+    Example:
+        >>> report = RepMTLReport(("a", "b"), torch.tensor([8, 8]), 1.0, torch.tensor(0.5), torch.tensor(0.6), None)
+        >>> report.to_dict()["samples"]
+        [8, 8]
+    """
+
+    tasks: tuple[str, ...]
+    samples: Tensor
+    strength: float
+    penalty: Tensor
+    task_specific: Tensor | None
+    cross_task: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers and lists, ready for JSON or a tracker."""
+        return {
+            "tasks": list(self.tasks),
+            "samples": [int(samples) for samples in self.samples.tolist()],
+            "strength": self.strength,
+            "penalty": float(self.penalty),
+            "task_specific": None if self.task_specific is None else float(self.task_specific),
+            "cross_task": None if self.cross_task is None else float(self.cross_task),
         }

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Sequence
 
-from ... import SaliencyReport, SurgeryReport
+from ... import RepMTLReport, SaliencyReport, SurgeryReport
 
 
-def figures_of(report: SaliencyReport | SurgeryReport, max_pairs: int, prefix: str) -> dict[str, float]:
+def figures_of(report: SaliencyReport | RepMTLReport | SurgeryReport, max_pairs: int, prefix: str) -> dict[str, float]:
     """Return the finite figures of a step, and of the ``max_pairs`` pairs of tasks with the largest relations."""
     if isinstance(report, SurgeryReport):
         figures = _figures_of_surgery(report)
+    elif isinstance(report, RepMTLReport):
+        figures = {name: value for name, value in report.to_dict().items() if isinstance(value, float)}
     else:
         figures = _figures_of_relations(report, max_pairs)
         if report.surgery is not None:

@@ -47,6 +47,15 @@ def digit_splits(
     return Splits(dict.fromkeys(DIGIT_TASKS, BINARY), examples(train), examples(validation), examples(test.tolist()))
 
 
+def unused_digits(splits: Splits) -> Tensor:
+    """Images ``[N, 1, 8, 8]`` that are in none of these splits."""
+    images, _, _, _ = _digits()
+    used = [row for part in (splits.train, splits.validation, splits.test) for row in part.rows]
+    left = torch.ones(len(images), dtype=torch.bool)
+    left[used] = False
+    return images[left].to(splits.train.inputs)
+
+
 def most_per_class() -> int:
     """Images of the rarest class that are left for training and validation together."""
     _, digits, pool, _ = _digits()

@@ -132,16 +132,19 @@ class GroupSplits:
     variance: float
 
 
-def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: int) -> GroupSplits:
+def split_groups(
+    table: GroupTable, *, rows: int, validation_rows: int, seed: int, groups: int | None = None
+) -> GroupSplits:
     """Draw the rows of each group; groups without enough of them are left out.
 
     Args:
         table: all rows.
         rows, validation_rows: of each group.
         seed: of the draw.
+        groups: so many of those with enough rows, drawn anew for each seed; by default all.
 
     Raises:
-        OptionError: fewer than two groups have enough rows.
+        OptionError: fewer than two groups have enough rows, or fewer than were asked for.
         DataError: the targets of all training rows are the same.
     """
     kept = kept_groups(table, rows + validation_rows)
@@ -152,7 +155,13 @@ def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: in
             f"but {len(kept)} of {len(table.names)} groups have so many: the second largest has {int(sizes[1:2].sum())}. "
             "Use fewer rows."
         )
-    generator = torch.Generator().manual_seed(seed)
+    if groups is not None:
+        if not 2 <= groups <= len(kept):
+            raise OptionError(
+                f"{groups} groups were asked for, but 2 to {len(kept)} can be drawn. Use such a number, or fewer rows."
+            )
+        kept = sorted(kept[place] for place in torch.randperm(len(kept), generator=_seeded(seed))[:groups].tolist())
+    generator = _seeded(seed)
     drawn = []
     for group in kept:
         own = torch.nonzero(table.groups == group).squeeze(1)
@@ -189,6 +198,10 @@ def split_groups(table: GroupTable, *, rows: int, validation_rows: int, seed: in
         place[table.groups[test]],
         float(targets[torch.cat([train, validation, test])].var()),
     )
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def kept_groups(table: GroupTable, rows: int) -> list[int]:
@@ -285,7 +298,7 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
         raise DataError(f"{place} has no rows.")
     encoded: dict[str, Tensor] = {}
     for name in chosen:
-        own = _encoded(frame[name], name, place)
+        own = encoded_column(frame[name], name, place)
         if both := encoded.keys() & own.keys():
             raise DataError(f"two inputs of {place} would be called {min(both)}: column and category. Rename one.")
         encoded.update(own)
@@ -315,7 +328,18 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
     )
 
 
-def _encoded(column: Any, name: str, place: str) -> dict[str, Tensor]:
+def encoded_column(column: Any, name: str, place: str, option: str = "--inputs") -> dict[str, Tensor]:
+    """A column without empty cells as numbers ``[N]``: texts become 0 and 1 for each category but the first.
+
+    Args:
+        column: of a data frame.
+        name: of the column.
+        place: of the frame, for messages.
+        option: of the command line, by which the column can be left out.
+
+    Raises:
+        DataError: too many categories, or numbers that are not finite.
+    """
     pandas = need("pandas")
     if pandas.api.types.is_numeric_dtype(column):
         return {name: _numbers(column, name, place)}
@@ -323,7 +347,7 @@ def _encoded(column: Any, name: str, place: str) -> dict[str, Tensor]:
     if len(categories) > MOST_CATEGORIES:
         raise DataError(
             f"column {name} of {place} has {len(categories)} different texts, such as {categories[0]!r}: no more than "
-            f"{MOST_CATEGORIES} can be categories. Leave it out with --inputs, or write numbers."
+            f"{MOST_CATEGORIES} can be categories. Leave it out with {option}, or write numbers."
         )
     texts = column.astype(str)
     return {

@@ -76,36 +76,31 @@ def read_own_table(options: argparse.Namespace) -> OwnTable:
     frame.columns = columns
     others = [options.image_column, *([options.split_column] if options.split_column else [])]
     check_columns([*others, *options.tasks], columns, options.table)
-    tasks = list(dict.fromkeys(options.tasks)) or [name for name in columns if name not in others]
-    chosen = _kinds(options.kind, tasks)
     root = Path(options.images) if options.images else Path(options.table).parent
     paths = [root / str(path) for path in frame[options.image_column]]
     kept = readable(paths, options.check, options.strict)
-    unfit = {} if options.tasks else _unfit(frame, tasks, options.missing_value, chosen)
-    tasks = [task for task in tasks if task not in unfit]
-    frame = frame.iloc[kept]
-    if not tasks and not unfit:
+    places = [f"row {row} ({frame[options.image_column].iloc[row]})" for row in kept]
+    tasks = list(dict.fromkeys(options.tasks)) or [name for name in columns if name not in others]
+    if not tasks:
         raise DataError(f"{options.table} has no column of labels beside {', '.join(others)}. Add one for each task.")
-    if unfit and len(tasks) < 2:
-        raise DataError(f"only {len(tasks)} column(s) can be tasks, and relations need two. {_told(unfit)}")
-    places = [f"row {row} ({name})" for row, name in zip(kept, frame[options.image_column])]
-    found = {
-        task: labels_of(task, frame[task].tolist(), chosen.get(task), options.missing_value, places) for task in tasks
-    }
-    _check_no_split(frame, tasks)
+    found = read_labels(
+        frame,
+        tasks,
+        named=bool(options.tasks),
+        kinds=options.kind,
+        missing=options.missing_value,
+        kept=kept,
+        places=places,
+    )
+    frame, unfit = frame.iloc[kept], found.unfit
     images = [paths[index] for index in kept]
     if options.split_column:
         rows = rows_by_column(frame[options.split_column].tolist(), options.split_column, kept)
         check_no_image_twice(images, rows)
     else:
         rows = rows_by_chance(images, options.validation_share, options.test_share, options.seed)
-    kinds, labels, constant = without_constant_tasks(
-        {task: kind for task, (kind, _, _) in found.items()},
-        torch.stack([labels for _, labels, _ in found.values()], dim=1),
-        rows["train"],
-    )
-    classes = {task: names for task, (_, _, names) in found.items() if names and task in kinds}
-    commas = [task for task in kinds if has_decimal_commas(frame[task].tolist(), options.missing_value)]
+    kinds, labels, constant = without_constant_tasks(found.kinds, found.labels, rows["train"])
+    classes = {task: names for task, names in found.classes.items() if task in kinds}
     about = [
         ", ".join(f"{len(own)} {name}" for name, own in rows.items())
         + f" images; {len(kinds)} tasks; {100 * (~torch.isnan(labels)).float().mean():.0f} % of the labels are there.",
@@ -113,10 +108,71 @@ def read_own_table(options: argparse.Namespace) -> OwnTable:
         task_table(kinds, labels, classes),
     ]
     notes = [f"Columns are separated by {separator!r}."] if separator in (";", "|") else []
-    notes += [f"Read with decimal commas: {', '.join(commas)}."] if commas else []
-    notes += [_told(unfit)] if unfit else []
+    notes += found.notes
     about += ["", *notes] if notes else []
     return OwnTable(images, kinds, labels, classes, rows, {**unfit, **constant}, len(paths) - len(kept), (*about, ""))
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the label columns of a table have.
+
+    Attributes:
+        kinds: of the tasks, those of numbers without mean and spread.
+        labels: ``[N, T]``, NaN where one is missing.
+        classes: names, of the tasks with classes.
+        unfit: columns that look like no labels, and why.
+        notes: on how they were read, for people.
+    """
+
+    kinds: dict[str, TaskKind]
+    labels: Tensor
+    classes: dict[str, tuple[str, ...]]
+    unfit: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_labels(
+    frame: Any,
+    columns: Sequence[str],
+    *,
+    named: bool,
+    kinds: Sequence[str],
+    missing: Sequence[str],
+    kept: Sequence[int],
+    places: Sequence[str],
+) -> Labels:
+    """Find which columns can be labels, and of which kind.
+
+    Args:
+        frame: all rows.
+        columns: that may be labels.
+        named: they are the user's choice; otherwise those that look like no labels are left out.
+        kinds: given ones, as ``COLUMN=KIND``.
+        missing: texts that stand for a missing label.
+        kept: the N rows that are used.
+        places: where they are, for errors.
+
+    Raises:
+        DataError: columns or labels that cannot be used, or fewer than two columns.
+    """
+    chosen = _kinds(kinds, columns)
+    unfit = {} if named else _unfit(frame, columns, missing, chosen)
+    tasks = [task for task in columns if task not in unfit]
+    if unfit and len(tasks) < 2:
+        raise DataError(f"only {len(tasks)} column(s) can be tasks, and relations need two. {_told(unfit)}")
+    cells = {task: frame[task].iloc[list(kept)].tolist() for task in tasks}
+    found = {task: labels_of(task, own, chosen.get(task), missing, places) for task, own in cells.items()}
+    _check_no_split(cells)
+    commas = [task for task, own in cells.items() if has_decimal_commas(own, missing)]
+    notes = [f"Read with decimal commas: {', '.join(commas)}."] if commas else []
+    return Labels(
+        {task: kind for task, (kind, _, _) in found.items()},
+        torch.stack([labels for _, labels, _ in found.values()], dim=1),
+        {task: names for task, (_, _, names) in found.items() if names},
+        unfit,
+        (*notes, _told(unfit)) if unfit else tuple(notes),
+    )
 
 
 def task_table(kinds: Mapping[str, TaskKind], labels: Tensor, classes: Mapping[str, Sequence[str]]) -> str:
@@ -153,11 +209,12 @@ def _told(unfit: Mapping[str, str]) -> str:
 
 
 def _unfit(frame: Any, tasks: Sequence[str], missing: Sequence[str], chosen: Mapping[str, str]) -> dict[str, str]:
-    found = {task: _why_no_labels(task, frame[task].tolist(), missing) for task in tasks if task not in chosen}
+    found = {task: why_no_labels(task, frame[task].tolist(), missing) for task in tasks if task not in chosen}
     return {task: why for task, why in found.items() if why is not None}
 
 
-def _why_no_labels(name: str, values: Sequence[Any], missing: Sequence[str]) -> str | None:
+def why_no_labels(name: str, values: Sequence[Any], missing: Sequence[str]) -> str | None:
+    """Say why a column looks like an id, a number of rows, or texts; ``None`` if it does not."""
     texts = [str(value).strip() for value in values if not is_missing(value, missing)]
     different = len(set(texts))
     numbers = [_number(text) for text in texts]
@@ -251,10 +308,10 @@ def _separator_of(path: Path, image_column: str) -> str:
     return found[0] if found else max(_SEPARATORS, key=header.count)
 
 
-def _check_no_split(frame: Any, tasks: Sequence[str]) -> None:
+def _check_no_split(cells: Mapping[str, Sequence[Any]]) -> None:
     names = {alias for aliases in SPLITS.values() for alias in aliases}
-    for task in tasks:
-        if {str(value).strip().lower() for value in frame[task].tolist()} <= names:
+    for task, own in cells.items():
+        if {str(value).strip().lower() for value in own} <= names:
             raise DataError(
                 f"column {task!r} says train, validation or test, and is no task. Use --split-column {task}, or name the "
                 "label columns after --tasks."

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from saliency_reg import SaliencyRegularizer
 
-from ..runtime.errors import OptionError
-from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
+from ..runtime.errors import OptionError, need
+from .loss_weightings import UNCERTAINTY, LossWeighting, torchjd_loss_weighting
+from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery, torchjd_surgery
 
+#: Before the names that TorchJD gives.
+TORCHJD = "torchjd:"
 #: Architectures that methods differ in more than their layers.
 HARD_SHARING, SINGLE_TASK, MERGED, SOFT_SHARING = "hard_sharing", "single_task", "merged", "soft_sharing"
 
@@ -35,6 +38,7 @@ class Method:
         gradnorm: the weights of a :class:`saliency_reg.GradNorm`.
         loss_weighting: what makes one loss of those of the tasks; by default their sum.
         decay_of: key of the method whose tuned weight decay it has; by default its own, or the baseline's with a penalty.
+        saliency: more options of its :class:`saliency_reg.SaliencyRegularizer`, such as ``pool`` and ``target``.
     """
 
     key: str
@@ -50,8 +54,16 @@ class Method:
     frozen: bool = False
     rep_mtl: bool = False
     gradnorm: bool = False
-    loss_weighting: Any = None
+    loss_weighting: LossWeighting | None = None
     decay_of: str | None = None
+    saliency: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.saliency and self.rule is None:
+            raise OptionError(
+                f"{self.key} has options of the saliency, {', '.join(self.saliency)}, and no penalty that they could be of. "
+                "Give it a rule, or leave them out."
+            )
 
     @property
     def shared(self) -> bool:
@@ -83,10 +95,15 @@ class Method:
 
 
 class Methods(Mapping[str, Method]):
-    """All methods by their name; also found by earlier names."""
+    """All methods by their name; also found by earlier names.
 
-    def __init__(self) -> None:
+    Args:
+        torchjd: ``"torchjd:UPGrad"`` and the like are found, too: any weighting of gradients or losses that TorchJD has.
+    """
+
+    def __init__(self, torchjd: bool = False) -> None:
         self._methods: dict[str, Method] = {}
+        self._torchjd = torchjd
 
     def add(self, method: Method) -> Method:
         """Make a method known to every study, table and command line.
@@ -101,7 +118,10 @@ class Methods(Mapping[str, Method]):
         return method
 
     def __getitem__(self, name: str) -> Method:
-        return self._methods[self.name_of(name)]
+        key = self.name_of(name)
+        if self._torchjd and key.startswith(TORCHJD) and key not in self._methods:
+            self._methods[key] = _of_torchjd(key)
+        return self._methods[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._methods)
@@ -126,7 +146,21 @@ def package_defaults() -> dict[str, Any]:
     }
 
 
-METHODS = Methods()
+def _of_torchjd(key: str) -> Method:
+    """``torchjd:NAME`` weighs losses, or gradients at the feature map; ``torchjd:NAME@parameters`` those of parameters.
+
+    Raises:
+        OptionError: TorchJD has nothing of that name that can be used.
+    """
+    name = key.removeprefix(TORCHJD)
+    if name in need("torchjd.scalarization").__all__:
+        weighting = torchjd_loss_weighting(name)
+        return Method(key, weighting.label, loss_weighting=weighting)
+    surgery = torchjd_surgery(name)
+    return Method(key, surgery.label, surgery=surgery)
+
+
+METHODS = Methods(torchjd=True)
 BASELINE = METHODS.add(Method("hard_sharing", "Hard sharing")).key
 
 for _method in (
@@ -167,6 +201,28 @@ for _method in (
         rule="entropic",
         surgery=PCGRAD_PARAMETERS,
         earlier=("srdml_pcgrad_parameters",),
+    ),
+    Method("uncertainty", UNCERTAINTY.label, loss_weighting=UNCERTAINTY),
+    Method("gradnorm", "GradNorm", gradnorm=True),
+    Method("rep_mtl", "Rep-MTL", rep_mtl=True),
+    Method("lasso", "Lasso", head_penalty="lasso"),
+    Method("lasso_frozen", "Lasso, frozen features", head_penalty="lasso", frozen=True),
+    Method("l21", "L21", head_penalty="l21"),
+    Method("l21_frozen", "L21, frozen features", head_penalty="l21", frozen=True),
+    Method("mean_regularised", "Mean-regularised", head_penalty="mean"),
+    Method("mean_regularised_frozen", "Mean-regularised, frozen features", head_penalty="mean", frozen=True),
+    Method("mrn", "MRN", head_penalty="mrn"),
+    Method("mtrl", "MTRL", head_penalty="mtrl"),
+    Method("mmoe", "MMoE on features", architecture="mmoe"),
+    Method("ple", "PLE on features", architecture="ple"),
+    Method("cross_stitch", "Cross-stitch", architecture="cross_stitch"),
+    Method("soft_sharing", "Soft sharing", architecture=SOFT_SHARING),
+    Method(
+        "merged_single_task",
+        "Merged single-task",
+        architecture=MERGED,
+        fixed="chosen on validation",
+        decay_of="single_task",
     ),
 ):
     METHODS.add(_method)

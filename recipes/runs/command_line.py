@@ -16,6 +16,7 @@ from typing import IO, Any, NoReturn
 import torch
 
 from ..methods.methods import BASELINE, HARD_SHARING, METHODS, Methods
+from ..runtime.errors import RecipeError
 from ..runtime.processes import launched_precision
 from ..training.options import Options
 
@@ -95,7 +96,11 @@ def folder_name(text: str) -> str:
 
 def method_name(text: str, methods: Methods = METHODS) -> str:
     """The kind of an argument: a method, by its name or an earlier one."""
-    if text not in methods:
+    try:
+        known = text in methods
+    except RecipeError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    if not known:
         near = difflib.get_close_matches(text, methods, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentTypeError(f"found {text!r}.{hint} Use one of {', '.join(methods)}.")

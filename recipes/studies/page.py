@@ -15,12 +15,18 @@ from saliency_reg.integrations.plot import draw_task_tree, task_order
 from ..runtime.errors import need
 from ..runtime.tables import duration_text
 from .charts import forests, learning_curves
-from .study import Study
+from .comparison.report.options import Comparison
+from .comparison.report.ranks import ranked_methods, ranks_sentence
+from .comparison.report.table import comparison_rows, legend, published_rows
+from .comparison.report.verdict import comparison_verdicts
+from .study import Setting, Study
 from .tables import LEGEND, rows_of
 from .verdicts import our_method, verdicts
 
-#: The page draws these itself, or a later version of them.
-_OWN_PICTURES = ("relations_", "learning_curves")
+#: File of the plot of critical differences, without ``.png``.
+RANKS_PICTURE = "critical_differences"
+#: The page draws these itself, or a later version of them, or shows them elsewhere.
+_OWN_PICTURES = ("relations_", "learning_curves", RANKS_PICTURE)
 #: With more tasks than this only the relations of the method of the verdict are shown, to keep the page small.
 _MANY_TASKS = 40
 _MOST_IN_TREE = 80
@@ -38,7 +44,7 @@ class Origin:
         name: of the study.
         description: what it compares.
         command: as typed.
-        pictures: PNG files to show.
+        pictures: PNG files to show; one that has the name of the study comes before its tables.
     """
 
     name: str
@@ -48,7 +54,12 @@ class Origin:
 
 
 def page(
-    study: Study, origin: Origin, metrics: Sequence[str], compared: Sequence[str], judged: Sequence[str] = ()
+    study: Study,
+    origin: Origin,
+    metrics: Sequence[str],
+    compared: Sequence[str],
+    judged: Sequence[str] = (),
+    comparison: Comparison | None = None,
 ) -> str:
     """Lay out everything that is known so far, with styles, scripts and pictures inside.
 
@@ -57,23 +68,42 @@ def page(
         origin: where they come from.
         metrics, compared: columns of the tables.
         judged: the verdict is about the first that a setting has; by default the first that is ``compared``.
+        comparison: makes it the page of a comparison of many methods.
     """
+    about = judged or compared or metrics[:1]
+
+    def rows(setting: Setting) -> list[list[str]]:
+        if comparison is None:
+            return rows_of(study, setting, metrics, compared)
+        return comparison_rows(study, setting, (metrics, compared, judged))
+
+    relations = _relations(study)
     jinja2 = need("jinja2")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FunctionLoader(
+            lambda name: resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+        ),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["signs"] = lambda text: text.replace("+-", "\N{PLUS-MINUS SIGN}")
-    template = environment.from_string(resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
-    found: str = template.render(
+    found: str = environment.get_template("page.html").render(
         origin=origin,
         title=origin.name.replace("_", " ").capitalize(),
-        verdicts=verdicts(study, judged or compared or metrics[:1]),
+        compares=comparison is not None,
+        verdicts=verdicts(study, about) if comparison is None else comparison_verdicts(study, about),
         done=f"{study.done} of {study.trainings} trainings are done.",
-        legend=LEGEND,
-        tables=[(own.label, rows_of(study, own, metrics, compared)) for own in study.settings],
-        forests=forests(study, compared or metrics[:1]),
-        relations=_relations(study),
-        pictures=_pictures(origin.pictures),
+        legend=[LEGEND] if comparison is None else [LEGEND, legend(study)],
+        tables=[(own.label, rows(own)) for own in study.settings],
+        published=[] if comparison is None else [(own, published_rows(own)) for own in comparison.published],
+        ranks=[] if comparison is None else _ranks(study, about, origin.pictures),
+        forests=forests(study, compared or metrics[:1], by_adjusted=comparison is not None),
+        relations=relations,
+        beside=_beside(relations),
+        first=_pictures(path for path in origin.pictures if path.stem == origin.name),
+        pictures=_pictures(path for path in origin.pictures if path.stem != origin.name),
         curves=learning_curves(study),
         facts=_facts(study),
     )
@@ -97,9 +127,31 @@ def _relations(study: Study) -> list[dict[str, Any]]:
             if len(mean) > 1 and mean[off].sum() > 0:
                 names = list(results[0].get("tasks") or results[0]["scores"])
                 label = f"{setting.label}: {method.label}, {_seeds(len(known))}"
-                found.append(_picture_of_relations(label, numpy.where(off, mean, 0.0) / mean[off].mean(), names))
+                weights = numpy.where(off, mean, 0.0) / mean[off].mean()
+                of = {"setting": setting.label, "method": method.label}
+                found.append({**of, **_picture_of_relations(label, weights, names)})
     # The first is shown first: one whose names can be read.
     return sorted(found, key=lambda own: len(own["tasks"]) > _MANY_TASKS)
+
+
+def _beside(relations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Settings in which several methods learned relations: which of them, and the one whose order all have."""
+    places: dict[str, list[int]] = {}
+    for place, own in enumerate(relations):
+        places.setdefault(own["setting"], []).append(place)
+    return [{"setting": label, "order": own[0], "places": own} for label, own in places.items() if len(own) > 1]
+
+
+def _ranks(study: Study, metrics: Sequence[str], pictures: Sequence[Path]) -> list[dict[str, str]]:
+    """What the ranks show in each setting, with the picture, if it was drawn."""
+    found = []
+    for setting in study.settings:
+        ranked = ranked_methods(study, setting, metrics)
+        if ranked is not None:
+            name = RANKS_PICTURE if len(study.settings) == 1 else f"{setting.key}_{RANKS_PICTURE}"
+            source = next((_inside(path, "image/png") for path in pictures if path.stem == name), "")
+            found.append({"label": setting.label, "sentence": ranks_sentence(study, ranked), "source": source})
+    return found
 
 
 def _picture_of_relations(label: str, weights: Any, names: list[str]) -> dict[str, Any]:

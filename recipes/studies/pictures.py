@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from saliency_reg.integrations.plot import draw_relations
 from ..runtime.errors import need
 from ..runtime.figures import new_figure, save
 from .study import Setting, Study
+from .verdicts import our_method
 
 #: Okabe and Ito's palette, safe for colour-blind readers, with line styles for print without colour.
 _STYLES = (
@@ -28,8 +29,12 @@ _STYLES = (
     ("#D55E00", (0, (4, 1, 1, 1))),
     ("#56B4E9", (0, (4, 1, 1, 1))),
 )
+#: Of many methods.
+_FURTHER_DASHES = ("-", "--", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (2, 1)))
 #: Bands of more lines than this hide each other.
 _MOST_BANDS = 5
+#: So many lines can be told apart; of more methods the baseline is shown, ours, and the best by validation.
+_MOST_LINES, _BEST = 12, 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def draw_study(study: Study, folder: Path | None) -> str:
         baseline = {key: own for key, own in others.items() if key == study.baseline}
         for name, chosen in (("", others), ("_surgery", {**baseline, **surgery} if surgery else {})):
             if chosen:
+                shown = shown_curves(study, setting, chosen)
+                chosen = {key: own for key, own in chosen.items() if key in shown}
                 draw_learning_curves(folder / f"{prefix}learning_curves{name}.png", list(chosen.values()))
         if conflicts := [curve for curve in curves.values() if "conflicts" in curve.per_seed]:
             draw_conflicts(folder / f"{prefix}conflicts.png", conflicts)
@@ -92,7 +99,37 @@ def curves_of(study: Study, setting: Setting) -> dict[str, Curve]:
                 if all(name in curve for curve in curves)
             }
             found[method.key] = Curve(method.label, style, curves[0]["epoch"], per_seed)
-    return found
+    shown = shown_curves(study, setting, found)
+    if len(shown) == len(found):
+        return found
+    # Those that are shown at first are told apart most easily; others are told apart from each other, too.
+    order = sorted(found, key=lambda key: key not in shown)
+    styles = dict(zip(order, itertools.cycle(_many_styles())))
+    return {key: replace(curve, style=styles[key]) for key, curve in found.items()}
+
+
+def shown_curves(study: Study, setting: Setting, curves: Mapping[str, Curve]) -> set[str]:
+    """Keys of the methods to show: all, or of many the baseline, that of the verdict, and the best by validation score."""
+    if len(curves) <= _MOST_LINES:
+        return set(curves)
+    ours = our_method(study, setting)
+    best = {key: _best_validation(curve) for key, curve in curves.items()}
+    order = sorted(curves, key=lambda key: -best[key])
+    return set(curves) & {study.baseline, *([] if ours is None else [ours.key]), *order[:_BEST]}
+
+
+def _best_validation(curve: Curve) -> float:
+    numpy = need("numpy")
+    scores = curve.per_seed.get("validation_score")
+    found = numpy.array([]) if scores is None else scores.mean(0)
+    found = found[numpy.isfinite(found)]
+    return float(found.max()) if len(found) else -numpy.inf
+
+
+def _many_styles() -> list[tuple[str, Any]]:
+    """Each colour with each of the dashes, solid lines first."""
+    colours = dict.fromkeys(colour for colour, _ in _STYLES)
+    return [(colour, dashes) for dashes in _FURTHER_DASHES for colour in colours]
 
 
 def draw_learning_curves(path: Path, curves: list[Curve]) -> None:

@@ -31,11 +31,11 @@ def told(study: Study, speaks: bool) -> Iterator[Callable[[Cell, Mapping[str, An
 
     def tell(cell: Cell, result: Mapping[str, Any]) -> None:
         nonlocal done, line
-        done += 1
+        before, done = done, max(study.done, done + 1)  # a training that several tables have in common counts in each
         what = f"{cell.setting.key}, {cell.method.key}, seed {cell.seed}"
         bar.set_description("reported" if cell.reported else "tuning")
         bar.set_postfix_str(f"last: {what}")
-        bar.update()
+        bar.update(done - before)
         now = time.monotonic()
         if in_terminal or not speaks or (now - line < _SECONDS_BETWEEN_LINES and done < total):
             return

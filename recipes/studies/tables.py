@@ -6,13 +6,14 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..methods.methods import Method
 from .study import Setting, Statistic, Study
 
 _TITLES = {
+    "score": "score (mean of AUC, accuracy, 1 - nMSE) %",
     "accuracy": "accuracy %",
     "auc": "AUC %",
     "precision": "precision %",
@@ -23,6 +24,7 @@ _TITLES = {
     "error_outside": "error outside",
     "f1": "F1 %",
     "macro_f1": "macro F1 %",
+    "pearson": "Pearson correlation",
     "f1_rare": "F1 of rare tasks %",
     "auc_learnable": "AUC of tasks with both labels in training %",
     "auc_rare": "AUC of rare tasks %",
@@ -36,6 +38,11 @@ LEGEND = (
     "interval of their mean, by bootstrap over the seeds. It is somewhat too narrow for few seeds: about "
     "85 % with 5, 91 % with 10."
 )
+
+
+def column_title(metric: str) -> str:
+    """The title of the column of a metric."""
+    return _TITLES[metric]
 
 
 def title_of(metric: str) -> str:
@@ -110,14 +117,21 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def as_csv(study: Study, metrics: Sequence[str]) -> str:
-    """One line for each setting, method and metric, with numbers as they are."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def as_csv(
+    study: Study,
+    metrics: Sequence[str],
+    further: Callable[[Setting, Method, str], Mapping[str, float | None]] | None = None,
+) -> str:
+    """One line for each setting, method and metric, with numbers as they are.
+
+    Args:
+        study: its results.
+        metrics: that have lines.
+        further: columns behind the others, the same for all lines.
+    """
     names = [entry.name for entry in dataclasses.fields(Statistic)]
-    writer.writerow(
-        ["setting", "method", "tuned", "seeds", "metric", *names, *(f"difference_{name}" for name in names)]
-    )
+    titles = ["setting", "method", "tuned", "seeds", "metric", *names, *(f"difference_{name}" for name in names)]
+    lines: list[list[Any]] = []
     for setting in study.settings:
         for method in study.methods_of(setting):
             summary = study.summary(setting, method, metrics)
@@ -125,14 +139,21 @@ def as_csv(study: Study, metrics: Sequence[str]) -> str:
             value, seeds = study.chosen(setting, method), len(study.reported(setting, method))
             for name in summary:
                 cells = [*_numbers(summary.get(name)), *_numbers(difference.get(name))]
-                writer.writerow(
-                    [setting.key, method.key, "" if value is None else value_text(value), seeds, name, *cells]
-                )
+                more = {} if further is None else further(setting, method, name)
+                chosen = "" if value is None else value_text(value)
+                lines.append([setting.key, method.key, chosen, seeds, name, *cells, *map(_as_it_is, more.values())])
+                titles += [title for title in more if title not in titles]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([titles, *lines])
     return text.getvalue()
 
 
-def as_numbers(study: Study, metrics: Sequence[str]) -> dict[str, Any]:
-    """What is known so far, for ``results.json``."""
+def as_numbers(
+    study: Study,
+    metrics: Sequence[str],
+    further: Callable[[Setting, Method], Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """What is known so far, for ``results.json``; with ``further`` figures of each method."""
     return {
         "seeds": study.seeds,
         "tuning_seeds": study.tuning_seeds,
@@ -142,7 +163,11 @@ def as_numbers(study: Study, metrics: Sequence[str]) -> dict[str, Any]:
                 "label": setting.label,
                 "values": dict(setting.values),
                 "methods": {
-                    method.key: _method(study, setting, method, metrics) for method in study.methods_of(setting)
+                    method.key: {
+                        **_method(study, setting, method, metrics),
+                        **({} if further is None else further(setting, method)),
+                    }
+                    for method in study.methods_of(setting)
                 },
             }
             for setting in study.settings
@@ -169,7 +194,11 @@ def _plain(statistics: Mapping[str, Statistic]) -> dict[str, Any]:
 def _numbers(statistic: Statistic | None) -> list[str]:
     if statistic is None:
         return [""] * len(dataclasses.fields(Statistic))
-    return ["" if math.isnan(value) else repr(value) for value in dataclasses.astuple(statistic)]
+    return list(map(_as_it_is, dataclasses.astuple(statistic)))
+
+
+def _as_it_is(value: float | None) -> str:
+    return "" if value is None or math.isnan(value) else repr(value)
 
 
 def _row(study: Study, setting: Setting, method: Method, metrics: Sequence[str], compared: Sequence[str]) -> list[str]:

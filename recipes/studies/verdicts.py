@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..methods.methods import Method
+from .comparison.report.intervals import adjusted_interval
 from .study import Setting, Study
 from .tables import in_percent, lower_is_better, title_of
 from .trials import count_of
 
 #: With less, the interval by bootstrap is too narrow for a verdict; with 5 seeds it is one of about 85 %, with 10 of 91 %.
 LEAST_SEEDS = 5
+#: The t interval widens by itself where seeds are few; with 2 it rests on one degree of freedom.
+LEAST_SEEDS_ADJUSTED = 3
 HELPS, HURTS, UNCLEAR, FEW, UNKNOWN = "helps", "hurts", "no clear difference", "too few seeds", "not done"
 #: Of them the first that a setting compares is the one that the verdict is about, whatever its result.
 _OURS = ("srdml_default", "srdml")
@@ -29,6 +32,7 @@ class Effect:
             the mean error of the baseline.
         wins: seeds in which the method is the better one.
         seeds: that both have.
+        adjusted: the interval that holds for all methods of the setting at once, see :mod:`.comparison.intervals`.
     """
 
     metric: str
@@ -37,6 +41,7 @@ class Effect:
     high: float
     wins: int
     seeds: int
+    adjusted: tuple[float, float] = (math.nan, math.nan)
 
     @property
     def unit(self) -> str:
@@ -46,9 +51,18 @@ class Effect:
     @property
     def kind(self) -> str:
         """Whether the method helps: by the interval alone."""
-        if self.seeds < LEAST_SEEDS or math.isnan(self.low):
+        return self._kind((self.low, self.high), LEAST_SEEDS)
+
+    @property
+    def adjusted_kind(self) -> str:
+        """The same by the adjusted interval."""
+        return self._kind(self.adjusted, LEAST_SEEDS_ADJUSTED)
+
+    def _kind(self, interval: tuple[float, float], seeds: int) -> str:
+        low, high = interval
+        if self.seeds < seeds or math.isnan(low):
             return FEW
-        if self.low <= 0 <= self.high:
+        if low <= 0 <= high:
             return UNCLEAR
         return HELPS if (self.mean < 0) == lower_is_better(self.metric) else HURTS
 
@@ -77,8 +91,9 @@ def effect_of(study: Study, setting: Setting, method: Method, metric: str) -> Ef
         return None
     sign = -1 if lower_is_better(metric) else 1
     wins = sum(sign * (our - their) > 0 for our, their in pairs)
-    mean, low, high = (100 * value / base for value in (found.mean, found.low, found.high))
-    return Effect(metric, mean, low, high, wins, len(pairs))
+    ends = (found.mean, found.low, found.high, *adjusted_interval(study, setting, method, metric))
+    mean, low, high, *adjusted = (100 * value / base for value in ends)
+    return Effect(metric, mean, low, high, wins, len(pairs), (adjusted[0], adjusted[1]))
 
 
 def verdicts(study: Study, metrics: Sequence[str]) -> list[Verdict]:
@@ -106,7 +121,7 @@ def our_method(study: Study, setting: Setting) -> Method | None:
 
 
 def _sentence(study: Study, setting: Setting, method: Method, effect: Effect | None) -> str:
-    ours, theirs = _name(study, setting, method), _name(study, setting, study.methods[study.baseline])
+    ours, theirs = name_in_text(study, setting, method), name_in_text(study, setting, study.methods[study.baseline])
     if effect is None:
         return f"{ours} and {theirs} cannot be compared yet."
     digits = 2 if effect.unit == "points" else 1
@@ -125,7 +140,7 @@ def _sentence(study: Study, setting: Setting, method: Method, effect: Effect | N
     return f"{said}, {better} in {effect.wins} of {effect.seeds} seed{'s' if effect.seeds > 1 else ''}."
 
 
-def _name(study: Study, setting: Setting, method: Method) -> str:
+def name_in_text(study: Study, setting: Setting, method: Method) -> str:
     """Within a sentence: ``tuned hard sharing``, ``SRDML (cosine)``."""
     name, comma, rest = method.label.partition(", ")
     if method.key == study.baseline:

@@ -10,7 +10,12 @@ from typing import Any
 from saliency_reg.errors import SaliencyRegError
 
 from ..runtime.files import write_json, write_text
-from .page import Origin, page
+from .comparison.report.options import Comparison
+from .comparison.report.rank_picture import draw_ranks
+from .comparison.report.ranks import ranked_methods, ranks_sentence
+from .comparison.report.table import Columns, comparison_markdown, csv_figures, legend, published_markdown
+from .comparison.report.verdict import comparison_verdicts
+from .page import RANKS_PICTURE, Origin, page
 from .study import Study
 from .tables import LEGEND, as_csv, markdown, tuning
 from .verdicts import verdicts
@@ -22,9 +27,6 @@ _Kinds = tuple[type[Exception], ...]
 _EXPECTED: _Kinds = (OSError, SaliencyRegError)
 #: Matplotlib has many: it takes $ in a name for mathematics.
 _OF_PICTURES: _Kinds = (Exception,)
-
-#: Metrics, those that are compared, and those that the verdict is about.
-Columns = tuple[Sequence[str], Sequence[str], Sequence[str]]
 
 
 @dataclass
@@ -42,10 +44,17 @@ class Written:
     missing: dict[str, str] = field(default_factory=dict)
 
 
-def summary(study: Study, columns: Columns) -> str:
-    """Tables and verdicts, for people."""
+def summary(study: Study, columns: Columns, comparison: Comparison | None = None) -> str:
+    """Tables and verdicts, for people; of a comparison also ranks, and published figures."""
     metrics, compared, judged = columns
-    said = verdicts(study, judged or compared or metrics[:1])
+    about = judged or compared or metrics[:1]
+    if comparison is not None:
+        said = comparison_verdicts(study, about)
+        ranked = [ranked_methods(study, setting, about) for setting in study.settings]
+        parts = [comparison_markdown(study, columns), LEGEND, legend(study), *map(str, said)]
+        parts += [f"{own.setting.label}: {ranks_sentence(study, own)}" for own in ranked if own is not None]
+        return "\n\n".join(filter(None, [*parts, published_markdown(comparison.published)]))
+    said = verdicts(study, about)
     return "\n\n".join([markdown(study, metrics, compared), LEGEND, *map(str, said)])
 
 
@@ -56,6 +65,7 @@ def write_beside(
     content: Mapping[str, Any],
     columns: Columns,
     draw: Callable[[Study, Path | None], str] | None,
+    comparison: Comparison | None = None,
 ) -> Written:
     """Write all that can be written.
 
@@ -66,6 +76,7 @@ def write_beside(
         content: of the JSON file.
         columns: metrics, those that are compared, and those that the verdict is about.
         draw: pictures of a study into a folder.
+        comparison: makes it the report of a comparison.
     """
     written, (metrics, compared, judged) = Written(), columns
     study.results.flush()
@@ -74,18 +85,33 @@ def write_beside(
     for_people, for_programs, numbers, report = map(results.with_suffix, WRITTEN_BESIDE)
     if report.stem == "results":
         report = report.with_stem("report")
-    text = f"{summary(study, columns)}\n\n{tuning(study)}\n"
+    text = f"{summary(study, columns, comparison)}\n\n{tuning(study)}\n"
     _try(written, for_people.name, lambda: write_text(for_people, text))
-    _try(written, for_programs.name, lambda: write_text(for_programs, as_csv(study, metrics)))
+    _try(
+        written,
+        for_programs.name,
+        lambda: write_text(for_programs, as_csv(study, metrics, csv_figures(study, columns))),
+    )
     _try(written, numbers.name, lambda: write_json(numbers, content))
     before = _pictures(results.parent)
     if draw is not None:
         written.further = _try(written, "pictures", lambda: draw(study, results.parent), _OF_PICTURES) or ""
+    if comparison is not None:
+        about = judged or compared or metrics[:1]
+        _try(written, "critical differences", lambda: _draw_ranks(study, results.parent, about), _OF_PICTURES)
     drawn = [path for path, changed in _pictures(results.parent).items() if before.get(path) != changed]
     whole = replace(origin, pictures=drawn)
-    _try(written, report.name, lambda: write_text(report, page(study, whole, metrics, compared, judged)))
+    _try(written, report.name, lambda: write_text(report, page(study, whole, metrics, compared, judged, comparison)))
     written.page = None if report.name in written.missing else report
     return written
+
+
+def _draw_ranks(study: Study, folder: Path, metrics: Sequence[str]) -> None:
+    for setting in study.settings:
+        ranked = ranked_methods(study, setting, metrics)
+        if ranked is not None:
+            prefix = "" if len(study.settings) == 1 else f"{setting.key}_"
+            draw_ranks(ranked, study.baseline, folder / f"{prefix}{RANKS_PICTURE}.png")
 
 
 def _pictures(folder: Path) -> dict[Path, int]:

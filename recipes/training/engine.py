@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saliency_reg.integrations.accelerate import register
 
 from ..data.sources import Collate, Source
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import OptionError, need
 from ..runtime.log import RunLog
 from ..runtime.processes import Ranks
@@ -177,10 +177,7 @@ class Engine:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of the optimizer steps that were taken here, with their data, as :func:`clock` counts.
-
-        NaN if there was none: a training can be resumed when all were taken.
-        """
+        """Of the steps taken here: of the processor, or of the clock where there is a GPU; NaN without any."""
         return self._seconds / self._steps if self._steps else math.nan
 
     def peak_memory(self) -> int:
@@ -212,6 +209,7 @@ class Engine:
         position = self.position
         while position.epoch < self.options.epochs:
             self._train_epoch(asked)
+            self.backward.after_epoch()
             losses = self._sums["epoch"].take_means(self.ranks)
             position.epoch += 1
             self._reports.epoch(losses, after_epoch(position.epoch, losses))
@@ -265,6 +263,8 @@ class Engine:
                     accumulate=not last,
                     accelerator=accelerator,
                     arguments=self.objective.regularizer_arguments(batch, losses),
+                    samples=(losses, own),
+                    known=counts > 0,
                 )
         for kept in self._sums.values():
             kept.count(counts)
@@ -276,6 +276,10 @@ class Engine:
         if not self._prepared_optimizer.step_was_skipped:
             self._scheduler.step()
         self.optimizer.zero_grad()
+        if self.backward.learns_from_steps:  # of whole steps
+            with torch.no_grad():
+                losses = self.objective.losses(self._wrapped, self.on_device(batches[0]))
+                self.backward.after_step(scaled(weighted_sums(losses, weights[0]), divisors))
         return norm
 
     def _agree_on(self, step: Step, weights: list[Tensor | None], asked: bool) -> tuple[Tensor, bool]:

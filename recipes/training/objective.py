@@ -54,10 +54,12 @@ class MultiTaskObjective(Objective):
     Args:
         kinds: of the tasks, in the order of the columns of the labels.
         apart: keep the graphs of the tasks apart, for surgery on parameters.
+        of_losses: the saliency is that of the losses, of single samples.
     """
 
-    def __init__(self, kinds: Mapping[str, TaskKind], apart: bool = False) -> None:
+    def __init__(self, kinds: Mapping[str, TaskKind], apart: bool = False, of_losses: bool = False) -> None:
         self.tasks = tuple(kinds)
+        self._of_losses = of_losses
         self._kinds = tuple(kinds.values())
         # All at once: some operations instead of some for each task.
         names = {kind.name for kind in self._kinds}
@@ -96,6 +98,10 @@ class MultiTaskObjective(Objective):
         return (~torch.isnan(batch[1])).T.float()
 
     def regularizer_arguments(self, batch: tuple[Any, Tensor], losses: TaskLosses) -> dict[str, Any]:
+        if self._of_losses:
+            # 0 where there is no label: such a sample has no saliency for the task.
+            weights = self.weights(batch).to(batch[1].device)
+            return {"losses": {task: own * weight for task, own, weight in zip(self.tasks, losses, weights)}}
         # Of this micro-batch, for the share of the penalty; 0 without samples.
         stacked = (losses if isinstance(losses, Tensor) else torch.stack(list(losses))).detach()
         known = ~torch.isnan(batch[1]).T

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from saliency_reg import HeadPenalty
 from saliency_reg.integrations.accelerate import log_report
 
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import need
 from ..runtime.log import RunLog
 from ..runtime.tables import duration_text
@@ -107,7 +108,7 @@ class Reports:
         if self.accelerator.trackers:
             self.accelerator.log(_flat(event, values), step=self.position.step)
             for part in self.backward.attached.values():
-                if part.report is not None:
+                if not isinstance(part, HeadPenalty) and part.report is not None:  # which has figures of its own
                     log_report(part, self.accelerator, self.position.step)
 
     def _show(self, figures: Mapping[str, Any]) -> None:

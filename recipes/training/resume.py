@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..methods.attach import Backward
+from ..methods.backward import Backward
 from ..runtime.errors import CheckpointMismatchError, OptionError
 from ..runtime.log import RunLog
 from ..runtime.processes import Ranks

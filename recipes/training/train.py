@@ -16,19 +16,20 @@ from torch import Tensor, nn
 
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
-from ..methods.attach import Backward, attach
+from ..methods.attach import attach
 from ..methods.conflicts import ConflictWatch
-from ..methods.methods import BASELINE, METHODS, Method
+from ..methods.methods import BASELINE, MERGED, METHODS, Method
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .batches import Feed, MicroBatch
-from .best_weights import BestWeights
 from .engine import Engine
 from .frozen_features import FrozenFeatures
+from .merged_models import best_merged
 from .metrics import macro, mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
 from .options import Options
+from .progress import Progress
 
 #: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
 PRETRAINING = "pretraining"
@@ -155,7 +156,8 @@ def train(
             features = FrozenFeatures(model.backbone, training.training_inputs())
             model = new()
             model.backbone = features
-    return _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked).run(resume)
+    training = _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked)
+    return training.run(resume, initial=new().backbones[0].state_dict() if method.architecture == MERGED else None)
 
 
 class _Training:
@@ -194,9 +196,17 @@ class _Training:
             temperature=options.temperature,
             channel_axis=getattr(model, "channel_axis", None),
             process_group=self._ranks.group,
+            kinds=data.kinds,
         )
-        self._objective = MultiTaskObjective(data.kinds, apart=self._backward.averages_itself)
-        self._progress = _Progress(model, tuple(data.kinds))
+        if self._backward.needs_whole_steps and (options.accumulation > 1 or self._ranks.size > 1):
+            raise OptionError(
+                f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} "
+                f"micro-batch(es) in a step and {self._ranks.size} process(es). Use one of each, or another method."
+            )
+        self._objective = MultiTaskObjective(
+            data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
+        )
+        self._progress = Progress(model, tuple(data.kinds))
         self._engine = Engine(
             accelerator,
             model,
@@ -211,10 +221,15 @@ class _Training:
             tracked=tracked,
         )
 
-    def run(self, resume: str | Path) -> Outcome:
+    def run(self, resume: str | Path, initial: Mapping[str, Tensor] | None = None) -> Outcome:
+        """Train; with ``initial`` weights of the backbones of single-task models, merge them."""
         self._engine.run(self._after_epoch, resume)
         progress, data = self._progress, self._data
         progress.best.restore()
+        score, loss = progress.means()
+        if initial is not None:
+            single_tasks: Any = self._engine.model
+            self._engine.model, (score, loss) = best_merged(single_tasks, initial, self._validate)
         scores: dict[str, dict[str, float]] = {}
         outputs: dict[str, Tensor] = {}
         validation_outputs: dict[str, Tensor] = {}
@@ -228,7 +243,6 @@ class _Training:
             costs = {"seconds_per_step": engine.seconds_per_step, "peak_memory": engine.peak_memory()}
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
-        score, loss = progress.means()
         return Outcome(
             self._engine.model,
             progress.epochs_of_tasks(),
@@ -241,6 +255,13 @@ class _Training:
             validation_outputs,
             costs=costs,
         )
+
+    def _validate(self, model: nn.Module) -> tuple[float, float]:
+        """Score and loss of a model on the validation split."""
+        self._engine.model = model
+        found = self._engine.evaluate(self._data.validation)
+        losses = self._objective.mean_losses(found["outputs"], found["labels"])
+        return selection_score(self._scores(found), self._data.kinds), mean_of_known(list(losses.values()))
 
     def training_inputs(self) -> Iterator[Any]:
         """Batches of the inputs of all training samples, in their order."""
@@ -295,46 +316,3 @@ class _Training:
 def _everything(source: Any) -> tuple[Tensor, Tensor]:
     inputs, labels = source.rows_as_batch(range(len(source)))
     return inputs, labels
-
-
-class _Progress:
-    """The curves so far, and the best weights: those of the highest score, for each independent part of the model.
-
-    Not of the lowest loss: that comes early where a method grows overconfident, before all tasks have learned to say yes,
-    and compares how well methods are calibrated rather than how well they tell classes apart. Ties go to the loss.
-    """
-
-    def __init__(self, model: Any, tasks: tuple[str, ...]) -> None:
-        parts = model.parts() if hasattr(model, "parts") else [(tasks, model)]
-        self.tasks_of_parts = [list(own) for own, _ in parts]
-        # A training that diverges at once has the initial weights, as epoch 0.
-        self.best = BestWeights([module for _, module in parts], (-math.inf, -math.inf))
-        self.curves: dict[str, list[float]] = {}
-        self.relations: list[list[float]] | None = None
-
-    def update(self, figures: Mapping[str, float], of_parts: Sequence[tuple[float, float]], backward: Backward) -> None:
-        for name, value in figures.items():
-            self.curves.setdefault(name, []).append(value)
-        if self.best.update(int(figures["epoch"]), of_parts) or self.relations is None:
-            self.relations = backward.relations
-
-    def epochs_of_tasks(self) -> dict[str, int]:
-        return {task: epoch for tasks, epoch in zip(self.tasks_of_parts, self.best.epochs) for task in tasks}
-
-    def means(self) -> tuple[float, float]:
-        """Score and loss, mean over the tasks; those whose labels allow no score are left out of it."""
-        known = list(zip(map(len, self.tasks_of_parts), self.best.scores))
-        # A part that diverged has no loss, either, and counts.
-        scored = [(size, score) for size, (score, loss) in known if score > -math.inf or loss == -math.inf] or [
-            (1, -math.inf)
-        ]
-        score = sum(size * score for size, score in scored) / sum(size for size, _ in scored)
-        return score, sum(-size * loss for size, (_, loss) in known) / sum(size for size, _ in known)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best.state_dict(), "curves": self.curves, "relations": self.relations}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.best.load_state_dict(state["best"])
-        self.curves = {name: list(curve) for name, curve in state["curves"].items()}
-        self.relations = state["relations"]

@@ -8,6 +8,16 @@ decided that an absent task or an empty batch leaves nobody waiting), ``settings
 from .ddp import StaticGraphCheck
 from .joined_batch import Brought, Joined, JoinedBatch
 from .ranks import Ranks
+from .settings_check import compare_settings
 from .sharded_heads import ShardedHeads, is_sharded
 
-__all__ = ["Brought", "Joined", "JoinedBatch", "Ranks", "ShardedHeads", "StaticGraphCheck", "is_sharded"]
+__all__ = [
+    "Brought",
+    "Joined",
+    "JoinedBatch",
+    "Ranks",
+    "ShardedHeads",
+    "StaticGraphCheck",
+    "compare_settings",
+    "is_sharded",
+]

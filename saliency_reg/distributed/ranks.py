@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import ConfigurationError, WrongTypeError
+from ..errors import ConfigurationError, ShapeError, WrongTypeError
 from ..torch_tools import derives_from
 
 #: In the place of a group that a copy could not take along.
@@ -73,6 +73,36 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor, group=self._group())
         return tensor
+
+    def rows_of_all(self, rows: Tensor) -> tuple[list[Tensor], int]:
+        """Return the rows ``[n_r, width]`` of all processes, in their order and detached, and which of them are these.
+
+        Processes may have different numbers of rows, also none, and then any width: it is that of the others.
+
+        Raises:
+            ShapeError: rows of different widths; in all processes at once.
+        """
+        if self.size == 1:
+            return [rows.detach()], 0
+        group, rows = self._group(), rows.detach()
+        own = torch.tensor(
+            [len(rows), rows.shape[1] if len(rows) else 0, rows.dtype == torch.float64], device=rows.device
+        )
+        everywhere = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(everywhere, own, group=group)
+        counts, widths, precise = torch.stack(everywhere).T.tolist()
+        width = max(widths)
+        if any(count and other != width for count, other in zip(counts, widths)):
+            raise ShapeError(
+                f"the processes have feature maps with different numbers of channels: rows of {widths} numbers. Attach to "
+                "the same model on all of them; for a process that trains by itself pass process_group='local'."
+            )
+        whole = torch.zeros(max(counts), width, dtype=torch.float64 if any(precise) else rows.dtype, device=rows.device)
+        if len(rows):
+            whole[: len(rows)] = rows
+        padded = [torch.empty_like(whole) for _ in range(self.size)]
+        dist.all_gather(padded, whole, group=group)
+        return [other[:count] for other, count in zip(padded, counts)], dist.get_rank(group)
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Replace by what the first process has, in place."""

@@ -225,7 +225,7 @@ class Penalty(HasStrength):
             self._reminders.waits(self.follows_optimizer)
         if self.surgery is not None:
             penalty = kept_out_of_surgery(penalty, saliencies, forward, self.surgery, samples_apart=apart)
-            penalty = joining_collectives(penalty, forward, self.surgery)
+            penalty = joining_collectives(penalty, forward.carried, self.surgery)
         self._reminders.returned(penalty)
         self._obstacles.call_ends()
         return penalty

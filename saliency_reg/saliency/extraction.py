@@ -49,6 +49,7 @@ class Saliencies:
     #: What to tell of tasks that ran and are missing, because their saliency is nothing but rounding; None: there are none.
     left_out: Sequence[str] | None = None
     heads_now: HeadsNow | None = None  # if that was looked at
+    channel_axis: int | None = None  # of one map, counted without the tasks; None where several were joined
 
     @property
     def samples(self) -> int | Tensor:
@@ -193,7 +194,13 @@ class SaliencyExtractor:
         )
         real = None if pooling.real is None else pooling.real.to(values.device)
         return Saliencies(
-            present, values, shape[0], determine_gradients=determine_gradients, real=real, heads_now=heads_now
+            present,
+            values,
+            shape[0],
+            determine_gradients=determine_gradients,
+            real=real,
+            heads_now=heads_now,
+            channel_axis=pooling.channel_axis,
         )
 
     def _of_outputs(

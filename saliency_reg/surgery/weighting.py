@@ -13,6 +13,7 @@ from ..distributed import Ranks
 from ..errors import ShapeError, WrongTypeError
 from ..tasks import spread
 from ..torch_tools import SeededModule, derives_from, warn_user
+from .zero_rows import takes_zero_rows
 
 #: ``[T, T]`` inner products of the task gradients to ``[T]`` weights of their sum.
 Weighting = Callable[[Tensor], Tensor]
@@ -118,8 +119,9 @@ class _OfSquareRoot(nn.Module):
 def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     """Apply a weighting to the tasks whose gradient is not zero; the others get 1, which means nothing.
 
-    A weighting that keeps state, by position, begins anew where other tasks have a gradient than in its latest call; one
-    that cannot leave tasks out (fixed weights) sees all of them.
+    A weighting that keeps state by position, which has a ``reset()``, sees all tasks, as :mod:`.zero_rows` says, or else
+    begins anew where other tasks have a gradient than in its latest call. One that cannot leave tasks out (fixed weights)
+    sees all of them.
 
     A Gramian that is not finite gives weights that are not, so that GradScaler finds them. Every process gets the same
     weights to the bit, given the same Gramian.
@@ -132,10 +134,13 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
     present = gramian.diagonal().cpu().nonzero().flatten().tolist()
     if len(present) < 2:
         return torch.ones_like(gramian.diagonal())
-    _keep_state_apart(weighting, present)
     if len(present) == len(gramian):
+        _keep_state_apart(weighting, present)
         weights = _weights_of(weighting, gramian)
+    elif takes_zero_rows(weighting, len(gramian)):
+        weights = _weights_of(weighting, gramian)[present]
     else:
+        _keep_state_apart(weighting, present)
         try:
             weights = _weights_of(weighting, gramian[present][:, present])
         except (ShapeError, ValueError, RuntimeError):  # whatever it raises for another number of tasks
@@ -156,8 +161,8 @@ def _keep_state_apart(weighting: Any, present: list[int]) -> None:
             vars(weighting)[_TOLD] = True
             warn_user(
                 f"{_name(weighting)} keeps state, and is begun anew whenever other tasks have a gradient than in the step "
-                "before: what it keeps would go to other tasks. Give each batch labels of all tasks, or use a weighting "
-                "without state, such as PCGrad() or UPGradWeighting()."
+                "before: what it keeps would go to other tasks, and all weight to zero gradients. Give each batch labels of "
+                "all tasks, or use a weighting without state, such as PCGrad() or UPGradWeighting()."
             )
 
 

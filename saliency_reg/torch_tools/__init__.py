@@ -34,7 +34,7 @@ from .checks import (
     warn_user,
     whole_number,
 )
-from .hooks import ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
+from .hooks import Hook, ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
 from .optimizers import StepGuard, StepHook, check_not_closure_only, unwrap_optimizer
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 from .readers import are_batched, reader, refuse_reader
@@ -44,6 +44,7 @@ __all__ = [
     "DDP_SINK",
     "Edge",
     "Gradient",
+    "Hook",
     "ModuleHooks",
     "PartlyCopied",
     "Removable",

@@ -383,11 +383,37 @@ def weights_after(weighting: Any, without: str) -> list[float]:
     return surgery.report.weights.tolist()
 
 
+class Averaging(Remembering):
+    """A running mean of weights that favour short gradients: a zero gradient would get them all."""
+
+    def __call__(self, gramian: Tensor) -> Tensor:
+        short = 1 / (gramian.diagonal() + 1e-6)
+        new = len(gramian) * short / short.sum()
+        self.kept = new if self.kept is None else (self.kept + new) / 2
+        return self.kept
+
+
+def test_state_stays_with_its_task() -> None:
+    """One that can see zero gradients keeps what it has, also of an absent task."""
+    weighting, ranks = Remembering(), Ranks()
+    for gramian, wanted in (
+        ([1.0, 0.0, 2.0], [1.0, 1.0, 1.0]),
+        ([1.0, 3.0, 0.0], [2.0, 4.0, 1.0]),
+        ([5.0, 0.0, 4.0], [7.0, 1.0, 5.0]),
+        ([1.0, 1.0, 1.0], [8.0, 5.0, 6.0]),
+    ):
+        assert task_weights(weighting, torch.diag(torch.tensor(gramian)), ranks).tolist() == wanted
+
+
 def test_state_does_not_go_to_other_tasks() -> None:
-    assert weights_after(Remembering(), "cc")[0] > 1  # it is kept while the tasks stay
-    with pytest.warns(UserWarning, match="Remembering keeps state") as told:
-        assert weights_after(Remembering(), "bbbcbc")[:2] == [1.0, 1.0]
+    """One that would give all weight to zero gradients does not see them, and is begun anew."""
+    fresh = weights_after_same_batch(Averaging(), "c")
+    kept = weights_after(Averaging(), "cc")  # it is kept while the tasks stay
+    assert kept[:2] != weights_after(Averaging(), "c")[:2]
+    with pytest.warns(UserWarning, match="Averaging keeps state") as told:
+        assert weights_after_same_batch(Averaging(), "bbbcbc")[:2] == fresh[:2]
     assert len(told) == 1
+    assert fresh[:2] != [1.0, 1.0]
 
 
 def test_a_weighting_that_cannot_leave_tasks_out_sees_all() -> None:
@@ -400,19 +426,43 @@ def test_a_weighting_that_cannot_leave_tasks_out_sees_all() -> None:
     assert found.tolist() == [1.0, 1.0, 3.0]
 
 
-@pytest.mark.parametrize("name", ["MoDoWeighting", "GradVacWeighting", "CRMOGMWeighting", "SDMGradWeighting"])
-def test_those_of_torchjd(name: str) -> None:
+def of_torchjd(name: str) -> Any:
     jd = pytest.importorskip("torchjd.aggregation")
-    make = getattr(jd, name)
+    if not hasattr(jd, name.partition(" ")[0]):
+        pytest.skip("not in this version")
+    if name.startswith("CRMOGM"):
+        return jd.CRMOGMWeighting(getattr(jd, name.partition(" of ")[2])())
+    return jd.PCDWeighting(tau=torch.tensor([0.3, 0.5])) if name == "PCDWeighting" else getattr(jd, name)()
 
-    def built() -> Any:
-        return make(jd.UPGradWeighting()) if name == "CRMOGMWeighting" else make()
 
-    fresh = weights_after(built(), "c")
+@pytest.mark.parametrize("name", ["MoDoWeighting", "SDMGradWeighting", "CRMOGMWeighting of MGDAWeighting"])
+def test_those_of_torchjd_that_look_for_short_combinations_begin_anew(name: str) -> None:
+    fresh = weights_after(of_torchjd(name), "c")
     with pytest.warns(UserWarning, match="keeps state"):
-        carried = weights_after_same_batch(built(), "bbc")
+        carried = weights_after_same_batch(of_torchjd(name), "bbc")
     assert carried[2] != carried[2]  # NaN: absent
     torch.testing.assert_close(carried[:2], fresh[:2])
+
+
+@pytest.mark.parametrize("name", ["GradVacWeighting", "PCDWeighting", "CRMOGMWeighting of UPGradWeighting"])
+def test_those_of_torchjd_that_keep_their_state(name: str) -> None:
+    """They see the whole Gramian, with zero rows in their place."""
+    generator = torch.Generator().manual_seed(0)
+    weighting, alone = of_torchjd(name), of_torchjd(name)
+    state = torch.get_rng_state()
+    for step, absent in enumerate([None, 1, 2, None, 1, 0]):
+        gradients = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+        if absent is not None:
+            gradients[absent] = 0
+        gramian = gradients @ gradients.T
+        torch.manual_seed(step)
+        wanted = alone(gramian)
+        torch.manual_seed(step)
+        found = task_weights(weighting, gramian, Ranks())
+        present = [task for task in range(3) if task != absent]
+        torch.testing.assert_close(found[present], wanted[present], msg=f"{name} {step}")
+        assert absent is None or float(found[absent]) == 1
+    torch.set_rng_state(state)
 
 
 def weights_after_same_batch(weighting: Any, without: str) -> list[float]:

@@ -19,6 +19,7 @@ from .soft_sharing import SoftSharing
 ARCHITECTURES: Mapping[str, Callable[[Blueprint], nn.Module]] = {
     "hard_sharing": hard_sharing,
     "single_task": SingleTask,
+    "merged": SingleTask,  # until they are trained
     "mmoe": MMoE,
     "ple": PLE,
     "cross_stitch": CrossStitch,

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data.sources import Collate, Source
 from ...data.task_kinds import TaskKind
 from ...methods.methods import METHODS, Method, Methods
-from ...models.architectures.registry import build, parameter_groups
+from ...models.architectures.registry import build
 from ...training.batches import Feed, MicroBatch
 from ...training.metrics import macro, selection_score, task_scores
-from ...training.optimizers import MakeOptimizer
+from ...training.optimizers import OPTIMIZERS
 from ...training.train import Data, Outcome, train
 from ..cell_training import cell_options
 from ..study import Cell
 from .data_sets.blueprints import with_flat_outputs
-from .data_sets.options import Place
-from .data_sets.registry import DATA_SETS
+from .data_sets.options import Place, data_set_at
+from .data_sets.own_data import SCORE
 from .problem import DataSet, Problem
 
 #: Relations of more tasks than this are kept of one method and seed alone.
@@ -46,7 +46,7 @@ class _Constant(Method):
 
 #: The best guess for each task without a look at the inputs.
 CONSTANT = _Constant("constant", "Constant")
-COMPARED_METHODS = Methods()
+COMPARED_METHODS = Methods(torchjd=True)
 for _method in (CONSTANT, *METHODS.values()):
     COMPARED_METHODS.add(_method)
 
@@ -70,7 +70,7 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
         ``"peak_memory"`` (bytes).
     """
     values, method = cell.setting.values, cell.method
-    data_set = DATA_SETS[values["data"]]
+    data_set = data_set_at(place)
     problem = data_set.build(values, place.where, cell.seed)
     if method.key == CONSTANT.key:
         return _constant(cell, data_set, problem)
@@ -88,35 +88,9 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
         cell_options(cell, measure_costs=cell.reported),
         folder=folder,
         resume="auto",
-        make_optimizer=optimizer_of(values["decayed"]),
+        make_optimizer=OPTIMIZERS[values["decayed"]],
     )
-    return _kept(cell, data_set, outcome)
-
-
-def optimizer_of(decayed: str) -> MakeOptimizer:
-    """AdamW whose weight decay acts on ``"all"`` parameters, or on those of the ``"heads"`` alone.
-
-    Gates and cross-stitch units have none, and a learning rate of their own.
-    """
-
-    def make(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-        groups = parameter_groups(model, learning_rate, weight_decay)
-        if decayed == "heads":
-            heads = {id(parameter) for head in heads_of(model) for parameter in head.parameters()}
-            plain = groups[0]["params"]
-            rest = [parameter for parameter in plain if id(parameter) not in heads]
-            groups[0]["params"] = [parameter for parameter in plain if id(parameter) in heads]
-            groups.append({"params": rest, "lr": learning_rate, "weight_decay": 0.0})
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, foreach=True)
-
-    return make
-
-
-def heads_of(model: Any) -> list[nn.Module]:
-    """What of a model is of one task alone and behind everything else, for each task."""
-    if hasattr(model, "parts"):
-        return [network.get_submodule("1") for network in model.networks]
-    return list(model.heads if hasattr(model, "heads") else model.towers)
+    return _kept(cell, data_set, problem, outcome)
 
 
 def constant_outputs(kinds: Mapping[str, TaskKind], labels: Tensor) -> Tensor:
@@ -158,23 +132,26 @@ def _constant(cell: Cell, data_set: DataSet, problem: Problem) -> Compared:
         return task_scores(outputs.expand(len(labels), -1), labels, problem.kinds)
 
     validation = selection_score(scores(problem.validation), problem.kinds)
-    return _content(data_set, validation, scores(problem.test) if cell.reported else {}, {}, None, {})
+    test = scores(problem.test) if cell.reported else {}
+    return _content(data_set, problem, validation, test, {}, None, {})
 
 
-def _kept(cell: Cell, data_set: DataSet, outcome: Outcome) -> Compared:
+def _kept(cell: Cell, data_set: DataSet, problem: Problem, outcome: Outcome) -> Compared:
     if not cell.reported:
-        return _content(data_set, outcome.validation, {}, {}, None, {})
+        return _content(data_set, problem, outcome.validation, {}, {}, None, {})
     relations = outcome.relations
     learned = relations is not None and cell.method.rule != "fixed"
     if relations is not None and len(relations) > MOST_RELATED:
         learned = learned and cell.method.key in _PICTURED and cell.seed == 0
     parameters = sum(parameter.numel() for parameter in outcome.model.parameters())
     costs = {"parameters": parameters, **outcome.costs}
-    return _content(data_set, outcome.validation, outcome.scores, outcome.curves, relations if learned else None, costs)
+    kept = relations if learned else None
+    return _content(data_set, problem, outcome.validation, outcome.scores, outcome.curves, kept, costs)
 
 
 def _content(
     data_set: DataSet,
+    problem: Problem,
     validation: float,
     scores: Mapping[str, Mapping[str, float]],
     curves: Mapping[str, list[float]],
@@ -183,10 +160,14 @@ def _content(
 ) -> Compared:
     names = data_set.metrics
     own = {task: {name: all_of[name] for name in names if name in all_of} for task, all_of in scores.items()}
+    figures = macro(own)
+    if scores and SCORE in names:
+        score = selection_score(scores, problem.kinds)
+        figures = {SCORE: score if math.isfinite(score) else math.nan, **figures}
     return Compared(
         {
             "validation": validation,
-            "macro": macro(own),
+            "macro": figures,
             "scores": {task: _rounded(all_of, _OF_SCORES) for task, all_of in own.items()},
             "curves": {name: [_round(value, _OF_CURVES) for value in curve] for name, curve in curves.items()},
             "relations": None

@@ -40,6 +40,7 @@ class DataSet:
         label: for titles; names of ``values`` in braces are filled in.
         values: everything that a result depends on but method and seed, by name: sizes, parts of the model, and
             options of the training.
+        tasks: how many there are, or about so many: some methods have a network for each.
         build: from these values (others may have been chosen), a place and a seed to the problem of this seed.
         fingerprint: of the data of a place, to tell results on other data apart; empty for data that cannot change.
         metrics: columns of the table.
@@ -47,13 +48,13 @@ class DataSet:
         spaces: values that are tried where those of all data sets do not fit, by a method's key or by what it tunes.
         place: where the data are by default.
         needs_data: what a place has to be, if there is no default.
-        tasks: how many there are, or about so many, or what tells it from the values: some methods have a network for each.
         parts: names of values that command lines have options for, such as ``"backbone"``.
     """
 
     key: str
     label: str
     values: Mapping[str, Any]
+    tasks: int | Callable[[Mapping[str, Any]], int]
     build: Callable[[Mapping[str, Any], Any, int], Problem]
     fingerprint: Callable[[Any], str]
     metrics: tuple[str, ...]
@@ -61,12 +62,11 @@ class DataSet:
     spaces: Mapping[str, Space] = field(hash=False, default_factory=dict)
     place: Any = None
     needs_data: str | None = None
-    tasks: int | Callable[[Mapping[str, Any]], int] = 0
     parts: tuple[str, ...] = ()
 
-    def tasks_with(self, values: Mapping[str, Any]) -> int:
-        """How many there are with these values."""
-        return self.tasks if isinstance(self.tasks, int) else self.tasks(values)
+    def number_of_tasks(self, values: Mapping[str, Any]) -> int:
+        """How many tasks there are with these values."""
+        return self.tasks(values) if callable(self.tasks) else self.tasks
 
 
 #: Of binary tasks, and of numbers.

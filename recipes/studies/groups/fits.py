@@ -94,8 +94,9 @@ def train_groups(cell: Cell, data: Place, folder: Path | None = None) -> FittedG
     """Train one cell; it leaves no checkpoint."""
     del folder
     values = cell.setting.values
+    rows, validation_rows, groups = values["rows"], values["validation_rows"], values.get("groups")
     splits = split_groups(
-        data.read(values["data"]), rows=values["rows"], validation_rows=values["validation_rows"], seed=cell.seed
+        data.read(values["data"]), rows=rows, validation_rows=validation_rows, seed=cell.seed, groups=groups
     )
     learned, fitted = _learn(cell, splits)
     if not cell.reported or cell.seed != PICTURED_SEED or cell.method.key not in _KEEPS_RELATIONS:
@@ -201,10 +202,11 @@ def _penalty(
     method = cell.method
     if method.rule is None:
         return None
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = method.saliency
     if method.tuned:
         temperature = {"temperature": cell.setting.values["temperature"]} if method.rule == "entropic" else {}
-        options = {"metric": method.metric, "relations": RelationWeights(len(names), method.rule, **temperature)}
+        relations = RelationWeights(len(names), method.rule, **temperature)
+        options = {"metric": method.metric, "relations": relations, **options}
     return by_share(SaliencyRegularizer, model, cell.value, heads="heads", tasks=names, optimizer=optimizer, **options)
 
 

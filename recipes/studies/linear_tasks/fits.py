@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from saliency_reg import RelationWeights, SaliencyRegularizer
 
-from ...methods.attach import Backward, by_share
+from ...methods.attach import by_share
+from ...methods.backward import Backward
 from ..study import Cell
 from .closed_forms import CLOSED_FORMS, best_strength
 from .problem import FEATURES, TASKS, Problem, SyntheticData

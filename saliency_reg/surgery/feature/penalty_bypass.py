@@ -52,14 +52,14 @@ def kept_out_of_surgery(
     return replayed(penalty, forward, carried.cuts)
 
 
-def joining_collectives(penalty: Tensor, forward: CapturedForward, combiner: GradientCombiner) -> Tensor:
+def joining_collectives(penalty: Tensor, carried: CarriedFork | None, combiner: GradientCombiner) -> Tensor:
     """Return the same value, whose backward pass joins the collective of the surgery even if no loss reaches a head here.
 
-    Otherwise the other processes would wait for this one forever.
+    ``carried`` is what the captured forward carries. Otherwise the other processes would wait for this one forever.
     """
     if combiner.ranks.size == 1 or not combiner.enabled:
         return penalty
-    cuts = forward.carried.cuts if forward.carried is not None else []
+    cuts = carried.cuts if carried is not None else []
     anchors = [cut.anchor for cut in cuts] or [torch.empty(0, device=penalty.device, requires_grad=True)]
     no_gradients = SeparateGradients([[None] * len(combiner.tasks)], penalty.device)
     at_fork = bool(cuts)  # it is visited even if nothing but None arrives there, and joins by itself

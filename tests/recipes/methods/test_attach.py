@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from recipes.methods.attach import attach
-from recipes.methods.methods import METHODS
+from recipes.methods.methods import METHODS, Method, package_defaults
+from recipes.runtime.errors import OptionError
 
 TASKS = ("a", "b", "c")
 
@@ -60,3 +61,29 @@ def test_columns_equal_modules(key, way):
         left.append((model.backbone[0].weight.detach(), torch.tensor(backward.relations)))
     for one, other in zip(*left):
         assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+class TestOptionsOfTheSaliency:
+    @pytest.mark.parametrize("tuned", [True, False])
+    def test_reach_the_regularizer(self, tuned):
+        own = {"rule": "entropic", "metric": "cosine"} if tuned else package_defaults()
+        method = Method("loss", "Loss saliency", **own, saliency={"target": "loss", "pool": None})
+        model = _Modules().double()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        backward = attach(
+            method, model, TASKS, optimizer, strength=0.5, share=0.5 if tuned else "its own", batch_size=8, seed=0
+        )
+        assert backward.regularizer.target == "loss"
+        assert "pool=None" in backward.regularizer.describe()
+
+    def test_rule_of_the_authors_with_another_metric_is_their_rule_alone(self):
+        for metric, reduction in (("l1", "sum"), ("cosine", "mean")):
+            method = Method("authors", "Authors", rule="authors", metric=metric)
+            model = _Modules()
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            found = attach(method, model, TASKS, optimizer, strength=0.5, batch_size=8, seed=0).regularizer
+            assert (found.relations.rule, found.metric, found.reduction) == ("authors", metric, reduction)
+
+    def test_without_a_penalty_are_refused(self):
+        with pytest.raises(OptionError, match="no penalty"):
+            Method("plain", "Plain", saliency={"pool": "mean"})

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.methods.attach import Backward
+from recipes.methods.backward import Backward
 from recipes.methods.surgeries import PCGRAD, PCGRAD_PARAMETERS
 from recipes.runtime.processes import open_accelerator
 from recipes.runtime.termination import Terminated, listen

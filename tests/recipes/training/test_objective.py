@@ -92,3 +92,18 @@ def test_slow_loss_is_that_of_torch():
     output, label = torch.randn(3, dtype=torch.float64), 2.0
     ours = slow_loss(MIXED["which"], output, label)
     assert ours.item() == pytest.approx(functional.cross_entropy(output[None], torch.tensor([2])).item())
+
+    @pytest.mark.parametrize("apart", [False, True])
+    @KINDS
+    def test_losses_of_single_samples_for_their_saliency(self, kinds, apart):
+        model, (inputs, labels) = net(kinds), drawn(kinds)
+        objective = MultiTaskObjective(kinds, apart=apart, of_losses=True)
+        losses = objective.losses(model, (inputs, labels))
+        found = objective.regularizer_arguments((inputs, labels), losses)["losses"]
+        assert list(found) == list(kinds)
+        for column, (task, kind) in enumerate(kinds.items()):
+            assert found[task].requires_grad
+            for row in range(SAMPLES):
+                label, own = labels[row, column], found[task][row].item()
+                expected = 0.0 if math.isnan(label) else slow_loss(kind, model(inputs)[task][row], label).item()
+                assert own == pytest.approx(expected, rel=1e-12), "without a label there is no saliency"

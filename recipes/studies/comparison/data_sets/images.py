@@ -86,14 +86,13 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
 
     Args:
         kinds: of the tasks.
-        values: ``backbone``, ``widths`` of the small ResNet, ``pretrained``, ``image_size``, ``head_width``, ``activation``.
+        values: ``backbone`` (``widths`` are those of the small ResNet), ``pretrained``, ``image_size``, ``head_width`` and
+            ``activation``; perhaps ``checkpoint_path``.
     """
     register_small_backbone()
-    options = {
-        "pretrained": values["pretrained"],
-        "image_size": values["image_size"],
-        "backbone_options": {"widths": values["widths"]} if values["backbone"] == SMALL_BACKBONE else None,
-    }
+    options: dict[str, Any] = {name: values.get(name) for name in ("pretrained", "image_size", "checkpoint_path")}
+    if values["backbone"] == SMALL_BACKBONE and "widths" in values:
+        options["backbone_options"] = {"widths": values["widths"]}
 
     def backbone() -> nn.Module:
         model = TimmMultiTaskModel(values["backbone"], ["any"], **options)

