@@ -14,11 +14,7 @@ from ...support.small_molecules import ENDS
 TINY = {
     "digits": ("train_per_class=2", "validation_per_class=2", "epochs=2", "evaluations=2"),
     "cifar_mtl": (
-        "train_images=20",
-        "validation_images=20",
-        "widths=[8,8,8]",
-        "epochs=2",
-        "head_width=4",
+        *("train_images=20", "validation_images=20", "widths=[8,8,8]", "epochs=2", "head_width=4"),
         "batch_size=10",
     ),
     "celeba": (

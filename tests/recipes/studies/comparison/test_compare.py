@@ -69,11 +69,10 @@ class TestRun:
     def test_killed_and_resumed_it_is_the_same_cell_for_cell(self, finished, tmp_path):
         command = (*DIGITS, "--methods", *METHODS_OF_RUN, "--out", tmp_path)
         path = tmp_path / "digits" / "results.jsonl"
-        for workers, more in (("2", 3), ("1", 8)):
-            process = start("recipes.compare", *command, "--workers", workers)
-            answer = stop(process, signal.SIGKILL, lambda least=more: len(lines_of(path)) >= least)
-            assert answer.code == -signal.SIGKILL
-        assert 8 <= len(lines_of(path)) < TRAININGS
+        process = start("recipes.compare", *command, "--workers", "2")
+        answer = stop(process, signal.SIGKILL, lambda: len(lines_of(path)) >= 4, seconds=600)
+        assert answer.code == -signal.SIGKILL
+        assert 4 <= len(lines_of(path)) < TRAININGS
         assert call(main, *command, "--workers", "1").code == 0
         assert without_times(path) == without_times(finished[0] / "results.jsonl")
         ours, theirs = (results_json(folder)["settings"]["digits"] for folder in (tmp_path / "digits", finished[0]))
@@ -98,7 +97,9 @@ class TestWhatIsCompared:
     def test_all_of_the_registry_on_digits(self):
         setting = settings()
         unused = left_out(setting, COMPARED_METHODS)
-        assert set(setting.methods) | set(unused) == {"constant", *METHODS}
+        by_name = {key for key in setting.methods if key.startswith("torchjd:")}
+        assert {*setting.methods, *unused} == {"constant", *METHODS, *by_name}
+        assert not set(setting.methods) & set(unused)
         assert not any("network" in why or "backward" in why for why in unused.values())
 
     def test_a_network_for_each_of_very_many_tasks_is_left_out_and_named(self, tmp_path):
