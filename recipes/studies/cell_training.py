@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,6 +97,14 @@ def cell_options(cell: Cell, **more: Any) -> Options:
         cell: of which.
         more: options on which they depend up to rounding alone.
     """
+    return dataclasses.replace(options_of(cell.setting.values), seed=cell.seed, **more)
+
+
+def options_of(values: Mapping[str, Any]) -> Options:
+    """The options that are among these values.
+
+    Raises:
+        OptionError: a value that cannot work.
+    """
     names = {entry.name for entry in dataclasses.fields(Options)}
-    given = {name: value for name, value in cell.setting.values.items() if name in names}
-    return Options(**{**given, "seed": cell.seed, **more})
+    return Options(**{name: value for name, value in values.items() if name in names})

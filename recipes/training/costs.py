@@ -20,7 +20,8 @@ def clock(device: torch.device) -> float:
     """Seconds of the processor, for all threads of this process; with a GPU those of the clock, when its work is done."""
     if device.type == "cpu":
         return time.process_time()
-    torch.cuda.synchronize(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.monotonic()
 
 
@@ -87,7 +88,7 @@ def live_bytes(device: torch.device, tensors: Iterable[Tensor]) -> Iterator[Live
         device: on which the tensors are.
         tensors: that are there before.
     """
-    if device.type == "cpu":
+    if device.type != "cuda":
         with LiveBytes(tensors) as counted:
             yield counted
         return

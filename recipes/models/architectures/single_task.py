@@ -39,6 +39,11 @@ class SingleTask(nn.Module):
         return [([task], network) for task, network in zip(self.tasks, self.networks)]
 
     @property
+    def heads(self) -> nn.ModuleList:
+        """Of each task."""
+        return nn.ModuleList(network.get_submodule("1") for network in self.networks)
+
+    @property
     def backbones(self) -> list[nn.Module]:
         """Of each task."""
         return [network.get_submodule("0") for network in self.networks]

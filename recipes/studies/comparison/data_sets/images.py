@@ -51,7 +51,9 @@ def _cifar(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
 
 def _celeba(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
     counts = {name: values[f"{name}_images"] for name in celeba.SPLITS}
-    kinds, splits = _faces(place, tuple(counts.items()), values["labelled"], values["image_size"], seed)
+    kinds, splits = _faces(
+        folder_of(place, "celeba"), tuple(counts.items()), values["labelled"], values["image_size"], seed
+    )
     train = AugmentedImages(splits["train"]) if values["augmented"] else splits["train"]
     return Problem(kinds, train, splits["validation"], splits["test"], timm_blueprint(kinds, values))
 
@@ -109,7 +111,7 @@ def _cifar_fingerprint(place: Any) -> str:
 
 
 def _celeba_fingerprint(place: Any) -> str:
-    found = celeba.faces(place, (), dict.fromkeys(celeba.SPLITS), 1.0, 0)
+    found = celeba.faces(folder_of(place, "celeba"), (), dict.fromkeys(celeba.SPLITS), 1.0, 0)
     return fingerprint_of(*found.labels.values())
 
 

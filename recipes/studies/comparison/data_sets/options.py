@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Metho
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
 from ....runs.single_run import plain_warnings
-from ....runtime.errors import RecipeError
+from ....runtime.errors import OptionError, RecipeError
+from ...cell_training import options_of
 from ...study import Setting
 from ..problem import DataSet
 from .own_data import OF_TABLE, OWN, own_data_set
@@ -98,12 +100,18 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             values[name] = value_of(text, data_set.values[name])
         except ValueError as error:
             parser.error(f"argument --set: {name}: {error}")
+    try:
+        options_of(values)
+    except OptionError as error:
+        parser.error(f"argument --set: {error}")
     options.values, options.label = values, data_set.label
     if options.quick and not options.methods:
         options.methods = [key for key in QUICK_METHODS if key != SINGLE_TASK or not _is_large(values)]
     if options.results is None:
         options.name = options.name or (Path(options.table).stem if options.table else data_set.key)
     trains = options.minutes is None or options.minutes > 0
+    if options.folder is not None and data_set.place is None and data_set.needs_data is None:
+        parser.error(f"argument --folder: {data_set.key} needs none. Leave it out.")
     if place_of(options).where is None and trains:
         parser.error(f"argument --folder: needed for {data_set.key}. Use the {data_set.needs_data}.")
 
@@ -124,6 +132,8 @@ def value_of(text: str, default: Any) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
+        value = text
+    if isinstance(value, float) and not math.isfinite(value):
         value = text
     numbers = (int, float)
     same = type(value) is type(default)
