@@ -160,7 +160,7 @@ SARCOS = DataSet(
     tasks=7,
     build=_sarcos,
     fingerprint=_sarcos_fingerprint,
-    spaces={"share": SHARES_THROUGH_HEADS},
+    spaces={"weight decay": (0.0, 0.5, 5.0), "share": SHARES_THROUGH_HEADS},
     needs_data="folder that has sarcos/train.parquet and sarcos/test.parquet",
     **_NUMBERS,
 )
