@@ -205,6 +205,7 @@ for _method in (
     Method("uncertainty", UNCERTAINTY.label, loss_weighting=UNCERTAINTY),
     Method("gradnorm", "GradNorm", gradnorm=True),
     Method("rep_mtl", "Rep-MTL", rep_mtl=True),
+    Method("hard_sharing_frozen", "Hard sharing, frozen features", frozen=True, decay_of=BASELINE),
     Method("lasso", "Lasso", head_penalty="lasso"),
     Method("lasso_frozen", "Lasso, frozen features", head_penalty="lasso", frozen=True),
     Method("l21", "L21", head_penalty="l21"),
