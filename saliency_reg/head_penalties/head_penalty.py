@@ -48,7 +48,8 @@ class HeadPenalty(StateModule, Removable):
     r"""Lasso, L21, mean-regularised multi-task learning, MRN and MTRL: penalties on the weights of the heads.
 
     ``U_t`` ``[h_t, D]`` is the weight of the first ``Linear`` or convolution of head ``t`` (or its rows in one for all
-    tasks), ``w_t`` the same as a vector of M entries, ``W`` ``[T, M]`` all of them. ``penalty()`` is ``strength`` times
+    tasks), first in the order in which the head's ``__init__`` sets them (:attr:`weight_names` says which),
+    ``w_t`` the same as a vector of M entries, ``W`` ``[T, M]`` all of them. ``penalty()`` is ``strength`` times
 
     - ``"lasso"``: ``sum_t |U_t|_1`` (Tibshirani, JRSS-B 1996).
     - ``"l21"``: ``sum_d |u_d|_2``, ``u_d`` being what all heads have for input ``d`` (of a convolution: for input channel

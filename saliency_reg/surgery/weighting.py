@@ -132,12 +132,13 @@ def task_weights(weighting: Weighting, gramian: Tensor, ranks: Ranks) -> Tensor:
         return torch.full_like(gramian.diagonal(), torch.nan)
     # On the host: most weightings solve a problem there anyway.
     present = gramian.diagonal().cpu().nonzero().flatten().tolist()
-    if len(present) < 2:
+    # A single task has nothing to be weighed against, but for what a weighting knows of the absent ones.
+    if not present or (len(present) == 1 and not takes_zero_rows(weighting, max(len(gramian), 3))):
         return torch.ones_like(gramian.diagonal())
     if len(present) == len(gramian):
         _keep_state_apart(weighting, present)
         weights = _weights_of(weighting, gramian)
-    elif takes_zero_rows(weighting, len(gramian)):
+    elif len(present) == 1 or takes_zero_rows(weighting, len(gramian)):
         weights = _weights_of(weighting, gramian)[present]
     else:
         _keep_state_apart(weighting, present)

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from ...capture import ColumnsChoice, FeatureChoice, HeadsChoice, Item
-from ...errors import ConfigurationError, MissingArgumentError, ShapeError, SurgeryError, WrongTypeError
+from ...errors import (
+    ConfigurationError,
+    MissingArgumentError,
+    ShapeError,
+    StateMismatchError,
+    SurgeryError,
+    WrongTypeError,
+)
 from ...tasks import Losses, losses_per_task, per_task
 from ...torch_tools import (
     Gradient,
     Hook,
     StepHook,
     check_not_closure_only,
+    names_from_bytes,
+    names_to_bytes,
     non_negative_number,
     positive_number,
     this_pass,
@@ -64,8 +73,9 @@ class GradNorm(FeatureSurgery):
       whose weights keep their sum.
 
     Micro-batches of an accumulation count as one batch, if their losses are divided by their number, as ever. In several
-    processes lengths and losses are those of the joined batch. What a step that GradScaler skips had brought counts to the
-    next one, unless it was not finite.
+    processes lengths are those of the joined batch. The loss of a task is its mean over the micro-batches and the processes
+    that have one, so that its rate does not depend on how many have labels; a loss of exactly 0 counts as none. What a step
+    that GradScaler skips had brought counts to the next one, unless it was not finite.
 
     Args:
         model, heads, tasks, columns, feature, output, channel_axis, process_group: as in :class:`FeatureSurgery`.
@@ -96,8 +106,10 @@ class GradNorm(FeatureSurgery):
     """
 
     weighting: LossBalance
+    task_names: Tensor
     _step_hook: StepHook | None = None
-    #: Of a backward pass: its number, and ``[3, T]``: losses by their factor, 1 for a task with one, and that factor.
+    #: Of a backward pass: its number, and ``[3, T]``: losses by their factor, 1 for a task with one, and that factor
+    #: where the loss is not 0.
     _noted: tuple[int, Tensor] | None = None
     in_a_copy: ClassVar[dict[str, Any]] = {"_step_hook": None, "_noted": None}
 
@@ -137,6 +149,7 @@ class GradNorm(FeatureSurgery):
             self.remove()
             raise
         self._passes = 0
+        self.register_buffer("task_names", names_to_bytes(self.tasks))
         if optimizer is not None:
             self.attach_optimizer(optimizer)
 
@@ -176,7 +189,7 @@ class GradNorm(FeatureSurgery):
         nothing = torch.zeros_like(total)
         rows = torch.stack([found[task].detach().to(nothing) if task in found else nothing for task in self._indices])
         known = torch.tensor([float(task in found) for task in self._indices])
-        rows = torch.stack([rows, known.to(rows), torch.ones_like(rows)])
+        rows = torch.stack([rows, known.to(rows), rows.ne(0).to(rows)])
         return noted(total, Hook(self._note, rows))
 
     def step(self) -> None:
@@ -228,11 +241,11 @@ class GradNorm(FeatureSurgery):
             return weighed
         norms = self.report.gramian.diagonal()
         rows = norms.new_zeros(3, len(norms)) if here is None else here.to(norms)
-        # Gradients are averaged over the processes, and so are losses, also where one has none.
+        # Gradients are averaged over the processes, and so are losses and their factors.
         rows = self.ranks.add(rows.clone()) / self.ranks.size
         found = torch.cat([norms.unsqueeze(0), rows]).cpu()  # a device is waited for once
         self._check(*found[:3])
-        self.weighting.add(found[0], found[1], found[3, 0])
+        self.weighting.add(found[0], found[1], found[3])
         self._passes += 1
         if self._passes == PASSES:
             warn_user(_NO_STEP)
@@ -276,6 +289,18 @@ class GradNorm(FeatureSurgery):
         if missing := [task for index, task in enumerate(self.tasks) if index not in found]:
             raise MissingArgumentError(f"initial_losses has no number for {missing}. Give one for each task, or none.")
         return [positive_number(f"initial_losses[{self.tasks[index]!r}]", loss) for index, loss in found.items()]
+
+    def check_loaded(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Also refuse the state of other tasks, to whose positions the weights belong."""
+        saved = state_dict.get(prefix + "task_names")
+        if isinstance(saved, Tensor) and saved.ndim == 1 and not saved.is_meta:
+            names = names_from_bytes(saved)
+            if names != list(self.tasks):
+                raise StateMismatchError(
+                    f"the state dict was saved for the tasks {names}, but this GradNorm has {list(self.tasks)}. Build it "
+                    "with the same tasks in the same order. Nothing was loaded."
+                )
+        super().check_loaded(state_dict, prefix)
 
     def __repr__(self) -> str:
         heads = "attached to no model" if self._capture is None else f"heads {self._capture.describe()[0]}"

@@ -28,7 +28,7 @@ class LossBalance(StateModule):
     initial_losses: Tensor
     squared_norms: Tensor
     losses: Tensor
-    factor: Tensor
+    factors: Tensor
 
     def __init__(
         self, num_tasks: int, asymmetry: float, learning_rate: float, initial_losses: Sequence[float] | None = None
@@ -45,26 +45,27 @@ class LossBalance(StateModule):
         # Of the backward passes since the latest update.
         self.register_buffer("squared_norms", zeros.clone())
         self.register_buffer("losses", zeros.clone())
-        self.register_buffer("factor", zeros.new_zeros(()))
+        self.register_buffer("factors", zeros.clone())
 
     def forward(self, gramian: Tensor) -> Tensor:
         """Return the weights of now, ``[T, T] -> [T]``."""
         return self.weights.to(gramian)
 
     @torch.no_grad()
-    def add(self, squared_norms: Tensor, losses: Tensor, factor: Tensor) -> None:
+    def add(self, squared_norms: Tensor, losses: Tensor, factors: Tensor) -> None:
         """Take up a backward pass; one that is not finite is left out.
 
         Args:
             squared_norms: ``[T]`` of the task gradients, before they were weighed.
-            losses: ``[T]``, 0 for a task without one, multiplied by the ``factor``.
-            factor: 0-dim, with which the backward pass began: the loss scale, and a micro-batch's share of the step.
+            losses: ``[T]``, 0 for a task without one, multiplied by the ``factors``.
+            factors: ``[T]``, with which the backward pass began: the loss scale, and a micro-batch's share of the step; 0
+                for a task without a loss, so that losses are averaged over the micro-batches and processes that have one.
         """
-        found = torch.cat([squared_norms, losses, factor.unsqueeze(0)])
+        found = torch.cat([squared_norms, losses, factors])
         if bool(torch.isfinite(found).all()):
             self.squared_norms += squared_norms.to(self.weights)
             self.losses += losses.to(self.weights)
-            self.factor += factor.to(self.weights)
+            self.factors += factors.to(self.weights)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -74,12 +75,10 @@ class LossBalance(StateModule):
         ``exp(+-learning_rate)``, against the sign of the derivative of ``sum_t |G_t - R_t|``. Then the weights of the tasks
         that took part are scaled to the sum that they had. Those are the tasks with a gradient, if there are two of them.
         """
-        squared_norms, losses, factor = self.squared_norms.clone(), self.losses.clone(), self.factor.clone()
-        for buffer in (self.squared_norms, self.losses, self.factor):
+        squared_norms, losses, factors = self.squared_norms.clone(), self.losses.clone(), self.factors.clone()
+        for buffer in (self.squared_norms, self.losses, self.factors):
             buffer.zero_()
-        if factor == 0:
-            return
-        losses /= factor
+        losses /= torch.where(factors == 0, 1.0, factors)
         present = squared_norms > 0
         self.initial_losses += torch.where(present & (self.initial_losses == 0), losses, 0.0)
         present &= self.initial_losses > 0

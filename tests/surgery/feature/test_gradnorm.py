@@ -80,7 +80,7 @@ def test_the_step_is_against_finite_differences_of_the_objective(asymmetry: floa
     rate, before = 1e-3, torch.tensor([0.5, 1.5, 1.2, 0.8], dtype=torch.float64)
     balance = LossBalance(4, asymmetry, rate, [1.0] * 4)
     balance.weights.copy_(before)
-    balance.add(lengths.square(), losses, torch.tensor(1.0))
+    balance.add(lengths.square(), losses, torch.ones(4))
     balance.update()
 
     def value(logs: Tensor) -> float:
@@ -102,7 +102,7 @@ def test_lengths_become_equal_without_asymmetry() -> None:
     balance = LossBalance(3, 0.0, 0.025)
     lengths = torch.tensor([100.0, 1.0, 2.0], dtype=torch.float64)
     for _ in range(400):
-        balance.add(lengths.square(), torch.ones(3), torch.tensor(1.0))
+        balance.add(lengths.square(), torch.ones(3), torch.ones(3))
         balance.update()
     own = balance.weights * lengths
     assert float(own.max() / own.min()) < 1.08  # they hover by the learning rate
@@ -112,7 +112,7 @@ def test_lengths_become_equal_without_asymmetry() -> None:
 def test_a_task_that_falls_behind_gets_more() -> None:
     balance = LossBalance(2, 1.5, 0.025, [1.0, 1.0])
     for _ in range(100):
-        balance.add(torch.ones(2), torch.tensor([0.2, 0.8]), torch.tensor(1.0))
+        balance.add(torch.ones(2), torch.tensor([0.2, 0.8]), torch.ones(2))
         balance.update()
     ratio = float(balance.weights[1] / balance.weights[0])
     # Rates 0.4 and 1.6 of their mean. All that the targets ask for, 0.253 and 2.02 of the mean, is more than there is.
@@ -125,8 +125,8 @@ def test_permutation() -> None:
     one, other = LossBalance(3, 1.5, 0.1), LossBalance(3, 1.5, 0.1)
     for _ in range(10):
         norms, losses = (torch.rand(3, generator=generator, dtype=torch.float64) for _ in range(2))
-        one.add(norms, losses, torch.tensor(1.0))
-        other.add(norms[order], losses[order], torch.tensor(1.0))
+        one.add(norms, losses, torch.ones(3))
+        other.add(norms[order], losses[order], torch.ones(3))
         one.update()
         other.update()
     torch.testing.assert_close(one.weights[order], other.weights, rtol=1e-12, atol=0)
@@ -164,6 +164,46 @@ def test_micro_batches_are_one_batch(parts_of_batch: int) -> None:
     for one, other in zip(whole[0].parameters(), split[0].parameters()):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     assert float(whole[2].weights.std()) > 0.01
+
+
+@pytest.mark.parametrize("absent", ["left out", "masked"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_rate_of_a_task_does_not_depend_on_how_many_micro_batches_have_it(first: bool, absent: str) -> None:
+    """Each step sees the same two micro-batches, but for the losses of one task in the first or in later steps."""
+    model, optimizer, gradnorm = built(asymmetry=1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    rates = []
+
+    def step(update: Any = gradnorm.weighting.update) -> None:
+        balance = gradnorm.weighting
+        known = balance.initial_losses.clone()
+        rates.append((balance.losses / balance.factors / known).tolist())
+        update()
+
+    gradnorm.weighting.update = step
+    for number in range(3):
+        for part in range(2):
+            losses = losses_of(named_outputs(model(inputs_of("tanh heads", 0))))
+            if part == 1 and first == (number == 0):
+                losses["second"] = 0 * losses["second"]
+                if absent == "left out":
+                    del losses["second"]
+            (gradnorm(losses) / 2).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for found in rates[1:]:
+        assert found == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_state_of_other_tasks_is_refused() -> None:
+    *_, gradnorm = built()
+    state = gradnorm.state_dict()
+    entry = build("tanh heads", 1)
+    other = GradNorm(entry.model, {task: f"heads.{task}" for task in reversed(TASKS)})
+    with pytest.raises(errors.StateMismatchError, match="same order"):
+        other.load_state_dict(state)
+    assert torch.equal(other.weights, torch.ones(3, dtype=torch.float64))
 
 
 def test_two_forwards_in_one_backward_pass_count_once() -> None:
@@ -365,16 +405,14 @@ def test_two_processes_equal_one() -> None:
     optimizer = torch.optim.SGD(entry.model.parameters(), lr=0.05)
     gradnorm = GradNorm(entry.model, "heads", optimizer=optimizer, learning_rate=0.1)
     for number in range(5):
-        outputs = entry.model(inputs_of("tanh heads", number))
-        total: dict[str, Tensor] = {}
-        for rank in range(2):
+        optimizer.zero_grad()
+        for rank in range(2):  # the share of a process is a micro-batch here
             rows = slice(4 * rank, 4 * rank + 4)
             absent = {1: ("second",), 2: TASKS}.get(number if rank else 0, ())
-            losses = own_losses({task: output[rows] for task, output in outputs.items()}, number, rows)
-            for task in set(TASKS) - set(absent):
-                total[task] = total.get(task, 0) + losses[task] / 2
-        optimizer.zero_grad()
-        gradnorm(total).backward()
+            losses = own_losses(entry.model(inputs_of("tanh heads", number)[rows]), number, rows)
+            total = gradnorm({task: loss for task, loss in losses.items() if task not in absent}) / 2
+            if total.requires_grad:
+                total.backward()
         optimizer.step()
         torch.testing.assert_close(first[2 * number], gradnorm.weights, rtol=1e-9, atol=1e-9)
     for one, other in zip(first[10:], entry.model.parameters()):
