@@ -42,13 +42,15 @@ def _introduction(options: argparse.Namespace) -> str:
     problem = data_set_at(place).build(values, place.where, 0)
     sizes = [len(own) for own in (problem.train, problem.validation, problem.test)]
     parameters = sum(own.numel() for own in problem.blueprint.backbone().parameters())
+    epochs = values["epochs"]
+    looks = -(-epochs // max(1, epochs // values["evaluations"]))
     tried = options.trials or count_of(setting.spaces["weight decay"])
     lines = (
         f"{setting.label}: {len(problem.kinds)} tasks; {sizes[0]} training, {sizes[1]} validation and {sizes[2]} test "
         "samples.",
         f"All methods: a backbone of {parameters:,} parameters, AdamW, learning rate {values['learning_rate']:g}, batches "
-        f"of {values['batch_size']}, {values['epochs']} epochs; the best epoch by validation, which is looked at "
-        f"{values['evaluations']} times.",
+        f"of {values['batch_size']}, {epochs} epochs; the best epoch by validation, which is looked at "
+        f"{looks} times.",
         f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
         "decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
     )

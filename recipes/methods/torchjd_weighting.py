@@ -43,7 +43,8 @@ def torchjd_weighting(name: str, seed: int) -> TorchJDWeighting:
         ImportError: TorchJD, or what this weighting needs beside it, is not installed.
     """
     aggregation = need("torchjd.aggregation")
-    kind = getattr(aggregation, f"{name}Weighting", None)
+    # Without a name it is their base class.
+    kind = getattr(aggregation, f"{name}Weighting", None) if name else None
     if name in _UNUSABLE or not isinstance(kind, type):
         known = sorted(one.removesuffix("Weighting") for one in dir(aggregation) if one.endswith("Weighting"))
         usable = ", ".join(one for one in known if one and one not in _UNUSABLE)

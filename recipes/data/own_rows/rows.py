@@ -17,7 +17,7 @@ from ..hub import fingerprint_of
 from ..images.in_files import readable
 from ..label_columns import check_columns, is_missing
 from ..own_table import Labels, read_frame, read_labels, task_table
-from ..splits import check_no_image_twice, rows_by_chance, rows_by_column
+from ..splits import SPLITS, check_no_image_twice, rows_by_chance, rows_by_column
 from ..task_kinds import TaskKind
 from .features import Features, read_features
 
@@ -111,12 +111,13 @@ class OwnRows:
     @property
     def fingerprint(self) -> str:
         """Of all that a training reads."""
+        given = [] if self.rows is None else [self.rows[name] for name in SPLITS]
         if isinstance(self.inputs, Features):
-            return fingerprint_of(self.labels, self.inputs.values, texts=[*self.kinds, *self.inputs.names])
+            return fingerprint_of(self.labels, self.inputs.values, *given, texts=[*self.kinds, *self.inputs.names])
         if self.form == "text":
-            return fingerprint_of(self.labels, texts=[*self.kinds, *map(str, self.inputs)])
+            return fingerprint_of(self.labels, *given, texts=[*self.kinds, *map(str, self.inputs)])
         files = [f"{Path(path).name} {Path(path).stat().st_size}" for path in self.inputs]
-        return fingerprint_of(self.labels, texts=[*self.kinds, *files])
+        return fingerprint_of(self.labels, *given, texts=[*self.kinds, *files])
 
     @property
     def about(self) -> str:

@@ -154,6 +154,17 @@ class TestSplits:
             texts = [{own.inputs[row] for row in rows.tolist()} for rows in own.split(seed, 0.2, 0.2).values()]
             assert sum(map(len, texts)) == 100
 
+    def test_other_splits_in_the_column_are_other_data(self, tmp_path):
+        names = ("train", "validation", "test")
+        tables = [
+            table(tmp_path / f"{shift}.csv", {**PLAIN, "split": lambda row, shift=shift: names[(row + shift) % 3]})
+            for shift in (0, 1)
+        ]
+        columns = {"features": ("x",), "tasks": ("a", "b")}
+        one, other = (rows_of(path, **columns, split_column="split").fingerprint for path in tables)
+        assert one != other
+        assert len({rows_of(path, **columns).fingerprint for path in tables}) == 1
+
     def test_a_column_gives_them_for_all_seeds(self, tmp_path):
         columns = {**PLAIN, "part": lambda row: ("train", "train", "val", "test")[row % 4]}
         own = rows_of(table(tmp_path / "t.csv", columns, 80), features=("x",), split_column="part")

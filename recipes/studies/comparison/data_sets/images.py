@@ -22,7 +22,7 @@ from ....data.task_kinds import BINARY, TaskKind
 from ....models.architectures.blueprint import Blueprint
 from ....models.small_networks import small_blueprint
 from ....models.small_resnet import SMALL_BACKBONE, SmallResNet, register_small_backbone
-from ....runtime.errors import need
+from ....runtime.errors import OptionError, need
 from ..problem import BINARY_COMPARED, BINARY_METRICS, COMMON_VALUES, DataSet, Problem
 from .blueprints import blueprint_of
 from .places import folder_of, no_fingerprint
@@ -35,7 +35,10 @@ _MEAN, _STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 def _digits(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
     del place
-    splits = digit_splits(seed, values["train_per_class"], values["validation_per_class"])
+    try:
+        splits = digit_splits(seed, values["train_per_class"], values["validation_per_class"])
+    except ValueError as error:
+        raise OptionError(f"{error} Use fewer.") from error
     blueprint = small_blueprint(splits.tasks, values["activation"])
     return Problem(splits.kinds, splits.train, splits.validation, splits.test, blueprint)
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from saliency_reg.errors import SaliencyRegError
 from ....data.images.celeba import HUB_ID
 from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
+from ....models.small_networks import ACTIVATIONS
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
 from ....runs.single_run import plain_warnings
 from ....runtime.errors import OptionError, RecipeError
+from ....training.optimizers import OPTIMIZERS
 from ...cell_training import options_of
 from ...study import Setting
 from ..problem import DataSet
@@ -40,6 +42,11 @@ _OF_ABLATIONS = (
     *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
     *("srdml+pcgrad", "srdml_cosine+pcgrad@parameters"),
 )
+#: Of values that are names.
+_CHOICES: Mapping[str, Collection[str]] = {
+    "activation": ACTIVATIONS,
+    "decayed": OPTIMIZERS,
+}
 _NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
 
 
@@ -90,7 +97,7 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if options.pretrained and "pretrained" not in data_set.values:
         parser.error(f"argument --pretrained: {data_set.key} has no --backbone. Leave it out.")
     values = {**data_set.values, **_chosen(options, data_set)}
-    fixed = ("data", "version", *OF_TABLE)
+    fixed = ("data", "version", "weight_decay", *OF_TABLE)  # every method chooses its weight decay
     for change in options.changes:
         name, equals, text = change.partition("=")
         if not equals or name not in data_set.values or name in fixed:
@@ -100,6 +107,8 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             values[name] = value_of(text, data_set.values[name])
         except ValueError as error:
             parser.error(f"argument --set: {name}: {error}")
+        if name in _CHOICES and values[name] not in _CHOICES[name]:
+            parser.error(f"argument --set: {name}: found {text!r}. Use one of {', '.join(_CHOICES[name])}.")
     try:
         options_of(values)
     except OptionError as error:
@@ -122,8 +131,8 @@ def value_of(text: str, default: Any) -> Any:
     Raises:
         ValueError: it is of another kind.
 
-    >>> value_of("20", 5), value_of("0.5", 1), value_of("[64, 32]", [64])
-    (20, 0.5, [64, 32])
+    >>> value_of("20", 5), value_of("1", 0.5), value_of("[64, 32]", [64])
+    (20, 1, [64, 32])
     """
     if isinstance(default, str):
         return text
@@ -137,7 +146,8 @@ def value_of(text: str, default: Any) -> Any:
         value = text
     numbers = (int, float)
     same = type(value) is type(default)
-    if not same and not (type(value) in numbers and type(default) in numbers):
+    # A whole number can be that of a share, but no share is a number of samples.
+    if not same and not (type(value) in numbers and isinstance(default, float)):
         raise ValueError(f"found {text!r}. Use a value such as {json.dumps(default)}.")
     return value
 

@@ -36,7 +36,7 @@ _QUICK_STEPS = {"features": 240, "text": 160, "image": 120}
 #: The key of such a data set.
 OWN = "own"
 #: Names of values that say what is what in a table; others can be chosen.
-OF_TABLE = ("inputs", "columns", "label_columns", "split_column")
+OF_TABLE = ("inputs", "columns", "label_columns", "kinds", "split_column")
 _BATCH_SIZE = 32
 _MOST_NAMED = 50
 #: Of the rows, where no column gives the splits. Every seed draws others, so that intervals over seeds tell how much a
@@ -104,6 +104,8 @@ def own_data_set(
         "inputs": rows.form,
         "columns": _named(rows.columns),
         "label_columns": list(rows.kinds),
+        # The same labels can be learned as another kind.
+        **({"kinds": [kind.name for kind in rows.kinds.values()]} if columns.kind else {}),
         "split_column": columns.split_column,
         **({} if columns.split_column else _SHARES),
         **parts,

@@ -144,6 +144,12 @@ class TestOptions:
             (["--folder", "x"], "argument --folder: digits needs none"),
             (["--set", "epochs"], "argument --set: found 'epochs'. Use NAME=VALUE with one of"),
             (["--set", "colour=1"], "argument --set: found 'colour=1'. Use NAME=VALUE with one of"),
+            (["--set", "weight_decay=0.3"], "argument --set: found 'weight_decay=0.3'"),
+            (["--set", "activation=sine"], "argument --set: activation: found 'sine'. Use one of"),
+            (["--set", "decayed=tails"], "argument --set: decayed: found 'tails'. Use one of all, heads."),
+            (["--set", "train_per_class=2.5"], "argument --set: train_per_class: found '2.5'. Use a value such as 5."),
+            (["--set", "train_per_class=500"], "there are 97 images of the rarest class"),
+            (["--methods", "torchjd:"], "TorchJD has no weighting ''. Use one of"),
             (["--set", "data=sarcos"], "argument --set: found 'data=sarcos'"),
             (["--set", "epochs=many"], "argument --set: epochs: found 'many'. Use a value such as 30."),
             (["--set", "epochs=0"], "argument --set: epochs must be a whole number from 1 on; found 0."),
@@ -161,9 +167,18 @@ class TestOptions:
         assert value_of("false", True) is False
         assert value_of("3", 0.5) == 3
         assert value_of("all", 100) is None
-        for text, default in (("1", True), ("true", 1), ("x", 1), ("1", [1]), ("null", 1), ("NaN", 1.0)):
+        for text, default in (("1", True), ("true", 1), ("0.5", 1), ("x", 1), ("1", [1]), ("null", 1), ("NaN", 1.0)):
             with pytest.raises(ValueError, match="Use a value such as"):
                 value_of(text, default)
+
+    @pytest.mark.parametrize(
+        ("epochs", "evaluations", "looks"), [(30, 10, 10), (100, 12, 13), (20, 12, 20), (3, 10, 3)]
+    )
+    def test_the_introduction_counts_the_looks(self, epochs, evaluations, looks):
+        options = COMMAND.options_of(["--set", f"epochs={epochs}", f"evaluations={evaluations}"])
+        assert f"which is looked at {looks} times." in COMMAND.introduction(options)
+        every = max(1, epochs // evaluations)  # as the training has it
+        assert looks == sum(epoch % every == 0 or epoch == epochs for epoch in range(1, epochs + 1))
 
     def test_groups_of_no_name(self, tmp_path):
         answer = call(main, "--data", "groups", "--folder", "letters", "--out", tmp_path)

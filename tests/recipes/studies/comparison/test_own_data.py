@@ -48,6 +48,17 @@ def result_of(arguments, method, value, seed, folder, reported=True):
     return train_compared(Cell(setting, METHODS[method], value, seed, reported), place, folder).to_dict()
 
 
+class TestKeys:
+    def test_results_of_another_kind_of_task_are_others(self, tmp_path):
+        arguments, labels = features_table(tmp_path)
+        values = [
+            setting_and_place([*arguments, *more])[0].values
+            for more in ((), ("--kind", f"{labels[0]}=number"), ("--kind", f"{labels[0]}=classes"))
+        ]
+        assert values[0] != values[1] != values[2] != values[0]
+        assert "kinds" not in values[0]
+
+
 class TestProblems:
     @pytest.mark.parametrize("form", TABLES)
     def test_batches_and_outputs(self, tmp_path, form):
