@@ -30,7 +30,8 @@ PARTS = ("head_penalty", "rep_mtl", "gradnorm", "loss_weighting")
 FIELD = [
     key
     for key, method in METHODS.items()
-    if any(getattr(method, part) for part in (*PARTS, "frozen")) or method.architecture not in ("hard_sharing", "single_task")
+    if any(getattr(method, part) for part in (*PARTS, "frozen"))
+    or method.architecture not in ("hard_sharing", "single_task")
 ]
 OF_TORCHJD = ["torchjd:UPGrad", "torchjd:IMTLG@parameters", "torchjd:DWA", "torchjd:IMTLL", "torchjd:FAMO"]
 

@@ -96,6 +96,9 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             parser.error(f"argument --{name}: {data_set.key} has none. Leave it out.")
     if options.pretrained and "pretrained" not in data_set.values:
         parser.error(f"argument --pretrained: {data_set.key} has no --backbone. Leave it out.")
+    for name in ("images", "checkpoint_path"):
+        if getattr(options, name) is not None and data_set.values.get("inputs") != "image":
+            parser.error(f"argument --{name.replace('_', '-')}: the inputs are no images. Leave it out.")
     values = {**data_set.values, **_chosen(options, data_set)}
     fixed = ("data", "version", "weight_decay", *OF_TABLE)  # every method chooses its weight decay
     for change in options.changes:

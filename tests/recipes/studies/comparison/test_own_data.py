@@ -198,6 +198,7 @@ class TestCommand:
         assert "single_task" in quick.methods
         assert len(quick.methods) < 10
         assert whole.methods is None
+        assert quick.seeds >= 5, "with fewer there is no verdict"
         assert quick.values["epochs"] < whole.values["epochs"]
         assert COMMAND.options_of([*arguments, "--quick", "--methods", "hard_sharing", "mmoe"]).methods == [
             "hard_sharing",
@@ -213,6 +214,8 @@ class TestCommand:
             (["--image", "mean_area"], "--image and --features"),
             (["--set", "columns=1"], "with one of activation"),
             (["--pretrained"], "--pretrained: own has no --backbone"),
+            (["--checkpoint-path", "x.pth"], "--checkpoint-path: the inputs are no images"),
+            (["--images", "folder"], "--images: the inputs are no images"),
             (["--kind", "benign=thing"], "COLUMN=binary"),
         ],
     )
