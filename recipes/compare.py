@@ -1,7 +1,7 @@
 """Every method of the field on the same data, backbone, seeds and number of trials: does anything beat tuned hard sharing?
 
-Each method tries as many values of the one number that it tunes, chosen on validation with seeds that are not reported; test
-splits are seen by reported trainings alone. Every result goes into one file as soon as it is there, and is never computed
+Each method tries as many values of the one number that it tunes, chosen on validation splits of seeds that are not reported, and
+no trial sees a test split. Every result goes into one file as soon as it is there, and is never computed
 again: stop the command whenever you like, and run it again to go on.
 """
 
@@ -53,6 +53,7 @@ def _introduction(options: argparse.Namespace) -> str:
         f"{looks} times.",
         f"Each method that tunes a value tries {tried}, on {options.tuning_seeds} seed(s) that are not reported: its weight "
         "decay, or with a penalty the strength (SRDML: its share in the losses) at the decay of hard sharing.",
+        "Methods on frozen features train twice as long: hard sharing first, then heads.",
     )
     return "\n".join([*([introduction(values, place.where), ""] if place.data == OWN else []), *lines])
 

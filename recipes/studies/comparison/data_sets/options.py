@@ -14,6 +14,7 @@ from typing import Any
 from saliency_reg.errors import SaliencyRegError
 
 from ....data.images.celeba import HUB_ID
+from ....data.images.cifar import TASK_SETS
 from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_networks import ACTIVATIONS
@@ -37,8 +38,8 @@ MOST_NETWORKS, MOST_LARGE_NETWORKS = 40, 20
 QUICK_METHODS = ("constant", "single_task", "hard_sharing", "uncertainty", "pcgrad", "srdml", "srdml_default")
 #: Of TorchJD, beside those that the recipes have themselves.
 OF_TORCHJD = ("torchjd:UPGrad",)
-#: Distances between saliencies are compared in another command.
-_OF_ABLATIONS = (
+#: With another distance between saliencies, or surgery at the other level.
+_VARIANTS = (
     *("srdml_uniform", "srdml_uniform_sqeuclidean", "srdml_uniform_sqchordal", "srdml_sqeuclidean", "srdml_sqchordal"),
     *("srdml+pcgrad", "srdml_cosine+pcgrad@parameters"),
 )
@@ -46,6 +47,7 @@ _OF_ABLATIONS = (
 _CHOICES: Mapping[str, Collection[str]] = {
     "activation": ACTIVATIONS,
     "decayed": OPTIMIZERS,
+    "tasks": TASK_SETS,
 }
 _NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
 
@@ -201,8 +203,8 @@ def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
 def _reason(setting: Setting, method: Method) -> str | None:
     values, tasks = setting.values, _tasks_of(setting.values)
     most = MOST_LARGE_NETWORKS if _is_large(values) else MOST_NETWORKS
-    if method.key in _OF_ABLATIONS:
-        return "another distance or level, see recipes.ablations"
+    if method.key in _VARIANTS:
+        return "a variant of one that is compared"
     if method.architecture not in ARCHITECTURES:
         return f"nothing builds the architecture {method.architecture} here"
     if not setting.has_space(method):
