@@ -1,8 +1,8 @@
 """Every method of the field on the same data, backbone, seeds and number of trials: does anything beat tuned hard sharing?
 
-Each method tries as many values of the one number that it tunes, chosen on validation splits of seeds that are not reported, and
-no trial sees a test split. Every result goes into one file as soon as it is there, and is never computed
-again: stop the command whenever you like, and run it again to go on.
+Each method tries as many values of the one number that it tunes, chosen on validation splits of seeds that are not reported;
+no trial sees a test split. Every result goes into one file as soon as it is there, and is never computed again: stop the
+command whenever you like, and run it again to go on.
 """
 
 from __future__ import annotations
