@@ -62,8 +62,12 @@ def _draw(study: Study, folder: Path | None) -> str:
     draw_study(study, folder)
     (setting,) = study.settings
     reasons = left_out(setting, COMPARED_METHODS)
-    unused = [f"{key} ({why})" for key, why in reasons.items() if key not in setting.methods]
-    return f"Not compared unless named after --methods: {'; '.join(unused)}." if unused else ""
+    unused: dict[str, list[str]] = {}
+    for key, why in reasons.items():
+        if key not in setting.methods:
+            unused.setdefault(why, []).append(key)
+    said = "; ".join(f"{', '.join(keys)} ({why})" for why, keys in unused.items())
+    return f"Not compared unless named after --methods: {said}." if said else ""
 
 
 def _comparison(options: argparse.Namespace) -> Comparison:

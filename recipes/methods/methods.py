@@ -105,6 +105,11 @@ class Methods(Mapping[str, Method]):
         self._methods: dict[str, Method] = {}
         self._torchjd = torchjd
 
+    @property
+    def hint(self) -> str:
+        """What else is found by its name, for help texts."""
+        return f", or {TORCHJD}NAME for what TorchJD has, such as {TORCHJD}UPGrad" if self._torchjd else ""
+
     def add(self, method: Method) -> Method:
         """Make a method known to every study, table and command line.
 

@@ -103,7 +103,7 @@ def method_name(text: str, methods: Methods = METHODS) -> str:
     if not known:
         near = difflib.get_close_matches(text, methods, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise argparse.ArgumentTypeError(f"found {text!r}.{hint} Use one of {', '.join(methods)}.")
+        raise argparse.ArgumentTypeError(f"found {text!r}.{hint} Use one of {', '.join(methods)}{methods.hint}.")
     return methods.name_of(text)
 
 

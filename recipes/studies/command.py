@@ -116,7 +116,7 @@ class StudyCommand:
             nargs="+",
             type=functools.partial(method_name, methods=self.methods),
             metavar="METHOD",
-            help=f"some of {', '.join(self.methods)} (default: those of the tables)",
+            help=f"some of {', '.join(self.methods)}{self.methods.hint} (default: those of the tables)",
         )
         add_number(study, "--seeds", self.seeds, "how many seeds are reported: 0, 1, ...")
         add_number(

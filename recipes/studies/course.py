@@ -50,6 +50,7 @@ class Course:
         self._typed = typed
         self._path: Path = options.results
         self._began = time.monotonic()
+        self._introduction = ""
         if ranks.size > 1 and options.workers not in (None, 1):
             parser.error(
                 f"argument --workers: the {ranks.size} processes that were started share each training, and there are no "
@@ -68,7 +69,8 @@ class Course:
             if trains and study.done < study.trainings:
                 data = self._check_data(study)
                 if command.introduction is not None:
-                    self._print(command.introduction(options))
+                    self._introduction = command.introduction(options)  # data that are not needed need not be there
+                    self._print(self._introduction)
                 if ranks.size > 1:
                     self._print(f"Each training is shared by {ranks.size} processes, the batch included.")
                 code = self._train(study, data)
@@ -160,7 +162,8 @@ class Course:
             if command.draw is not None:
                 print(f"\n{command.draw(study, None)}".rstrip())
             return code
-        origin = Origin(command.name, command.description.partition("\n")[0], self._typed)
+        about = command.description.partition("\n")[0]
+        origin = Origin(command.name, about, self._typed, introduction=self._introduction)
         try:
             written = write_beside(path, study, origin, self._content(study, code), columns, command.draw, comparison)
         except KeyboardInterrupt:

@@ -51,6 +51,7 @@ class Origin:
     description: str
     command: str
     pictures: Sequence[Path] = ()
+    introduction: str = ""
 
 
 def page(

@@ -15,7 +15,7 @@ from saliency_reg.errors import SaliencyRegError
 
 from ....data.images.celeba import HUB_ID
 from ....data.images.cifar import TASK_SETS
-from ....methods.methods import MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
+from ....methods.methods import BASELINE, MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_networks import ACTIVATIONS
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
@@ -82,7 +82,10 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"of texts: folder or id on the hub (default: {SMALL}, one layer with new weights)"
     model.add_argument("--encoder", metavar="NAME", help=text)
     model.add_argument("--pretrained", action="store_true", help="begin with timm's weights, which are downloaded")
-    text = "a first look: few methods unless they are named, and short trainings on a --table"
+    text = (
+        f"a first look: {len(QUICK_METHODS)} methods unless they are named, and short trainings on a --table: a few minutes "
+        "for hundreds of rows"
+    )
     model.add_argument("--quick", action="store_true", help=text)
     text = "other values of the data set, such as train_per_class=10 epochs=20; a wrong name tells which there are"
     model.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", dest="changes", help=text)
@@ -121,6 +124,8 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     options.values, options.label = values, data_set.label
     if options.quick and not options.methods:
         options.methods = [key for key in QUICK_METHODS if key != SINGLE_TASK or not _is_large(values)]
+    if options.methods and BASELINE not in options.methods:
+        options.methods = [BASELINE, *options.methods]  # all are compared with it
     if options.results is None:
         options.name = options.name or (Path(options.table).stem if options.table else data_set.key)
     trains = options.minutes is None or options.minutes > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ....methods.methods import Method
@@ -42,7 +42,33 @@ def legend(study: Study) -> str:
         "tasks gain (Maninis et al. 2019). Step time is relative to the baseline with the same seed (median over seeds), "
         "peak memory the largest."
     )
+    if any("nmse" in result["macro"] for result in _results(study)):
+        found.append("nMSE is the mean squared error over the variance of the labels.")
+    for setting in study.settings:
+        if edges := at_the_edge(study, setting):
+            found.append(
+                f"The best value is the largest that was tried, so that a larger one may be better: {', '.join(edges)}."
+            )
     return " ".join(found)
+
+
+def at_the_edge(study: Study, setting: Setting) -> list[str]:
+    """The methods whose chosen value is the largest of several; to the other side grids go down to nothing."""
+    found = []
+    for method in study.methods_of(setting):
+        tried = [value for value, _ in study.tuning(setting, method) if isinstance(value, (int, float))]
+        if len(tried) > 1 and study.chosen(setting, method) == max(tried):
+            found.append(method.label)
+    return found
+
+
+def _results(study: Study) -> list[Mapping[str, Any]]:
+    return [
+        result
+        for setting in study.settings
+        for method in study.methods_of(setting)
+        for result in study.reported(setting, method).values()
+    ]
 
 
 def comparison_rows(study: Study, setting: Setting, columns: Columns) -> list[list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from ....methods.methods import Method
@@ -68,9 +69,9 @@ def comparison_verdict(study: Study, setting: Setting, metric: str) -> Verdict:
         lead = f"nothing here beats {base} in {text} clearly; the best of {count} is" if kind == NO else (
             f"{LEAST_SEEDS_ADJUSTED} seeds are needed to compare with {base} in {text}; the best of {count} so far is"
         )  # fmt: skip
-        said = f"{lead} {best.label}: {_signed(effect)}."
+        said = f"{lead} {best.label}: {_signed(effect)}.{_seen([own for _, own in effects])}"
     if worse:
-        named = "; ".join(method.label for method, _ in reversed(worse[-_MOST_NAMED:]))
+        named = "; ".join(f"{method.label} by {_short(own)}" for method, own in reversed(worse[-_MOST_NAMED:]))
         said += f" Clearly worse: {named}{_more(worse)}."
     return Verdict(
         setting, kind, f"{setting.label}: {said}{_unknown(study, setting, rows)}{_trivial(study, setting, metric)}"
@@ -106,6 +107,26 @@ def _trivial(study: Study, setting: Setting, metric: str) -> str:
         f" {base[0].upper()}{base[1:]} itself is not clearly better than the trivial model ({trivial.label}; difference in "
         f"{title_of(metric)} {low} to {high}), so that no difference to it means much."
     )
+
+
+def _seen(effects: Sequence[Effect]) -> str:
+    """How large a difference would have been clear: without it, "no" cannot be told from "nobody can tell"."""
+    wide = [(own.adjusted[1] - own.adjusted[0]) / 2 for own in effects if not math.isnan(own.adjusted[0])]
+    if not wide:
+        return ""
+    return (
+        f" Half of the methods would have to differ by more than {_rounded(statistics.median(wide))} {effects[0].unit} "
+        "to be told apart from it."
+    )
+
+
+def _short(effect: Effect) -> str:
+    return f"{_rounded(abs(effect.mean))} {effect.unit}"
+
+
+def _rounded(size: float) -> str:
+    """With two significant digits, however small."""
+    return f"{float(f'{size:.2g}'):g}"
 
 
 def _size(effect: Effect) -> str:

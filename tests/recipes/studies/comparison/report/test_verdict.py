@@ -2,6 +2,7 @@
 
 import pytest
 
+from recipes.studies.comparison.report.intervals import adjusted_interval
 from recipes.studies.comparison.report.verdict import NO, YES, comparison_verdict, comparison_verdicts
 from recipes.studies.verdicts import FEW, UNKNOWN
 
@@ -25,7 +26,7 @@ def test_yes(tmp_path):
     assert verdict.kind == YES
     assert str(verdict) == (
         "Yes. Setting one: 2 of 4 methods beat tuned hard sharing in AUC: Method b by 3.00 points (adjusted 95 % interval "
-        "2.69 to 3.31); Method a by 2.00 points (adjusted 95 % interval 1.69 to 2.31). Clearly worse: Method d."
+        "2.69 to 3.31); Method a by 2.00 points (adjusted 95 % interval 1.69 to 2.31). Clearly worse: Method d by 2 points."
     )
 
 
@@ -41,11 +42,20 @@ def test_the_best_of_many_by_chance_is_none(tmp_path):
     )
 
 
+def test_no_says_what_could_have_been_seen(tmp_path):
+    figures = {"a": above(0.0, 0.01), "b": above(0.0, 0.02), "c": above(0.0, 0.03)}
+    ours = finished(tmp_path / "results.jsonl", {"hard_sharing": BASE, **figures})
+    setting = ours.settings[0]
+    low, high = adjusted_interval(ours, setting, ours.methods["b"], "auc")
+    verdict = comparison_verdict(ours, setting, "auc")
+    assert f"Half of the methods would have to differ by more than {100 * (high - low) / 2:.2g} points" in verdict.sentence
+
+
 def test_lower_errors_beat(tmp_path):
     verdict = said(tmp_path, {"a": above(-0.02), "b": above(0.02)}, "nmse")
     assert verdict.kind == YES
     assert "1 of 2 methods beats tuned hard sharing in nMSE: Method a by 2.5 % (adjusted" in verdict.sentence
-    assert verdict.sentence.endswith("Clearly worse: Method b.")
+    assert verdict.sentence.endswith("Clearly worse: Method b by 2.5 %.")
 
 
 def test_hard_sharing_that_learned_nothing(tmp_path):
