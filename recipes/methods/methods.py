@@ -98,11 +98,13 @@ class Methods(Mapping[str, Method]):
     """All methods by their name; also found by earlier names.
 
     Args:
-        torchjd: ``"torchjd:UPGrad"`` and the like are found, too: any weighting of gradients or losses that TorchJD has.
+        torchjd: ``"torchjd:UPGrad"`` and the like are found, too, though not listed: any weighting of gradients or losses
+            that TorchJD has.
     """
 
     def __init__(self, torchjd: bool = False) -> None:
         self._methods: dict[str, Method] = {}
+        self._of_torchjd: dict[str, Method] = {}
         self._torchjd = torchjd
 
     @property
@@ -124,8 +126,10 @@ class Methods(Mapping[str, Method]):
 
     def __getitem__(self, name: str) -> Method:
         key = self.name_of(name)
-        if self._torchjd and key.startswith(TORCHJD) and key not in self._methods:
-            self._methods[key] = _of_torchjd(key)
+        if self._torchjd and key.startswith(TORCHJD):
+            if key not in self._of_torchjd:
+                self._of_torchjd[key] = _of_torchjd(key)
+            return self._of_torchjd[key]
         return self._methods[key]
 
     def __iter__(self) -> Iterator[str]:

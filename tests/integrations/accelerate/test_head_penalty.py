@@ -74,7 +74,9 @@ def test_the_sparse_kinds_act_behind_the_prepared_optimizer() -> None:
 def test_what_it_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
     accelerator = accelerate.Accelerator(cpu=True)
     penalty = started(accelerator, 0)[2]
-    with pytest.raises(WrongTypeError, match="SaliencyRegularizer, FeatureSurgery or ParameterSurgery .* HeadPenalty"):
+    with pytest.raises(
+        WrongTypeError, match="SaliencyRegularizer, RepMTL, FeatureSurgery or ParameterSurgery .* HeadPenalty"
+    ):
         log_report(penalty, accelerator, step=0)
     monkeypatch.setattr(accelerator.state, "distributed_type", accelerate.DistributedType.DEEPSPEED)
     with pytest.raises(ConfigurationError, match="DEEPSPEED .*HeadPenalty"):

@@ -180,7 +180,7 @@ class TestHardSharingWithTheLibrary:
 
 
 def test_no_such_architecture():
-    with pytest.raises(OptionError, match="no architecture 'moe'. Use one of hard_sharing, single_task, mmoe"):
+    with pytest.raises(OptionError, match="no architecture 'moe'. Use one of hard_sharing, single_task, merged, mmoe"):
         build("moe", blueprint())
 
 

@@ -30,7 +30,7 @@ def test_synthetic_has_no_weight_decay(tmp_path):
     assert answer.code == 0, answer.err
     cells = [line["cell"] for line in lines_of(tmp_path / "results.jsonl")]
     (cell,) = [cell for cell in cells if cell["method"] == KEY]
-    assert (cell["value"], cell["reported"]) == (LINEAR[KEY].share, True)
+    assert (cell["value"], cell["reported"]) == (LINEAR[KEY].fixed, True)
     assert "weight_decay" not in cell
 
 

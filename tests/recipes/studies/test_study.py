@@ -152,13 +152,13 @@ class TestDecayOfTheBaseline:
         ours = study(path, setting(methods=("hard_sharing", "srdml", "srdml_default"), **values))
         list(ours.run(in_turn, train))
         default = [cell for cell in train.cells if cell.method is DEFAULT]
-        assert [(cell.reported, cell.value) for cell in default] == [(True, DEFAULT.share)] * 3
+        assert [(cell.reported, cell.value) for cell in default] == [(True, DEFAULT.fixed)] * 3
         assert {cell.setting.values["weight_decay"] for cell in default} == {0.5}
         list(study(path.with_name("others"), setting(**values)).run(in_turn, others))
         kept = [cell.to_dict() for cell in train.cells if cell.method is not DEFAULT]
         assert kept == [cell.to_dict() for cell in others.cells]
         one = ours.settings[0]
-        assert ours.chosen(one, DEFAULT) == DEFAULT.share
+        assert ours.chosen(one, DEFAULT) == DEFAULT.fixed
         assert ours.trainings == ours.done == 17
 
 

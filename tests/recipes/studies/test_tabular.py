@@ -163,7 +163,7 @@ class TestCommand:
             (["--minutes", "-1"], 2, "Pass a finite number from 0 on"),
             (["--seeds", "0"], 2, "Pass a whole number from 1 on"),
             (["--trials", "4"], 1, "nothing to search between the values 0, 0.5 of the weight decay"),
-            (["--methods", "single_task"], 2, "single_task needs a network for each task, not one for all"),
+            (["--methods", "single_task"], 2, "single_task has an architecture that this recipe cannot build"),
         ],
     )
     def test_bad_options(self, data, tmp_path, arguments, code, message):

@@ -109,7 +109,7 @@ class TestWhatIsCompared:
         assert unused["pcgrad@parameters"] == "a backward pass for each of 160 tasks, above 40"
         assert "pcgrad" in setting.methods
         answer = call(main, "--data", "groups", "--minutes", "0", "--out", tmp_path)
-        assert "single_task (a network for each of 160 tasks, above 40)" in answer.out
+        assert "soft_sharing, merged_single_task (a network for each of 160 tasks, above 40)" in answer.out
 
     def test_of_large_networks_fewer(self):
         small = settings("--data", "celeba", "--folder", "here")

@@ -48,7 +48,9 @@ def test_no_says_what_could_have_been_seen(tmp_path):
     setting = ours.settings[0]
     low, high = adjusted_interval(ours, setting, ours.methods["b"], "auc")
     verdict = comparison_verdict(ours, setting, "auc")
-    assert f"Half of the methods would have to differ by more than {100 * (high - low) / 2:.2g} points" in verdict.sentence
+    assert (
+        f"Half of the methods would have to differ by more than {100 * (high - low) / 2:.2g} points" in verdict.sentence
+    )
 
 
 def test_lower_errors_beat(tmp_path):
