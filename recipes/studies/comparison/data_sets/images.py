@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saliency_reg.integrations.timm import TimmMultiTaskModel
-
 from ....data.digits import DIGIT_TASKS, digit_splits
 from ....data.hub import fingerprint_of
 from ....data.images import celeba, cifar
@@ -92,6 +90,9 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
         values: ``backbone`` (``widths`` are those of the small ResNet), ``pretrained``, ``image_size``, ``head_width`` and
             ``activation``; perhaps ``checkpoint_path``.
     """
+    # Not above: only what has images needs timm.
+    from saliency_reg.integrations.timm import TimmMultiTaskModel
+
     register_small_backbone()
     options: dict[str, Any] = {name: values.get(name) for name in ("pretrained", "image_size", "checkpoint_path")}
     if values["backbone"] == SMALL_BACKBONE and "widths" in values:

@@ -19,14 +19,13 @@ from ....data.sources import Examples, Source
 from ....data.task_kinds import TaskKind
 from ....data.texts.tokens import TokenisedTexts
 from ....models.architectures.blueprint import Blueprint
-from ....models.pooled_encoder import PooledEncoder
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE, register_small_backbone
-from ....models.text_encoders import SMALL, small_encoder, tokenizer_of
 from ....runtime.errors import need
 from ....training.metrics import METRICS_OF
 from ..problem import COMMON_VALUES, DataSet, Problem
 from .blueprints import blueprint_of, perceptron
 from .images import timm_blueprint
+from .texts import SMALL
 
 #: The metric of tables with tasks of several kinds: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
 SCORE = "score"
@@ -214,13 +213,18 @@ def _features(
 def _texts(
     rows: OwnRows, values: Mapping[str, Any], kinds: Mapping[str, TaskKind], split: Mapping[str, Tensor]
 ) -> tuple[dict[str, Source], Blueprint]:
+    # Not above: only what has texts needs transformers.
+    from ....models.pooled_encoder import PooledEncoder
+    from ....models.text_encoders import small_encoder, tokenizer_of
+
     texts = {name: [str(rows.inputs[row]) for row in own.tolist()] for name, own in split.items()}  # type: ignore[index]
     tokenizer = tokenizer_of(values["encoder"], texts["train"], values["vocabulary"])
     encoder: Any = values["encoder"]
     length = values["max_length"]
     if encoder == SMALL:
         encoder = small_encoder(len(tokenizer), width=values["width"], layers=values["layers"], max_length=length)
-    width = _width_of(encoder)
+    with torch.random.fork_rng(devices=[]):
+        width = PooledEncoder(encoder).width
     sources: dict[str, Source] = {
         name: TokenisedTexts(tokenizer, texts[name], rows.labels[own], length) for name, own in split.items()
     }
@@ -277,8 +281,3 @@ def _timm_model(backbone: str, size: int | None) -> Any:
     register_small_backbone()
     with torch.random.fork_rng(devices=[]):
         return need("saliency_reg.integrations.timm").TimmMultiTaskModel(backbone, ["any"], image_size=size)
-
-
-def _width_of(encoder: Any) -> int:
-    with torch.random.fork_rng(devices=[]):
-        return PooledEncoder(encoder).width
