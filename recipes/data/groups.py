@@ -13,16 +13,13 @@ import torch
 from torch import Tensor
 
 from ..runtime.errors import DataError, OptionError, need
+from .feature_columns import encoded_column, numbers_of
 from .label_columns import check_columns
 from .own_table import of_texts, read_frame
 from .tabular import SCHOOL_INPUTS
 
-#: More different texts in a column than this are no categories.
-MOST_CATEGORIES = 20
 #: Of each group there are at least so many rows to test on.
 LEAST_TEST_ROWS = 3
-#: Squares of larger numbers have no finite sum.
-_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -306,7 +303,7 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
     encoded = {name: values for name, values in encoded.items() if name not in constant}
     if not encoded:
         raise DataError(f"the inputs of {place} are the same in all rows: {', '.join(constant)}. Pass others.")
-    targets = _numbers(frame[target], target, place)
+    targets = numbers_of(frame[target], target, place)
     if (targets == targets[0]).all():
         raise DataError(
             f"column {target} of {place} is {targets[0]:g} in all rows: there is nothing to predict. Pass another."
@@ -326,43 +323,3 @@ def group_table(frame: Any, group: str, target: str, inputs: Sequence[str], plac
         tuple(within.tolist()),
         tuple(constant),
     )
-
-
-def encoded_column(column: Any, name: str, place: str, option: str = "--inputs") -> dict[str, Tensor]:
-    """A column without empty cells as numbers ``[N]``: texts become 0 and 1 for each category but the first.
-
-    Args:
-        column: of a data frame.
-        name: of the column.
-        place: of the frame, for messages.
-        option: of the command line, by which the column can be left out.
-
-    Raises:
-        DataError: too many categories, or numbers that are not finite.
-    """
-    pandas = need("pandas")
-    if pandas.api.types.is_numeric_dtype(column):
-        return {name: _numbers(column, name, place)}
-    categories = sorted(map(str, column.unique()))
-    if len(categories) > MOST_CATEGORIES:
-        raise DataError(
-            f"column {name} of {place} has {len(categories)} different texts, such as {categories[0]!r}: no more than "
-            f"{MOST_CATEGORIES} can be categories. Leave it out with {option}, or write numbers."
-        )
-    texts = column.astype(str)
-    return {
-        f"{name}={category}": torch.as_tensor((texts == category).to_numpy(dtype=float)) for category in categories[1:]
-    } or {name: torch.zeros(len(column), dtype=torch.float64)}
-
-
-def _numbers(column: Any, name: str, place: str) -> Tensor:
-    numbers = need("pandas").to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    values = torch.as_tensor(numbers.copy())
-    bad = torch.nonzero(~(values.abs() < _LARGEST)).flatten().tolist()
-    if bad:
-        found = column.iloc[bad[0]]
-        shown = repr(found) if isinstance(found, str) else str(found)
-        raise DataError(
-            f"column {name} of {place} has {shown} in row {bad[0] + 1}. Write a finite number there, below {_LARGEST:g}."
-        )
-    return values

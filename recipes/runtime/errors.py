@@ -26,11 +26,15 @@ class CheckpointMismatchError(CheckpointError):
     """A checkpoint is whole, but belongs to another training."""
 
 
+class MissingPackageError(RecipeError, ImportError):
+    """A package of an extra is not installed."""
+
+
 def need(name: str) -> ModuleType:
     """Import a module of the ``recipes`` extra, or of a further one, or say how to install it.
 
     Raises:
-        ImportError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
     try:
         return importlib.import_module(name)
@@ -40,6 +44,6 @@ def need(name: str) -> ModuleType:
         extra = {"timm": "recipes,timm", "transformers": "recipes,transformers", "rdkit": "molecules"}.get(
             top, "recipes"
         )
-        raise ImportError(
+        raise MissingPackageError(
             f'this recipe needs {package}, which could not be imported. Run: pip install "saliency-reg[{extra}]"'
         ) from error

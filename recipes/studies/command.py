@@ -77,18 +77,18 @@ class StudyCommand:
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train what is missing, print the tables, and return the exit code."""
-        for package in ("sklearn", "tqdm", "accelerate", "optuna", "matplotlib", "jinja2", *self.packages):
-            need(package)
-        parser = self._parser()
         given = sys.argv[1:] if arguments is None else list(arguments)
-        options = parser.parse_args(given)
-        self._check(parser, options)
-        with started_ranks() as state:
-            try:
+        try:
+            for package in ("sklearn", "tqdm", "accelerate", "optuna", "matplotlib", "jinja2", *self.packages):
+                need(package)
+            parser = self._parser()
+            options = parser.parse_args(given)
+            self._check(parser, options)
+            with started_ranks() as state:
                 return Course(self, parser, options, Ranks(state), shlex.join([*parser.prog.split(), *given])).run()
-            except (RecipeError, SaliencyRegError) as error:
-                print(f"{parser.prog}: error: {error}", file=sys.stderr)
-                return 1
+        except (RecipeError, SaliencyRegError) as error:
+            print(f"python -m recipes.{self.name}: error: {error}", file=sys.stderr)
+            return 1
 
     def options_of(self, arguments: Sequence[str]) -> argparse.Namespace:
         """What a command line says; it ends the process if that cannot be."""

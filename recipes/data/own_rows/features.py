@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...runtime.errors import DataError, need
-from ..groups import MOST_CATEGORIES, encoded_column
+from ..feature_columns import MOST_CATEGORIES, encoded_column
 from ..label_columns import has_decimal_commas
 from ..own_table import of_texts, why_no_labels
 

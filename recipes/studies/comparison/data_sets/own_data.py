@@ -25,7 +25,7 @@ from ....training.metrics import METRICS_OF
 from ..problem import COMMON_VALUES, DataSet, Problem
 from .blueprints import blueprint_of, perceptron
 from .images import timm_blueprint
-from .texts import SMALL
+from .texts import SMALL, encoder_blueprint
 
 #: The metric of tables with tasks of several kinds: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
 SCORE = "score"
@@ -213,23 +213,13 @@ def _features(
 def _texts(
     rows: OwnRows, values: Mapping[str, Any], kinds: Mapping[str, TaskKind], split: Mapping[str, Tensor]
 ) -> tuple[dict[str, Source], Blueprint]:
-    # Not above: only what has texts needs transformers.
-    from ....models.pooled_encoder import PooledEncoder
-    from ....models.text_encoders import small_encoder, tokenizer_of
-
     texts = {name: [str(rows.inputs[row]) for row in own.tolist()] for name, own in split.items()}  # type: ignore[index]
-    tokenizer = tokenizer_of(values["encoder"], texts["train"], values["vocabulary"])
-    encoder: Any = values["encoder"]
-    length = values["max_length"]
-    if encoder == SMALL:
-        encoder = small_encoder(len(tokenizer), width=values["width"], layers=values["layers"], max_length=length)
-    with torch.random.fork_rng(devices=[]):
-        width = PooledEncoder(encoder).width
+    tokenizer, blueprint = encoder_blueprint(values, texts["train"], kinds)
     sources: dict[str, Source] = {
-        name: TokenisedTexts(tokenizer, texts[name], rows.labels[own], length) for name, own in split.items()
+        name: TokenisedTexts(tokenizer, texts[name], rows.labels[own], values["max_length"])
+        for name, own in split.items()
     }
-    make = functools.partial(PooledEncoder, encoder)
-    return sources, blueprint_of(kinds, make, width, values["head_width"], values["activation"])
+    return sources, blueprint
 
 
 def _images(
