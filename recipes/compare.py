@@ -92,7 +92,6 @@ COMMAND = StudyCommand(
     draw=_draw,
     methods=COMPARED_METHODS,
     architectures=tuple(ARCHITECTURES),
-    tuning_seeds=1,
     comparison=_comparison,
 )
 main = COMMAND.main
