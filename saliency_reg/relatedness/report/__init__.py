@@ -1,0 +1,1 @@
+"""Five views of the relations between tasks, gathered during a normal training."""
