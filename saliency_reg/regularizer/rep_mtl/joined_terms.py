@@ -71,6 +71,9 @@ def joined_terms(
     scale = values.new_ones(num_tasks) if factors is None else factors.to(values)
     has = has & (scale != 0)
     together = has.sum(1) >= 2
+    counts = [together.sum(), *has.sum(0)]
+    if not bool(together.all()):  # samples of one task alone would take as much time, and add nothing
+        values, has, together = values[together], has[together], together[together]
     entropy = positions = aligned = values.new_zeros(())
     anchors, anchored = values.new_zeros(0, num_tasks, 1), together
     if wanted.task_specific:
@@ -81,8 +84,7 @@ def joined_terms(
         cosines = torch.where(counted, alignment(values, anchors, has), 0.0)
         aligned = (cosines.sum(1) / counted.sum(1).clamp(min=1)).sum()
         anchors = anchors[anchored]
-    counts = [positions, together.sum(), *has.sum(0)]
-    own = torch.stack([entropy, aligned, *(count.to(values.dtype) for count in counts)])
+    own = torch.stack([entropy, aligned, *(count.to(values.dtype) for count in (positions, *counts))])
     joined = own
     if ranks.size > 1:  # the value is that of all, the graph is that of this process
         precise = own.detach().to(state_dtype(own.device))
@@ -94,7 +96,7 @@ def joined_terms(
         spread = spread_over_others(anchor_products(anchors), wanted.temperature).mean()
         alignments = spread - aligned / (wanted.temperature * len(anchors))
     mean_entropy, samples = entropy / positions.detach().clamp(min=1), joined[4:].detach().long()
-    return JoinedTerms(mean_entropy, alignments, samples, pairs.detach(), together.sum())
+    return JoinedTerms(mean_entropy, alignments, samples, pairs.detach(), counts[0])
 
 
 def _by_sample(saliencies: Saliencies, num_tasks: int) -> Tensor:
