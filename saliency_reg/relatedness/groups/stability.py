@@ -49,7 +49,7 @@ def group_stability(
     >>> round(found.adjusted_rand, 3), found.together[1, 2].item()
     (0.333, 0.3333333333333333)
     """
-    every = [[list(group) for group in grouping] for grouping in groupings]
+    every = [list(grouping) for grouping in groupings]
     if len(every) < 2:
         raise TaskError(f"found {len(every)} grouping(s); whether groupings agree needs at least 2, one per seed.")
     names = list(tasks) if tasks is not None else list(dict.fromkeys(name for group in every[0] for name in group))
