@@ -42,7 +42,7 @@ def spectral_embedding(affinity: Tensor, dimensions: int) -> Tensor:
 
 def k_means(points: Tensor, groups: int, *, seed: int, restarts: int = RESTARTS) -> tuple[Tensor, Tensor]:
     """Return labels ``[restarts, T]`` and inertias ``[restarts]`` of k-means from k-means++ starts; no group is empty."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     centres = points[_starts(points, groups, restarts, generator)]
     previous = None
     for _ in range(300):
@@ -62,7 +62,7 @@ def k_means(points: Tensor, groups: int, *, seed: int, restarts: int = RESTARTS)
 def _starts(points: Tensor, groups: int, restarts: int, generator: torch.Generator) -> Tensor:
     """Return ``[restarts, groups]`` numbers of points, far ones more likely (k-means++)."""
     distances = _squared_distances(points, points)
-    chosen = [torch.randint(len(points), (restarts,), generator=generator)]
+    chosen = [torch.randint(len(points), (restarts,), generator=generator, device="cpu")]
     nearest = distances[chosen[0]]
     for _ in range(groups - 1):
         # Where all points lie on those chosen any point will do; the group that stays empty is filled later.

@@ -147,3 +147,18 @@ def test_partitions_of_branches() -> None:
         with pytest.raises(errors.TaskError, match="each of the 3 tasks once"):
             branch_affinity(GOOD, branches)
     assert separation_cost(GOOD, [[0, 1, 2]]) == pytest.approx(1 - (0.2 + 0.4 + 0.2) / 3)
+
+
+def test_the_default_device_and_graphs_play_no_part() -> None:
+    matrix = GOOD.clone().requires_grad_()
+    calls = (
+        lambda: best_groups(matrix, groups=2),
+        lambda: best_groups(matrix, groups=2, overlap=False, alone=[0.0, 0.0, 0.0]),
+        lambda: task_groups(matrix, groups=2),
+        lambda: task_groups(matrix),
+        lambda: task_groups(matrix, method="average"),
+        lambda: group_stability([[("a", "b"), ("c",)], [("a",), ("b", "c")]]).adjusted_rand,
+    )
+    expected = [call() for call in calls]
+    with torch.device("meta"):
+        assert [call() for call in calls] == expected
