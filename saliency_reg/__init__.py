@@ -22,6 +22,7 @@ from .relatedness.groups import (
     group_stability,
     task_groups,
 )
+from .relatedness.report import RelationReport, relation_report
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -38,6 +39,7 @@ __all__ = [
     "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
+    "RelationReport",
     "RelationWeights",
     "RepMTL",
     "RepMTLReport",
@@ -48,6 +50,7 @@ __all__ = [
     "best_groups",
     "check_grouping",
     "group_stability",
+    "relation_report",
     "task_distances",
     "task_groups",
     "task_saliencies",

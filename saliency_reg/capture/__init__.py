@@ -3,9 +3,9 @@
 Read in this order: ``feature_capture`` (:class:`FeatureCapture`, the hooks), ``forward`` (:class:`CapturedForward`, which
 they leave behind), ``places`` (where a tensor is in the graph, whatever is done to it in place), ``aliases``
 (:class:`HeadAliases`, a view for each head; surgery hands out its own, of which nothing is known here), ``raw_inputs``
-(where the input of a module was named), ``unread`` (forwards that no call reads). ``heads`` and ``lookup`` find modules by
-their names, ``graph_names`` in the graph of a forward; ``other_heads`` runs those that did not run. ``nested`` finds tensors
-in nested arguments; ``linear`` tells whether a head's output is what its weight says.
+(where the input of a module was named), ``reading`` (how a forward is taken, or looked at). ``heads`` and ``lookup`` find
+modules by their names, ``graph_names`` in the graph of a forward; ``other_heads`` runs those that did not run. ``nested``
+finds tensors in nested arguments; ``linear`` tells whether a head's output is what its weight says.
 """
 
 from .aliases import HeadAliases
@@ -15,6 +15,7 @@ from .heads import ColumnGroups, ColumnsChoice, Heads, HeadsChoice, check_not_co
 from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
+from .other_heads import HeadCall
 from .places import as_edge, is_plainly
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "FeatureChoice",
     "FeatureMap",
     "HeadAliases",
+    "HeadCall",
     "HeadRun",
     "Heads",
     "HeadsChoice",

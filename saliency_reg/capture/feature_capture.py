@@ -11,22 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ShardedHeads, is_sharded
-from ..errors import AlreadyAttachedError, CaptureError, ConfigurationError, NoHeadRanError
+from ..errors import AlreadyAttachedError, ConfigurationError
 from ..torch_tools import ModuleHooks, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
-from .forward import CapturedForward, HeadRun, RecordedForward, Ways, checked_forward
-from .graph_names import Names, Tracing, tell_of_readers
+from .forward import HeadRun, RecordedForward, Ways
+from .graph_names import Tracing
 from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
 from .nested import Item, contents, first_tensor, pick, put, put_argument, tensors_in, why_unusable
-from .other_heads import OtherHeads, autocast_as_now
+from .other_heads import HeadCall, OtherHeads, autocast_as_now
 from .places import Place
 from .raw_inputs import RawInputs
-from .unread import UnreadForwards
+from .reading import LatestForward, UnreadForwards
 
 
-class FeatureCapture:
+class FeatureCapture(LatestForward):
     """Hooks on a model that record the latest forward, until it is read or the next one with gradients begins.
 
     A forward begins when the model is called, or, for models whose parts are called one by one, when a head runs that has
@@ -102,61 +102,17 @@ class FeatureCapture:
         self._hooks.remove()
         self._forget("the regularizer was removed from the model. Build a new SaliencyRegularizer")
 
-    def drop(self) -> None:
-        """Drop the latest forward and free its graph. A forward without gradients is kept, because it holds no graph."""
-        if self._latest is not None and self._latest.active:
-            self._forget("the latest forward was dropped by a call without gradients. Call the model again")
-
-    def describe(self) -> tuple[str, str]:
-        """Describe the heads and the feature, for a person."""
-        return self.heads.describe(), ", ".join(self.feature_names) or "what the heads are called with"
-
-    def stepped(self) -> None:
-        """Note an optimizer step: the forwards before it are over, read or not."""
-        self._unread.clear()
-        if self._latest is not None:
-            self._latest.over = True
+    @property
+    def attached(self) -> bool:
+        """Whether its hooks are on the model."""
+        return self._hooks.any
 
     def device(self) -> torch.device | None:
         return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)
 
-    def take(self, *, empty_on: torch.device | None = None) -> CapturedForward | None:
-        """Return the latest forward and release it; ``None`` if it ran without gradients.
-
-        With ``empty_on``, also return a forward without heads, as other processes may have some: on the device of the
-        heads, or else on this one.
-        """
-        recorded = self._latest
-        if recorded is None:
-            raise CaptureError(f"{self._why_none.rstrip('.')}.")
-        if not recorded.active:
-            return None
-        if self.run_all and recorded.problem is None:
-            self._running = True  # it is no new forward
-            self._other_heads.run(recorded, alone=empty_on is None)
-        self._unread.before(recorded.training)
-        for index, run in recorded.ended.items():
-            self._changes_output[index] = self._changes_output.get(index, False) or run.output_changed
-        carried = self.aliases.end_forward()
-        self._forget(
-            "the latest forward was read already, and each is read once. Call the model before each call of the regularizer "
-            "(not a copy or an export of it, on which no hooks are)"
-        )
-        self._running = False
-        try:
-            names = Names(self._model(), recorded.trace)
-            forward = checked_forward(recorded, self.heads, self.feature_names, carried, self._ways, names)
-        except NoHeadRanError as error:
-            if empty_on is None:
-                raise
-            modules, columns = self.heads.modules, self.heads.columns
-            return CapturedForward([], [], [], self.device() or empty_on, modules, columns, no_heads=error)
-        self._tracing.wanted &= forward is None
-        self._raw_inputs.look(forward)
-        if forward is not None and recorded.returned is not None and not self._looked_behind:
-            self._looked_behind = True
-            tell_of_readers(self._model(), self.heads, dict(zip(forward.ran, forward.outputs)), recorded.returned)
-        return forward
+    def describe(self) -> tuple[str, str]:
+        """Describe the heads and the feature, for a person."""
+        return self.heads.describe(), ", ".join(self.feature_names) or "what the heads are called with"
 
     def _set_hooks(self, model: nn.Module, features: Sequence[NamedFeature]) -> None:
         # Before FSDP2 gathers what this may free.
@@ -175,11 +131,6 @@ class FeatureCapture:
         for index, _, module in self._goes_on:
             self._hooks.before(module, self._before_more, index)
             self._hooks.after(module, self._after_more, index)
-
-    def _forget(self, why: str) -> None:
-        self._latest = None
-        self._why_none = why
-        self.aliases.forget()
 
     # What the hooks call, in the order in which a forward runs. Checkpointing runs modules again during the backward pass:
     # that is no new forward, but it has to go the way that the forward went.
@@ -272,6 +223,8 @@ class FeatureCapture:
         run = recorded.run_of(name, source)
         run.given = ((), {}) if source is not None else (args, kwargs)
         run.differentiable = sum(one.requires_grad for _, one in tensors_in(args, kwargs))
+        if self.observed:
+            run.call = HeadCall.of(self.heads.modules[index], args, kwargs, self._output_items[index], source)
         features = [recorded.features[feature].tensor for feature in sorted(recorded.features)]
         (new_args, new_kwargs), run.edge = self.aliases.hand_out(index, args, kwargs, features, recorded=True)
         recorded.runs[index] = run
@@ -343,6 +296,8 @@ class FeatureCapture:
 
     def _begin(self) -> RecordedForward:
         before, training = self._latest, first_part(self.heads.modules[0]).training
+        if torch.is_grad_enabled():
+            self._kept = None
         self._latest = RecordedForward(active=torch.is_grad_enabled(), training=training)
         if before is not None and before.active and not before.over and len(before.runs) >= self._least_runs:
             self._unread.add(before.training)

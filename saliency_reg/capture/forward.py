@@ -18,6 +18,7 @@ from .heads import ColumnGroups, Heads, of_methods
 from .linear import Weight
 from .lookup import listed
 from .nested import part_of_each, tensors_in
+from .other_heads import HeadCall
 from .places import Place, as_edge, is_plainly, is_turned, read_elsewhere
 
 
@@ -40,6 +41,7 @@ class HeadRun:
     ended: bool = False  # a head of several modules may begin, and not end
     goes_on: bool = False  # another module is reading its output
     differentiable: int = 0  # tensors among its arguments
+    call: HeadCall | None = None  # how it was called, where somebody looks on
 
     @property
     def source(self) -> Tensor | None:
@@ -76,6 +78,8 @@ class RecordedForward:
     problem: str | None = None
     trace: Trace | None = None
     returned: Any = None  # by the model, where it is to be looked at
+    carried: Any = None  # what the aliases leave with it
+    looked_at: bool = False  # by who does not take it
 
     @property
     def ended(self) -> dict[int, HeadRun]:
@@ -133,6 +137,7 @@ class CapturedForward:
     carried: Any = None  # what the aliases left with this forward; only those who made them know
     weights: Sequence[Weight] = ()  # of plain Linear heads, when they ran
     shared: Callable[[Sequence[Tensor]], str] = lambda _: ""  # says which modules they depend on, for errors
+    calls: Sequence[HeadCall | None] = ()  # how the heads that ran were called, where somebody looks on
     no_heads: NoHeadRanError | None = None  # why there is nothing in it; only where other processes may have more
 
     @property
@@ -158,7 +163,6 @@ def checked_forward(
     recorded: RecordedForward,
     heads: Heads,
     feature_names: Sequence[str],
-    carried: Any,
     ways: Sequence[Ways],
     names: Names,
 ) -> CapturedForward | None:
@@ -213,7 +217,8 @@ def checked_forward(
         features.append(_what_the_heads_read(recorded, names))
     device, weights = features[0].tensor.device, [run.weight for run in runs]
     of_heads = heads.modules, heads.columns, heads.groups
-    return CapturedForward(ran, outputs, features, device, *of_heads, carried, weights, shared=names.shared_by)
+    found = CapturedForward(ran, outputs, features, device, *of_heads, recorded.carried, weights, names.shared_by)
+    return replace(found, calls=[run.call for run in runs])
 
 
 class Ways:

@@ -1,19 +1,90 @@
-"""Running the heads that a forward did not run, as those that did were called."""
+"""Running heads beside a forward: those that it did not run, and those that it did, once more on something else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CaptureError, ConfigurationError, SaliencyRegError
-from ..torch_tools import warn_user
-from .forward import RecordedForward
-from .heads import Heads
-from .nested import first_tensor, taken_by
+from ..torch_tools import at_least_float32, warn_user, without_autocast, without_hooks
+from .heads import Branch, Heads
+from .nested import Item, first_tensor, pick, put_argument, taken_by, tensors_in
+from .places import is_plainly
+
+if TYPE_CHECKING:
+    from .forward import RecordedForward
+
+
+@dataclass
+class HeadCall:
+    """How a head was called in a forward, and the random state then: enough to run it again on another feature map."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    items: Sequence[Item]  # lead to the output in what it returns
+    source: Tensor | None  # the first tensor among the arguments
+    drawn_from: tuple[Tensor, Tensor | None]  # the random state of the CPU, and of the device of the source
+    reduced: bool  # autocast was on
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        items: Sequence[Item],
+        source: Tensor | None,
+    ) -> HeadCall:
+        on_gpu = source is not None and source.device.type == "cuda"
+        state = (
+            torch.get_rng_state(),
+            torch.cuda.get_rng_state(source.device) if on_gpu and source is not None else None,
+        )
+        kind = "cpu" if source is None else source.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return cls(module, args, kwargs, items, source, state, autocast)
+
+    def reads(self, feature: Tensor) -> bool:
+        """Whether it was called with this tensor."""
+        return any(tensor is feature or is_plainly(tensor, feature) for _, tensor in tensors_in(self.args, self.kwargs))
+
+    def again(self, replaced: Sequence[tuple[Tensor, Tensor]]) -> Any:
+        """Return the output for other feature maps, ``(old, new)`` each, with the random numbers of the forward.
+
+        Nothing outside changes: not the random state, nor buffers, and no hook is called. Without gradients and autocast,
+        in the format of the weights, which is at least float32 where there are none. Heads of several modules are run as a
+        chain; whether that is what the model does, is for the caller to check.
+        """
+        weight = next((one for one in self.module.parameters() if one.is_floating_point()), None)
+        args, kwargs = self.args, self.kwargs
+        for path, tensor in list(tensors_in(args, kwargs)):
+            new = next((new for old, new in replaced if tensor is old or is_plainly(tensor, old)), tensor)
+            dtype = at_least_float32(new.dtype) if weight is None else weight.dtype
+            args, kwargs = put_argument(args, kwargs, path, new.to(dtype))
+        device = self.source.device if self.drawn_from[1] is not None and self.source is not None else None
+        with (
+            torch.random.fork_rng(devices=[] if device is None else [device]),
+            torch.no_grad(),
+            _buffers_kept(self.module),
+            without_hooks(self.module),
+            nullcontext() if self.source is None else without_autocast(self.source),
+        ):
+            torch.set_rng_state(self.drawn_from[0])
+            if device is not None and self.drawn_from[1] is not None:
+                torch.cuda.set_rng_state(self.drawn_from[1], device)
+            if not isinstance(self.module, Branch):
+                return pick(self.module(*args, **kwargs), self.items)
+            first, *others = self.module
+            found = first(*args, **kwargs)
+            for part in others:
+                found = part(found)
+            return pick(found, self.items)
 
 
 class OtherHeads:

@@ -34,7 +34,7 @@ from .checks import (
     warn_user,
     whole_number,
 )
-from .hooks import Hook, ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks
+from .hooks import Hook, ModuleHooks, has_only_our_hooks, is_hooked, owners_of_hooks, without_hooks
 from .optimizers import StepGuard, StepHook, check_not_closure_only, unwrap_optimizer
 from .precision import at_least_float32, matmul_is_reduced, without_autocast
 from .readers import are_batched, reader, refuse_reader
@@ -87,4 +87,5 @@ __all__ = [
     "warn_user",
     "whole_number",
     "without_autocast",
+    "without_hooks",
 ]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import copyreg
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,10 @@ _SIDE_TABLES = {
     "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
     "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 }
+
+_COMPILED = "_compiled_call_impl"
+#: What a call of a module goes through beside its forward.
+_CALLED = (*_SIDE_TABLES, "_backward_pre_hooks", "_backward_hooks", _COMPILED)
 
 
 class Hook:
@@ -151,6 +156,11 @@ class ModuleHooks:
     def remove(self) -> None:
         remove_all(self._handles, self._classes)
 
+    @property
+    def any(self) -> bool:
+        """Whether hooks are set."""
+        return bool(self._handles)
+
     def _hook(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...]) -> _ModuleHook:
         kind = type(module)
         self._classes.append(kind)
@@ -171,6 +181,19 @@ def remove_all(handles: list[RemovableHandle], classes: list[type[nn.Module]]) -
             if copyreg.dispatch_table.get(kind) is _reduced:
                 del copyreg.dispatch_table[kind]
     classes.clear()
+
+
+@contextmanager
+def without_hooks(module: nn.Module) -> Iterator[None]:
+    """Within, the module and those in it run without any hook, and as they were before ``module.compile()``."""
+    before = [(each, {name: vars(each)[name] for name in _CALLED if name in vars(each)}) for each in module.modules()]
+    try:
+        for each, found in before:
+            vars(each).update({name: None if name == _COMPILED else OrderedDict() for name in found})
+        yield
+    finally:
+        for each, found in before:
+            vars(each).update(found)
 
 
 def owners_of_hooks(module: nn.Module) -> list[object]:
