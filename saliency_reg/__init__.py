@@ -13,6 +13,7 @@ from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
 from .regularizer import RepMTL, SaliencyRegularizer
+from .relatedness.branching import BranchingModel, BranchingRound, branch
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -22,6 +23,8 @@ from .surgery.parameters import ParameterSurgery
 from .verification import VerificationReport, verify
 
 __all__ = [
+    "BranchingModel",
+    "BranchingRound",
     "FeatureSurgery",
     "GradNorm",
     "HeadPenalty",
@@ -34,6 +37,7 @@ __all__ = [
     "SaliencyReport",
     "SurgeryReport",
     "VerificationReport",
+    "branch",
     "task_distances",
     "task_saliencies",
     "verify",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ...tasks import first_few
 from ...torch_tools import version_of
 from .trace import Trace, count_layers, in_eval
 
-#: A part that has this share of all layers is what the stages are in: ``blocks``, ``stages``, ``features``, ``encoder.layers``.
+#: A part that has this share of all layers is what the stages are in: ``blocks``, ``stages``, ``features``.
 _MOST = 0.75
 
 
@@ -38,9 +39,9 @@ def cut(backbone: nn.Module, example: Tensor, cuts: Sequence[str] | None = None)
     """Cut a backbone into stages: run one after the other, they are the backbone, bit for bit.
 
     The forward of the backbone is traced (``torch.fx``) down to its children, and further within one that holds most of the
-    layers; those need not be traceable. It can be cut wherever one tensor alone is handed on, and is, by itself, before each
-    module that has a weight matrix or a kernel: ``layer1`` to ``layer4`` of a ResNet, the stages of a ConvNeXt, the blocks of
-    a vision transformer, the layers of a plain ``nn.Sequential``. Norms, activations and pooling stay with what is before them.
+    layers; those need not be traceable. It can be cut wherever one tensor alone is handed on. By itself, it is before each
+    module that has a weight matrix or a kernel: ``layer1`` to ``layer4`` of a ResNet, the stages of a ConvNeXt, the blocks
+    of a vision transformer, the layers of a plain ``nn.Sequential``. Norms, activations and pooling stay with what is before.
 
     ``poolings_above`` counts, for a stage whose first layer makes maps ``[B, C, H, W]``, how often the side is halved from
     there to the smallest map, and pooling to a vector as one more. For VGG16 these are the published 5, 5, 4, 4, 3, ... 0.
@@ -91,12 +92,12 @@ def _automatic_places(trace: Trace) -> list[int]:
     """Return places before the layers, each as late as it can be."""
     layers = trace.places_of_layers()
     found = []
-    for before, layer in zip(layers, layers[1:]):
+    for before, layer in pairwise(layers):
         found += [place for place in range(layer, before, -1) if trace.why_not(place) is None][:1]
     if not found:
         raise BackboneCutError(
-            f"{type(trace.backbone).__name__} has no place where it can be cut between two layers: nowhere is one tensor alone "
-            "handed on. Pass cuts=[] to let it be copied as a whole, or an nn.Sequential of its parts."
+            f"{type(trace.backbone).__name__} has no place where it can be cut between two layers: nowhere is one tensor "
+            "alone handed on. Pass cuts=[] to let it be copied as a whole, or an nn.Sequential of its parts."
         )
     return found
 
@@ -131,11 +132,11 @@ def _possible(backbone: nn.Module) -> str:
 
 def _checked(trace: Trace, places: list[int], example: Tensor, *, drop: bool) -> list[Stage]:
     """Build the stages and run them; a place that proves to be none is left out, or an error."""
-    expected = trace.backbone(example)
+    expected = trace.backbone(example.clone())
     if not isinstance(expected, Tensor):
         raise BackboneCutError(
-            f"the {type(trace.backbone).__name__} returns a {type(expected).__name__}; the heads have to read one tensor. Wrap "
-            "it in a module that returns the tensor which they read."
+            f"the {type(trace.backbone).__name__} returns a {type(expected).__name__}; the heads have to read one tensor. "
+            "Wrap it in a module that returns the tensor which they read."
         )
     while True:
         parts, sides, output, bad = _run(trace, places, example)
@@ -143,9 +144,8 @@ def _checked(trace: Trace, places: list[int], example: Tensor, *, drop: bool) ->
             break
         place, reason = bad
         if not drop or place not in places:
-            raise BackboneCutError(
-                f"the {type(trace.backbone).__name__} cannot be cut after {trace.called(place - 1)!r}: {reason}."
-            )
+            where = "at its beginning" if place == 1 else f"after {trace.called(place - 1)!r}"
+            raise BackboneCutError(f"the {type(trace.backbone).__name__} cannot be cut {where}: {reason}.")
         places = [other for other in places if other != place]
     if not torch.equal(output, expected):
         raise BackboneCutError(
@@ -167,16 +167,18 @@ def _run(
     layers = trace.places_of_layers()
     parts: list[tuple[str, nn.Module]] = []
     sides: list[float | None] = []
-    feature: Any = example
-    for start, stop in zip(bounds, bounds[1:]):
+    feature: Any = example.clone()
+    for start, stop in pairwise(bounds):
         if not isinstance(feature, Tensor):
             return parts, sides, feature, (start, f"a {type(feature).__name__} is handed on there, not a tensor")
         module = trace.part(start, stop)
         inner = [str(trace.called(place)) for place in layers if start <= place < stop]
         before, version = feature, version_of(feature)
         side, feature = _first_side(module, inner, feature)
-        if start > 1 and version_of(before) != version:
-            reason = "what is behind it changes its input in place (inplace=True?), and copies would change it for each other"
+        if version_of(before) != version:
+            reason = (
+                "what follows changes its input in place (inplace=True?), so that copies would change it for each other"
+            )
             return parts, sides, feature, (start, reason)
         sides.append(side)
         names = inner or [name for place in range(start, stop) if (name := trace.called(place))] or ["output"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,7 +137,7 @@ class _Tracer(torch.fx.Tracer):
         super().__init__()
         self._inside = {_BACKBONE, *(f"{_BACKBONE}.{name}" for name in inside)}
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002  # as torch calls it
         return module_qualified_name not in self._inside
 
 
@@ -169,8 +169,8 @@ def _graph_of(root: nn.Module, backbone: nn.Module, inside: Collection[str]) -> 
 def _check_looked_into(module: nn.Module, name: str) -> None:
     if getattr(module, "grad_checkpointing", False):
         raise BackboneCutError(
-            f"{name} recomputes its forward in the backward pass (grad_checkpointing), which would be lost between the stages. "
-            "Switch it off: set_grad_checkpointing(False)."
+            f"{name} recomputes its forward in the backward pass (grad_checkpointing), which would be lost between the "
+            "stages. Switch it off: set_grad_checkpointing(False)."
         )
     if module._forward_hooks or module._forward_pre_hooks:
         raise BackboneCutError(
