@@ -196,8 +196,8 @@ class BranchingModel(nn.Module):
         if not top and not is_finer(self._partitions[number + 1], than=groups):
             raise ConfigurationError(
                 f"the columns of {self.stage_names[number + 1]!r}, above {name!r}, have the tasks "
-                f"{self.partitions[number + 1]}, and each can stand on one column only. Pass groups of whole columns, or split "
-                "that stage first."
+                f"{self.partitions[number + 1]}, and each can stand on one column only. Pass groups of whole columns, or "
+                "split that stage first."
             )
 
     def _check_heads_read_only(self, example: Tensor) -> None:

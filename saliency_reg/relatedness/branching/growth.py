@@ -53,10 +53,11 @@ def branch(
     stage, ``L_s`` is how far the branches of a group are from each other (:func:`branch_affinity`, :func:`separation_cost`).
     Each group gets a column of its own (:meth:`BranchingModel.split`). If one group is cheapest, the growth is over.
 
-    Train between the rounds, 1,000 steps or more in the paper, and estimate an affinity that comes from the training anew; on
-    held-out samples if the model fits those of the training, where all tasks are equally easy. Unlike the public code, which
-    builds a new solver each round, the optimizer keeps its momentum and its schedule. The default weight is that of the paper
-    for CelebA; it tried 0 to 4. Affinities from other sources have other scales, on which the number of columns depends.
+    Train between the rounds, 1,000 steps or more in the paper, and estimate an affinity that comes from the training
+    anew; on held-out samples if the model fits those of the training, where all tasks are equally easy. Unlike the public
+    code, which builds a new solver each round, the optimizer keeps its momentum and its schedule. The default weight is that
+    of the paper for CelebA; it tried 0 to 4. Affinities from other sources have other scales, on which the number of columns
+    depends.
 
     In several processes all call it; they compare what they chose before anything changes. ``DistributedDataParallel`` has
     to be built anew after a split, of the same model.

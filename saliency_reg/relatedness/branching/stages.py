@@ -40,8 +40,9 @@ def cut(backbone: nn.Module, example: Tensor, cuts: Sequence[str] | None = None)
 
     The forward of the backbone is traced (``torch.fx``) down to its children, and further within one that holds most of the
     layers; those need not be traceable. It can be cut wherever one tensor alone is handed on. By itself, it is before each
-    module that has a weight matrix or a kernel: ``layer1`` to ``layer4`` of a ResNet, the stages of a ConvNeXt, the blocks
-    of a vision transformer, the layers of a plain ``nn.Sequential``. Norms, activations and pooling stay with what is before.
+    module that has a weight matrix or a kernel: ``layer1`` to ``layer4`` of a ResNet, the stages of a ConvNeXt, the
+    blocks of a vision transformer, the layers of a plain ``nn.Sequential``. Norms, activations and pooling stay with what is
+    before them.
 
     ``poolings_above`` counts, for a stage whose first layer makes maps ``[B, C, H, W]``, how often the side is halved from
     there to the smallest map, and pooling to a vector as one more. For VGG16 these are the published 5, 5, 4, 4, 3, ... 0.
