@@ -145,12 +145,13 @@ def _graph_of(root: nn.Module, backbone: nn.Module, inside: Collection[str]) -> 
     for name in ("", *inside):
         _check_looked_into(backbone.get_submodule(name), name or type(backbone).__name__)
     graphs = []
-    with in_eval(root):
-        for training in (False, True):
-            for part in root.modules():
+    with in_eval(backbone):
+        # Tensors that the forward makes of nothing are noted on the root, so each trace has its own.
+        for training, each in ((False, root), (True, _OneInput(backbone))):
+            for part in backbone.modules():
                 part.training = training
             try:
-                graphs.append(_Tracer(inside).trace(root))
+                graphs.append(_Tracer(inside).trace(each))
             except Exception as error:  # whatever the code of a model raises when it is given no tensors
                 parts = ", ".join(name for name, _ in backbone.named_children()) or "none"
                 raise BackboneCutError(
