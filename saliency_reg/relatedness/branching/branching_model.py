@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigurationError, ModuleNotFoundInModelError, TaskError, WrongTypeError
 from ...tasks import check_task_names
-from ...torch_tools import version_of
+from ...torch_tools import is_hooked, version_of
 from ..groups.checks import check_grouping
 from .optimizer_copies import add_copies, checked_optimizer
 from .stages import cut
@@ -132,8 +132,8 @@ class BranchingModel(nn.Module):
 
         Raises:
             TaskError: the groups do not have each task once.
-            ConfigurationError: the stage cannot be split that way; an optimizer of another model, or one that does not
-                keep its state by parameter. The model is as it was.
+            ConfigurationError: the stage cannot be split that way; a regularizer reads it; an optimizer of another model,
+                or one that does not keep its state by parameter. The model is as it was.
             ModuleNotFoundInModelError: there is no such stage.
         """
         number = self.number_of(stage)
@@ -142,6 +142,11 @@ class BranchingModel(nn.Module):
         self._check_split(number, groups)
         old = list(zip(self._partitions[number], self._columns()[number]))
         inner = None if optimizer is None else checked_optimizer(optimizer, [*self.named_parameters()])
+        if any(is_hooked(part) for _, column in old for part in column.modules()):
+            raise ConfigurationError(
+                f"a regularizer or a surgery reads what {self.stage_names[number]!r} makes, which tasks would no longer share. "
+                "Call its remove(), split, and attach it again: feature=model.last_shared."
+            )
         columns, sources, kept = [], [], set[int]()
         for group in groups:
             source = next(column for tasks, column in old if group[0] in tasks)

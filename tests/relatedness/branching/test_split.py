@@ -232,6 +232,9 @@ def test_the_regularizer_reads_the_last_map_that_all_share() -> None:
     assert model.last_shared == "stages.2.0"
     regularizer = SaliencyRegularizer(model, heads, feature=model.last_shared)
     loss_of(model(x)).backward()
+    with pytest.raises(ConfigurationError, match="reads what '5' makes"):
+        model.split("5", PAIRS)
+    assert len(model.stages[2]) == 1
     regularizer.remove()
     model.split("5", PAIRS)
     assert model.last_shared == "stages.1.0"
