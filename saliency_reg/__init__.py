@@ -14,6 +14,7 @@ from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
 from .regularizer import RepMTL, SaliencyRegularizer
+from .relatedness.branching import BranchingModel, BranchingRound, branch
 from .relatedness.groups import (
     GroupSelection,
     GroupStability,
@@ -32,6 +33,8 @@ from .surgery.parameters import ParameterSurgery
 from .verification import VerificationReport, verify
 
 __all__ = [
+    "BranchingModel",
+    "BranchingRound",
     "FeatureSurgery",
     "GradNorm",
     "GroupSelection",
@@ -48,6 +51,7 @@ __all__ = [
     "SurgeryReport",
     "VerificationReport",
     "best_groups",
+    "branch",
     "check_grouping",
     "group_stability",
     "relation_report",

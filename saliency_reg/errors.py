@@ -9,6 +9,7 @@ __all__ = [
     "AlreadyAttachedError",
     "AmbiguousHeadsError",
     "AmbiguousModuleError",
+    "BackboneCutError",
     "CaptureError",
     "ConfigurationError",
     "HeadNotFoundError",
@@ -78,6 +79,10 @@ class AmbiguousModuleError(SaliencyRegError, ValueError):
 
 class AmbiguousHeadsError(AmbiguousModuleError):
     """Several choices of heads are equally plausible."""
+
+
+class BackboneCutError(SaliencyRegError, ValueError):
+    """A backbone cannot be cut into stages, or not there; the message has the places where it can."""
 
 
 class AlreadyAttachedError(SaliencyRegError, RuntimeError):

@@ -1,0 +1,1 @@
+"""Models that split along the affinity of their tasks."""
