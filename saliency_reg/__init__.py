@@ -13,6 +13,7 @@ from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
 from .regularizer import RepMTL, SaliencyRegularizer
+from .relatedness.selective_sharing import SelectiveSharing, share_estimators
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -32,8 +33,10 @@ __all__ = [
     "RepMTLReport",
     "SaliencyRegularizer",
     "SaliencyReport",
+    "SelectiveSharing",
     "SurgeryReport",
     "VerificationReport",
+    "share_estimators",
     "task_distances",
     "task_saliencies",
     "verify",
