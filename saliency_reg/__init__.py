@@ -3,7 +3,8 @@
 The public names are those listed here. The packages behind them, each importing only those before it: ``torch_tools`` (what
 torch leaves open), ``distributed`` (joined over processes), ``relations`` (which tasks belong together), ``capture`` (what a
 forward leaves behind), ``saliency`` (from there to distances), ``surgery`` (gradients between tasks), ``head_penalties`` (on
-head weights), ``regularizer`` (the plug-in itself), ``verification`` (whether all of that is right on your model).
+head weights), ``regularizer`` (the plug-in itself), ``relatedness`` (what follows from relations: groups of tasks),
+``verification`` (whether all of that is right on your model).
 ``docs/how_it_works.md`` follows one training step through all of them.
 """
 
@@ -13,6 +14,14 @@ from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
 from .regularizer import RepMTL, SaliencyRegularizer
+from .relatedness.groups import (
+    GroupSelection,
+    GroupStability,
+    best_groups,
+    check_grouping,
+    group_stability,
+    task_groups,
+)
 from .relatedness.selective_sharing import SelectiveSharing, share_estimators
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
@@ -25,6 +34,8 @@ from .verification import VerificationReport, verify
 __all__ = [
     "FeatureSurgery",
     "GradNorm",
+    "GroupSelection",
+    "GroupStability",
     "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
@@ -36,8 +47,12 @@ __all__ = [
     "SelectiveSharing",
     "SurgeryReport",
     "VerificationReport",
+    "best_groups",
+    "check_grouping",
+    "group_stability",
     "share_estimators",
     "task_distances",
+    "task_groups",
     "task_saliencies",
     "verify",
 ]

@@ -1,13 +1,13 @@
 """How many branches, and which: the cost of Lu et al. (CVPR 2017, arXiv 1611.05377, section 4).
 
-A *branch* is a set of tasks, given by their numbers; a group is a set of branches. Branching asks layer by layer; for groups
-of tasks every branch is one task, and its affinity that of the tasks.
+A *branch* is a set of tasks, given by their numbers; a group is a set of branches. Branching asks layer by layer; for
+groups of tasks every branch is one task, and its affinity that of the tasks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from .spectral import spectral_partitions
 
 
 def branch_affinity(affinity: Tensor, branches: Sequence[Sequence[int]]) -> Tensor:
-    """Return how close c branches are: ``[c, c]`` float64, ``(S + S') / 2``, ``S(k, l) = mean_{i in k} min_{j in l} A(i, j)``.
+    """Return how close c branches are, ``[c, c]`` float64.
 
+    ``(S + S') / 2`` of ``S(k, l) = mean_{i in k} min_{j in l} A(i, j)``, over the tasks of the branches.
     The diagonal is by the same formula: a branch of tasks that differ is below 1 to itself.
 
     Args:
@@ -30,7 +31,8 @@ def branch_affinity(affinity: Tensor, branches: Sequence[Sequence[int]]) -> Tens
     everyone = sorted(task for branch in branches for task in branch)
     if any(not branch for branch in branches) or everyone != list(range(len(matrix))):
         raise TaskError(
-            f"branches must have each of the {len(matrix)} tasks once and none be empty, found {[list(b) for b in branches]}."
+            f"branches must have each of the {len(matrix)} tasks once, and none be empty; "
+            f"found {[list(branch) for branch in branches]}."
         )
     # worst[i, l]: the affinity of task i to the task of branch l that is farthest from it
     worst = torch.stack([matrix[:, list(branch)].amin(dim=1) for branch in branches], dim=1)
@@ -56,8 +58,8 @@ def choose_partition(
 ) -> list[list[int]]:
     """Return the d groups of branches with the least cost ``(d - 1) branch_cost + separation_weight L_s``.
 
-    For every d from 1 to ``largest`` the branches are clustered spectrally; of the partitions in which the restarts end, that
-    of the smallest separation cost stands for d. Of equal costs, the fewest groups.
+    For every d from 1 to ``largest`` the branches are clustered spectrally; of the partitions in which the restarts
+    end, that of the smallest separation cost stands for d. Of equal costs, the fewest groups.
 
     Args:
         branch_affinity: ``[c, c]``, from :func:`branch_affinity`.
@@ -75,12 +77,29 @@ def choose_partition(
             raise ConfigurationError(f"{name} must be 0 or a positive number, found {value!r}.")
     if largest < 1:
         raise ConfigurationError(f"largest must be at least 1, found {largest}.")
-    best = [list(range(len(matrix)))]
-    least = separation_weight * separation_cost(matrix, best)
-    for number in range(2, min(largest, len(matrix)) + 1):
-        groups = closest_partition(matrix, number, seed=seed)
-        cost = (number - 1) * branch_cost + separation_weight * separation_cost(matrix, groups)
-        if cost < least:
+    return cheapest_partition(
+        matrix,
+        lambda number: closest_partition(matrix, number, seed=seed),
+        branch_cost=branch_cost,
+        separation_weight=separation_weight,
+        largest=largest,
+    )
+
+
+def cheapest_partition(
+    branch_affinity: Tensor,
+    partition: Callable[[int], list[list[int]]],
+    *,
+    branch_cost: float,
+    separation_weight: float,
+    largest: int,
+) -> list[list[int]]:
+    """Return the cheapest of the partitions into 1 to ``largest`` groups; of equal costs, the fewest groups."""
+    best, least = partition(1), math.inf
+    for number in range(1, min(largest, len(branch_affinity)) + 1):
+        groups = partition(number)
+        cost = (number - 1) * branch_cost + separation_weight * separation_cost(branch_affinity, groups)
+        if cost < least - 1e-12:  # not by rounding
             best, least = groups, cost
     return best
 

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..groups import average_linkage
+
 DIRECTIVES = ("similarity", "variance")
 
 
-def average_linkage(distances: Tensor, threshold: float) -> list[list[int]]:
-    """Join the two closest clusters while their mean distance is below the threshold.
+def clusters_below(similarities: Tensor, theta: float) -> list[list[int]]:
+    """Return the clusters of average linkage on ``1 - similarity`` that merge below a distance, by their first members.
 
     Args:
-        distances: ``[T, T]``, symmetric.
-        threshold: of 0 joins nothing, not even what is equal.
-
-    Returns:
-        Clusters of numbers, each in order, in the order of their first members.
+        similarities: ``[T, T]``, symmetric.
+        theta: of 0 merges nothing, not even what is equal.
     """
-    clusters = [[index] for index in range(len(distances))]
-    while len(clusters) > 1:
-        pairs = [(i, j) for i in range(len(clusters)) for j in range(i + 1, len(clusters))]
-        means = [float(distances[clusters[i]][:, clusters[j]].mean()) for i, j in pairs]
-        least = min(means)
-        if not least < threshold:
+    size = len(similarities)
+    clusters = {one: [one] for one in range(size)}
+    for merge, (low, high, distance, _) in enumerate(average_linkage(similarities).tolist()):
+        if distance >= theta:  # of average linkage, no later one is smaller
             break
-        i, j = pairs[means.index(least)]
-        clusters[i] = sorted(clusters[i] + clusters.pop(j))
-    return clusters
+        clusters[size + merge] = clusters.pop(int(low)) + clusters.pop(int(high))
+    return sorted(sorted(cluster) for cluster in clusters.values())
 
 
 def spread_out(distances: Tensor, clusters: list[list[int]]) -> list[list[int]]:

@@ -26,7 +26,7 @@ from ...torch_tools import (
     unwrap_optimizer,
 )
 from ..groups import check_grouping
-from .clusters import DIRECTIVES, average_linkage, medoid, spread_out
+from .clusters import DIRECTIVES, clusters_below, medoid, spread_out
 from .estimator_gradients import EstimatorGradients
 from .estimators import Estimator, EstimatorsChoice, find_estimators
 from .factors import cosines, task_factors, unit_rows
@@ -225,10 +225,9 @@ class SelectiveSharing(StateModule, Removable):
         limit = non_negative_number("theta", theta)
         check_choice("directive", directive, DIRECTIVES)
         present, matrix = self._cosines()
-        distances = 1 - matrix
-        found = average_linkage(distances, limit)
+        found = clusters_below(matrix, limit)
         if directive == "variance":
-            found = spread_out(distances, found)
+            found = spread_out(1 - matrix, found)
         chosen = [[present[one] for one in group] for group in found]
         chosen += [[one] for one in self._kept() if one not in present]
         of_survivor = {one: number for number, group in enumerate(chosen) for one in group}
