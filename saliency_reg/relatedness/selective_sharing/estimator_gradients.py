@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...distributed import Ranks
+from ...errors import CaptureError, NonFiniteError
+from ...tasks import first_few
 from ...torch_tools import StateModule, real_device, state_dtype
+from .factors import GRAMIANS, cosines, task_factors, unit_rows
 
 
 class EstimatorGradients(StateModule):
@@ -58,6 +61,32 @@ class EstimatorGradients(StateModule):
         self.batches.zero_()
         self._set_value("steps", 0)
 
-    def of_all(self, ranks: Ranks) -> Tensor:
-        """Return the sums over all processes. Where gradients are averaged already, they only grow, each by one factor."""
-        return ranks.add(self.gradients.clone()) if ranks.size > 1 else self.gradients
+    @torch.no_grad()
+    def cosines(self, kept: Mapping[int, str], ranks: Ranks, compare: str, energy: float) -> tuple[list[int], Tensor]:
+        """Return which of the tasks ``kept`` had gradients, and cosines of their factors ``[t, t]``, float64 on the CPU.
+
+        Sums are those over all processes, which all get the same to the bit. Where gradients are averaged over them already,
+        sums only grow, each by the same factor.
+
+        Raises:
+            NonFiniteError: gradients with NaN or infinity.
+            CaptureError: no gradients.
+        """
+        sums = ranks.add(self.gradients.clone()) if ranks.size > 1 else self.gradients
+        units = unit_rows(sums[list(kept)].flatten(2))
+        finite = units.flatten(1).isfinite().all(1).tolist()
+        if not all(finite):
+            bad = [task for task, fine in zip(kept.values(), finite) if not fine]
+            raise NonFiniteError(
+                f"the accumulated gradients of {first_few(bad)} have NaN or infinity. Clip gradients or lower the learning "
+                "rate, and build this anew."
+            )
+        present = units.flatten(1).any(1)
+        if not bool(present.any()):
+            raise CaptureError(
+                "no gradients of the estimators were gathered yet. Build this with optimizer=optimizer, and call it after "
+                "some steps of that, with labels of the tasks."
+            )
+        gramian = GRAMIANS[compare](units[present]).cpu().double()
+        matrix = cosines(task_factors(gramian, energy)).to(units)
+        return [task for task, there in zip(kept, present.tolist()) if there], ranks.from_first(matrix).cpu().double()

@@ -12,10 +12,34 @@ _NOTHING = 1e-6
 
 
 def unit_rows(gradients: Tensor) -> Tensor:
-    """Return ``[T, E, D]`` as rows of length 1, float64 on the CPU, ``[T, E*D]``; rows of zeros stay."""
-    rows = gradients.detach().cpu().double().flatten(1)
-    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)  # squares stay in range
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    """Return ``[T, E, D]`` with each task's entries scaled to length 1 together; zeros stay."""
+    rows = gradients.flatten(1)
+    tiny = torch.finfo(rows.dtype).tiny
+    rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)  # so that squares stay in range
+    return (rows / rows.norm(dim=1, keepdim=True).clamp_min(tiny)).view_as(gradients)
+
+
+def gramian_of_gradients(units: Tensor) -> Tensor:
+    """Return the cosines of the gradients, ``<g_i, g_j>``: ``[T, E, D] -> [T, T]``."""
+    rows = units.flatten(1)
+    return rows @ rows.T
+
+
+def gramian_of_inputs(units: Tensor) -> Tensor:
+    """Return cosines of the second moments at the inputs, ``<g_i' g_i, g_j' g_j> = |g_i g_j'|^2``: ``[T, E, D] -> [T, T]``.
+
+    ``g_t' g_t`` ``[D, D]`` says from which directions of the shared representation a task draws. Where these are ``r``
+    orthonormal ones, the cosine is the mean squared cosine of the principal angles between two tasks. It is in [0, 1].
+    """
+    tasks, width, _ = units.shape
+    across = units.flatten(0, 1).T
+    products = torch.stack([(one @ across).square().view(width, tasks, width).sum((0, 2)) for one in units])
+    products = (products + products.T) / 2
+    lengths = products.diagonal().sqrt()
+    return products / (lengths.unsqueeze(0) * lengths.unsqueeze(1))
+
+
+GRAMIANS = {"inputs": gramian_of_inputs, "gradients": gramian_of_gradients}
 
 
 def task_factors(gramian: Tensor, energy: float = 0.9) -> Tensor:

@@ -37,7 +37,33 @@ def divide_gradients(estimator: Estimator, size: int) -> None:
             parameter.register_hook(_Divide(size))
 
 
-def replace(model: nn.Module, old: Estimator, new: Estimator) -> None:
+def merge(
+    model: nn.Module,
+    estimators: Sequence[Estimator],
+    survivors: Sequence[int],
+    optimizer: torch.optim.Optimizer | None,
+) -> list[Estimator]:
+    """Let each task use the estimator of its survivor, and discard the others; what is asked must be possible.
+
+    Args:
+        model, optimizer: where they are replaced, and discarded.
+        estimators: of each task.
+        survivors: of each task, the number of the task whose estimator it gets.
+
+    Returns:
+        The estimator of each task.
+    """
+    for old, survivor in zip(estimators, survivors):
+        if old is not estimators[survivor]:
+            _replace(model, old, estimators[survivor])
+    left = {id(parameter) for parameter in model.parameters()}
+    every = (parameter for estimator in estimators for _, parameter in estimator.named_parameters())
+    if optimizer is not None:
+        _discard(optimizer, [parameter for parameter in every if id(parameter) not in left])
+    return [estimators[survivor] for survivor in survivors]
+
+
+def _replace(model: nn.Module, old: Estimator, new: Estimator) -> None:
     """Put the parts of one estimator wherever the model has those of another."""
     instead = dict(zip(map(id, old.parts), new.parts))
     for module in list(model.modules()):
@@ -46,7 +72,7 @@ def replace(model: nn.Module, old: Estimator, new: Estimator) -> None:
                 module._modules[name] = instead[id(child)]
 
 
-def discard(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+def _discard(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Take parameters out of an optimizer, with their state. Groups stay, also empty ones: schedulers count them."""
     gone = {id(parameter): parameter for parameter in parameters}
     for group in optimizer.param_groups:

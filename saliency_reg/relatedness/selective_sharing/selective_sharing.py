@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...capture import HeadsChoice
 from ...distributed import Ranks
-from ...errors import CaptureError, ConfigurationError, NonFiniteError, StateMismatchError
+from ...errors import CaptureError, ConfigurationError, StateMismatchError
 from ...tasks import first_few
 from ...torch_tools import (
     Removable,
@@ -29,9 +29,9 @@ from ..groups import check_grouping
 from .clusters import DIRECTIVES, clusters_below, medoid, spread_out
 from .estimator_gradients import EstimatorGradients
 from .estimators import Estimator, EstimatorsChoice, find_estimators
-from .factors import cosines, task_factors, unit_rows
+from .factors import GRAMIANS
 from .grouping import Grouping, check_can_become, check_not_parted, named_groups, survivors_in
-from .merging import check_holds, copy_from_first, discard, divide_gradients, replace
+from .merging import check_holds, copy_from_first, divide_gradients, merge
 
 
 @dataclass
@@ -49,8 +49,9 @@ class SelectiveSharing(StateModule, Removable):
 
     1. After each optimizer step the gradient of the first weight ``[E, D]`` of each estimator is added to ``g_t``. An
        estimator that is not shared has gradients of its own task alone.
-    2. The thin SVD of the rows ``g_t / |g_t|`` gives task factors ``F = U_r diag(s_r)`` ``[T, r]``, with ``r`` the
-       smallest rank that keeps 90 % of the energy; they are made from the ``[T, T]`` Gramian of the rows.
+    2. Tasks are compared by ``M_t = g_t' g_t`` ``[D, D]``, the directions from which they draw (``compare="inputs"``), or by
+       ``M_t = g_t`` (``"gradients"``). The thin SVD of the rows ``M_t / |M_t|`` gives task factors ``F = U_r diag(s_r)``
+       ``[T, r]``, with ``r`` the smallest rank that keeps 90 % of the energy; they are made from the ``[T, T]`` Gramian.
     3. Average linkage on ``1 - cos(F_i, F_j)``, cut at ``theta``, gives clusters. With the directive ``similarity`` they
        are the groups; with ``variance`` there are as many groups, which hold members of different clusters.
     4. One estimator of each group survives, its medoid, with the state that the optimizer has of it; the others are
@@ -59,19 +60,22 @@ class SelectiveSharing(StateModule, Removable):
 
     The paper's own are the design: estimators that differ in their outputs only, accumulated gradients that are factorised,
     factors that are clustered, one estimator per cluster, a directive fixed before training. Its code was never released.
-    Open there, and chosen here: the factorisation and its rank, the clustering and ``theta``, how many steps are
+    Open there, and chosen here: what is factorised, how and to which rank, the clustering and ``theta``, how many steps are
     accumulated and how often, that groups are never parted again, what ``variance`` computes, and who survives.
 
     The gradient of a shared estimator, a sum over its tasks, is divided by their number, in a hook on its parameters: steps
     of SGD do not grow, and the survivor's momentum and second moments keep their scale. (Dividing the learning rate
     instead would make the steps of Adam too small, which do not depend on that scale.)
 
-    Hidden units of estimators that began differently do not correspond, and their gradients cannot be compared: so all
-    start with the weights of the first (``same_start``). Merging changes at once the outputs of all tasks but the
-    survivor's, whose output layers were made for another estimator: merge early, or train these alone for a few steps.
+    ``"gradients"`` needs hidden units that correspond: estimators *and* output layers that began alike. Where only output
+    layers differ, their random signs are those of the gradients, so that not even tasks with the same labels are found;
+    tasks with opposite labels never are. ``"inputs"`` depends on neither, and works with outputs of any sizes.
+
+    Merging changes at once the outputs of all tasks but the survivor's, whose output layers were made for another estimator:
+    less so if all start with the weights of the first (``same_start``). Merge early, or train these alone for a few steps.
 
     Of many tasks that have nothing in common, the 10 % that are dropped can hold what tells some of them apart:
-    ``energy=1.0`` compares the gradients themselves. They count as they are when the optimizer steps: unscaled, clipped,
+    ``energy=1.0`` drops nothing. Gradients count as they are when the optimizer steps: unscaled, clipped,
     accumulated.
 
     In several processes all have to call :meth:`similarity`, :meth:`groups` and :meth:`share` together; gradients are added
@@ -91,6 +95,7 @@ class SelectiveSharing(StateModule, Removable):
         optimizer: the one that trains the estimators. Without one no gradients are gathered, and none is rid of what is
             discarded: then build it after :meth:`share`.
         same_start: whether all estimators are given the weights of the first, now.
+        compare: ``"inputs"`` or ``"gradients"``.
         energy: the share of the energy that the factors keep, in ``(0, 1]``.
         process_group: the processes that train together, by default all.
 
@@ -144,6 +149,7 @@ class SelectiveSharing(StateModule, Removable):
         estimators: EstimatorsChoice = None,
         optimizer: Any = None,
         same_start: bool = True,
+        compare: str = "inputs",
         energy: float = 0.9,
         process_group: Any = None,
     ) -> None:
@@ -151,6 +157,8 @@ class SelectiveSharing(StateModule, Removable):
         self.energy = positive_number("energy", energy)
         if self.energy > 1:
             raise ConfigurationError(f"energy is a share, in (0, 1], found {energy}.")
+        check_choice("compare", compare, tuple(GRAMIANS))
+        self.compare = compare
         found = find_estimators(model, heads, tasks, estimators)
         self.tasks = tuple(found)
         own = list(found.values())
@@ -315,36 +323,13 @@ class SelectiveSharing(StateModule, Removable):
     def _cosines(self) -> tuple[list[int], Tensor]:
         """Return the survivors that had gradients, and the cosines of their factors; the same in all processes."""
         self._attached()
-        kept = self._kept()
-        rows = unit_rows(self.gathered.of_all(self._ranks)[kept])
-        if bad := [self.tasks[one] for one, row in zip(kept, rows) if not bool(row.isfinite().all())]:
-            raise NonFiniteError(
-                f"the accumulated gradients of {first_few(bad)} have NaN or infinity. Clip gradients or lower the learning "
-                "rate, and build this anew."
-            )
-        present = [number for number, row in enumerate(rows) if bool(row.any())]
-        if not present:
-            why = "after some steps of the optimizer, with labels of the tasks"
-            if self._step_hook is None:
-                why = "after training with it attached to an optimizer: optimizer=optimizer"
-            raise CaptureError(f"no gradients of the estimators were gathered yet. Call this {why}.")
-        rows = rows[present]
-        matrix = cosines(task_factors(rows @ rows.T, self.energy))
-        matrix = self._ranks.from_first(matrix.to(self.gathered.gradients)).cpu().double()
-        return [kept[number] for number in present], matrix
+        kept = {one: self.tasks[one] for one in self._kept()}
+        return self.gathered.cosines(kept, self._ranks, self.compare, self.energy)
 
     def _merge(self, survivors: list[int]) -> None:
         """Change model and optimizer so that each task uses the estimator of its survivor. What is asked was checked."""
         attached = self._attached()
-        before = attached.estimators
-        for task, survivor in enumerate(survivors):
-            if before[task] is not before[survivor]:
-                replace(attached.model, before[task], before[survivor])
-        left = {id(parameter) for parameter in attached.model.parameters()}
-        gone = {id(one): one for each in before for _, one in each.named_parameters() if id(one) not in left}
-        if attached.optimizer is not None:
-            discard(attached.optimizer, gone.values())
-        attached.estimators = [before[survivor] for survivor in survivors]
+        attached.estimators = merge(attached.model, attached.estimators, survivors, attached.optimizer)
         self._survivors = list(survivors)
         self.survivors.copy_(torch.tensor(survivors))
         self._divide()
