@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Union
@@ -111,7 +112,7 @@ def _given(
         raise TaskError(f"estimators= lacks {missing} of the tasks {names}. Name the estimator of each task.")
     found = {}
     for index, task in enumerate(names):
-        name, module = find_module(model, given[index], "estimator")
+        name, module = _find(model, given[index])
         if all(module is not part for part in model.modules()):
             raise HeadNotFoundError(
                 f"the estimator of {task!r}, a {type(module).__name__}, is not in the model. Pass its name, or the module."
@@ -122,6 +123,14 @@ def _given(
             )
         found[task] = (module,)
     return found
+
+
+def _find(model: nn.Module, wanted: str | nn.Module) -> tuple[str, nn.Module]:
+    """Find a module also by names that are not those of ``named_modules()``: it has only one for what is shared already."""
+    if isinstance(wanted, str):
+        with suppress(AttributeError):
+            return wanted, model.get_submodule(wanted)
+    return find_module(model, wanted, "estimator")
 
 
 def _named_part(inside: str, name: str, head: nn.Module) -> tuple[nn.Module, ...]:

@@ -110,7 +110,7 @@ def test_groups_of_different_clusters_are_spread_as_far_as_any() -> None:
         points = torch.randn(9, 2) / 3 + torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 3.0]]).repeat(3, 1)
         distances = torch.cdist(points, points)
         groups = spread_out(distances, clusters)
-        assert sorted(sum(groups, [])) == list(range(9))
+        assert sorted(itertools.chain(*groups)) == list(range(9))
         assert all(sorted(one % 3 for one in group) == [0, 1, 2] for group in groups)
         orders = list(itertools.permutations(range(3)))
         best = max(
@@ -130,7 +130,7 @@ def test_there_are_as_many_groups_of_nearly_equal_size(sizes: list[int]) -> None
     points = torch.randn(sum(sizes), 3)
     groups = spread_out(torch.cdist(points, points), clusters)
     assert len(groups) == len(clusters)
-    assert sorted(sum(groups, [])) == list(range(sum(sizes)))
+    assert sorted(itertools.chain(*groups)) == list(range(sum(sizes)))
     for cluster in clusters:
         counts = [len(set(cluster) & set(group)) for group in groups]
         assert max(counts) - min(counts) <= 1
