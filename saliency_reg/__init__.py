@@ -24,6 +24,7 @@ from .relatedness.groups import (
     task_groups,
 )
 from .relatedness.report import RelationReport, relation_report
+from .relatedness.selective_sharing import SelectiveSharing, share_estimators
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -48,6 +49,7 @@ __all__ = [
     "RepMTLReport",
     "SaliencyRegularizer",
     "SaliencyReport",
+    "SelectiveSharing",
     "SurgeryReport",
     "VerificationReport",
     "best_groups",
@@ -55,6 +57,7 @@ __all__ = [
     "check_grouping",
     "group_stability",
     "relation_report",
+    "share_estimators",
     "task_distances",
     "task_groups",
     "task_saliencies",
