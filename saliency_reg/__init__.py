@@ -13,6 +13,7 @@ from . import errors
 from .errors import *  # noqa: F403
 from .head_penalties import HeadPenalty
 from .regularizer import RepMTL, SaliencyRegularizer
+from .relatedness.views import RelationViews, ViewComparison, ViewKind, compare_views
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -27,6 +28,7 @@ __all__ = [
     "HeadPenalty",
     "PCGrad",
     "ParameterSurgery",
+    "RelationViews",
     "RelationWeights",
     "RepMTL",
     "RepMTLReport",
@@ -34,6 +36,9 @@ __all__ = [
     "SaliencyReport",
     "SurgeryReport",
     "VerificationReport",
+    "ViewComparison",
+    "ViewKind",
+    "compare_views",
     "task_distances",
     "task_saliencies",
     "verify",
