@@ -117,8 +117,8 @@ def _check_entries(kind: ViewKind, matrix: Tensor, what: str, tasks: Sequence[st
     slack = _ROUNDING * max(1.0, float(known.abs().max()))
     if float(known.min()) < kind.lowest - slack or float(known.max()) > kind.highest + slack:
         raise ConfigurationError(
-            f"{what} must be in [{kind.lowest:g}, {kind.highest:g}], found {float(known.min()):.6g} to "
-            f"{float(known.max()):.6g}."
+            f"{what} must be in [{kind.lowest:g}, {kind.highest:g}], found entries from {float(known.min()):.6g} to "
+            f"{float(known.max()) + 0.0:.6g}."
         )
     turned = matrix.transpose(-1, -2)
     differs = (matrix - turned).abs().nan_to_num(0.0) > slack

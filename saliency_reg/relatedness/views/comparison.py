@@ -67,8 +67,8 @@ def compare_views(trainings: Sequence[RelationViews]) -> ViewComparison:
     squares = (found - mean).square().nansum(0)
     std = torch.where(known > 1, (squares / (known - 1).clamp(min=1)).sqrt(), torch.nan)
     again = [
-        torch.tensor([spearman(one[view], other[view]) for one, other in combinations(values, 2)]).double().nanmean()
-        for view in range(len(found[0]))
+        found.new_tensor([spearman(one[view], other[view]) for one, other in combinations(values, 2)]).nanmean()
+        for view in range(len(first.matrices))
     ]
     over_seeds = torch.stack(again) if again else torch.empty(0, dtype=torch.float64)
     return ViewComparison(tuple(first), len(trainings), mean, std, over_seeds)

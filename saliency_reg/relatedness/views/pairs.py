@@ -54,7 +54,7 @@ def closest_pairs_of(
             parts = (trajectory[:, i, j] + trajectory[:, j, i]) / 2
             parts = parts[~parts.isnan()]
             if len(parts) > 1:
-                low, high = torch.quantile(parts, torch.tensor([(1 - level) / 2, (1 + level) / 2]).double()).tolist()
+                low, high = torch.quantile(parts, parts.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
         # Adding 0 turns the -0 of a turned sign into 0.
         value = sign * float(values[place]) + 0.0
         found.append(ClosePair(tasks[i], tasks[j], value, int(common_labels[i, j]), low, high))

@@ -108,8 +108,8 @@ class RelationViews:
             ConfigurationError: a view that there is not, a ``fill`` outside of ``[0, 1]``.
             NonFiniteError: pairs of which the view knows nothing; names them.
         """
-        affinity = affinity_of(VIEWS[view], self[view])
-        return self._without_gaps(affinity, f"the view {view!r}", fill)
+        matrix = self[view]
+        return self._without_gaps(affinity_of(VIEWS[view], matrix), f"the view {view!r}", fill)
 
     def consensus(self, *, fill: float | None = None) -> Tensor:
         """Return ``[T, T]``, the mean over the views of each pair's rank, 0 for the last and 1 for the closest pair.
@@ -233,7 +233,8 @@ class RelationViews:
         where it is known. TAG is a ``DiGraph``: the edge from ``j`` to ``i`` has ``tag[i, j]`` as its value, what ``j`` does
         for ``i``. Needs the extra ``relations``.
         """
-        return graph_of(VIEWS[view], self.tasks, self[view], self.common_labels, self.skill)
+        matrix = self[view]
+        return graph_of(VIEWS[view], self.tasks, matrix, self.common_labels, self.skill)
 
     def to_graphml(self, path: PathLike, view: str) -> None:
         """Write the graph of :meth:`to_networkx` for Gephi, Cytoscape or yEd.
