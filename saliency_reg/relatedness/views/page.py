@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .kinds import VIEWS
@@ -43,22 +42,19 @@ def page_of(views: RelationViews, pairs: int) -> str:
     else:
         for key in ordered:
             scale = scale_of(VIEWS[key], ordered[key])
-            maps.append(_heat_map(VIEWS[key].label, ordered.tasks, ordered[key], scale.shade, diagonal=False))
+            maps.append(_heat_map(VIEWS[key].label, ordered.tasks, ordered[key], scale, diagonal=False))
     if len(list(views)) > 1:
         labels = [VIEWS[key].label for key in views]
         scale = Scale(-1.0, 1.0, 0.0, turned=False)
         caption = "Rank correlations between views"
-        maps.append(_heat_map(caption, labels, views.rank_correlations(), scale.shade, diagonal=True))
+        maps.append(_heat_map(caption, labels, views.rank_correlations(), scale, diagonal=True))
     parts.append(f'<div class="maps">{"".join(maps)}</div>')
     parts.extend(_closest(views, key, pairs) for key in views)
     return f'<div class="relation-views">{"".join(parts)}</div>'
 
 
-def _heat_map(
-    caption: str, names: Sequence[str], matrix: Tensor, shade: Callable[[float], float], *, diagonal: bool
-) -> str:
+def _heat_map(caption: str, names: Sequence[str], matrix: Tensor, scale: Scale, *, diagonal: bool) -> str:
     numbered = len(names) <= _MOST_NUMBERED
-    largest = float(matrix[~torch.eye(len(names), dtype=torch.bool)].abs().nan_to_num(0.0).max())
     heads = "".join(f"<th>{place}</th>" for place in range(1, len(names) + 1))
     rows = []
     for i, name in enumerate(names):
@@ -69,7 +65,7 @@ def _heat_map(
             elif value != value:
                 cells.append(f'<td bgcolor="{_UNKNOWN}"></td>')
             else:
-                cells.append(_cell(shade(value), _number(value, largest) if numbered else ""))
+                cells.append(_cell(scale.shade(value), scale.text(value) if numbered else ""))
         rows.append(f"<tr><th>{_text(name)} {i + 1}</th>{''.join(cells)}</tr>")
     return f'<table class="map"><caption>{_text(caption)}</caption><tr><th></th>{heads}</tr>{"".join(rows)}</table>'
 
@@ -95,13 +91,6 @@ def _closest(views: RelationViews, key: str, count: int) -> str:
     heads = "".join(f"<td><i>{name}</i></td>" for name in names)
     body = f"<tr>{heads}</tr>{''.join(rows)}" if rows else "<tr><td>nothing is known of any pair</td></tr>"
     return f'<table class="pairs"><caption>Closest by {_text(VIEWS[key].label.lower())}</caption>{body}</table>'
-
-
-def _number(value: float, largest: float) -> str:
-    """Two digits that fit the largest entry of the map; TAG's may be 1e-4."""
-    if 0.05 <= largest < 100:
-        return f"{value:.2f}" if largest < 10 else f"{value:.0f}"
-    return f"{value:.0e}"
 
 
 def _text(name: str) -> str:

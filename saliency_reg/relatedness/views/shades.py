@@ -38,6 +38,13 @@ class Scale:
         side = self.high - self.middle if value > self.middle else self.middle - self.low
         return max(-1.0, min(1.0, (value - self.middle) / side))
 
+    def text(self, value: float) -> str:
+        """Return a number of at most four letters or so for a cell, with as many digits as all cells of the view need."""
+        largest = max(abs(self.low), abs(self.high))
+        if 0.05 <= largest < 1000:
+            return f"{value:.{2 if largest < 10 else 1 if largest < 100 else 0}f}"
+        return f"{value:.0e}"
+
 
 def scale_of(kind: ViewKind, matrix: Tensor) -> Scale:
     """Return the scale for the entries between two tasks of ``[T, T]``.
