@@ -25,6 +25,7 @@ from .relatedness.groups import (
 )
 from .relatedness.report import RelationReport, relation_report
 from .relatedness.selective_sharing import SelectiveSharing, share_estimators
+from .relatedness.views import RelationViews, ViewComparison, ViewKind, compare_views
 from .relations import RelationWeights
 from .report import RepMTLReport, SaliencyReport, SurgeryReport
 from .saliency import task_distances, task_saliencies
@@ -44,6 +45,7 @@ __all__ = [
     "PCGrad",
     "ParameterSurgery",
     "RelationReport",
+    "RelationViews",
     "RelationWeights",
     "RepMTL",
     "RepMTLReport",
@@ -52,9 +54,12 @@ __all__ = [
     "SelectiveSharing",
     "SurgeryReport",
     "VerificationReport",
+    "ViewComparison",
+    "ViewKind",
     "best_groups",
     "branch",
     "check_grouping",
+    "compare_views",
     "group_stability",
     "relation_report",
     "share_estimators",

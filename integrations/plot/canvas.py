@@ -32,13 +32,20 @@ _TITLE_POINTS = 10
 
 def new_figure(width: float, height: float) -> tuple[Figure, Any]:
     """Return a figure of so many inches, and its axes."""
+    figure, [[axes]] = new_figures(width, height, 1, 1)
+    return figure, axes
+
+
+def new_figures(width: float, height: float, rows: int, columns: int) -> tuple[Figure, Any]:
+    """Return a figure of so many inches, and an array ``[rows, columns]`` of axes."""
     figure: Figure = need("matplotlib.figure").Figure(figsize=(width, height), layout="compressed")
     need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     layout: Any = figure.get_layout_engine()
     layout.set(h_pad=0.12)  # with less, the title touches what is written above the axes
-    axes = figure.add_subplot()
-    axes.grid(False)  # some styles turn it on
-    return figure, axes
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.grid(False)  # some styles turn it on
+    return figure, grid
 
 
 def checked_path(path: PathLike | None) -> Path | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import TaskError
@@ -11,6 +10,7 @@ from ...torch_tools import check_choice
 from ..shared.libraries import need
 from .canvas import LITERAL, PathLike, checked_path, finish, new_figure, shortened, width_of
 from .inputs import Relations, relative_weights, task_names
+from .tree import draw_branches, tree_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 #: More tasks than this make the numbers in the cells unreadable.
 _MOST_NUMBERED = 16
 _NO_RELATION = "#bdbdbd"
-_STRONGER, _WEAKER = "#B35806", "#737373"
 
 
 def task_order(relations: Relations) -> list[int]:
@@ -141,17 +140,9 @@ def draw_task_tree(
     target = checked_path(path)
     weights, names = _weights_and_names(relations, tasks)
     order, merges = _clustered(weights)
-    points = 8 if len(names) <= 20 else 7
-    figure, axes = new_figure(4.2 + width_of(names, points), 0.7 + 0.2 * max(len(names), 5))
+    figure, axes = tree_figure(names)
     left = 1.06 * max(2.0, float(weights.max()))  # the strongest pair, too, has branches that can be seen
-    _draw_branches(axes, order, merges, left)
-    axes.axvline(1.0, color="black", linewidth=0.8, linestyle="--", zorder=0)
-    axes.set_xlim(left, -0.02 * left)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_yticks(range(len(names)), [names[index] for index in order], fontsize=points, **LITERAL)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+    draw_branches(axes, [names[index] for index in order], order, merges, (left, 1.0, -0.02 * left))
     axes.set_xlabel("mean relation weight where groups join / uniform weight", fontsize=8)
     return finish(figure, title, target)
 
@@ -214,14 +205,3 @@ def _write_numbers(axes: Any, weights: Array, colours: Any, scale: Any) -> None:
             colour = "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
             text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-
-
-def _draw_branches(axes: Any, order: Sequence[int], merges: Sequence[tuple[int, int, float]], left: float) -> None:
-    places = {task: (left, float(place)) for place, task in enumerate(order)}
-    for first, second, weight in merges:
-        (start, upper), (other_start, lower) = places[first], places[second]
-        weight = max(weight, 0.0)  # rounding
-        places[len(places)] = (weight, (upper + lower) / 2)
-        colour = _STRONGER if weight > 1 and not math.isclose(weight, 1, rel_tol=1e-5) else _WEAKER
-        corners = [start, weight, weight, other_start], [upper, upper, lower, lower]
-        axes.plot(*corners, color=colour, linewidth=1.4, solid_joinstyle="miter")

@@ -22,6 +22,7 @@ FACES = {
             *("torch_tools", "verification"),
         )
     ),
+    "saliency_reg.relatedness.views",
     "saliency_reg.surgery",
     "saliency_reg.surgery.feature",
     "saliency_reg.surgery.parameters",
