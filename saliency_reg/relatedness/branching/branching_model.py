@@ -88,7 +88,7 @@ class BranchingModel(nn.Module):
         self.poolings_above = tuple(stage.poolings_above for stage in stages)
         self.stages = nn.ModuleList(nn.ModuleList([stage.module]) for stage in stages)
         try:
-            self.heads = nn.ModuleDict(heads.items())
+            self.heads = nn.ModuleDict(dict(heads.items()))
         except KeyError as error:
             raise TaskError(f"a task cannot have this name: {error.args[0]}. Choose another one.") from error
         self._partitions: list[Columns] = [[[*range(len(self.tasks))]] for _ in stages]
