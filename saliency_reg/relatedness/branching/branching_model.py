@@ -88,7 +88,7 @@ class BranchingModel(nn.Module):
         self.poolings_above = tuple(stage.poolings_above for stage in stages)
         self.stages = nn.ModuleList(nn.ModuleList([stage.module]) for stage in stages)
         try:
-            self.heads = nn.ModuleDict(heads.items())
+            self.heads = nn.ModuleDict(dict(heads.items()))
         except KeyError as error:
             raise TaskError(f"a task cannot have this name: {error.args[0]}. Choose another one.") from error
         self._partitions: list[Columns] = [[[*range(len(self.tasks))]] for _ in stages]
@@ -144,8 +144,8 @@ class BranchingModel(nn.Module):
         inner = None if optimizer is None else checked_optimizer(optimizer, [*self.named_parameters()])
         if any(is_hooked(part) for _, column in old for part in column.modules()):
             raise ConfigurationError(
-                f"a regularizer or a surgery reads what {self.stage_names[number]!r} makes, which tasks would no longer share. "
-                "Call its remove(), split, and attach it again: feature=model.last_shared."
+                f"a regularizer or a surgery reads what {self.stage_names[number]!r} makes, which tasks would no longer "
+                "share. Call its remove(), split, and attach it again: feature=model.last_shared."
             )
         columns, sources, kept = [], [], set[int]()
         for group in groups:

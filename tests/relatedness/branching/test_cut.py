@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ class Net(nn.Module):
         self.stem, self.block, self.top = nn.Linear(4, 4), Block(), nn.Linear(4, 4)
         self.between = between
 
-    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Any:
         h = self.stem(x)
         if mask is not None:
             h = h * mask

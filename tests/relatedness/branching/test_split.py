@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 
 
 def loss_of(outputs: dict[str, Tensor], tasks: tuple[str, ...] = TASKS) -> Tensor:
-    return sum((TASKS.index(task) + 1) * (outputs[task] - 1).square().mean() for task in tasks)
+    return torch.stack([(TASKS.index(task) + 1) * (outputs[task] - 1).square().mean() for task in tasks]).sum()
 
 
 def steps(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, number: int = 2, **options: Any) -> None:
@@ -205,7 +205,7 @@ class TestOptimizerGroups:
         model.split("5", PAIRS, optimizer=optimizer)
         after = optimizer.param_groups[0]["params"]
         assert [id(one) for one in after if any(one is other for other in before)] == [id(one) for one in before]
-        column, copied = model.stages[2]
+        column, copied = model.stages[2][0], model.stages[2][1]
         for one, other in zip(column.parameters(), copied.parameters()):
             place = next(number for number, parameter in enumerate(after) if parameter is one)
             assert after[place + 1] is other
@@ -325,7 +325,7 @@ class TestRefused:
             BranchingModel(None, heads(), x)
 
 
-def branching_backbone() -> nn.Sequential:
+def branching_backbone() -> Any:
     return BACKBONES["plain"]()[0]
 
 
