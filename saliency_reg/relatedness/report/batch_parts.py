@@ -127,7 +127,8 @@ def cosines_of(gramian: Tensor) -> Tensor:
     length = gramian.diagonal().clamp(min=0).sqrt()
     length = torch.where(length > 0, length, torch.nan)
     cosines = (gramian / length / length.unsqueeze(1)).clamp(-1, 1)
-    return torch.where(torch.eye(len(gramian), dtype=torch.bool, device=gramian.device), cosines.sign(), cosines)
+    itself = torch.eye(len(gramian), dtype=torch.bool, device=gramian.device) & cosines.isfinite()
+    return torch.where(itself, 1.0, cosines)
 
 
 def widths_of(outputs: Mapping[int, Tensor]) -> dict[int, int]:

@@ -74,8 +74,9 @@ class OwnDistances:
 
     def of(self, forward: CapturedForward) -> tuple[Tensor, Tensor]:
         """Return ``[T, T]`` twice: distances, summed over the samples, and their number."""
-        saliencies = self._extractor.extract(forward, Given(), create_graph=False)
-        present, values = saliencies.present, saliencies.values
+        with torch.enable_grad():  # one number of each output is made
+            saliencies = self._extractor.extract(forward, Given(), create_graph=False)
+        present, values = saliencies.present, saliencies.values.detach()
         distances = pairwise_distances(values, "cosine", "sum").to(state_dtype(values.device))
         if values.shape[1] != saliencies.batch_size:
             distances = distances * saliencies.batch_size
