@@ -8,8 +8,8 @@ from typing import Any
 
 from ..runtime.errors import need
 from .memory import peak_memory
-from .steps import FAST, SLOW, VARIANTS, make_steps, tasks_sampled
-from .timing import Times, compared, median, ratio, time_in_turn
+from .steps import FAST, SLOW, TAG_EVERY, VARIANTS, make_steps, tasks_sampled
+from .timing import Times, compared, in_blocks, median, ratio, time_in_turn
 
 #: Up to this many tasks the published loop and surgery on the parameters are timed; beyond, a step takes minutes.
 MOST_TASKS_OF_SLOW_STEPS = 10
@@ -27,6 +27,9 @@ def cost_rows(tasks: int, options: argparse.Namespace) -> list[dict[str, Any]]:
         found |= compared(times, name)
         if "floor" in times and name.startswith("regularizer"):
             found["ratio_to_floor"] = ratio(times[name].cpu_seconds, times["floor"].cpu_seconds)
+        if name == "views":
+            own, without = (in_blocks(times[one].cpu_seconds, TAG_EVERY) for one in (name, "regularizer"))
+            found["ratio_to_regularizer"] = ratio(own, without)
         if variant is None and memory:
             found["peak_memory_mib"] = memory[name]
             found["memory_ratio_to_plain"] = memory[name] / max(memory["plain"], 1.0)

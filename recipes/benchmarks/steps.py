@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer
+from saliency_reg import FeatureSurgery, ParameterSurgery, PCGrad, SaliencyRegularizer, relation_report
 
 from ..models.small_resnet import ResidualBlock
 
 #: One training step, from the forward pass to the optimizer.
 Step = Callable[[], None]
 #: Methods of :class:`Steps` that are timed beside the plain step, and those that take too long with many tasks.
-FAST = ("regularizer", "floor", "surgery", "regularizer_surgery")
+FAST = ("regularizer", "floor", "surgery", "regularizer_surgery", "views")
+#: Steps from one TAG to the next: ratios of steps with it are those of so many together.
+TAG_EVERY = 10
 SLOW = ("loop", "parameters", "torchjd", "textbook")
 #: Other shapes of the model, and the kinds of steps that are timed on them.
 VARIANTS = {"heads_alone": ("regularizer",), "linear": ("surgery", "regularizer_surgery"), "two-layer": ("surgery",)}
@@ -130,6 +132,25 @@ class Steps:
     def regularizer_surgery(self, **options: Any) -> Step:
         """The same with gradient surgery at the feature map."""
         return self.regularizer(surgery=PCGrad(), **options)
+
+    def views(self) -> Step:
+        """The same without surgery, and a report of the five views of the tasks' relations."""
+        regularizer = SaliencyRegularizer(
+            self._called,
+            **self._model.attachment,
+            strength=0.1,
+            metric="l1",
+            max_tasks_per_step=self._sampled,
+            optimizer=self._optimizer,
+        )
+        report = relation_report(regularizer, tag_every=TAG_EVERY)
+
+        def penalty() -> Tensor:
+            found = regularizer()
+            report.update(self._labels)
+            return found
+
+        return training_step(self._optimizer, self._loss, penalty)
 
     def surgery(self) -> Step:
         """Gradient surgery at the feature map, without the penalty."""

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..runtime.tables import aligned
+from .steps import TAG_EVERY
 
 LABELS = {
     "regularizer": "with the regularizer",
     "floor": "heads' double backward alone",
     "surgery": "PCGrad (feature)",
     "regularizer_surgery": "regularizer w/ PCGrad (feature)",
+    "views": "regularizer and five views of relations",
     "loop": "published loop",
     "parameters": "PCGrad (parameters)",
     "torchjd": "PCGrad (parameters), TorchJD",
@@ -44,6 +46,11 @@ def cost_table(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -
             lines.append(
                 f"With {row['tasks']} tasks the published loop adds {row['own_cost_over_regularizer']:.0f} times what the "
                 "regularizer adds."
+            )
+        if "ratio_to_regularizer" in row:
+            lines.append(
+                f"With {row['tasks']} tasks the five views take {_interval(row['ratio_to_regularizer'])} of the time of the "
+                f"step with the regularizer, TAG in every {TAG_EVERY}th step included."
             )
         if "ratio_to_torchjd" in row:
             lines.append(

@@ -51,6 +51,12 @@ def median(values: Sequence[float]) -> float:
     return float(need("numpy").median(values))
 
 
+def in_blocks(seconds: Sequence[float], size: int) -> list[float]:
+    """Return the sums of so many steps each, for a cost that only some steps have; of all of them where there are fewer."""
+    whole = range(0, max(len(seconds) - size, 0) + 1, size)
+    return [sum(seconds[first : first + size]) for first in whole]
+
+
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> dict[str, float]:
     """Return the median of the step-by-step ratios, with a 95 % bootstrap interval."""
     numpy = need("numpy")
