@@ -69,14 +69,13 @@ class SelectiveSharing(StateModule, Removable):
 
     ``"gradients"`` needs hidden units that correspond: estimators (``same_start``) *and* output layers that began alike.
     Where only output layers differ, their random signs are those of the gradients, so that not even tasks with the same
-    labels are found; tasks with opposite labels never are. ``"inputs"`` depends on neither, and works with outputs of any sizes.
+    labels are found; tasks with opposite labels never are. ``"inputs"`` depends on neither, whatever the numbers of outputs.
 
-    Merging changes at once the outputs of all tasks but the survivor's, whose output layers were made for another estimator:
-    less so with ``same_start``. Merge early, or train these alone for a few steps.
+    Merging changes at once the outputs of all tasks but the survivor's, whose output layers were made for another
+    estimator; less so with ``same_start``. Merge early, or train the output layers alone for a few steps.
 
     Of many tasks that have nothing in common, the 10 % that are dropped can hold what tells some of them apart:
-    ``energy=1.0`` drops nothing. Gradients count as they are when the optimizer steps: unscaled, clipped,
-    accumulated.
+    ``energy=1.0`` drops nothing. Gradients count as they are when the optimizer steps: unscaled, clipped, accumulated.
 
     In several processes all have to call :meth:`similarity`, :meth:`groups` and :meth:`share` together; gradients are added
     up over them, and all decide alike. Build ``DistributedDataParallel`` anew after each merge: it waits for gradients of
