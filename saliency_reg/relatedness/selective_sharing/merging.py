@@ -34,7 +34,7 @@ def divide_gradients(estimator: Estimator, size: int) -> None:
         if known := [hook for hook in hooks if isinstance(hook, _Divide)]:
             known[0].size = size
         elif size > 1:
-            parameter.register_hook(_Divide(size))
+            cast("Any", parameter).register_hook(_Divide(size))
 
 
 def merge(

@@ -330,7 +330,7 @@ class SelectiveSharing(StateModule, Removable):
         attached = self._attached()
         attached.estimators = merge(attached.model, attached.estimators, survivors, attached.optimizer)
         self._survivors = list(survivors)
-        self.survivors.copy_(torch.tensor(survivors))
+        self.survivors.copy_(torch.tensor(survivors, device=self.survivors.device))
         self._divide()
 
     def _divide(self) -> None:
