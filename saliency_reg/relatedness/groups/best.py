@@ -103,7 +103,7 @@ def best_groups(
 
 def _own_gains(alone: Tensor | Sequence[float] | None, size: int) -> Tensor:
     if alone is None:
-        return torch.full((size,), -math.inf, dtype=torch.float64)
+        return torch.full((size,), -math.inf, dtype=torch.float64, device="cpu")
     try:
         own = torch.as_tensor(alone, dtype=torch.float64, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -120,7 +120,7 @@ def _own_gains(alone: Tensor | Sequence[float] | None, size: int) -> Tensor:
 def _scores(gains: Tensor, own: Tensor) -> Tensor:
     """Return what each task scores in each group, ``[2^T, T]``; bit i of a group's number says whether task i is in it."""
     size = len(gains)
-    others = gains.masked_fill(torch.eye(size, dtype=torch.bool), 0.0)
+    others = gains.masked_fill(torch.eye(size, dtype=torch.bool, device="cpu"), 0.0)
     member = _member(2**size, size)
     count = member.sum(dim=1, keepdim=True)
     mean = member.to(gains.dtype) @ others.T / (count - 1).clamp(min=1)
@@ -133,9 +133,9 @@ def _search(scores: Tensor, groups: int, overlap: bool) -> list[int]:
     margin = 1e-13 * size * float(scores[scores.isfinite()].abs().max())  # what rounding may make of equal sums
     value, group = _best_group_of_class(scores, margin) if overlap else _class_itself(scores)
     # best[k, s]: largest sum over the tasks of s in k + 1 classes; first[k, s]: the class of the first of them
-    best = torch.full((groups, count), -math.inf, dtype=scores.dtype)
+    best = torch.full((groups, count), -math.inf, dtype=scores.dtype, device="cpu")
     best[0] = value
-    first = torch.arange(count).repeat(groups, 1)
+    first = torch.arange(count, device="cpu").repeat(groups, 1)
     for subset in range(1, count) if groups > 1 else ():
         lowest, *others = _bits(subset)
         if others:
@@ -154,16 +154,16 @@ def _search(scores: Tensor, groups: int, overlap: bool) -> list[int]:
 
 def _class_itself(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return the sums of the scores of each class in the group that is the class, ``[2^T]``, and the numbers of those."""
-    return torch.where(_member(*scores.shape), scores, 0.0).sum(dim=1), torch.arange(len(scores))
+    return torch.where(_member(*scores.shape), scores, 0.0).sum(dim=1), torch.arange(len(scores), device="cpu")
 
 
 def _best_group_of_class(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Return the largest sum of scores of each class in any group that contains it, ``[2^T]``, and that group."""
-    value = torch.full((len(scores),), -math.inf, dtype=scores.dtype)
-    group = torch.arange(len(scores))
+    value = torch.full((len(scores),), -math.inf, dtype=scores.dtype, device="cpu")
+    group = torch.arange(len(scores), device="cpu")
     for number in sorted(range(1, len(scores)), key=int.bit_count):  # of equal groups, the smallest
         classes = _subsets(_bits(number))
-        sums = torch.zeros(1, dtype=scores.dtype)
+        sums = torch.zeros(1, dtype=scores.dtype, device="cpu")
         for bit in _bits(number):
             sums = torch.cat([sums, sums + scores[number, bit.bit_length() - 1]])
         better = sums > value[classes] + margin
@@ -173,7 +173,7 @@ def _best_group_of_class(scores: Tensor, margin: float) -> tuple[Tensor, Tensor]
 
 
 def _member(count: int, size: int) -> Tensor:
-    return ((torch.arange(count).unsqueeze(1) >> torch.arange(size)) & 1).bool()
+    return ((torch.arange(count, device="cpu").unsqueeze(1) >> torch.arange(size, device="cpu")) & 1).bool()
 
 
 def _bits(number: int) -> list[int]:
@@ -182,7 +182,7 @@ def _bits(number: int) -> list[int]:
 
 def _subsets(bits: Sequence[int]) -> Tensor:
     """Return the sums of all subsets of some bits, the whole last; the order in which sums are doubled, too."""
-    subsets = torch.zeros(1, dtype=torch.int64)
+    subsets = torch.zeros(1, dtype=torch.int64, device="cpu")
     for bit in bits:
         subsets = torch.cat([subsets, subsets + bit])
     return subsets

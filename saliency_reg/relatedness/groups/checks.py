@@ -46,7 +46,7 @@ def check_known(matrix: Tensor, names: Sequence[str], what: str, *, diagonal: bo
     """Raise an error that names the pairs of which nothing is known (NaN) or that are infinite."""
     unknown = ~matrix.isfinite()
     if not diagonal:
-        unknown = unknown & ~torch.eye(len(matrix), dtype=torch.bool)
+        unknown = unknown & ~torch.eye(len(matrix), dtype=torch.bool, device="cpu")
     if found := _pairs(unknown, names):
         raise NonFiniteError(
             f"{what} has no finite value for {first_few(found)}. Leave out tasks that were never seen together, "

@@ -30,7 +30,7 @@ def average_linkage(affinity: Tensor) -> Tensor:
         distance[high], distance[:, high] = math.inf, math.inf
         distance[low, low] = math.inf
         number[low], count[low] = size + merge, together
-    return torch.tensor(merges, dtype=torch.float64).reshape(-1, 4)
+    return torch.tensor(merges, dtype=torch.float64, device="cpu").reshape(-1, 4)
 
 
 def cut(merges: Tensor, number: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 #: Starts of k-means. A handful of tasks costs nothing; with this many the best one hardly depends on the seed.
-RESTARTS = 32
+RESTARTS = 100
 
 
 def spectral_partitions(affinity: Tensor, groups: int, *, seed: int) -> list[list[list[int]]]:
@@ -42,11 +42,11 @@ def spectral_embedding(affinity: Tensor, dimensions: int) -> Tensor:
 
 def k_means(points: Tensor, groups: int, *, seed: int, restarts: int = RESTARTS) -> tuple[Tensor, Tensor]:
     """Return labels ``[restarts, T]`` and inertias ``[restarts]`` of k-means from k-means++ starts; no group is empty."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     centres = points[_starts(points, groups, restarts, generator)]
     previous = None
     for _ in range(300):
-        distances = (points.unsqueeze(1) - centres.unsqueeze(1)).square().sum(dim=-1)  # [restarts, T, groups]
+        distances = _squared_distances(points.expand(restarts, -1, -1), centres)  # [restarts, T, groups]
         labels = _fill_empty_groups(distances.argmin(dim=-1), distances)
         member = torch.nn.functional.one_hot(labels, groups).to(points.dtype)
         centres = member.transpose(1, 2) @ points / member.sum(dim=1).unsqueeze(-1)
@@ -61,8 +61,8 @@ def k_means(points: Tensor, groups: int, *, seed: int, restarts: int = RESTARTS)
 
 def _starts(points: Tensor, groups: int, restarts: int, generator: torch.Generator) -> Tensor:
     """Return ``[restarts, groups]`` numbers of points, far ones more likely (k-means++)."""
-    distances = (points.unsqueeze(1) - points).square().sum(dim=-1)
-    chosen = [torch.randint(len(points), (restarts,), generator=generator)]
+    distances = _squared_distances(points, points)
+    chosen = [torch.randint(len(points), (restarts,), generator=generator, device="cpu")]
     nearest = distances[chosen[0]]
     for _ in range(groups - 1):
         # Where all points lie on those chosen any point will do; the group that stays empty is filled later.
@@ -70,6 +70,11 @@ def _starts(points: Tensor, groups: int, restarts: int, generator: torch.Generat
         chosen.append(torch.multinomial(weights, 1, generator=generator).squeeze(1))
         nearest = torch.minimum(nearest, distances[chosen[-1]])
     return torch.stack(chosen, dim=1)
+
+
+def _squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    # Not by products, which would leave rounding where points are equal.
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
 def _fill_empty_groups(labels: Tensor, distances: Tensor) -> Tensor:

@@ -49,16 +49,16 @@ def group_stability(
     >>> round(found.adjusted_rand, 3), found.together[1, 2].item()
     (0.333, 0.3333333333333333)
     """
-    every = [[list(group) for group in grouping] for grouping in groupings]
+    every = [list(grouping) for grouping in groupings]
     if len(every) < 2:
         raise TaskError(f"found {len(every)} grouping(s); whether groupings agree needs at least 2, one per seed.")
     names = list(tasks) if tasks is not None else list(dict.fromkeys(name for group in every[0] for name in group))
-    together = torch.zeros(len(every), len(names), len(names), dtype=torch.bool)
+    together = torch.zeros(len(every), len(names), len(names), dtype=torch.bool, device="cpu")
     for index, grouping in enumerate(every):
         for group in check_grouping(grouping, names, overlap=True):
-            places = torch.tensor([names.index(name) for name in group])
+            places = torch.tensor([names.index(name) for name in group], device="cpu")
             together[index, places.unsqueeze(1), places] = True
-    rows, columns = torch.triu_indices(len(names), len(names), offset=1)
+    rows, columns = torch.triu_indices(len(names), len(names), offset=1, device="cpu")
     pairs = together[:, rows, columns]
     agreement = [_adjusted_rand(first, second) for first, second in combinations(pairs, 2)]
     return GroupStability(

@@ -38,7 +38,7 @@ def task_groups(
         affinity: ``[T, T]``, symmetric, in [0, 1], larger for closer tasks; ``views.affinity(name)`` makes one of any view.
         tasks: their names; their numbers if left out.
         groups: how many, from 1 to T.
-        method: ``"spectral"`` (normalised, k-means from 32 starts) or ``"average"`` (linkage on ``1 - affinity``).
+        method: ``"spectral"`` (normalised, k-means from 100 starts) or ``"average"`` (linkage on ``1 - affinity``).
         group_cost: what each further group costs; 1/32 by default, the median of the published costs.
         distance: for ``"average"``, instead of a number: tasks are together up to this mean distance.
         seed: of the starts of k-means; average linkage draws nothing.

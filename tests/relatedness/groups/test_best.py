@@ -71,9 +71,7 @@ def test_equals_brute_force_over_covers(size: int, most: int, seed: int) -> None
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("size", "most"), [(4, 3), (6, 2), (7, 4), (8, 3), (8, 8)])
 @pytest.mark.parametrize("singles", [False, True])
-def test_without_overlap_equals_brute_force_over_set_partitions(
-    size: int, most: int, seed: int, singles: bool
-) -> None:
+def test_without_overlap_equals_brute_force_over_set_partitions(size: int, most: int, seed: int, singles: bool) -> None:
     gains = gains_of(size, seed)
     alone = torch.randn(size, generator=torch.Generator().manual_seed(99 + seed), dtype=torch.float64)
     own = alone.tolist() if singles else [-1e6] * size
@@ -91,9 +89,7 @@ def test_equals_brute_force_over_set_partitions_into_readers(size: int, most: in
     gains = gains_of(size, seed).tolist()
     every = [frozenset(group) for group in subsets(size)]
     table = {(group, task): score(gains, list(group), task, [-1e6] * size) for group in every for task in group}
-    value = {
-        some: max(sum(table[group, task] for task in some) for group in every if group >= some) for some in every
-    }
+    value = {some: max(sum(table[group, task] for task in some) for group in every if group >= some) for some in every}
     best = max(
         sum(value[frozenset(group)] for group in groups) for groups in set_partitions(size) if len(groups) <= most
     )
