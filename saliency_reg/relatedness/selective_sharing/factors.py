@@ -60,8 +60,8 @@ def task_factors(gramian: Tensor, energy: float = 0.9) -> Tensor:
     Returns:
         ``[T, r]``, the largest factor first.
     """
-    values, vectors = torch.linalg.eigh(gramian)
-    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    eigh: tuple[Tensor, Tensor] = torch.linalg.eigh(gramian)  # from the smallest on
+    values, vectors = eigh[0].flip(0).clamp_min(0.0), eigh[1].flip(1)
     kept = values.cumsum(0)
     rank = min(int((kept < (energy - _ROUNDING) * kept[-1]).sum()) + 1, len(values))
     while rank < len(values) and values[rank] >= values[rank - 1] - _TIE * values[0]:
