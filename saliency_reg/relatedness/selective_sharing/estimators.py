@@ -110,7 +110,7 @@ def _given(
     given = per_task(estimators, names, "estimators=")
     if missing := [task for index, task in enumerate(names) if index not in given]:
         raise TaskError(f"estimators= lacks {missing} of the tasks {names}. Name the estimator of each task.")
-    found = {}
+    found: dict[str, tuple[nn.Module, ...]] = {}
     for index, task in enumerate(names):
         name, module = _find(model, given[index])
         if all(module is not part for part in model.modules()):

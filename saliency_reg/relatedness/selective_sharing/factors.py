@@ -7,6 +7,8 @@ from torch import Tensor
 
 #: Eigenvalues that differ by no more than this share of the largest are one.
 _TIE = 1e-6
+#: Shares of energy that differ by no more are one.
+_ROUNDING = 1e-12
 #: Factors of unit rows that are shorter than this hold rounding alone.
 _NOTHING = 1e-6
 
@@ -16,7 +18,8 @@ def unit_rows(gradients: Tensor) -> Tensor:
     rows = gradients.flatten(1)
     tiny = torch.finfo(rows.dtype).tiny
     rows = rows / rows.abs().amax(1, keepdim=True).clamp_min(tiny)  # so that squares stay in range
-    return (rows / rows.norm(dim=1, keepdim=True).clamp_min(tiny)).view_as(gradients)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return (rows / lengths.clamp_min(tiny)).view_as(gradients)
 
 
 def gramian_of_gradients(units: Tensor) -> Tensor:
@@ -57,10 +60,10 @@ def task_factors(gramian: Tensor, energy: float = 0.9) -> Tensor:
     Returns:
         ``[T, r]``, the largest factor first.
     """
-    values, vectors = torch.linalg.eigh(gramian)
-    values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)
+    eigh: tuple[Tensor, Tensor] = torch.linalg.eigh(gramian)  # from the smallest on
+    values, vectors = eigh[0].flip(0).clamp_min(0.0), eigh[1].flip(1)
     kept = values.cumsum(0)
-    rank = min(int((kept < energy * kept[-1] * (1 - _TIE)).sum()) + 1, len(values))
+    rank = min(int((kept < (energy - _ROUNDING) * kept[-1]).sum()) + 1, len(values))
     while rank < len(values) and values[rank] >= values[rank - 1] - _TIE * values[0]:
         rank += 1
     return vectors[:, :rank] * values[:rank].sqrt()
@@ -71,6 +74,6 @@ def cosines(factors: Tensor) -> Tensor:
 
     A task of which the factors keep nothing is like no other.
     """
-    lengths = factors.norm(dim=1, keepdim=True)
-    units = torch.where(lengths > _NOTHING, factors / lengths.clamp_min(_NOTHING), 0.0)
+    lengths = torch.linalg.vector_norm(factors, dim=1, keepdim=True)
+    units: Tensor = torch.where(lengths > _NOTHING, factors / lengths.clamp_min(_NOTHING), 0.0)
     return (units @ units.T).clamp(-1.0, 1.0).fill_diagonal_(1.0)

@@ -43,7 +43,7 @@ def share_estimators(
         >>> sum(parameter.numel() for parameter in model.parameters())
         71
     """
-    sharing = SelectiveSharing(model, heads, tasks=tasks, estimators=estimators, optimizer=optimizer, same_start=False)
+    sharing = SelectiveSharing(model, heads, tasks=tasks, estimators=estimators, optimizer=optimizer)
     try:
         sharing.share(groups)
     except BaseException:

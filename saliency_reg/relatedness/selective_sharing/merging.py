@@ -34,7 +34,7 @@ def divide_gradients(estimator: Estimator, size: int) -> None:
         if known := [hook for hook in hooks if isinstance(hook, _Divide)]:
             known[0].size = size
         elif size > 1:
-            parameter.register_hook(_Divide(size))
+            cast("Any", parameter).register_hook(_Divide(size))
 
 
 def merge(
@@ -96,7 +96,13 @@ def check_holds(optimizer: torch.optim.Optimizer, estimators: Sequence[Estimator
 
 @torch.no_grad()
 def copy_from_first(estimators: Sequence[Estimator], optimizer: torch.optim.Optimizer | None) -> None:
-    """Give all estimators the weights of the first, before any training."""
+    """Give all estimators of the tasks the weights of the first, before any training."""
+    own = {id(estimator): estimator for estimator in estimators}
+    if len(own) < len(estimators):
+        raise ConfigurationError(
+            "tasks share estimators already, so that these were trained, and same_start=True would overwrite them. Leave it "
+            "out."
+        )
     trained = [
         each.name
         for each in estimators
@@ -105,7 +111,7 @@ def copy_from_first(estimators: Sequence[Estimator], optimizer: torch.optim.Opti
     if trained:
         raise ConfigurationError(
             f"the optimizer has trained the estimators already (it has state of {trained[0]!r}), and same_start=True would "
-            "overwrite them. Pass same_start=False; gradients are then compared although hidden units are not aligned."
+            "overwrite them. Leave it out, with compare='inputs', which does not need it."
         )
     first = [tensor for _, tensor in estimators[0].tensors()]
     for other in estimators[1:]:

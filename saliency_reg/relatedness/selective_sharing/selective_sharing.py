@@ -67,16 +67,15 @@ class SelectiveSharing(StateModule, Removable):
     of SGD do not grow, and the survivor's momentum and second moments keep their scale. (Dividing the learning rate
     instead would make the steps of Adam too small, which do not depend on that scale.)
 
-    ``"gradients"`` needs hidden units that correspond: estimators *and* output layers that began alike. Where only output
-    layers differ, their random signs are those of the gradients, so that not even tasks with the same labels are found;
-    tasks with opposite labels never are. ``"inputs"`` depends on neither, and works with outputs of any sizes.
+    ``"gradients"`` needs hidden units that correspond: estimators (``same_start``) *and* output layers that began alike.
+    Where only output layers differ, their random signs are those of the gradients, so that not even tasks with the same
+    labels are found; tasks with opposite labels never are. ``"inputs"`` depends on neither, whatever the numbers of outputs.
 
-    Merging changes at once the outputs of all tasks but the survivor's, whose output layers were made for another estimator:
-    less so if all start with the weights of the first (``same_start``). Merge early, or train these alone for a few steps.
+    Merging changes at once the outputs of all tasks but the survivor's, whose output layers were made for another
+    estimator; less so with ``same_start``. Merge early, or train the output layers alone for a few steps.
 
     Of many tasks that have nothing in common, the 10 % that are dropped can hold what tells some of them apart:
-    ``energy=1.0`` drops nothing. Gradients count as they are when the optimizer steps: unscaled, clipped,
-    accumulated.
+    ``energy=1.0`` drops nothing. Gradients count as they are when the optimizer steps: unscaled, clipped, accumulated.
 
     In several processes all have to call :meth:`similarity`, :meth:`groups` and :meth:`share` together; gradients are added
     up over them, and all decide alike. Build ``DistributedDataParallel`` anew after each merge: it waits for gradients of
@@ -94,7 +93,7 @@ class SelectiveSharing(StateModule, Removable):
             module}``, without ``heads``.
         optimizer: the one that trains the estimators. Without one no gradients are gathered, and none is rid of what is
             discarded: then build it after :meth:`share`.
-        same_start: whether all estimators are given the weights of the first, now.
+        same_start: give all estimators the weights of the first, now; for models that were not trained yet.
         compare: ``"inputs"`` or ``"gradients"``.
         energy: the share of the energy that the factors keep, in ``(0, 1]``.
         process_group: the processes that train together, by default all.
@@ -108,7 +107,7 @@ class SelectiveSharing(StateModule, Removable):
 
     Raises:
         ConfigurationError: a head without an estimator, or one of which it cannot be seen; a wrapped or sharded model;
-            frozen weights; an optimizer that lacks some; ``same_start`` after training; an option out of range.
+            frozen weights; an optimizer that lacks some; ``same_start`` of trained estimators; an option out of range.
         ShapeError: estimators that are not built alike.
         TaskError: estimators that overlap, or do not match the tasks.
         SaliencyRegError: another of its kinds, for arguments that cannot work. The model is as it was.
@@ -148,7 +147,7 @@ class SelectiveSharing(StateModule, Removable):
         tasks: Sequence[str] | None = None,
         estimators: EstimatorsChoice = None,
         optimizer: Any = None,
-        same_start: bool = True,
+        same_start: bool = False,
         compare: str = "inputs",
         energy: float = 0.9,
         process_group: Any = None,
@@ -173,7 +172,7 @@ class SelectiveSharing(StateModule, Removable):
         if inner is not None:
             check_holds(inner, own)
         if same_start:
-            copy_from_first([own[one] for one in self._kept()], inner)
+            copy_from_first(own, inner)
         if inner is not None:
             self.attach_optimizer(inner)
         self._divide()
@@ -331,7 +330,7 @@ class SelectiveSharing(StateModule, Removable):
         attached = self._attached()
         attached.estimators = merge(attached.model, attached.estimators, survivors, attached.optimizer)
         self._survivors = list(survivors)
-        self.survivors.copy_(torch.tensor(survivors))
+        self.survivors.copy_(torch.tensor(survivors, device=self.survivors.device))
         self._divide()
 
     def _divide(self) -> None:

@@ -47,9 +47,9 @@ def test_copies_of_three_tasks_end_in_three_groups(make: MakeOptimizer, same_sta
 def test_copies_are_found_by_plain_gradients_where_all_starts_alike(make: MakeOptimizer) -> None:
     model = Model()
     for task in TASKS:
-        model.heads[task].load_state_dict(model.heads["a0"].state_dict())
+        model.heads[task][2].load_state_dict(model.heads["a0"][2].state_dict())
     optimizer = make(model)
-    sharing = SelectiveSharing(model, heads="heads", optimizer=optimizer, compare="gradients")
+    sharing = SelectiveSharing(model, heads="heads", optimizer=optimizer, compare="gradients", same_start=True)
     train(model, optimizer, range(50))
     assert sharing.groups(theta=0.1) == TRUE_GROUPS
 
@@ -66,8 +66,6 @@ def test_variance_makes_groups_of_distinct_tasks() -> None:
 @both
 def test_theta_zero_is_the_multi_head_training(make: MakeOptimizer) -> None:
     model = Model()
-    for task in TASKS:
-        model.heads[task][0].load_state_dict(model.heads["a0"][0].state_dict())
     plain = copy.deepcopy(model)
     plain_optimizer, optimizer = make(plain), make(model)
     sharing = SelectiveSharing(model, heads="heads", optimizer=optimizer)
@@ -114,7 +112,7 @@ def test_gradients_are_summed_per_task() -> None:
     assert int(sharing.gathered.steps) == 5
     rows = torch.stack([(one.T @ one).flatten() for one in expected[:8]])
     rows = rows / rows.norm(dim=1, keepdim=True)
-    exact = SelectiveSharing(model, heads="heads", energy=1.0, same_start=False)
+    exact = SelectiveSharing(model, heads="heads", energy=1.0)
     exact.gathered.load_state_dict(sharing.gathered.state_dict())
     torch.testing.assert_close(exact.similarity()[:8, :8], rows @ rows.T, rtol=0, atol=1e-10)
     assert exact.similarity()[8].isnan().all()

@@ -138,14 +138,17 @@ def test_wrapped_models_are_refused() -> None:
 
 
 def test_trained_estimators_are_not_overwritten() -> None:
-    model = Model().double()
+    model = Model(("a0", "b0", "c0")).double()
     optimizer = sgd(model)
     train(model, optimizer, range(2))
     before = copy.deepcopy(model)
-    with pytest.raises(ConfigurationError, match="same_start=False"):
-        SelectiveSharing(model, heads="heads", optimizer=optimizer)
+    with pytest.raises(ConfigurationError, match="has state of 'heads.a0.0 to heads.a0.1'.* Leave it out"):
+        SelectiveSharing(model, heads="heads", optimizer=optimizer, same_start=True)
     assert same(model, before)
     assert not optimizer._optimizer_step_post_hooks
+    share_estimators(model, [("a0", "b0"), ("c0",)], heads="heads").remove()
+    with pytest.raises(ConfigurationError, match="share estimators already"):
+        SelectiveSharing(model, heads="heads", same_start=True)
 
 
 @pytest.mark.parametrize(
