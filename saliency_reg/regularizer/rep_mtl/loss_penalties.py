@@ -107,10 +107,12 @@ class LossPenalties(StateModule):
         wanted = Wanted(options.task_specific_strength > 0, options.cross_task_strength > 0, options.temperature)
         terms = joined_terms(saliencies, factors, wanted, len(self.tasks), self._ranks)
         whole = options.task_specific_strength * terms.task_specific + options.cross_task_strength * terms.cross_task
-        if acts and saliencies.comparable:
-            # Its sign says nothing here, as the alignment may be negative; nor do samples of other processes.
-            known = whole * whole.detach().sign() * (terms.own > 0)
+        if acts and saliencies.comparable and bool(terms.own > 0):
+            # Its sign says nothing here, as the alignment may be negative.
+            known = whole * whole.detach().sign()
             self._reach.measure(known, saliencies, forward, self.tasks, alone=self._ranks.size == 1)
+        else:
+            whole = whole.detach()  # a backward pass through all heads would find zeros
         # The gradients of the processes are averaged, and each has that of its own samples.
         penalty = strength * (whole + (self._ranks.size - 1) * (whole - whole.detach()))
         if not acts:
