@@ -90,7 +90,8 @@ def finish(figure: Figure, title: str | None, path: Path | None) -> Figure:
 
 def shortened(names: Sequence[str]) -> list[str]:
     """Return names of at most 24 letters, in one line each: beginning and end of longer ones, with a number if alike."""
-    tidy = [" ".join(name.split()) for name in names]
+    # Half a surrogate pair cannot be drawn.
+    tidy = [" ".join(name.encode("utf-8", "replace").decode("utf-8").split()) for name in names]
     short = [name if len(name) <= _LONGEST_NAME else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}{name[-10:]}" for name in tidy]
     alike = Counter(short)
     return [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 from torch import Tensor
 
 from ... import RelationViews
-from ...errors import ConfigurationError, WrongTypeError
+from ...errors import ConfigurationError, TaskError, WrongTypeError
 from ...relatedness.views import Scale, average_linkage, checked_affinity, scale_of
 from ..shared.libraries import need
 from .canvas import LITERAL, PathLike, checked_path, finish, new_figures, shortened, width_of
@@ -137,6 +137,8 @@ def plot_tree(
             raise ConfigurationError("view= and fill= are for RelationViews. Leave them out for an affinity.")
         affinity, label = checked_affinity(relations), "affinity"
         names = shortened(task_names(tasks, None, len(affinity), f"relations {list(affinity.shape)}"))
+        if len(names) < 2:
+            raise TaskError(f"found {len(names)} task {names}; relations between tasks need at least 2.")
     merges, order = average_linkage(affinity)
     heights = [height for _, _, height in merges]
     off = numbers_of("affinity", affinity)[need("numpy").triu_indices(len(names), 1)]
