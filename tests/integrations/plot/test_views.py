@@ -220,7 +220,7 @@ def test_graph_of_views_that_know_no_close_pair() -> None:
 
 def test_hostile_names_and_files(tmp_path: Path) -> None:
     views = random_views(len(HOSTILE), parts=0, names=HOSTILE)
-    few = RelationViews(views.tasks, {"tag": views["tag"]}, views.common_labels, skill=-torch.ones(len(HOSTILE)))
+    few = RelationViews(views.tasks, {"tag": views["tag"]}, views.common_labels, skill=torch.tensor([-1.0] * 6 + [1]))
     for draw in (plot_views, plot_tree, lambda own, path: plot_graph(own, "tag", path)):
         for ending in ("png", "svg"):
             path = tmp_path / f"a.{ending}"
