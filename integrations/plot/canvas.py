@@ -74,6 +74,7 @@ def finish(figure: Figure, title: str | None, path: Path | None) -> Figure:
     if title is not None and not isinstance(title, str):
         raise WrongTypeError(f"title must be a str, found {type(title).__name__}.")
     if title is not None and title.strip():
+        title = _drawable(title)
         letters = max(10, int(0.93 * figure.get_figwidth() * len(title) / width_of([title], _TITLE_POINTS)))
         lines = [line for part in title.splitlines() for line in textwrap.wrap(part, letters) or [""]]
         figure.set_figheight(figure.get_figheight() + len(lines) * 1.5 * _TITLE_POINTS / 72)
@@ -90,7 +91,7 @@ def finish(figure: Figure, title: str | None, path: Path | None) -> Figure:
 
 def shortened(names: Sequence[str]) -> list[str]:
     """Return names of at most 24 letters, in one line each: beginning and end of longer ones, with a number if alike."""
-    tidy = [" ".join(name.split()) for name in names]
+    tidy = [" ".join(_drawable(name).split()) for name in names]
     short = [name if len(name) <= _LONGEST_NAME else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}{name[-10:]}" for name in tidy]
     alike = Counter(short)
     return [
@@ -108,6 +109,11 @@ def width_of(names: Sequence[str], points: float) -> float:
             for name in names
         )
         return float(max(extent.width for extent in extents)) / 100
+
+
+def _drawable(text: str) -> str:
+    """Return a text with a question mark for half a surrogate pair, which cannot be drawn."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @contextmanager

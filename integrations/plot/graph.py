@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ... import RelationViews
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINE, _POINT, _CHANCE = "#B35806", "#404040", "white"
+#: Up to so many names are written from left to right, more of them outwards.
+_MOST_FLAT = 14
 #: Widths in points of the farthest and of the closest pair that is drawn.
 _THIN, _THICK = 0.8, 4.5
 
@@ -63,24 +66,23 @@ def plot_graph(
     order = views.order()
     names = shortened(order)
     points = 9 if len(order) <= 20 else 7
-    radius = max(1.1, 0.16 * len(order) / (2 * math.pi) * 1.6)
-    widest = width_of(names, points)
-    side = 2 * (radius + widest + 0.3)
-    figure, axes = new_figure(side, side + 0.4)
+    radius = max(1.5, 0.26 * len(order) / (2 * math.pi))
     angles = {task: math.pi / 2 - 2 * math.pi * place / len(order) for place, task in enumerate(order)}
     spots = {task: (math.cos(angle), math.sin(angle)) for task, angle in angles.items()}
+    across, down = _reach(spots.values(), names, points, radius)
+    figure, axes = new_figure(2 * radius * across + 0.2, 2 * radius * down + 0.4)
     values = [pair.value for pair in drawn]
     for pair in reversed(drawn):  # the closest on top
         share = _share(pair.value, values, kind.closer == "smaller")
         _join(axes, spots[pair.task], spots[pair.other], _THIN + share * (_THICK - _THIN), 0.35 + 0.6 * share)
+    flat, gap = len(order) <= _MOST_FLAT, 1 + 0.12 / radius
     for task, name in zip(order, names):
         x, y = spots[task]
         face = _CHANCE if task in views.at_chance else _POINT
         axes.plot([x], [y], "o", markersize=6, markerfacecolor=face, markeredgecolor=_POINT, zorder=3)
-        _write_name(axes, name, angles[task], 1 + 0.11 / radius, points)
-    limit = 1 + (widest + 0.25) / radius
-    axes.set_xlim(-limit, limit)
-    axes.set_ylim(-limit, limit)
+        _write_name(axes, name, (gap * x, gap * y), None if flat else angles[task], points)
+    axes.set_xlim(-across, across)
+    axes.set_ylim(-down, down)
     axes.set_aspect("equal")
     axes.set_axis_off()
     figure.supxlabel(_legend(values, len(found)), fontsize=8)
@@ -102,27 +104,33 @@ def _legend(values: list[float], found: int) -> str:
     return f"{len(values)} closest pairs, thick to thin: {values[0]:.3g} to {values[-1]:.3g}"
 
 
+def _reach(
+    spots: Iterable[tuple[float, float]], names: Sequence[str], points: int, radius: float
+) -> tuple[float, float]:
+    """Return how far the names reach from the centre, across and down, in radii."""
+    flat = len(names) <= _MOST_FLAT
+    across = down = 1 + 0.2 / radius
+    for (x, y), name in zip(spots, names):
+        width = (width_of([name], points) + 0.2) / radius
+        across = max(across, abs(x) + width * (1 if flat else abs(x)))
+        down = max(down, abs(y) + (0.3 / radius if flat else width * abs(y)))
+    return across, down
+
+
 def _join(axes: Any, one: tuple[float, float], other: tuple[float, float], width: float, opaque: float) -> None:
-    """Draw a curve that bends towards the middle, so that neighbours on the circle, too, are seen to be joined."""
+    """Draw a curve that bends towards the middle: the more, the farther apart its ends are."""
     paths, patches = need("matplotlib.path"), need("matplotlib.patches")
-    bend = 0.35 * (one[0] + other[0]) / 2, 0.35 * (one[1] + other[1]) / 2
+    pull = 1 - 0.65 * math.sqrt(min(1.0, math.dist(one, other)))
+    bend = pull * (one[0] + other[0]) / 2, pull * (one[1] + other[1]) / 2
     curve = paths.Path([one, bend, other], [paths.Path.MOVETO, paths.Path.CURVE3, paths.Path.CURVE3])
     line = patches.PathPatch(curve, fill=False, edgecolor=_LINE, linewidth=width, alpha=opaque, capstyle="round")
     axes.add_patch(line)
 
 
-def _write_name(axes: Any, name: str, angle: float, distance: float, points: int) -> None:
-    """Write outwards from the circle, and never upside down."""
-    turned = math.cos(angle) < -1e-9
-    degrees = math.degrees(angle) + (180 if turned else 0)
-    axes.text(
-        distance * math.cos(angle),
-        distance * math.sin(angle),
-        name,
-        rotation=degrees,
-        rotation_mode="anchor",
-        ha="right" if turned else "left",
-        va="center",
-        fontsize=points,
-        **LITERAL,
-    )
+def _write_name(axes: Any, name: str, place: tuple[float, float], angle: float | None, points: int) -> None:
+    """Write a name beside its point; with an angle outwards from the circle, and never upside down."""
+    x, y = place
+    across = "center" if angle is None and abs(x) < 1e-9 else "left" if x > -1e-9 else "right"
+    down = "center" if angle is not None or abs(x) > 1e-9 else "bottom" if y > 0 else "top"
+    degrees = 0.0 if angle is None else math.degrees(angle) + (180 if across == "right" else 0)
+    axes.text(x, y, name, rotation=degrees, rotation_mode="anchor", ha=across, va=down, fontsize=points, **LITERAL)

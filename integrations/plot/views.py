@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Union
 from torch import Tensor
 
 from ... import RelationViews
-from ...errors import ConfigurationError, WrongTypeError
+from ...errors import ConfigurationError, TaskError, WrongTypeError
 from ...relatedness.views import Scale, average_linkage, checked_affinity, scale_of
 from ..shared.libraries import need
 from .canvas import LITERAL, PathLike, checked_path, finish, new_figures, shortened, width_of
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 _UNKNOWN = "#bdbdbd"
 #: More tasks than this make the numbers in the cells unreadable.
 _MOST_NUMBERED = 8
-#: More tasks than this make panels too wide for four in a row.
-_MOST_FOUR = 14
-_TITLE_POINTS = 9
+_MOST_COLUMNS = 4
+_TITLE_POINTS, _POINTS = 9, 7
 
 
 def plot_views(views: RelationViews, path: PathLike | None = None, *, title: str | None = None) -> Figure:
@@ -64,23 +63,25 @@ def plot_views(views: RelationViews, path: PathLike | None = None, *, title: str
     ordered = views.subset(views.order())
     names = shortened(ordered.tasks)
     count, kinds = len(names), ordered.kinds
-    columns = min(len(kinds), 4 if count <= _MOST_FOUR else 3)
-    rows = -(-len(kinds) // columns)
-    cell, points = max(0.13, 0.45 if count < 5 else 0.36 if count <= _MOST_NUMBERED else 0.24 - 0.003 * count), 7
-    side, widest = max(cell * count, 1.5), width_of(names, points)
+    rows = -(-len(kinds) // _MOST_COLUMNS)
+    columns = -(-len(kinds) // rows)
+    cell = max(0.13, 0.45 if count < 5 else 0.36 if count <= _MOST_NUMBERED else 0.24 - 0.003 * count)
+    side, widest = max(cell * count, 1.5), width_of(names, _POINTS)
     figure, grid = new_figures(columns * (side + 0.7) + widest, rows * (side + 0.6) + widest + 0.2, rows, columns)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(kinds):
-            axes.remove()
-            continue
-        kind = kinds[place]
-        matrix = numbers_of("views", ordered[kind.key])
-        _draw_panel(figure, axes, matrix, scale_of(kind, ordered[kind.key]))
+    # At most one place of a row is left over: at the end of the first rows, so that all columns end in the last.
+    for row in range(rows * columns - len(kinds)):
+        grid[row, -1].remove()
+        grid[row, -1] = None
+    for kind, axes in zip(kinds, (axes for axes in grid.flat if axes is not None)):
+        _draw_panel(figure, axes, numbers_of("views", ordered[kind.key]), scale_of(kind, ordered[kind.key]))
         letters = max(8, int(side * len(kind.label) / width_of([kind.label], _TITLE_POINTS)))
-        axes.set_title("\n".join(wrap(kind.label, letters)), fontsize=_TITLE_POINTS)
-        lowest = place + columns >= len(kinds)
-        axes.set_xticks(range(count), names if lowest else [""] * count, fontsize=points, rotation=90, **LITERAL)
-        axes.set_yticks(range(count), [""] * count if place % columns else names, fontsize=points, **LITERAL)
+        axes.set_title("\n".join(wrap(kind.label, letters, break_on_hyphens=False)), fontsize=_TITLE_POINTS)
+        axes.set_xticks(range(count), [""] * count)
+        axes.set_yticks(range(count), [""] * count)
+    for axes in grid[-1]:
+        axes.set_xticks(range(count), names, fontsize=_POINTS, rotation=90, **LITERAL)
+    for axes in grid[:, 0]:
+        axes.set_yticks(range(count), names, fontsize=_POINTS, **LITERAL)
     return finish(figure, titled(title, views), target)
 
 
@@ -129,13 +130,15 @@ def plot_tree(
             )
         affinity = relations.consensus(fill=fill) if view is None else relations.affinity(view, fill=fill)
         names = shortened(relations.tasks)
-        label = "rank of the pair, mean over views" if view is None else f"affinity by {_label(relations, view)}"
+        label = "rank of the pairs, 1 being the closest," if view is None else f"affinity ({_label(relations, view)})"
         title = titled(title, relations)
     else:
         if view is not None or fill is not None:
             raise ConfigurationError("view= and fill= are for RelationViews. Leave them out for an affinity.")
         affinity, label = checked_affinity(relations), "affinity"
         names = shortened(task_names(tasks, None, len(affinity), f"relations {list(affinity.shape)}"))
+        if len(names) < 2:
+            raise TaskError(f"found {len(names)} task {names}; relations between tasks need at least 2.")
     merges, order = average_linkage(affinity)
     heights = [height for _, _, height in merges]
     off = numbers_of("affinity", affinity)[need("numpy").triu_indices(len(names), 1)]
@@ -145,7 +148,7 @@ def plot_tree(
     draw_branches(
         axes, [names[task] for task in order], order, merges, (max(heights) + margin, middle, min(heights) - margin)
     )
-    axes.set_xlabel(f"mean {label}, where groups join", fontsize=8)
+    axes.set_xlabel(f"mean {label} where groups join", fontsize=8)
     return finish(figure, title, target)
 
 
@@ -167,7 +170,7 @@ def titled(title: str | None, views: RelationViews) -> str | None:
 
 
 def _label(views: RelationViews, view: str) -> str:
-    return next(kind.label.lower() for kind in views.kinds if kind.key == view)
+    return next(kind.label for kind in views.kinds if kind.key == view)
 
 
 def _draw_panel(figure: Figure, axes: Any, matrix: Array, scale: Scale) -> None:
@@ -192,7 +195,7 @@ def _draw_panel(figure: Figure, axes: Any, matrix: Array, scale: Scale) -> None:
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)
     middle = (scale.low + scale.high) / 2 if scale.middle is None else scale.middle
     ticks = [scale.low, middle, scale.high]
-    bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks], fontsize=7)
+    bar.set_ticks(ticks, labels=[scale.text(tick) for tick in ticks], fontsize=7)
     bar.outline.set_visible(False)
     if len(matrix) <= _MOST_NUMBERED:
         _write_numbers(axes, matrix, scale, lambda value: shades(float(norm(value))))

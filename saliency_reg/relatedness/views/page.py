@@ -17,20 +17,26 @@ if TYPE_CHECKING:
 _CLOSE, _OPPOSED, _NEUTRAL, _UNKNOWN = (179, 88, 6), (84, 39, 136), (247, 247, 247), "#bdbdbd"
 #: With more tasks there are no numbers in the cells, and then no maps.
 _MOST_NUMBERED, _MOST_TASKS = 12, 40
-_STYLE = (
-    "<style>.relation-views{font:13px sans-serif}.relation-views .maps{display:flex;flex-wrap:wrap;gap:16px}"
-    ".relation-views table{border-collapse:collapse;margin:6px 0}.relation-views caption{text-align:left;font-weight:bold}"
-    ".relation-views th{font-weight:normal;text-align:right;padding:1px 4px;overflow-wrap:anywhere;max-width:16em}"
-    ".relation-views .map td{color:#000;min-width:14px;height:14px;padding:1px;text-align:center;font-size:11px;"
-    "border:1px solid #fff}.relation-views .map td.w{color:#fff}.relation-views .pairs td{text-align:left;padding:1px 8px;"
-    "max-width:32em;overflow-wrap:anywhere}</style>"
-)
+_RULES = {
+    "": "font:13px sans-serif",
+    ".maps": "display:flex;flex-wrap:wrap;gap:16px;align-items:flex-start",
+    "table": "border-collapse:collapse;margin:6px 0;font:inherit",
+    "caption": "text-align:left;font-weight:bold",
+    "th": "font-weight:normal;text-align:right;padding:1px 4px;overflow-wrap:anywhere;max-width:16em",
+    "th.n": "color:#888;font-size:10px;padding:1px;text-align:center",
+    ".map td": "color:#000;min-width:14px;height:14px;padding:1px;text-align:center;font-size:11px;border:1px solid #fff",
+    ".map td.w": "color:#fff",
+    ".pairs td": "text-align:left;padding:1px 8px;max-width:32em;overflow-wrap:anywhere",
+}
+_STYLE = "".join(f".relation-views {what}{{{how}}}" for what, how in _RULES.items())
 
 
 def page_of(views: RelationViews, pairs: int) -> str:
     """Return notes, heat maps, closest pairs and rank correlations as HTML, with its style inside."""
     ordered = views.subset(views.order())
-    parts = [_STYLE, f"<p>{len(views.tasks)} tasks; orange is close, purple the opposite, grey is unknown.</p>"]
+    parts = [
+        f"<style>{_STYLE}</style><p>{len(views.tasks)} tasks; orange is close, purple the opposite, grey is unknown.</p>"
+    ]
     if views.notes:
         parts.append(f"<ul>{''.join(f'<li>{_text(note)}</li>' for note in views.notes)}</ul>")
     maps = []
@@ -49,13 +55,13 @@ def page_of(views: RelationViews, pairs: int) -> str:
         caption = "Rank correlations between views"
         maps.append(_heat_map(caption, labels, views.rank_correlations(), scale, diagonal=True))
     parts.append(f'<div class="maps">{"".join(maps)}</div>')
-    parts.extend(_closest(views, key, pairs) for key in views)
+    parts.append(f'<div class="maps">{"".join(_closest(views, key, pairs) for key in views)}</div>')
     return f'<div class="relation-views">{"".join(parts)}</div>'
 
 
 def _heat_map(caption: str, names: Sequence[str], matrix: Tensor, scale: Scale, *, diagonal: bool) -> str:
     numbered = len(names) <= _MOST_NUMBERED
-    heads = "".join(f"<th>{place}</th>" for place in range(1, len(names) + 1))
+    heads = "".join(f'<th class="n">{place}</th>' for place in range(1, len(names) + 1))
     rows = []
     for i, name in enumerate(names):
         cells = []
@@ -66,8 +72,8 @@ def _heat_map(caption: str, names: Sequence[str], matrix: Tensor, scale: Scale, 
                 cells.append(f'<td bgcolor="{_UNKNOWN}"></td>')
             else:
                 cells.append(_cell(scale.shade(value), scale.text(value) if numbered else ""))
-        rows.append(f"<tr><th>{_text(name)} {i + 1}</th>{''.join(cells)}</tr>")
-    return f'<table class="map"><caption>{_text(caption)}</caption><tr><th></th>{heads}</tr>{"".join(rows)}</table>'
+        rows.append(f'<tr><th>{_text(name)}</th><th class="n">{i + 1}</th>{"".join(cells)}</tr>')
+    return f'<table class="map"><caption>{_text(caption)}</caption><tr><th></th><th></th>{heads}</tr>{"".join(rows)}</table>'
 
 
 def _cell(shade: float, text: str) -> str:
@@ -90,7 +96,7 @@ def _closest(views: RelationViews, key: str, count: int) -> str:
     names = ("task", "other", "value", *(["95 % of the trajectory"] if over else []), "common labels")
     heads = "".join(f"<td><i>{name}</i></td>" for name in names)
     body = f"<tr>{heads}</tr>{''.join(rows)}" if rows else "<tr><td>nothing is known of any pair</td></tr>"
-    return f'<table class="pairs"><caption>Closest by {_text(VIEWS[key].label.lower())}</caption>{body}</table>'
+    return f'<table class="pairs"><caption>Closest: {_text(VIEWS[key].label)}</caption>{body}</table>'
 
 
 def _text(name: str) -> str:

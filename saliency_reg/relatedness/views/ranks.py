@@ -15,7 +15,8 @@ def average_ranks(values: Tensor) -> Tensor:
     """Return the ranks ``[N]``, from 1, float64; equal values share the mean of their ranks."""
     _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
     counts = counts.double()
-    return (counts.cumsum(0) - (counts - 1) / 2)[inverse]
+    ranks: Tensor = counts.cumsum(0) - (counts - 1) / 2
+    return ranks[inverse]
 
 
 def spearman(first: Tensor, second: Tensor) -> float:

@@ -39,11 +39,15 @@ class Scale:
         return max(-1.0, min(1.0, (value - self.middle) / side))
 
     def text(self, value: float) -> str:
-        """Return a number of at most four letters or so for a cell, with as many digits as all cells of the view need."""
+        """Return an entry as a short number, with digits that suit the largest entry of the view."""
+        if value == 0:
+            return "0"
         largest = max(abs(self.low), abs(self.high))
-        if 0.05 <= largest < 1000:
-            return f"{value:.{2 if largest < 10 else 1 if largest < 100 else 0}f}"
-        return f"{value:.0e}"
+        for least, digits in ((100, 0), (10, 1), (0.1, 2), (0.01, 3)):
+            if largest >= least:
+                return f"{value:.{digits}f}"
+        mantissa, _, exponent = f"{value:.0e}".partition("e")
+        return f"{mantissa}e{int(exponent)}"
 
 
 def scale_of(kind: ViewKind, matrix: Tensor) -> Scale:

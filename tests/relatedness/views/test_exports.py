@@ -223,7 +223,7 @@ def test_html_says_what_is_there() -> None:
     text = "\n".join(reader.text)
     for kind in VIEWS.values():
         assert kind.label in text
-        assert f"Closest by {kind.label.lower()}" in text
+        assert f"Closest: {kind.label}" in text
     assert "At chance level" in text
     assert "95 % of the trajectory" in text
     best = views.closest_pairs("tag", 1)[0]
