@@ -167,6 +167,15 @@ def _keep_state_apart(weighting: Any, present: list[int]) -> None:
             )
 
 
+def begin_anew(weighting: Any) -> None:
+    """Reset a weighting that keeps state by position, and say so: the positions are those of other tasks now."""
+    reset = getattr(weighting, "reset", None)
+    if callable(reset):
+        reset()
+        vars(weighting).pop(_TASKS_OF_STATE, None)
+        warn_user(f"{_name(weighting)} keeps state of the tasks, and is begun anew for the tasks of now.")
+
+
 def _weights_of(weighting: Weighting, gramian: Tensor) -> Tensor:
     weights: Any = weighting(gramian)
     if not isinstance(weights, Tensor):
