@@ -96,6 +96,8 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
         probe = copy.deepcopy(usable)
     except Exception:  # whatever its own copying raises
         return usable
+    if callable(reset := getattr(probe, "reset", None)):
+        reset()  # it may have been in use, for other tasks
     _weights_of(probe, trial)
     return usable
 

@@ -82,8 +82,8 @@ class ChangingTasks(Penalty):
             TaskError: there is a task of this name, or the columns do not fit the tasks.
             HeadNotFoundError: there is no head for it in the model, or one of the others is no longer there.
             CaptureError: this is a copy, which is attached to no model, or it was removed.
-            ConfigurationError: the model is in the ``DistributedDataParallel`` of before, the surgery is made for a number of
-                tasks, or the processes do not do the same.
+            ConfigurationError: the model is in the ``DistributedDataParallel`` of before, the surgery is made for another
+                number of tasks, or the processes do not do the same.
             SaliencyRegError: others of its kinds; everything is as it was.
 
         Example:
