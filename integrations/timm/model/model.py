@@ -186,8 +186,8 @@ class TimmMultiTaskModel(ChangingHeads):
     ) -> None:
         """Put in one more head, behind the others and begun as they were. No weight that is there changes.
 
-        Let the optimizer train it: call ``optimizer.add_param_group(group)`` for each group in ``parameter_groups(model, 1e-3,
-        task=name)``.
+        Let the optimizer train it: ``optimizer.add_param_group(group)`` for each group in
+        ``parameter_groups(model, 1e-3, task=name)``.
 
         Args:
             name: of the task.

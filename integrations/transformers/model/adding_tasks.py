@@ -38,8 +38,8 @@ class AddingTasks(ChangingHeads):
     ) -> None:
         """Put in one more head, behind the others and begun as they were. No weight that is there changes.
 
-        ``config`` is a new object. Let the optimizer train the head:
-        ``optimizer.add_param_group({"params": model.heads[name].parameters()})``; a ``Trainer`` that is built afterwards does.
+        ``config`` is a new object. Let the optimizer train the head, as that of a ``Trainer`` that is built afterwards does:
+        ``optimizer.add_param_group({"params": model.heads[name].parameters()})``.
 
         Args:
             name: of the task.

@@ -16,7 +16,7 @@ from ....torch_tools import ModuleHooks, in_backward
 
 #: From the attention mask and the feature map ``[B, L, C]`` to what is real in it, ``[B, L]``.
 AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
-#: From the name of a new task, and the choice of ``scalarize`` for all, to whether its head is on tokens, and its own choice.
+#: From a new task, and the choice of ``scalarize`` for all, to whether its head is on tokens, and its own choice.
 OfNewTask = Callable[[str, Any], "tuple[bool, Any]"]
 
 

@@ -30,8 +30,8 @@ class MultiTaskModel(AddingTasks, _transformers.PreTrainedModel):  # type: ignor
 
     It is a ``PreTrainedModel``: ``save_pretrained``, ``from_pretrained``, ``push_to_hub``, ``Trainer``,
     ``gradient_checkpointing_enable`` and the rest work as for any other; ``AutoModel.from_pretrained`` reads it once this
-    package was imported. Build it with :meth:`from_encoder`. Tasks may come and go: :meth:`add_task`, :meth:`remove_task`; and
-    :meth:`load_state_dict` takes states of other tasks.
+    package was imported. Build it with :meth:`from_encoder`. Tasks may come and go: :meth:`add_task`,
+    :meth:`remove_task`; and :meth:`load_state_dict` takes states of other tasks.
 
     Args:
         config: of the encoder and the heads; all weights are new.
