@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import copy
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from torch import nn
 
-from ...errors import ConfigurationError, StateMismatchError, TaskError
+from ...errors import ConfigurationError, StateMismatchError, TaskError, WrongTypeError
 from ...regularizer import SaliencyRegularizer
 from ...torch_tools import check_choice, is_hooked
 
@@ -40,6 +40,7 @@ class ChangingHeads(nn.Module):
         if len(self.head_configs) == 1:
             raise TaskError(f"{name!r} is the only task of this model. Add another one before.")
         if regularizer is not None:
+            self._check_attached(regularizer)
             regularizer.remove_task(name)
         elif any(map(is_hooked, self.heads[name].modules())):
             raise ConfigurationError(
@@ -130,8 +131,9 @@ class ChangingHeads(nn.Module):
                 f"the state dict has heads of the tasks {saved}, of which this model has none: {list(self.head_configs)}. "
                 "Nothing was loaded."
             )
-        kept: Any = OrderedDict((key, value) for key, value in state_dict.items() if of_heads.get(key) not in unknown)
-        kept._metadata = getattr(state_dict, "_metadata", None) or OrderedDict()
+        kept: Any = copy.copy(state_dict)  # with the versions of its modules, which it carries as an attribute
+        for key in [key for key, task in of_heads.items() if task in unknown]:
+            del kept[key]
         new = tuple(f"heads.{task}." for task in missing)
         expected = [key for key in self.state_dict() if not key.startswith(new)]
         lacks, more = [key for key in expected if key not in kept], sorted(kept.keys() - set(expected))
@@ -152,18 +154,29 @@ class ChangingHeads(nn.Module):
         regularizer: SaliencyRegularizer | None,
     ) -> None:
         """Put a new head in, or leave everything as it was."""
+        if regularizer is not None:
+            self._check_attached(regularizer)
         like, before = next(self.heads.parameters()), self.head_configs
         self.heads[name] = head.to(device=like.device, dtype=like.dtype).train(self.training)
         self._take_configs({**before, name: config})
         try:
             if regularizer is not None:
-                regularizer.add_task(name, head)
+                regularizer.add_task(name, f"heads.{name}")
         except BaseException:
             del self.heads[name]
             self._take_configs(before)
             raise
         if freeze_others:
             self.freeze_others(name)
+
+    def _check_attached(self, regularizer: SaliencyRegularizer) -> None:
+        if not isinstance(regularizer, SaliencyRegularizer):
+            raise WrongTypeError(f"regularizer must be a SaliencyRegularizer, found {type(regularizer).__name__}.")
+        if set(self.heads.modules()).isdisjoint(regularizer.heads):
+            raise ConfigurationError(
+                "the regularizer is attached to no head of this model: it is that of another one, or a copy. Pass the one "
+                "that was built with this model, or leave regularizer= out."
+            )
 
     def _check_new(self, name: object) -> None:
         if name in self.head_configs:

@@ -350,6 +350,19 @@ class TestWhereTheHeadIs:
         del net.towers["a"], net.last["a"]
         assert_as_if_built_now(net, regularizer, heads={task: [f"towers.{task}", f"last.{task}"] for task in "bx"})
 
+    def test_heads_that_are_not_in_the_model(self) -> None:
+        torch.manual_seed(1)
+        backbone, heads = nn.Sequential(nn.Linear(6, 8), nn.Tanh()).double(), {task: new_head() for task in "abx"}
+        regularizer = SaliencyRegularizer(backbone, {task: heads[task] for task in "ab"}, strength=0.5, metric="l1")
+        with pytest.raises(HeadNotFoundError, match="the head of the new task 'x' was not found"):
+            regularizer.add_task("x")
+        regularizer.add_task("x", heads["x"])
+        assert regularizer.heads == tuple(heads.values())
+        feature = backbone(inputs(0))
+        for head in heads.values():
+            head(feature)
+        assert regularizer() > 0
+
     def test_choices_of_each_task(self) -> None:
         class Two(Net):
             def forward(self, x: Tensor) -> dict[str, Any]:

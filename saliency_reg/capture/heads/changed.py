@@ -55,19 +55,22 @@ def _separate(
 
 def _still_there(heads: Heads, model: nn.Module, tasks: Sequence[str]) -> tuple[list[str], list[nn.Module]]:
     """Return the heads of some tasks with their names in the model as it is now."""
-    inside = {id(module) for module in model.modules()}
+    names_now = {id(module): name for name, module in reversed(list(model.named_modules()))}
     names, modules = [], []
     for task, name, module in zip(heads.tasks, heads.names, heads.modules):
         if task not in tasks:
             continue
         parts = list(module) if isinstance(module, Branch) else [module]
-        if any(id(part) not in inside for part in parts):
+        ends = name.split(TO)
+        # One that never was in the model has the name of its class.
+        were_inside = [own != type(part).__name__ for own, part in zip((ends[0], ends[-1]), (parts[0], parts[-1]))]
+        if any(was and id(part) not in names_now for was, part in zip(were_inside, (parts[0], parts[-1]))):
             raise HeadNotFoundError(
                 f"the head {name!r} of task {task!r} is not in the model any more: it was replaced or taken away. Put it "
                 f"back, or call remove_task({task!r}) before, and add_task({task!r}) for the new one."
             )
-        own = [name_of(model, part) for part in parts]
-        names.append(own[0] if len(own) == 1 else f"{own[0]}{TO}{own[-1]}")
+        own = [names_now.get(id(part), type(part).__name__) for part in (parts[0], parts[-1])]
+        names.append(own[0] if len(parts) == 1 else TO.join(own))
         modules.append(module)
     return names, modules
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from saliency_reg import RelationWeights
-from saliency_reg.errors import ConfigurationError, HeadNotFoundError, StateMismatchError, TaskError
+from saliency_reg import RelationWeights, SaliencyRegularizer
+from saliency_reg.errors import ConfigurationError, StateMismatchError, TaskError, WrongTypeError
 from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel, parameter_groups
 
 NAMES = {"test_resnet": 64, "test_vit": 32, "test_convnext": 64}
@@ -63,7 +63,7 @@ def test_a_head_comes_and_goes(name: str, tmp_path: Path) -> None:
     assert again.head_configs == model.head_configs
     assert_same(logits(again, name), found)
     # Before and after, both ways.
-    fresh = built(name, {"a": HeadConfig(hidden=(8,)), "b": 3})
+    fresh = built(name, drop_rate=0.1)
     fresh.load_state_dict(state(model), tasks="common")
     assert_same(logits(fresh, name), outputs)
     new = state(model.heads["c"])
@@ -216,8 +216,15 @@ def test_what_the_regularizer_refuses_changes_nothing() -> None:
     model, other = built(), built()
     regularizer = other.regularizer(strength=1.0)
     before = state(model)
-    with pytest.raises(HeadNotFoundError):
+    with pytest.raises(ConfigurationError, match="is attached to no head of this model"):
         model.add_task("c", regularizer=regularizer)
+    with pytest.raises(ConfigurationError, match="is attached to no head of this model"):
+        model.remove_task("a", regularizer=regularizer)
+    with pytest.raises(WrongTypeError, match="must be a SaliencyRegularizer, found str"):
+        model.add_task("c", regularizer="mine")
+    own = SaliencyRegularizer(model, {"a": "heads.a", "c": "heads.b"}, strength=1.0)
+    with pytest.raises(TaskError, match="there is a task 'c' already"):
+        model.add_task("c", regularizer=own)
     assert model.tasks == ("a", "b")
     assert_same(state(model), before)
     with pytest.raises(TaskError, match="one task would be left"):
