@@ -127,7 +127,7 @@ def _whole_head(heads: Heads, model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _groups(heads: Heads, tasks: list[str], name: str, columns: Any, same: bool) -> ColumnGroups | None:
-    given = {} if heads.groups is None else heads.groups.given
+    given: dict[str, Any] = {} if heads.groups is None else heads.groups.given
     comes = next((task for task in tasks if task not in heads.tasks), None)
     if isinstance(columns, Mapping):
         if set(map(str, columns)) != set(tasks):
