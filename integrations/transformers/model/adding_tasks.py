@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,6 +26,10 @@ class AddingTasks(ChangingHeads):
     encoder: Any
     pooling: SequencePooling
     hidden_width: int
+
+    if TYPE_CHECKING:  # what a PreTrainedModel has, of whose types nothing is known
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def add_task(
         self,
