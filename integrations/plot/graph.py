@@ -22,7 +22,7 @@ _MOST_FLAT = 14
 _THIN, _THICK = 0.8, 4.5
 
 
-def plot_graph(
+def draw_view_graph(
     views: RelationViews,
     view: str,
     path: PathLike | None = None,
@@ -30,7 +30,7 @@ def plot_graph(
     pairs: int | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the closest pairs of a view as lines between the tasks, which are on a circle in the order of :func:`plot_views`.
+    """Draw the closest pairs of a view as lines between the tasks, which are on a circle in the order of :func:`draw_views`.
 
     The closer, the thicker. Pairs that a view with signs puts at 0 or below are not close, and are not drawn, however few
     there are. Tasks at chance level are open circles; the title names them.
@@ -38,7 +38,7 @@ def plot_graph(
     Args:
         views: what a training found.
         view: one of its views; of TAG, the mean of both directions counts.
-        path: a file to write, as in :func:`plot_views`.
+        path: a file to write, as in :func:`draw_views`.
         pairs: how many at most. Default: three for each two tasks.
         title: above the picture. Default: the name of the view.
 
@@ -53,7 +53,7 @@ def plot_graph(
     Example:
         >>> cosines = torch.tensor([[1, -0.2, 0.8], [-0.2, 1, 0], [0.8, 0, 1]])
         >>> views = RelationViews(("cat", "car", "dog"), {"gradient_cosine": cosines}, torch.full((3, 3), 100))
-        >>> figure = plot_graph(views, "gradient_cosine")
+        >>> figure = draw_view_graph(views, "gradient_cosine")
         >>> len(figure.axes[0].patches), [text.get_text() for text in figure.axes[0].texts]
         (1, ['cat', 'dog', 'car'])
     """

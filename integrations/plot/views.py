@@ -28,7 +28,7 @@ _MOST_COLUMNS = 4
 _TITLE_POINTS, _POINTS = 9, 7
 
 
-def plot_views(views: RelationViews, path: PathLike | None = None, *, title: str | None = None) -> Figure:
+def draw_views(views: RelationViews, path: PathLike | None = None, *, title: str | None = None) -> Figure:
     """Draw a heat map of each view, all in one order of the tasks, each with a colour scale of its own.
 
     Orange is close, purple the opposite, in all of them: cosines, correlations and TAG are centred at 0, weights at their
@@ -52,7 +52,7 @@ def plot_views(views: RelationViews, path: PathLike | None = None, *, title: str
     Example:
         >>> cosines = torch.tensor([[1, -0.2, 0.8], [-0.2, 1, 0], [0.8, 0, 1]])
         >>> views = RelationViews(("cat", "car", "dog"), {"gradient_cosine": cosines}, torch.full((3, 3), 100))
-        >>> figure = plot_views(views)
+        >>> figure = draw_views(views)
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['cat', 'dog', 'car']
     """
@@ -85,7 +85,7 @@ def plot_views(views: RelationViews, path: PathLike | None = None, *, title: str
     return finish(figure, titled(title, views), target)
 
 
-def plot_tree(
+def draw_view_tree(
     relations: Union[RelationViews, Tensor],
     tasks: Iterable[str] | None = None,
     path: PathLike | None = None,
@@ -97,12 +97,12 @@ def plot_tree(
     """Draw the tasks as a tree (dendrogram): two groups join at the mean affinity of the pairs across them.
 
     Affinity falls from left to right: what joins left of the dashed line, the mean of all pairs (orange), is closer than the
-    average pair is. Of views without ``view`` it is the tree of their consensus, whose order :func:`plot_views` has, too.
+    average pair is. Of views without ``view`` it is the tree of their consensus, whose order :func:`draw_views` has, too.
 
     Args:
         relations: what a training found, or an affinity ``[T, T]``: symmetric, in [0, 1], larger is closer.
         tasks: T names, for an affinity. Default: numbers. Long ones are shortened.
-        path: a file to write, as in :func:`plot_views`.
+        path: a file to write, as in :func:`draw_views`.
         view: of which view; by default the :meth:`~RelationViews.consensus` of all.
         fill: the affinity of pairs of which the view knows nothing; by default they raise an error.
         title: above the picture.
@@ -118,7 +118,7 @@ def plot_tree(
 
     Example:
         >>> affinity = torch.tensor([[1, 0.2, 0.9], [0.2, 1, 0.3], [0.9, 0.3, 1]])
-        >>> figure = plot_tree(affinity, ["cat", "car", "dog"])
+        >>> figure = draw_view_tree(affinity, ["cat", "car", "dog"])
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['cat', 'dog', 'car']
     """
@@ -157,7 +157,7 @@ def check_views(views: object) -> None:
     if not isinstance(views, RelationViews):
         raise WrongTypeError(
             f"views must be RelationViews, found {type(views).__name__}. Use draw_relations for a matrix of weights, "
-            "plot_tree for an affinity."
+            "draw_view_tree for an affinity."
         )
 
 

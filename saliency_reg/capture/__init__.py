@@ -11,7 +11,17 @@ finds tensors in nested arguments; ``linear`` tells whether a head's output is w
 from .aliases import HeadAliases
 from .feature_capture import FeatureCapture
 from .forward import CapturedForward, FeatureMap, HeadRun
-from .heads import ColumnGroups, ColumnsChoice, Heads, HeadsChoice, check_not_compiled, is_compiled, resolve_heads
+from .heads import (
+    ColumnGroups,
+    ColumnsChoice,
+    Heads,
+    HeadsChoice,
+    check_not_compiled,
+    heads_with,
+    heads_without,
+    is_compiled,
+    resolve_heads,
+)
 from .linear import is_plain_linear, is_product, weight_as_now
 from .lookup import FeatureChoice, find_module
 from .nested import Item, Path, contents, put, put_argument, tensors_in
@@ -36,6 +46,8 @@ __all__ = [
     "check_not_compiled",
     "contents",
     "find_module",
+    "heads_with",
+    "heads_without",
     "is_compiled",
     "is_plain_linear",
     "is_plainly",

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import ShardedHeads, is_sharded
-from ..errors import AlreadyAttachedError, ConfigurationError
-from ..torch_tools import ModuleHooks, in_backward, is_hooked, owners_of_hooks, version_of, warn_user
+from ..torch_tools import ModuleHooks, in_backward, owners_of_hooks, version_of, warn_user
 from .aliases import HeadAliases
 from .forward import HeadRun, RecordedForward, Ways
 from .graph_names import Tracing
-from .heads import Branch, Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
+from .heads import Heads, comes_from, first_part, goes_on_message, items_per_head, last_part, of_methods
+from .heads.attachable import check_attachable
 from .linear import weight_as_now
 from .lookup import FeatureChoice, NamedFeature, locate_features
 from .nested import Item, contents, first_tensor, pick, put, put_argument, tensors_in, why_unusable
@@ -31,7 +31,8 @@ class FeatureCapture(LatestForward):
 
     A forward begins when the model is called, or, for models whose parts are called one by one, when a head runs that has
     run already. With ``run_all``, heads that did not run in it are run when it is read, as those that did were called.
-    With ``keep``, the model keeps this object alive.
+    With ``keep``, the model keeps this object alive. It may be built beside the owners of hooks that it is ``instead_of``,
+    which then go.
     """
 
     def __init__(
@@ -44,26 +45,14 @@ class FeatureCapture(LatestForward):
         *,
         run_all: bool = False,
         keep: bool = False,
+        instead_of: Sequence[object] = (),
     ) -> None:
-        if isinstance(model, nn.DataParallel):
-            raise ConfigurationError(
-                "a DataParallel model runs copies of the heads, which cannot be captured. Use DistributedDataParallel, or "
-                "pass model.module and run it unwrapped."
-            )
-        if run_all and any(isinstance(head, Branch) for head in heads.modules):
-            raise ConfigurationError(
-                "run_all_heads=True calls heads, and a head of several modules cannot be called. Leave it out, or make each "
-                "head one module."
-            )
-        for name, module in zip(heads.names, heads.modules):
-            if is_hooked(first_part(module)) or is_hooked(last_part(module)):
-                raise AlreadyAttachedError(
-                    f"a regularizer or surgery is attached to head {name!r} already. Call .remove() on it first, or use it; "
-                    "for a regularizer with surgery, use SaliencyRegularizer(..., surgery=PCGrad())."
-                )
-        self.enabled = True
+        check_attachable(model, heads, run_all=run_all, instead_of=instead_of)
+        self.enabled = self._attached = True
         self.heads = heads
         self.run_all = run_all
+        #: As the user gave them.
+        self.chosen = feature, output
         self._other_heads = OtherHeads(heads)
         self.aliases = HeadAliases(heads) if aliases is None else aliases
         self._output_items = items_per_head(output, heads)
@@ -98,14 +87,20 @@ class FeatureCapture(LatestForward):
         owners = [owner for module in model.modules() for owner in owners_of_hooks(module)]
         return list(dict.fromkeys(owner for owner in owners if isinstance(owner, cls)))
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model that the hooks are on; ``None`` if it is gone, or they are."""
+        return self._model() if self._attached else None
+
     def remove(self) -> None:
+        self._attached = False
         self._hooks.remove()
         self._forget("the regularizer was removed from the model. Build a new SaliencyRegularizer")
 
     @property
     def attached(self) -> bool:
         """Whether its hooks are on the model."""
-        return self._hooks.any
+        return self._attached
 
     def device(self) -> torch.device | None:
         return next((parameter.device for head in self.heads.modules for parameter in head.parameters()), None)

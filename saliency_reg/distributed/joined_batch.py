@@ -61,14 +61,32 @@ class JoinedBatch(PartlyCopied):
         self._reduction = reduction
         self._calls = 0
 
+    def compare(self, tasks: Sequence[int], relations: Tensor, settings: Callable[[bool], Settings]) -> None:
+        """Compare settings by a call that brings nothing; a difference is an error in all processes at once.
+
+        So it is in one that makes an ordinary call meanwhile, where its settings tell, and on a CPU.
+        """
+        none = torch.zeros(0, 0, device=relations.device)
+        self.join(Brought([], none, 0, None), tasks, relations, settings, looks=True)
+
+    def begin_anew(self) -> None:
+        """Compare all settings in the next call, as in the first one."""
+        self._calls = 0
+
     def join(
-        self, brought: Brought, tasks: Sequence[int], relations: Tensor, settings: Callable[[bool], Settings]
+        self,
+        brought: Brought,
+        tasks: Sequence[int],
+        relations: Tensor,
+        settings: Callable[[bool], Settings],
+        *,
+        looks: bool = False,
     ) -> Joined:
         """Add up over the processes; errors are raised in all of them at once.
 
         What was brought is of some of the ``tasks``. These, ``relations`` ``[s, s]`` among them, and ``settings`` have to be
         the same on all processes; ``settings(True)`` are all of them, ``settings(False)`` those that are told quickly. The
-        collectives work on the device of the relations.
+        collectives work on the device of the relations. ``looks``: the quick ones are compared in any case.
         """
         device = relations.device
         ran = torch.ones_like(brought.distances, dtype=state_dtype(device), device=device) * brought.samples
@@ -91,7 +109,7 @@ class JoinedBatch(PartlyCopied):
         pairs = own_samples.numel()
         summed, samples = total[: 2 * pairs].view(2, *own_samples.shape)
         losses, with_losses, without_heads, *marks = total[2 * pairs :]
-        looks = device.type == "cpu" or self._calls % CALLS_BETWEEN_CHECKS == 0
+        looks = looks or device.type == "cpu" or self._calls % CALLS_BETWEEN_CHECKS == 0
         if looks and marks_differ(marks, self.ranks.size):
             compare_settings(settings(True), self.ranks)
         if brought.no_heads is not None and int(without_heads) == self.ranks.size:

@@ -48,8 +48,13 @@ class Ranks:
         self._given = process_group
         self._apart = apart
         self._own_groups: dict[Any, Any] = {}
+        self._wrapped_in: Any = None
+        self.follow(model)
+
+    def follow(self, model: nn.Module | None) -> None:
+        """Be the processes of the ``DistributedDataParallel`` around a model from now on, if none were given."""
         wrapped = derives_from(model, "DistributedDataParallel")
-        self._wrapped_in: Any = getattr(model, "process_group", None) if wrapped else None
+        self._wrapped_in = getattr(model, "process_group", None) if wrapped else None
 
     @property
     def size(self) -> int:

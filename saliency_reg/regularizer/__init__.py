@@ -3,9 +3,9 @@
 Read in this order: ``regularizer`` (:class:`SaliencyRegularizer`, attached to a model and an optimizer), ``penalty`` (one
 call, straight down ``_penalty_of``, whose lines lead to the files here and in other packages), ``options`` (the settings).
 Then what a call asks: ``strength`` (how strong now), ``task_sample`` (which tasks now), ``sample_mixing`` (do heads mix
-samples?), ``reach`` (does the penalty reach the backbone?), ``reminders`` (what is told once). ``saved_state`` checks a
-state dict before it is loaded; ``earlier_pickles`` finds the modules that pickles of earlier versions name. ``rep_mtl`` is a
-plug-in beside it, with other penalties on the saliencies of losses.
+samples?), ``reach`` (does the penalty reach the backbone?), ``reminders`` (what is told once). ``state`` is what outlives a
+call: checked before it is loaded, and carried over where tasks come and go. ``earlier_pickles`` finds the modules that
+pickles of earlier versions name. ``rep_mtl`` is a plug-in beside it, with other penalties on the saliencies of losses.
 """
 
 import sys

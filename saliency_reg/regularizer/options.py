@@ -135,6 +135,11 @@ def check_weighting_level(surgery: Any) -> None:
         )
 
 
+def heads_that_tell(heads: Heads, feature: object, output: object) -> Sequence[nn.Module] | None:
+    """The heads, if they are all there is between the feature map and the outputs; ``None`` if that is not known."""
+    return None if heads.goes_on or feature is not None or output is not None else heads.modules
+
+
 def tasks_and_heads(
     model: nn.Module | None,
     heads: HeadsChoice,
@@ -150,8 +155,7 @@ def tasks_and_heads(
         raise WrongTypeError(f"model must be a torch.nn.Module, found {type(model).__name__}.")
     if model is not None:
         found = resolve_heads(model, heads, tasks, columns)
-        more = found.goes_on or of_a_model["feature"] is not None or of_a_model["output"] is not None
-        return found.tasks, found, None if more else found.modules
+        return found.tasks, found, heads_that_tell(found, of_a_model["feature"], of_a_model["output"])
     if without := [
         f"{name}=" for name, value in {"heads": heads, "columns": columns, **of_a_model}.items() if value is not None
     ]:

@@ -24,7 +24,8 @@ from .options import Options, check_weighting_level
 from .reach import Reach
 from .reminders import Reminders
 from .sample_mixing import SampleMixing
-from .saved_state import check_state, check_state_in_use
+from .state.common_tasks import TasksLoaded, of_common_tasks
+from .state.saved_state import check_state, check_state_in_use
 from .strength import AUTO, AutomaticStrength, HasStrength, own_penalty, whole_penalty
 from .task_sample import TaskSampler
 
@@ -42,6 +43,8 @@ class Penalty(HasStrength):
     saliency_seen: Tensor
     #: The buffer with the names that was found to hold those of the tasks.
     _checked_names: Tensor | None = None
+    #: What is about to be done to the tasks, in words.
+    _changing: str | None = None
     in_a_copy: ClassVar[dict[str, Any]] = {"_report": None}
 
     def __init__(
@@ -55,15 +58,7 @@ class Penalty(HasStrength):
     ) -> None:
         super().__init__()
         self.tasks: tuple[str, ...] = tuple(tasks)
-        self._extractor = SaliencyExtractor(
-            self.tasks,
-            target=options.target,
-            scalarize=options.scalarize,
-            pool=options.pool,
-            channel_axis=options.channel_axis,
-            loss_reduction=options.loss_reduction,
-            fix_statistics=options.cross_sample == "fix",
-        )
+        self._extractor = extractor_of(self.tasks, options)
         self.relations = options.relations_of(relations, self.tasks)
         self.pending = PendingDistances(len(self.tasks), options.reduction)
         self.sampler = TaskSampler(options.max_tasks_per_step, options.seed)
@@ -270,6 +265,7 @@ class Penalty(HasStrength):
         """What has to be the same in all processes, in words; ``thorough``: with the relation weights."""
         found: dict[str, Any] = {
             "tasks": self.tasks,
+            "change of tasks": self._changing,
             **self._options.words(),
             "seed": self.sampler.seed,
             "optimizer steps so far": self._steps_so_far(),
@@ -312,12 +308,34 @@ class Penalty(HasStrength):
         check_state(self, state_dict, prefix)
         super().check_loaded(state_dict, prefix)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, *, tasks: TasksLoaded = "all"
+    ) -> Any:
+        """Load a state dict, or nothing of it if it does not fit (StateMismatchError).
+
+        ``tasks="common"`` takes one of other tasks by their names: pairs of tasks that both have get the relations that were
+        saved, the others begin as with ``add_task``; steps and strength are those that were saved.
+        """
+        return super().load_state_dict(of_common_tasks(self, state_dict, tasks), strict, assign)
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if "saliency_seen" in self._buffers and not self.saliency_seen.is_meta:
             self._extractor.have_saliency.clear()
             self._extractor.have_saliency.update(self.saliency_seen.nonzero().flatten().tolist())
         self._strength_changes()
+
+
+def extractor_of(tasks: Sequence[str], options: Options) -> SaliencyExtractor:
+    return SaliencyExtractor(
+        tasks,
+        target=options.target,
+        scalarize=options.scalarize,
+        pool=options.pool,
+        channel_axis=options.channel_axis,
+        loss_reduction=options.loss_reduction,
+        fix_statistics=options.cross_sample == "fix",
+    )
 
 
 def _loaded(penalty: Penalty, _: Any) -> None:

@@ -131,6 +131,11 @@ class Reach:
         self._differentiated: set[str] = set()
         self._custom_backward = custom_backward
 
+    def go_on_from(self, before: Reach, tasks: Sequence[str]) -> None:
+        """Know of the tasks that stay what was known of other heads; whether it reaches is measured anew."""
+        self._differentiated = before._differentiated & set(tasks)
+        self._told = before._told
+
     def describe(self) -> str:
         return {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self.reaches]
 

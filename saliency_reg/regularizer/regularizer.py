@@ -13,10 +13,7 @@ from torch._compile import _disable_dynamo
 from ..capture import (
     CapturedForward,
     ColumnsChoice,
-    FeatureCapture,
     FeatureChoice,
-    HeadAliases,
-    Heads,
     HeadsChoice,
     Item,
 )
@@ -24,14 +21,13 @@ from ..distributed import Ranks
 from ..errors import CaptureError, ConfigurationError
 from ..relations import RelationWeights
 from ..saliency import Given, ScalarizeChoice, captured_by_hand
-from ..surgery.feature import ForkedAliases
 from ..tasks import Losses, first_few
 from ..torch_tools import Removable, StepHook, check_not_closure_only, refuse_reader, unwrap_optimizer
 from .options import Options, tasks_and_heads
-from .penalty import Penalty
+from .state.changing_tasks import ChangingTasks
 
 
-class SaliencyRegularizer(Penalty, Removable):
+class SaliencyRegularizer(ChangingTasks, Removable):
     r"""Penalty on the distance between the saliencies of related tasks, for any multi-head model.
 
     ``regularizer()`` after a forward returns ``strength * sum_{i<j} w_ij D_ij`` (Bai and Zhao, KDD 2022, eq. 6), where
@@ -46,6 +42,8 @@ class SaliencyRegularizer(Penalty, Removable):
     In several processes distances and relations are those of the joined batch, by one small all-reduce in each call, which
     every process has to make (also without samples or heads). Each returns its part, times ``N * n_r / n`` for ``n_r`` of
     ``n`` samples in ``N`` processes (``N`` for ``reduction="sum"``), so that their mean is the penalty of the joined batch.
+
+    Tasks may come and go: :meth:`add_task`, :meth:`remove_task`; a state of other tasks is taken by :meth:`load_state_dict`.
 
     The authors' code sums over the batch, so that its 0.1 is a ``strength`` of 0.1 times the batch size here, and learns the
     relations by another rule; :meth:`authors` follows it exactly. With piecewise-linear heads (``Linear``, ReLU) saliency is
@@ -158,7 +156,10 @@ class SaliencyRegularizer(Penalty, Removable):
         self._enabled = True
         followed = None if optimizer is None else self._checked_optimizer(optimizer)
         # All arguments have been checked: nothing was set on the model or the optimizer before this line.
+        self._without_model = model is None
         self._capture = None if model is None or found is None else self._captured_in(model, found, feature, output)
+        if self._capture is not None and model is not None:
+            self._reminders.attach(model, self._capture.heads.names, self._capture.heads.ends)
         self._step_hook = None if followed is None else StepHook(followed, self.step)
         self._strength_changes()
         self._reach.tell()
@@ -297,15 +298,6 @@ class SaliencyRegularizer(Penalty, Removable):
         return "SaliencyRegularizer\n" + "\n".join(f"  {name:<{width}}  {value}" for name, value in lines.items())
 
     __repr__ = describe
-
-    def _captured_in(self, model: nn.Module, heads: Heads, feature: FeatureChoice, output: Any) -> FeatureCapture:
-        aliases: HeadAliases | None = None
-        if self.surgery is not None:
-            named, axis = feature is not None, self._options.channel_axis
-            aliases = ForkedAliases(self.surgery, heads, output, named=named, channel_axis=axis)
-        captured = FeatureCapture(model, heads, feature, output, aliases, run_all=self._options.run_all_heads)
-        self._reminders.attach(model, heads.names, heads.ends)
-        return captured
 
     def _forward_to_read(self, outputs: Any, features: Any) -> CapturedForward | None:
         """The forward of this call; ``None`` where there is nothing to differentiate."""

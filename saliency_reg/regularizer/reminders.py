@@ -125,6 +125,11 @@ class Reminders(PartlyCopied):
                 parent = child
         self._places = list(places.values())
 
+    def change_tasks(self, tasks: Sequence[str], order: Sequence[int | None]) -> None:
+        """Count other tasks: for each of them its index so far, ``None`` for a new one."""
+        self._tasks = tuple(tasks)
+        self._latest = [self._calls if task is None else self._latest[task] for task in order]
+
     def remove(self) -> None:
         if self._hooks is not None:
             self._hooks.remove()

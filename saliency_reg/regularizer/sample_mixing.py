@@ -35,6 +35,11 @@ class SampleMixing:
         self._mixed: HeadsNow = frozenset()
         self._undecided = 0
 
+    def heads_changed(self) -> None:
+        """Forget what is known by the numbers of heads."""
+        self._unmixed = self._mixed = frozenset()
+        self._undecided = 0
+
     def are_samples_apart(self, forward: CapturedForward, saliencies: Saliencies, *, needed: bool) -> bool:
         """Warn or refuse if samples are mixed; return whether they have been seen to be apart, if that is ``needed``.
 

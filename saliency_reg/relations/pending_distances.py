@@ -72,6 +72,16 @@ class PendingDistances(StateModule):
         self._emptied = self._now()
         return distances, samples > 0, tasks
 
+    @torch.no_grad()
+    def change_tasks(self, order: Sequence[int | None]) -> None:
+        """Take other tasks: for each of them its index so far, ``None`` for a new one, of which nothing is pending."""
+        pending, was_empty = self._pending_tasks(), not self.any
+        for name in ("distances", "samples"):
+            self.register_buffer(name, taken(self.get_buffer(name), order))
+        self._emptied = self._now() if was_empty else None
+        touched = None if pending is None else {new for new, old in enumerate(order) if old in pending}
+        self._touched = None if touched is None else (touched, *self._now())
+
     def _pending_tasks(self) -> set[int] | None:
         if not self.any:
             return set()
@@ -87,3 +97,16 @@ class PendingDistances(StateModule):
 
     def _now(self) -> tuple[Tensor, int]:
         return self.samples, version_of(self.samples)
+
+
+def taken(values: Tensor, order: Sequence[int | None]) -> Tensor:
+    """Return a vector ``[T]`` or a matrix ``[T, T]`` of tasks as one of others, with 0 for those that are new (``None``)."""
+    new = [place for place, task in enumerate(order) if task is not None]
+    kept = torch.tensor([task for task in order if task is not None], dtype=torch.int64, device=values.device)
+    found = torch.zeros((len(order),) * values.ndim, dtype=values.dtype, device=values.device)
+    place = torch.tensor(new, dtype=torch.int64, device=values.device)
+    if values.ndim == 1:
+        found[place] = values[kept]
+    else:
+        found[place.unsqueeze(1), place] = values[kept.unsqueeze(1), kept]
+    return found

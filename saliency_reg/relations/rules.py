@@ -77,6 +77,19 @@ class Rule:
         for name, values in state.items():
             own.get_buffer(name)[index] = values
 
+    def carried(self, state: Mapping[str, Tensor], places: Tensor, mass: float) -> dict[str, Tensor]:
+        """Return the state for other tasks: of each pair what ``state`` has at its place; one at -1 is new.
+
+        Here new pairs have the mean weight of those that stay, and all are scaled to the mass.
+        """
+        weights, known = _taken(state["pair_weights"], places), places >= 0
+        if not bool(weights.sum() > 0):
+            return _on(self.buffers(len(places), mass), weights)
+        if bool(known.all()) and len(places) == len(state["pair_weights"]):
+            return {"pair_weights": weights}  # in another order
+        weights = torch.where(known, weights, weights.sum() / known.sum())
+        return {"pair_weights": mass * weights / weights.sum()}
+
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         """Tell whether the state admits a step by these pairs."""
         return True
@@ -97,6 +110,10 @@ class Entropic(Rule):
 
     def weights(self, own: RuleState) -> Tensor:
         return own.mass * torch.softmax(self.logits(own), 0)
+
+    def carried(self, state: Mapping[str, Tensor], places: Tensor, mass: float) -> dict[str, Tensor]:
+        """Leave the distances of pairs that stay as they are; a new one was never seen."""
+        return {name: _taken(state[name], places) for name in ("running_distances", "running_weights")}
 
     def logits(self, own: RuleState) -> Tensor:
         """Return ``-D / (temperature * scale)``, ``[P]``; a pair never seen has the mean distance."""
@@ -184,6 +201,13 @@ class Authors(Rule):
     def weights_at(self, own: RuleState, index: Any) -> Tensor:
         return own.mass * own.pair_coefficients[index] / own.pair_coefficients.sum()
 
+    def carried(self, state: Mapping[str, Tensor], places: Tensor, mass: float) -> dict[str, Tensor]:
+        """Leave the coefficients of pairs that stay as they are; a new one has their mean."""
+        kept, known = _taken(state["pair_coefficients"], places), places >= 0
+        if not bool(kept.sum() > 0):  # their weights would be 0 / 0
+            return _on(self.buffers(len(places), mass), kept)
+        return {"pair_coefficients": torch.where(known, kept, kept.sum() / known.sum())}
+
     def can_move(self, own: RuleState, seen: Tensor) -> Tensor | bool:
         # Pairs that have all died have no gradient: 0 / 0.
         return torch.where(seen, own.pair_coefficients, 0.0).sum() > 0
@@ -217,6 +241,15 @@ RULES: dict[str, Rule] = {
     "authors": Authors(),
     "fixed": Fixed(),
 }
+
+
+def _taken(values: Tensor, places: Tensor) -> Tensor:
+    """Return the values ``[P]`` at these places, 0 at -1."""
+    return torch.where(places >= 0, values[places.clamp(min=0)], 0.0)
+
+
+def _on(state: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+    return {name: value.to(like) for name, value in state.items()}
 
 
 def _scale(own: RuleState, pairs: Tensor, seen: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,6 +62,10 @@ class RelationWeights(RuleState):
                 [0.7900, 0.0000, 0.1100],
                 [0.1100, 0.1100, 0.0000]], dtype=torch.float64)
     """
+
+    #: State before each task that came, and behind it.
+    _before: tuple[tuple[dict[str, Tensor], dict[str, Tensor]], ...] = ()
+    in_a_copy: ClassVar[dict[str, Any]] = {"_before": ()}
 
     def __init__(
         self,
@@ -186,6 +191,46 @@ class RelationWeights(RuleState):
         self.updates += moves
         rule.update(own, PairDistances(pairs, seen, moves, strength))
 
+    @torch.no_grad()
+    def change_tasks(self, order: Sequence[int | None]) -> None:
+        """Take other tasks: for each of them its index so far, ``None`` for a new one. :meth:`carried` says what they begin
+        with. To take away the task that came last, with weights that have not moved since, gives the state before it, to
+        the bit.
+        """
+        before = {name: buffer for name, buffer in self.named_buffers() if buffer.ndim}
+        comes = list(order) == [*range(self.num_tasks), None]
+        goes = list(order) == list(range(self.num_tasks - 1))
+        if goes and self._before and _same(self._before[-1][1], before):
+            after, self._before = self._before[-1][0], self._before[:-1]
+        else:
+            after = self.carried(before, order)
+            copies = {name: value.clone() for name, value in after.items()}
+            self._before = (*self._before, (before, copies)) if comes else ()
+        for name, value in after.items():
+            self.register_buffer(name, value)
+        self.num_tasks, self._sum = len(order), None
+
+    def carried(self, state: Mapping[str, Tensor], order: Sequence[int | None]) -> dict[str, Tensor]:
+        """Return the state of the pairs ``[P]`` of some tasks, given the ``state`` of those that ``order`` refers to.
+
+        Pairs of two tasks with an index keep their relations. A pair with a new task begins where the rule begins:
+
+        - ``entropic``, ``per_task``: it was never seen, and has the mean distance until it is. The distances of the others
+          stay, and with them their logits: the weights are those of a run in which the task had always been there, or never.
+          (Where ``scale`` is the mean distance, a task that goes changes that scale.)
+        - ``authors``: the mean coefficient of the others, whose coefficients stay.
+        - ``projected``, ``fixed``: the mean weight of the others, all then scaled to the mass.
+
+        Where no pair has any weight left, all are as at the start.
+        """
+        pairs = next(iter(state.values()))
+        size = (1 + math.isqrt(1 + 8 * len(pairs))) // 2
+        numbers = torch.tensor([-1 if task is None else task for task in order], device=pairs.device)
+        of_pairs = numbers[_pair_indices(len(order), pairs.device)]
+        first, second = of_pairs.amin(0), of_pairs.amax(0)
+        places = torch.where(first < 0, -1, first * (2 * size - first - 1) // 2 + second - first - 1)
+        return RULES[self.rule].carried(state, places, self.mass)
+
     def adapt_to_metric(self, *, bounded: bool) -> None:
         """Set what ``scale="auto"`` means: 1 for a metric with bounded values, else the mean distance."""
         self._auto_scale = 1.0 if bounded else "mean"
@@ -219,6 +264,10 @@ class RelationWeights(RuleState):
     def extra_repr(self) -> str:
         options = (f"{name}={getattr(self, name)!r}" for name in RULES[self.rule].options)
         return ", ".join([f"num_tasks={self.num_tasks}", f"rule={self.rule!r}", f"mass={self.mass}", *options])
+
+
+def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return all(value.device == other[name].device and torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _pair_indices(size: int, device: torch.device) -> Tensor:

@@ -14,7 +14,14 @@ from .extraction import Given, Saliencies, SaliencyExtractor
 from .fixed_statistics import HeadsNow, fixed_statistics, heads_as_they_are
 from .pooling import Pooling, check_pool, resolve_channel_axis
 from .samples import batch_first
-from .scalars import PIECEWISE_LINEAR_SCALARIZATIONS, ScalarizeChoice, check_scalarize, scalar_of, weighed_unequally
+from .scalars import (
+    PIECEWISE_LINEAR_SCALARIZATIONS,
+    Scalarize,
+    ScalarizeChoice,
+    check_scalarize,
+    scalar_of,
+    weighed_unequally,
+)
 from .task_columns import TaskColumns, task_columns
 from .task_saliencies import captured_by_hand, task_saliencies
 
@@ -29,6 +36,7 @@ __all__ = [
     "Pooling",
     "Saliencies",
     "SaliencyExtractor",
+    "Scalarize",
     "ScalarizeChoice",
     "TaskColumns",
     "batch_first",

@@ -91,6 +91,11 @@ class SaliencyExtractor:
         self.tasks = tuple(self.tasks)
         self.choices = scalarize_per_task(self.scalarize, self.tasks)
 
+    def take_from(self, before: SaliencyExtractor, order: Sequence[int | None]) -> None:
+        """Go on from that of other tasks: of each task of this one its index there, ``None`` for a new one."""
+        self.have_saliency.update(new for new, old in enumerate(order) if old in before.have_saliency)
+        self._channel_axes = before._channel_axes
+
     def extract(
         self, forward: CapturedForward, given: Given, *, create_graph: bool, only: Sequence[int] | None = None
     ) -> Saliencies:

@@ -7,11 +7,12 @@ backward pass) or ``parameters`` (on the shared parameters, with one backward pa
 """
 
 from .gramian import column_gramian, gramian_of, gramian_over, row_sum, weighted_sum
-from .weighting import PCGrad, Weighting, check_weighting, task_weights
+from .weighting import PCGrad, Weighting, begin_anew, check_weighting, task_weights
 
 __all__ = [
     "PCGrad",
     "Weighting",
+    "begin_anew",
     "check_weighting",
     "column_gramian",
     "gramian_of",

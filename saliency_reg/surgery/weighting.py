@@ -96,6 +96,8 @@ def check_weighting(weighting: Any, num_tasks: int | None) -> Weighting:
         probe = copy.deepcopy(usable)
     except Exception:  # whatever its own copying raises
         return usable
+    if callable(reset := getattr(probe, "reset", None)):
+        reset()  # it may have been in use, for other tasks
     _weights_of(probe, trial)
     return usable
 
@@ -165,6 +167,15 @@ def _keep_state_apart(weighting: Any, present: list[int]) -> None:
                 "before: what it keeps would go to other tasks, and all weight to zero gradients. Give each batch labels of "
                 "all tasks, or use a weighting without state, such as PCGrad() or UPGradWeighting()."
             )
+
+
+def begin_anew(weighting: Any) -> None:
+    """Reset a weighting that keeps state by position, and say so: the positions are those of other tasks now."""
+    reset = getattr(weighting, "reset", None)
+    if callable(reset):
+        reset()
+        vars(weighting).pop(_TASKS_OF_STATE, None)
+        warn_user(f"{_name(weighting)} keeps state of the tasks, and is begun anew for the tasks of now.")
 
 
 def _weights_of(weighting: Weighting, gramian: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copyreg
 import weakref
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,11 +156,6 @@ class ModuleHooks:
     def remove(self) -> None:
         remove_all(self._handles, self._classes)
 
-    @property
-    def any(self) -> bool:
-        """Whether hooks are set."""
-        return bool(self._handles)
-
     def _hook(self, module: nn.Module, method: Callable[..., Any], bound: tuple[Any, ...]) -> _ModuleHook:
         kind = type(module)
         self._classes.append(kind)
@@ -200,9 +195,10 @@ def owners_of_hooks(module: nn.Module) -> list[object]:
     return [hook.owner for hook in _forward_hooks(module) if isinstance(hook, Hook)]
 
 
-def is_hooked(module: nn.Module) -> bool:
-    """Tell whether a hook of this package is on the module."""
-    return any(isinstance(hook, _ModuleHook) and hook.is_on(module) for hook in _forward_hooks(module))
+def is_hooked(module: nn.Module, besides: Sequence[object] = ()) -> bool:
+    """Tell whether a hook of this package is on the module, ``besides`` those of some owners."""
+    hooks = [hook for hook in _forward_hooks(module) if isinstance(hook, _ModuleHook) and hook.is_on(module)]
+    return any(all(hook.owner is not owner for owner in besides) for hook in hooks)
 
 
 def has_only_our_hooks(module: nn.Module) -> bool:

@@ -11,19 +11,24 @@ from torch import Tensor, nn
 from .... import SaliencyRegularizer
 from ....errors import ConfigurationError, ShapeError, WrongTypeError
 from ....torch_tools import share_below_one, whole_number
+from ...shared.changing_heads import ChangingHeads, alike
 from ...shared.libraries import need
 from ..backbone.backbone import Backbone, checked_options, create_backbone, image_size_pair
 from ..backbone.backbone_checkpoint import load_backbone
 from ..backbone.probing import published_config
 from .head_config import HeadConfig, HeadsDescription, head_configs
+from .pooling import FeaturePooling
 from .saved_model import load_weights, read_config, save_model
-from .task_heads import build_heads
+from .task_heads import build_head, build_heads, pool_apart, pooling_of
+
+_OTHER_POOLING = "Pass a HeadConfig(pooling=...) like that; or build a new model with all heads."
 
 
-class TimmMultiTaskModel(nn.Module):
+class TimmMultiTaskModel(ChangingHeads):
     """Any timm model as a backbone, and a head for each task on the feature map before pooling.
 
     ``SaliencyRegularizer`` finds the heads by ``heads="heads"``; :meth:`regularizer` also passes the axis of the channels.
+    Tasks may come and go: :meth:`add_task`, :meth:`remove_task`; and :meth:`load_state_dict` takes states of other tasks.
     No seed is set: for the same weights, call ``torch.manual_seed`` before.
 
     Args:
@@ -170,6 +175,48 @@ class TimmMultiTaskModel(nn.Module):
             axis, options["feature"] = self.backbone.layout.channel_axis, "backbone"
         return SaliencyRegularizer(self, heads="heads", channel_axis=axis, **options)
 
+    def add_task(
+        self,
+        name: str,
+        classes: int | HeadConfig = 1,
+        *,
+        head: HeadConfig | None = None,
+        freeze_others: bool = False,
+        regularizer: SaliencyRegularizer | None = None,
+    ) -> None:
+        """Put in one more head, behind the others and begun as they were. No weight that is there changes.
+
+        Let the optimizer train it: ``optimizer.add_param_group(group)`` for each group in
+        ``parameter_groups(model, 1e-3, task=name)``.
+
+        Args:
+            name: of the task.
+            classes: its number of classes, or a :class:`HeadConfig`.
+            head: the :class:`HeadConfig` that a number of classes is filled up with.
+            freeze_others: train it alone, see :meth:`freeze_others`.
+            regularizer: the one that is attached to the heads: it takes the task, too (``SaliencyRegularizer.add_task``).
+
+        Raises:
+            TaskError: there is a task of this name, or it cannot name a head.
+            ConfigurationError: the others share a pooling, and this head has another one.
+            SaliencyRegError: those of the regularizer; the model is then as it was.
+
+        Example:
+            >>> from saliency_reg.integrations.timm import TimmMultiTaskModel
+            >>> model = TimmMultiTaskModel("test_resnet", {"smiling": 1, "age": 5}, image_size=64)
+            >>> regularizer = model.regularizer(strength=0.1)
+            >>> model.add_task("hair", 4, freeze_others=True, regularizer=regularizer)
+            >>> model.tasks == regularizer.tasks == ("smiling", "age", "hair")
+            True
+            >>> model.unfreeze_others()
+        """
+        self._check_new(name)
+        config = head_configs({name: classes}, head)[name]
+        if isinstance(self.pooling, FeaturePooling):
+            alike(pooling_of(config, self.backbone), self.pooling.kind, name, _OTHER_POOLING)
+        new = build_head(config, self.backbone, self.description["drop_rate"], pools=not self._pools_for_all)
+        self._put_head(name, config, new, freeze_others=freeze_others, regularizer=regularizer)
+
     def freeze_backbone(self, up_to: str | None = None) -> None:
         """Train the heads only, or only what comes behind a module of the backbone.
 
@@ -195,7 +242,11 @@ class TimmMultiTaskModel(nn.Module):
             ConfigurationError: an option in ``backbone_options`` that JSON cannot hold.
             MissingPackageError: safetensors is not installed.
         """
-        save_model(self, self.description, self.head_configs, folder)
+        # Where heads with different poolings were taken away, those that are left may pool alike, each by itself.
+        kinds = {pooling_of(config, self.backbone) for config in self.head_configs.values()}
+        apart = not self._pools_for_all and len(kinds) == 1 and "none" not in kinds
+        description = {**self.description, "pools_apart": True} if apart else self.description
+        save_model(self, description, self.head_configs, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> TimmMultiTaskModel:
@@ -209,8 +260,10 @@ class TimmMultiTaskModel(nn.Module):
             SaliencyRegError: this timm cannot build the model any more.
         """
         description, heads = read_config(folder)
-        name, dtype = description.pop("name"), description.pop("dtype")
+        name, dtype, apart = (description.pop(key) for key in ("name", "dtype", "pools_apart"))
         model = cls(name, heads, **description).to(dtype)
+        if apart and isinstance(model.pooling, FeaturePooling):
+            model.pooling = pool_apart(model.pooling, model.heads)
         load_weights(model, folder)
         return model
 

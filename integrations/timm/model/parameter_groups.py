@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ....errors import ConfigurationError, WrongTypeError
+from ....errors import ConfigurationError, TaskError, WrongTypeError
 from ...shared.head_options import check_number
 from ...shared.looking import unwrapped
 from ..backbone.layer_groups import layer_of_parameters
@@ -21,6 +21,7 @@ def parameter_groups(
     *,
     backbone_rate_factor: float = 1.0,
     layer_decay: float | None = None,
+    task: str | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for any ``torch.optim`` optimizer, of the parameters that are not frozen.
 
@@ -32,6 +33,7 @@ def parameter_groups(
         backbone_rate_factor: the backbone's learning rate as a share of that of the heads.
         layer_decay: factor between the learning rates of neighbouring layers of the backbone, as timm groups them: below
             1, the first layers are the slowest. As ``timm.optim.param_groups_layer_decay`` with the heads as classifier.
+        task: those of its head alone, for ``optimizer.add_param_group`` after ``model.add_task``.
 
     Returns:
         Dictionaries with ``params``, ``lr``, ``weight_decay`` and ``name``; none of them is empty.
@@ -39,6 +41,7 @@ def parameter_groups(
     Raises:
         WrongTypeError: no :class:`TimmMultiTaskModel`, or no number.
         ConfigurationError: a number out of range, or nothing to train.
+        TaskError: the model has no such task.
 
     Example:
         >>> import torch
@@ -60,6 +63,10 @@ def parameter_groups(
     check_number("backbone_rate_factor", backbone_rate_factor)
     if layer_decay is not None:
         check_number("layer_decay", layer_decay, above_zero=True)
+    if task is not None and task not in inner.tasks:
+        raise TaskError(
+            f"the model has no task {task!r}, but {list(inner.tasks)}. Call model.add_task({task!r}, ...) before."
+        )
     backbone = inner.backbone.model
     layers = layer_of_parameters(backbone)
     idle = inner.backbone.idle
@@ -85,10 +92,10 @@ def parameter_groups(
         }
         groups.setdefault((layer, decays), new)["params"].append(parameter)
 
-    for name, parameter in backbone.named_parameters():
+    for name, parameter in backbone.named_parameters() if task is None else ():
         excluded = any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         add(parameter, layers[name], parameter.ndim > 1 and not excluded)
-    for parameter in inner.heads.parameters():
+    for parameter in (inner.heads if task is None else inner.heads[task]).parameters():
         add(parameter, heads_layer, parameter.ndim > 1)
     if not groups:
         raise ConfigurationError("all parameters are frozen. Call model.unfreeze_backbone(), or train the heads.")

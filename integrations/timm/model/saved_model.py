@@ -89,6 +89,7 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         description["image_size"] = None if size is None else tuple(size)
         whole_number("in_chans", description["in_chans"], least=1)
         description["dtype"] = _dtype_named(content["dtype"])
+        description["pools_apart"] = bool(content.get("pools_apart", False))
         heads = {}
         for entry in content["heads"]:
             options = {name: value for name, value in entry.items() if name != "task"}

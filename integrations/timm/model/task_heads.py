@@ -22,23 +22,40 @@ def build_heads(
     with different poolings each have their own, and what pools for all does nothing.
     """
     layout = backbone.layout
-    own = own_pooling(backbone.model, layout)
-    kinds = {task: own if config.pooling == "auto" else config.pooling for task, config in configs.items()}
-    poolings = {task: FeaturePooling(layout, kind) for task, kind in kinds.items()}
+    kinds = {task: pooling_of(config, backbone) for task, config in configs.items()}
     shared = len(set(kinds.values())) == 1 and "none" not in kinds.values()
-    heads = {}
-    for task, config in configs.items():
-        layers: list[nn.Module] = [] if shared else [poolings[task]]
-        width = pooled_width(layout, kinds[task])
-        norm = backbone.pooled_norm() if config.norm == "auto" else None
-        if config.norm == "layer":
-            layers.append(nn.LayerNorm(width))
-        elif norm is not None and norm.normalized_shape == (width,):
-            layers.append(norm)
-        rate = drop_rate if config.dropout is None else config.dropout
-        layers += hidden_layers(width, config.hidden, config.activation, rate, config.classes)
-        if config.classes == 1:
-            # [B, 1] -> [B]: beside labels [B], a loss would broadcast to [B, B] without a word.
-            layers.append(nn.Flatten(0))
-        heads[task] = nn.Sequential(*layers)
-    return next(iter(poolings.values())) if shared else nn.Identity(), nn.ModuleDict(heads)
+    heads = {task: build_head(config, backbone, drop_rate, pools=not shared) for task, config in configs.items()}
+    pooling = FeaturePooling(layout, next(iter(kinds.values()))) if shared else nn.Identity()
+    return pooling, nn.ModuleDict(heads)
+
+
+def pooling_of(config: HeadConfig, backbone: Backbone) -> str:
+    """Return how a head pools; ``"auto"`` is timm's own way."""
+    return own_pooling(backbone.model, backbone.layout) if config.pooling == "auto" else config.pooling
+
+
+def build_head(config: HeadConfig, backbone: Backbone, drop_rate: float, *, pools: bool) -> nn.Sequential:
+    """Return one head; ``pools`` says whether it has a pooling of its own."""
+    kind = pooling_of(config, backbone)
+    pooling = FeaturePooling(backbone.layout, kind)  # which refuses what this backbone does not have
+    layers: list[nn.Module] = [pooling] if pools else []
+    width = pooled_width(backbone.layout, kind)
+    norm = backbone.pooled_norm() if config.norm == "auto" else None
+    if config.norm == "layer":
+        layers.append(nn.LayerNorm(width))
+    elif norm is not None and norm.normalized_shape == (width,):
+        layers.append(norm)
+    rate = drop_rate if config.dropout is None else config.dropout
+    layers += hidden_layers(width, config.hidden, config.activation, rate, config.classes)
+    if config.classes == 1:
+        # [B, 1] -> [B]: beside labels [B], a loss would broadcast to [B, B] without a word.
+        layers.append(nn.Flatten(0))
+    return nn.Sequential(*layers)
+
+
+def pool_apart(pooling: FeaturePooling, heads: nn.ModuleDict) -> nn.Module:
+    """Give each head the pooling that they share; return what then pools for all, which does nothing."""
+    for head in heads.values():
+        assert isinstance(head, nn.Sequential)
+        head.insert(0, FeaturePooling(pooling.layout, pooling.kind))
+    return nn.Identity()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
 from ....errors import ConfigurationError, WrongTypeError
+from ....saliency import check_scalarize
 from ...shared.head_options import check_number, configs_per_task, set_checked
 
 _LEVELS = ("sequence", "token")
@@ -103,6 +104,23 @@ def head_configs(heads: HeadsDescription, head: HeadConfig | None) -> dict[str, 
             "map. Pass pooling='pooler' for all heads, or for none."
         )
     return found
+
+
+def scalarize_of(choice: Any, configs: Mapping[str, HeadConfig]) -> Any:
+    """Return ``scalarize=`` for each task: outputs that are no classes are added up.
+
+    ``[B, L]`` of a token head is one value at each position, and not L classes.
+    """
+    if isinstance(choice, Mapping):
+        default = scalarize_of("auto", configs)
+        return {**default, **choice} if isinstance(default, Mapping) else choice
+    if not isinstance(choice, str):
+        return choice
+    check_scalarize(choice)
+    added = {task for task, config in configs.items() if config.level == "token" and config.num_labels == 1}
+    if choice == "auto":
+        added |= {task for task, config in configs.items() if config.problem in ("multi_label", "regression")}
+    return {task: "sum" if task in added else choice for task in configs} if added else choice
 
 
 def _with_labels(head: HeadConfig, number: int) -> HeadConfig:

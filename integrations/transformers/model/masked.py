@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -15,6 +16,8 @@ from ....torch_tools import ModuleHooks, in_backward
 
 #: From the attention mask and the feature map ``[B, L, C]`` to what is real in it, ``[B, L]``.
 AsPositions = Callable[[Tensor, Tensor], "Tensor | None"]
+#: From a new task, and the choice of ``scalarize`` for all, to whether its head is on tokens, and its own choice.
+OfNewTask = Callable[[str, Any], "tuple[bool, Any]"]
 
 
 class MaskSource:
@@ -58,7 +61,15 @@ class MaskedRegularizer(SaliencyRegularizer):
         as_positions: from the mask and the feature map to the mask of its positions; by default the mask itself.
     """
 
-    in_a_copy: ClassVar[dict[str, Any]] = {"_mask_source": None, "_as_positions": None}
+    #: Of the model that knows whether the head of a new task is on tokens, and how its output is scalarised.
+    _of_new_task: weakref.WeakMethod[OfNewTask] | None = None
+    _scalarize: Any = None
+    in_a_copy: ClassVar[dict[str, Any]] = {
+        "_mask_source": None,
+        "_as_positions": None,
+        "_of_new_task": None,
+        "_scalarize": None,
+    }
 
     def __init__(
         self,
@@ -73,6 +84,24 @@ class MaskedRegularizer(SaliencyRegularizer):
         self._as_positions = as_positions
         self._tokens = frozenset(tokens)
         self._mask_source: MaskSource | None = MaskSource(*mask_from)
+
+    def ask_of_new_tasks(self, asked: OfNewTask, scalarize: Any) -> None:
+        """Ask a method of the model about each new task, which is given the choice that was made for all."""
+        self._of_new_task = weakref.WeakMethod(asked)
+        if not callable(scalarize):
+            self._scalarize = scalarize if isinstance(scalarize, str) else "auto"
+
+    def add_task(self, name: str, head: Any = None, *, scalarize: Any = None, **options: Any) -> None:
+        """Take one more task, with what the model says of its head; see :class:`SaliencyRegularizer`."""
+        asked = None if self._of_new_task is None else self._of_new_task()
+        on_tokens, chosen = (False, None) if asked is None else asked(name, self._scalarize)
+        super().add_task(name, head, scalarize=chosen if scalarize is None else scalarize, **options)
+        self._tokens |= {name} if on_tokens else set()
+
+    def remove_task(self, name: str, **options: Any) -> None:
+        """Let a task go; see :class:`SaliencyRegularizer`."""
+        super().remove_task(name, **options)
+        self._tokens -= {name}
 
     def remove(self) -> None:
         """Take everything off the model, also what notes its masks."""

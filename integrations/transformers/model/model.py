@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from .... import SaliencyRegularizer
 from ....errors import ConfigurationError, TaskError, WrongTypeError
-from ....saliency import check_scalarize
 from ...shared.libraries import need
 from ..errors import UnknownTaskError
+from .adding_tasks import AddingTasks
 from .configuration import MultiTaskConfig
 from .encoder import Encoded, as_encoder, build_encoder, check_has_model, encoded, hidden_width_of, load_encoder
-from .head_config import HeadConfig, HeadsDescription, head_configs
+from .head_config import HeadConfig, HeadsDescription, head_configs, scalarize_of
 from .losses import check_tasks, losses_per_sample, task_loss, zero_loss
 from .masked import MaskedRegularizer
 from .output import MultiTaskOutput
@@ -25,12 +25,13 @@ from .task_heads import build_heads
 _transformers = need("transformers")
 
 
-class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-defined]
+class MultiTaskModel(AddingTasks, _transformers.PreTrainedModel):  # type: ignore[misc,name-defined]
     """Any encoder of transformers with a head for each task, on sequences or on tokens.
 
     It is a ``PreTrainedModel``: ``save_pretrained``, ``from_pretrained``, ``push_to_hub``, ``Trainer``,
     ``gradient_checkpointing_enable`` and the rest work as for any other; ``AutoModel.from_pretrained`` reads it once this
-    package was imported. Build it with :meth:`from_encoder`.
+    package was imported. Build it with :meth:`from_encoder`. Tasks may come and go: :meth:`add_task`,
+    :meth:`remove_task`; and :meth:`load_state_dict` takes states of other tasks.
 
     Args:
         config: of the encoder and the heads; all weights are new.
@@ -272,26 +273,14 @@ class MultiTaskModel(_transformers.PreTrainedModel):  # type: ignore[misc,name-d
             )
         if self.pooling.kind == "none":
             options = {"pool": "mean" if self._on_tokens else "sum", "channel_axis": -1, **options}
-        options["scalarize"] = self._scalarize(options.get("scalarize", "auto"))
+        choice = options.pop("scalarize", "auto")
+        tokens, scalarize = self._on_tokens, scalarize_of(choice, self.head_configs)
         mask_from = ((self.pooling,), "mask")
-        return MaskedRegularizer(self, heads="heads", mask_from=mask_from, tokens=self._on_tokens, **options)
-
-    def _scalarize(self, choice: Any) -> Any:
-        """Return the choice for each task: outputs that are no classes are added up.
-
-        ``[B, L]`` of a token head is one value at each position, and not L classes.
-        """
-        if isinstance(choice, Mapping):
-            default = self._scalarize("auto")
-            return {**default, **choice} if isinstance(default, Mapping) else choice
-        if not isinstance(choice, str):
-            return choice
-        check_scalarize(choice)
-        configs = self.head_configs
-        added = {task for task in self._on_tokens if configs[task].num_labels == 1}
-        if choice == "auto":
-            added |= {task for task in self.tasks if configs[task].problem in ("multi_label", "regression")}
-        return {task: "sum" if task in added else choice for task in self.tasks} if added else choice
+        regularizer = MaskedRegularizer(
+            self, heads="heads", mask_from=mask_from, tokens=tokens, scalarize=scalarize, **options
+        )
+        regularizer.ask_of_new_tasks(self._of_new_task, choice)
+        return regularizer
 
     def _chosen(self, tasks: Sequence[str] | str | None) -> tuple[str, ...]:
         if tasks is None:

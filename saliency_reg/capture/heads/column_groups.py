@@ -23,6 +23,11 @@ class ColumnGroups:
         self._given = list(columns.values())
         self._known: tuple[int, list[Sequence[int]]] | None = None
 
+    @property
+    def given(self) -> dict[str, object]:
+        """``{task: columns}`` as they were given."""
+        return dict(zip(self.tasks, self._given))
+
     def of(self, width: int) -> list[Sequence[int]]:
         """Return the columns of each task among ``width`` of them."""
         if self._known is None or self._known[0] != width:

@@ -66,7 +66,7 @@ def resolve_heads(
         if groups is None and task_names not in (None, given):
             raise TaskError(f"heads= names the tasks {given}, tasks= names {task_names}. Leave tasks= out.")
         task_names = given if groups is None else task_names
-        found = [_one_head(model, head) for head in heads.values()]
+        found = [one_head(model, head) for head in heads.values()]
     elif isinstance(heads, (str, nn.Module)):
         found = _expand(model, heads)
     elif isinstance(heads, Sequence):
@@ -78,20 +78,20 @@ def resolve_heads(
         )
     names, modules = [name for name, _ in found], [module for _, module in found]
     check_not_compiled(model, names, modules)
-    _check_disjoint(model, names, modules)
+    check_disjoint(model, names, modules)
     if groups is not None and len(modules) != 1:
         raise TaskError(
             f"columns= are those of one head, found {len(modules)} heads {names}. Pass one head, or leave it out."
         )
     if len(modules) == 1 and (groups is not None or not isinstance(heads, Mapping)):
-        return _columns_head(names[0], modules[0], task_names, groups)
+        return columns_head(names[0], modules[0], task_names, groups)
     if len(modules) < 2:
         raise TaskError(
             f"found {len(modules)} head(s) {names}; relations between tasks need at least 2. For one module whose output "
             "has a column per task, pass heads='name', tasks=[...]."
         )
     if task_names is None:
-        task_names = _short_names([name.rpartition(_TO)[2] for name in names])
+        task_names = _short_names([name.rpartition(TO)[2] for name in names])
     if len(task_names) != len(modules):
         raise TaskError(
             f"found {len(task_names)} task names {task_names} for {len(modules)} heads {names}. Name each head once."
@@ -151,7 +151,7 @@ def is_compiled(module: nn.Module) -> bool:
     return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
 
 
-def _columns_head(name: str, module: nn.Module, tasks: list[str] | None, groups: ColumnGroups | None) -> Heads:
+def columns_head(name: str, module: nn.Module, tasks: list[str] | None, groups: ColumnGroups | None) -> Heads:
     width = widths(module)[1]
     exact = isinstance(last_layer(module), (nn.Linear, nn.modules.conv._ConvNd))  # else it may be given another shape
     if tasks is None:
@@ -187,7 +187,7 @@ def _expand(model: nn.Module, head: _OneHead, containers: bool = True) -> list[t
         if isinstance(module, (nn.ModuleDict, nn.ModuleList)) and not isinstance(module, Branch):
             prefix = name + "." if name_of(model, module) == name else ""
             return [(prefix + child_name, child) for child_name, child in module.named_children()]
-    return [_one_head(model, head)]
+    return [one_head(model, head)]
 
 
 def of_methods(heads: Heads, ran_inside: Callable[[str], Sequence[str]] = lambda name: ()) -> str:
@@ -235,12 +235,12 @@ def items_per_head(output: Item | Mapping[str, Item | None] | None, heads: Heads
 
 
 #: Between the names of a head of several modules.
-_TO = " to "
+TO = " to "
 #: So many names are written out.
 _MOST_NAMES = 6
 
 
-def _one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
+def one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
     if not isinstance(head, (list, tuple)):
         name, module = find_module(model, head, "head")  # type: ignore[arg-type]  # refused there
         if is_container(module):
@@ -258,10 +258,10 @@ def _one_head(model: nn.Module, head: _OneHead) -> tuple[str, nn.Module]:
     parts = [find_module(model, part, "head") for part in head]
     if len(parts) == 1:
         return parts[0]
-    return f"{parts[0][0]}{_TO}{parts[-1][0]}", Branch([module for _, module in parts])
+    return f"{parts[0][0]}{TO}{parts[-1][0]}", Branch([module for _, module in parts])
 
 
-def _check_disjoint(model: nn.Module, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
+def check_disjoint(model: nn.Module, names: Sequence[str], modules: Sequence[nn.Module]) -> None:
     parts: list[tuple[str, nn.Module]] = []
     for name, module in zip(names, modules):
         parts += [(name_of(model, part), part) for part in module] if isinstance(module, Branch) else [(name, module)]

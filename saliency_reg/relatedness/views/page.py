@@ -42,7 +42,7 @@ def page_of(views: RelationViews, pairs: int) -> str:
     maps = []
     if len(views.tasks) > _MOST_TASKS:
         parts.append(
-            f"<p>Heat maps of more than {_MOST_TASKS} tasks are not shown here: draw them with plot_views, or look at "
+            f"<p>Heat maps of more than {_MOST_TASKS} tasks are not shown here: draw them with draw_views, or look at "
             "views.subset([...]).</p>"
         )
     else:

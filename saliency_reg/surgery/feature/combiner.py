@@ -15,7 +15,7 @@ from ...distributed import Ranks
 from ...errors import ConfigurationError, SurgeryError
 from ...report import SurgeryReport
 from ...torch_tools import Gradient, StateModule, warn_user
-from .. import Weighting, check_weighting, gramian_over, task_weights, weighted_sum
+from .. import Weighting, begin_anew, check_weighting, gramian_over, task_weights, weighted_sum
 
 
 class TaskGradients(Protocol):
@@ -122,6 +122,15 @@ class GradientCombiner(StateModule):
             )
         return self._task_gradients
 
+    def change_tasks(self, tasks: Sequence[str]) -> None:
+        """Weigh the gradients of other tasks from the next forward on; a weighting with state, for which see
+        :func:`task_weights`, is begun anew.
+        """
+        self.tasks = tuple(tasks)
+        self.arrived = torch.zeros(len(self.tasks), dtype=torch.bool)
+        self._report = self._task_gradients = None
+        begin_anew(self.weighting)
+
     def passing(self) -> AbstractContextManager[None]:
         """Let gradients pass through the fork unchanged: for measurements of reach and sample mixing, or of single tasks."""
         return self._in_mode(_Mode.PASS)
@@ -156,6 +165,11 @@ class GradientCombiner(StateModule):
         if not gradients.any_here and self.ranks.size == 1:
             return None
         gramian = gradients.gramian()
+        if len(gramian) != len(self.tasks):
+            raise SurgeryError(
+                f"this backward pass is of a forward with {len(gramian)} tasks, and there are {len(self.tasks)} now. Add "
+                "and remove tasks between the optimizer step and the next forward."
+            )
         self.arrived = gramian.diagonal() != 0  # also where it is NaN
         # Processes hold different samples, and their gradients are averaged: each product counts 1/N^2.
         gramian = self.ranks.add(gramian.clone()) / self.ranks.size**2

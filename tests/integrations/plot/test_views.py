@@ -25,8 +25,8 @@ from tests.relatedness.views.support import HOSTILE, random_views, with_gaps
 
 np: Any = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
+from saliency_reg.integrations.plot import draw_view_graph, draw_view_tree, draw_views  # noqa: E402
 from saliency_reg.integrations.plot import graph as drawn_graph  # noqa: E402
-from saliency_reg.integrations.plot import plot_graph, plot_tree, plot_views  # noqa: E402
 from saliency_reg.integrations.plot import views as drawn_views  # noqa: E402
 
 from .support import tick_labels  # noqa: E402
@@ -44,7 +44,7 @@ def views() -> RelationViews:
 
 @pytest.fixture(scope="module")
 def figure(views: RelationViews) -> Any:
-    return plot_views(views, title="Five tasks")
+    return draw_views(views, title="Five tasks")
 
 
 # Heat maps.
@@ -101,7 +101,7 @@ def test_numbers_only_in_few_cells(figure: Any) -> None:
     assert len(panels(figure)["TAG affinity"].texts) == 20
     assert len(panels(figure)["Label correlation"].texts) == 18
     only = random_views(9, parts=0, matrices={"tag": torch.rand(9, 9)})
-    assert len(plot_views(only).axes[0].texts) == 0
+    assert len(draw_views(only).axes[0].texts) == 0
 
 
 def overlaps(boxes: list[Any]) -> list[int]:
@@ -114,7 +114,7 @@ def test_no_text_lies_on_another(count: int) -> None:
     views = views.subset(views.tasks)
     few = RelationViews(views.tasks, {key: views[key] for key in ("error_kappa", "tag")}, views.common_labels)
     title = "A title of many words that needs more than one line " * 3
-    figure = plot_views(few, title=title)
+    figure = draw_views(few, title=title)
     figure.canvas.draw()
     heading = figure._suptitle.get_window_extent()
     for axes in panels(figure).values():
@@ -122,7 +122,7 @@ def test_no_text_lies_on_another(count: int) -> None:
             assert overlaps([own.get_window_extent() for own in axis.get_ticklabels() if own.get_text()]) == []
         assert not axes.title.get_window_extent().overlaps(heading)
     assert overlaps([axes.title.get_window_extent() for axes in panels(figure).values()]) == []
-    figure = plot_graph(few, "tag", title=title)
+    figure = draw_view_graph(few, "tag", title=title)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     if count == 3:
@@ -138,13 +138,13 @@ def test_no_text_lies_on_another(count: int) -> None:
 def test_pictures_of_a_model_at_chance_level_say_so() -> None:
     views = random_views(3, skill=torch.tensor([0.0, -0.1, -0.5]))
     said = "The model is at chance level: it predicts no task better than a constant guess."
-    for draw in (plot_views, plot_tree, lambda own, **options: plot_graph(own, "tag", **options)):
+    for draw in (draw_views, draw_view_tree, lambda own, **options: draw_view_graph(own, "tag", **options)):
         assert draw(views).get_suptitle().replace("\n", " ").endswith(said)
         assert draw(views, title="Mine").get_suptitle().replace("\n", " ") == f"Mine {said}"
-    some = plot_graph(random_views(3, skill=torch.tensor([0.5, -0.1, 0.5])), "tag")
+    some = draw_view_graph(random_views(3, skill=torch.tensor([0.5, -0.1, 0.5])), "tag")
     assert "At chance level, no better than a constant guess: task 1" in some.get_suptitle().replace("\n", " ")
     assert [line.get_markerfacecolor() for line in some.axes[0].lines].count("white") == 1
-    assert plot_tree(random_views(3)).get_suptitle() == ""
+    assert draw_view_tree(random_views(3)).get_suptitle() == ""
 
 
 # The tree.
@@ -161,10 +161,10 @@ def test_tree_is_average_linkage(views: RelationViews) -> None:
     row, column = np.triu_indices(5, 1)
     affinity = views.affinity("tag")
     for figure, matrix in (
-        (plot_tree(views), views.consensus()),
-        (plot_tree(views, view="tag"), affinity),
-        (plot_tree(affinity, views.tasks), affinity),
-        (plot_tree(views, view="label_correlation", fill=0.25), views.affinity("label_correlation", fill=0.25)),
+        (draw_view_tree(views), views.consensus()),
+        (draw_view_tree(views, view="tag"), affinity),
+        (draw_view_tree(affinity, views.tasks), affinity),
+        (draw_view_tree(views, view="label_correlation", fill=0.25), views.affinity("label_correlation", fill=0.25)),
     ):
         values = matrix.numpy()[row, column]
         heights = 1 - hierarchy.linkage(1 - values, "average")[:, 2]
@@ -176,8 +176,8 @@ def test_tree_is_average_linkage(views: RelationViews) -> None:
         for own in figure.axes[0].lines:
             if len(own.get_xdata()) == 4:
                 assert (own.get_color() == "#B35806") == (own.get_xdata()[1] > values.mean())
-    assert tuple(tick_labels(plot_tree(views).axes[0].yaxis)) == views.order()
-    assert tick_labels(plot_tree(torch.eye(3)).axes[0].yaxis) == ["0", "1", "2"]
+    assert tuple(tick_labels(draw_view_tree(views).axes[0].yaxis)) == views.order()
+    assert tick_labels(draw_view_tree(torch.eye(3)).axes[0].yaxis) == ["0", "1", "2"]
 
 
 # The graph.
@@ -185,7 +185,7 @@ def test_tree_is_average_linkage(views: RelationViews) -> None:
 
 @pytest.mark.parametrize("key", ["gradient_cosine", "saliency_distance"])
 def test_graph_joins_the_closest_pairs(views: RelationViews, key: str) -> None:
-    figure = plot_graph(views, key, pairs=6)
+    figure = draw_view_graph(views, key, pairs=6)
     pairs = [pair for pair in views.closest_pairs(key, 6) if key == "saliency_distance" or pair.value > 0]
     axes = figure.axes[0]
     spots = {text.get_text(): line.get_xydata()[0] for text, line in zip(axes.texts, axes.lines)}
@@ -207,12 +207,12 @@ def test_graph_joins_the_closest_pairs(views: RelationViews, key: str) -> None:
 
 def test_graph_of_views_that_know_no_close_pair() -> None:
     apart = random_views(3, parts=0, matrices={"gradient_cosine": torch.eye(3) * 1.5 - 0.5})
-    figure = plot_graph(apart, "gradient_cosine")
+    figure = draw_view_graph(apart, "gradient_cosine")
     assert len(figure.axes[0].patches) == 0
     assert figure._supxlabel.get_text() == "no pair is above 0: none is drawn"
     nothing = random_views(3, parts=0, matrices={"tag": torch.full((3, 3), torch.nan)})
-    assert plot_graph(nothing, "tag")._supxlabel.get_text() == "no pair is known"
-    assert plot_views(nothing).axes
+    assert draw_view_graph(nothing, "tag")._supxlabel.get_text() == "no pair is known"
+    assert draw_views(nothing).axes
 
 
 # Files, names, and what cannot be drawn.
@@ -221,7 +221,7 @@ def test_graph_of_views_that_know_no_close_pair() -> None:
 def test_hostile_names_and_files(tmp_path: Path) -> None:
     views = random_views(len(HOSTILE), parts=0, names=HOSTILE)
     few = RelationViews(views.tasks, {"tag": views["tag"]}, views.common_labels, skill=torch.tensor([-1.0] * 6 + [1]))
-    for draw in (plot_views, plot_tree, lambda own, path: plot_graph(own, "tag", path)):
+    for draw in (draw_views, draw_view_tree, lambda own, path: draw_view_graph(own, "tag", path)):
         for ending in ("png", "svg"):
             path = tmp_path / f"a.{ending}"
             draw(few, path=path)
@@ -232,46 +232,46 @@ def test_hostile_names_and_files(tmp_path: Path) -> None:
 def test_the_same_picture_each_time(tmp_path: Path) -> None:
     views = random_views(6, parts=0)
     for path in (tmp_path / "a.png", tmp_path / "b.png"):
-        plot_graph(views, "tag", path)
+        draw_view_graph(views, "tag", path)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_what_cannot_be_drawn(tmp_path: Path, views: RelationViews) -> None:
-    for draw in (plot_views, lambda own: plot_graph(own, "tag")):
+    for draw in (draw_views, lambda own: draw_view_graph(own, "tag")):
         with pytest.raises(WrongTypeError, match="views must be RelationViews, found Tensor. Use draw_relations"):
             draw(torch.eye(3))
     with pytest.raises(ConfigurationError, match="these views are empty"):
-        plot_views(RelationViews(("a", "b"), {}, torch.ones(2, 2)))
+        draw_views(RelationViews(("a", "b"), {}, torch.ones(2, 2)))
     with pytest.raises(ConfigurationError, match="known kind, found '.gib'"):
-        plot_views(views, tmp_path / "a.gib")
+        draw_views(views, tmp_path / "a.gib")
     with pytest.raises(WrongTypeError, match="title must be a str, found int"):
-        plot_tree(random_views(3, skill=-torch.ones(3)), title=3)
+        draw_view_tree(random_views(3, skill=-torch.ones(3)), title=3)
     with pytest.raises(ConfigurationError, match="unknown view 'cosine'"):
-        plot_graph(views, "cosine")
+        draw_view_graph(views, "cosine")
     with pytest.raises(ConfigurationError, match="pairs must be at least 1"):
-        plot_graph(views, "tag", pairs=0)
+        draw_view_graph(views, "tag", pairs=0)
     with pytest.raises(ConfigurationError, match="unknown view 'cosine'"):
-        plot_tree(views, view="cosine")
+        draw_view_tree(views, view="cosine")
     with pytest.raises(NonFiniteError, match="knows nothing of 'task 0' and 'task 3'"):
-        plot_tree(views, view="label_correlation")
+        draw_view_tree(views, view="label_correlation")
     with pytest.raises(ConfigurationError, match="views have task names of their own"):
-        plot_tree(views, ["a", "b", "c", "d", "e"])
+        draw_view_tree(views, ["a", "b", "c", "d", "e"])
     with pytest.raises(ConfigurationError, match="view= and fill= are for RelationViews"):
-        plot_tree(torch.eye(3), view="tag")
+        draw_view_tree(torch.eye(3), view="tag")
     with pytest.raises(ConfigurationError, match=r"affinity must be in \[0, 1\]"):
-        plot_tree(2 * torch.eye(3))
+        draw_view_tree(2 * torch.eye(3))
     with pytest.raises(ShapeError, match=r"affinity must be \[T, T\]"):
-        plot_tree(torch.ones(2, 3))
+        draw_view_tree(torch.ones(2, 3))
     with pytest.raises(TaskError, match="at least 2"):
-        plot_tree(torch.ones(1, 1))
+        draw_view_tree(torch.ones(1, 1))
     with pytest.raises(TaskError, match="found 2 task names"):
-        plot_tree(torch.eye(3), ["a", "b"])
+        draw_view_tree(torch.eye(3), ["a", "b"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for draw in (plot_views, plot_tree, lambda own: plot_graph(own, "tag")):
+    for draw in (draw_views, draw_view_tree, lambda own: draw_view_graph(own, "tag")):
         with pytest.raises(MissingPackageError, match=r'Run: pip install "saliency-reg\[plot\]"'):
             draw(random_views(3))
 

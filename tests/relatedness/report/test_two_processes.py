@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from saliency_reg import CaptureError, ConfigurationError, FeatureSurgery, SaliencyRegularizer, relation_report
+from saliency_reg import CaptureError, ConfigurationError, relation_report
 from tests.support.two_processes import run_on_two_processes
 
-from .models import CASES, TASKS, attach, both, build, changed, data
+from .models import CASES, attach, both, build, changed, data
 
-RUNS = [("heads", "regularizer"), ("linear columns", "surgery"), ("map", "gradnorm"), ("heads", "regularizer with surgery")]
+RUNS = [
+    ("heads", "regularizer"),
+    ("linear columns", "surgery"),
+    ("map", "gradnorm"),
+    ("heads", "regularizer with surgery"),
+]
 #: Samples of the first process in each update, of 7; in the second update, one of them has none.
 SPLITS = (3, 7, 2, 4)
 OPTIONS = {"tag_every": 2, "decay": 0.9}

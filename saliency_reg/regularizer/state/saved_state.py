@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ..errors import StateMismatchError
-from ..torch_tools import names_from_bytes, state_dtype, warn_user
-from .strength import AutomaticStrength
+from ...errors import StateMismatchError
+from ...torch_tools import names_from_bytes, state_dtype, warn_user
+from ..strength import AutomaticStrength
 
 if TYPE_CHECKING:
-    from .penalty import Penalty
+    from ..penalty import Penalty
 
 _TWIN = "steps_as_float"
 
@@ -34,7 +34,7 @@ def check_state(own: Penalty, state: Mapping[str, Any], prefix: str) -> None:
     if isinstance(saved, Tensor) and not _same_names(saved, own._names_as_bytes(), rounded=average):
         raise StateMismatchError(
             f"the state dict was saved for the tasks {_names(saved)}, but this regularizer has {list(own.tasks)}. Build it "
-            "with the same tasks in the same order."
+            "with the same tasks in the same order; or load what both have: load_state_dict(state, tasks='common')."
         )
     with_surgery = any(key.startswith(prefix + "surgery.") for key in state)
     if with_surgery and own.surgery is None:
