@@ -183,7 +183,7 @@ class Gatherer(StateModule):
         many = self.tables.common.diagonal().cpu() >= 2
         counted = self.kinds.columns.cpu() > 0
         constant = (many & counted & of_itself.isnan()).nonzero().flatten().tolist()
-        if constant and "constant" not in self._told:
+        if constant and "label_correlation" in self.names and "constant" not in self._told:
             self._told.add("constant")
             warn_user(
                 f"all labels of {[self.tasks[task] for task in constant][:8]} were the same so far: nothing is known of how "
