@@ -51,7 +51,7 @@ class Reruns:
                     if versions != [each._version for each in whole]:  # by a head that works in place
                         whole = [torch.cat(maps) for maps in zip(*blocks)]
                         versions = [each._version for each in whole]
-                    parts[row].append(self._run(call, forward, whole).unflatten(0, (len(blocks), -1)))
+                    parts[row].append(_apart(self._run(call, forward, whole), len(blocks)))
                 else:
                     parts[row] += [
                         self._run(call, forward, [each.clone() for each in one]).unsqueeze(0) for one in blocks
@@ -96,7 +96,7 @@ class Reruns:
         precise = torch.promote_types(found.dtype, output.dtype)
         output = output.to(precise)
         allowed = torch.finfo(dtype).eps ** 0.5 * output.abs().amax() if output.numel() else 0.0
-        ends = (found.to(precise).unflatten(0, (times, -1))[each] for each in {0, times - 1})
+        ends = (_apart(found.to(precise), times)[each] for each in {0, times - 1})
         return all(bool(((end - output).abs() <= allowed).all()) for end in ends)
 
     def _tell(self, forward: CapturedForward, ways: Sequence[str]) -> None:
@@ -109,3 +109,8 @@ class Reruns:
                 "as heads= modules whose output is that of the task; state beside buffers and random numbers is not kept. "
                 "To leave this view out, pass views=[...] without it."
             )
+
+
+def _apart(rows: Tensor, blocks: int) -> Tensor:
+    """Return ``[blocks, B, ...]`` of ``[blocks * B, ...]``."""
+    return rows.reshape(blocks, len(rows) // blocks, *rows.shape[1:])

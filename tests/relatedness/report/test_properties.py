@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def test_the_trajectory_has_evenly_spread_points() -> None:
     points = report.views().trajectory["gradient_cosine"]
     places = [next(place for place, end in enumerate(ends) if torch.equal(end, point)) for point in points]
     assert len(points) in (2, 3, 4)
-    assert len({after - before for before, after in zip(places, places[1:])}) == 1
+    assert len({after - before for before, after in pairwise(places)}) == 1
     assert list(report.views().matrices) == ["gradient_cosine"]
 
 
@@ -168,7 +169,7 @@ def test_every_so_many_updates() -> None:
     few, _, _ = both("heads", "surgery", 0)
     known = sum(((~data("heads", update)[1].isnan()).long() for update in (0, 2, 4)), start=torch.zeros(7, 4).long())
     assert report.views().common_labels.diagonal().tolist() == known.sum(0).tolist()
-    assert few.trajectory.updates == 0
+    assert few.trajectory.number == 0
 
 
 def test_mixed_precision_is_near_to_double() -> None:
@@ -204,8 +205,8 @@ def test_a_head_that_cannot_be_run_again_is_told_once() -> None:
     model = build("heads")
     model.heads["second"] = Counting().double()
     report = relation_report(FeatureSurgery(model, heads="heads"), tag_every=1)
+    model(data("heads", 0)[0])
     with pytest.warns(UserWarning, match=r"heads.second'\] do not return their outputs again"):
-        model(data("heads", 0)[0])
         report.update(data("heads", 0)[1])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

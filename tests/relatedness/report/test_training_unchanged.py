@@ -115,7 +115,9 @@ def test_training_is_the_same_to_the_bit(kind: str, first: bool) -> None:
     for one, other in zip(plain.parameters(), model.parameters()):
         assert torch.equal(one.grad, other.grad)
     assert isinstance(report, RelationReport)
-    assert report.views().matrices["tag"].isfinite().all(), "heads with dropout and BatchNorm are run again as they were"
+    assert report.views().matrices["tag"].isfinite().all(), (
+        "heads with dropout and BatchNorm are run again as they were"
+    )
 
 
 def test_after_removal_nothing_is_kept() -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from saliency_reg import CaptureError, ConfigurationError, FeatureSurgery, SaliencyRegularizer, relation_report
+from saliency_reg import CaptureError, ConfigurationError, relation_report
 from tests.support.two_processes import run_on_two_processes
 
-from .models import CASES, TASKS, attach, both, build, changed, data
+from .models import CASES, attach, both, build, changed, data
 
-RUNS = [("heads", "regularizer"), ("linear columns", "surgery"), ("map", "gradnorm"), ("heads", "regularizer with surgery")]
+RUNS = [
+    ("heads", "regularizer"),
+    ("linear columns", "surgery"),
+    ("map", "gradnorm"),
+    ("heads", "regularizer with surgery"),
+]
 #: Samples of the first process in each update, of 7; in the second update, one of them has none.
 SPLITS = (3, 7, 2, 4)
 OPTIONS = {"tag_every": 2, "decay": 0.9}
@@ -74,7 +78,7 @@ def everything(rank: int) -> tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor
 def test_two_processes_are_one_with_the_joined_batch() -> None:
     (first, alone), (second, elsewhere) = run_on_two_processes(everything, timeout=400.0)
     for (case, kind), one, other in zip(RUNS, first, second):
-        report, slow, source = both(case, kind, len(SPLITS), **OPTIONS)
+        report, slow, _ = both(case, kind, len(SPLITS), **OPTIONS)
         views = report.views()
         expected = {**views.matrices, "common": views.common_labels, "skill": views.skill}
         for name, matrix in expected.items():

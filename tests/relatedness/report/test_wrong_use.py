@@ -124,7 +124,7 @@ def test_kinds_that_do_not_fit_the_outputs(task: str, kind: str) -> None:
 
 
 def test_when_it_is_called() -> None:
-    model, report, source = reported()
+    model, report, _ = reported()
     x, y = data("heads", 0)
     with pytest.raises(CaptureError, match="not run a forward"):
         report.update(y)
