@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...capture import CapturedForward, HeadCall
-from ...torch_tools import warn_user
+from ...capture import CapturedForward, FeatureMap, HeadCall, is_plainly, tensors_in
+from ...torch_tools import gradients_of, warn_user
 
 #: Entries of a feature map that are stacked at a time.
 _STACKED = 2**22
@@ -77,6 +78,8 @@ class Reruns:
     def _found(self, call: HeadCall, forward: CapturedForward, maps: list[Tensor], output: Tensor) -> str:
         if self._named and not any(call.reads(feature.tensor) for feature in forward.features):
             return _NOT_AT_ALL
+        if _reads_what_comes_of_it(call, forward):
+            return _NOT_AT_ALL
         if not self._is_output(call, forward, [each.clone() for each in maps], output, 1):
             return _NOT_AT_ALL
         # In the middle, what would move the statistics of a batch; at the end, what would meet other random numbers.
@@ -106,11 +109,27 @@ class Reruns:
             warn_user(
                 f"the heads {lost[:6]} do not return their outputs again when they are run once more on the feature map, so "
                 "that the view 'tag' is NaN for what happens to them. Name as feature= what the heads are called with, and "
-                "as heads= modules whose output is that of the task; state beside buffers and random numbers is not kept. "
-                "To leave this view out, pass views=[...] without it."
+                "as heads= modules whose output is that of the task; heads that read outputs of others, and state beside "
+                "buffers and random numbers, are not followed. To leave this view out, pass views=[...] without it."
             )
 
 
 def _apart(rows: Tensor, blocks: int) -> Tensor:
     """Return ``[blocks, B, ...]`` of ``[blocks * B, ...]``."""
     return rows.reshape(blocks, len(rows) // blocks, *rows.shape[1:])
+
+
+def _reads_what_comes_of_it(call: HeadCall, forward: CapturedForward) -> bool:
+    """Whether a head is also called with what is made of the feature map (by another head), which would stay as it is."""
+    others = [
+        tensor
+        for _, tensor in tensors_in(call.args, call.kwargs)
+        if tensor.requires_grad and tensor is not call.source and not any(map(partial(_is, tensor), forward.features))
+    ]
+    edges = [edge for feature in forward.features for edge in feature.edges]
+    found = gradients_of(others, edges, [torch.ones_like(each) for each in others]) if others else ()
+    return any(gradient is not None for gradient in found)
+
+
+def _is(tensor: Tensor, feature: FeatureMap) -> bool:
+    return tensor is feature.tensor or is_plainly(tensor, feature.tensor)
