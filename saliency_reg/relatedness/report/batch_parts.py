@@ -46,7 +46,7 @@ class BatchParts:
 
     def part_again(self, joined: Tensor) -> None:
         """Take them out of such a row."""
-        parts = joined.split([part.numel() for part in self.sums.values()])
+        parts = torch.split(joined, [part.numel() for part in self.sums.values()])
         self.sums = {name: part.view_as(own) for (name, own), part in zip(self.sums.items(), parts)}
 
     def add_labels(self, tables: LabelTables, batch: LabelBatch) -> None:

@@ -140,7 +140,7 @@ class _OfAnyHeads:
             if returned[0] is None:
                 return {}
             flat = layout.per_task([returned[0].flatten(0, 1)])
-            return {task: one.unflatten(0, (1 + len(steps), -1)) for task, one in flat.items()}
+            return {task: one.reshape(1 + len(steps), -1, *one.shape[1:]) for task, one in flat.items()}
         found = {}
         for task, one in zip(layout.present, returned):
             if one is not None:
@@ -195,8 +195,8 @@ class _OfLinearHeads:
             returned = [logits.flatten(0, 1)]
         else:
             widths = [output.numel() // len(output) for output in self._forward.outputs]
-            returned = [part.flatten(0, 1) for part in logits.split(widths, 2)]
-        return {task: one.unflatten(0, logits.shape[:2]) for task, one in layout.per_task(returned).items()}
+            returned = [part.flatten(0, 1) for part in torch.split(logits, widths, 2)]
+        return {task: one.reshape(*logits.shape[:2], *one.shape[1:]) for task, one in layout.per_task(returned).items()}
 
 
 def _weights(forward: CapturedForward) -> Tensor | None:

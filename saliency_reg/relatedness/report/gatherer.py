@@ -61,7 +61,7 @@ class Gatherer(StateModule):
         self.register_buffer("unusable", torch.zeros(len(tasks), dtype=torch.int64, device=real_device()))
         self.register_buffer("task_names", names_to_bytes(tasks))
         self._fork = ForkReader(tasks, Reruns(heads, named))
-        self._backward_hooks = BackwardHooks(heads)
+        self._hooks_of_others = BackwardHooks(heads)
         self._distances = OwnDistances(tasks, channel_axis)
         self._told: set[str] = set()
         self._last: Tensor | None = None  # distances of the regularizer that were taken up
@@ -82,7 +82,7 @@ class Gatherer(StateModule):
         if self.kinds.settle(batch.to(forward.device), widths_of(outputs), self._ranks):
             self.tables.grow()
         parts = BatchParts(self.tables, len(self.tasks), forward.device)
-        tags = "tag" in self.names and int(self.trajectory.updates) % self.tag_every == 0
+        tags = "tag" in self.names and self.trajectory.number % self.tag_every == 0
         if problem is None and outputs:
             try:
                 # Of labels on a device only where it is waited for in any case.
@@ -108,7 +108,7 @@ class Gatherer(StateModule):
         parts.add_labels(self.tables, batch)
         parts.add_outputs(settled(outputs, self.kinds, self.tasks), batch, self._losses, self.running)
         if _OF_GRADIENTS.intersection(self.names):
-            self._backward_hooks.refuse(forward)
+            self._hooks_of_others.refuse(forward)
             parts.add_gradients(forward, layout, self._fork, self._losses, batch, outputs)
         if "saliency_distance" in self.names and self._weights() is None:
             parts.sums["distances"], parts.sums["distance_samples"] = self._distances.of(forward)
@@ -183,7 +183,7 @@ class Gatherer(StateModule):
         many = self.tables.common.diagonal().cpu() >= 2
         counted = self.kinds.columns.cpu() > 0
         constant = (many & counted & of_itself.isnan()).nonzero().flatten().tolist()
-        if constant and "constant" not in self._told:
+        if constant and "label_correlation" in self.names and "constant" not in self._told:
             self._told.add("constant")
             warn_user(
                 f"all labels of {[self.tasks[task] for task in constant][:8]} were the same so far: nothing is known of how "

@@ -95,9 +95,9 @@ class TaskKinds(StateModule):
             row, task = (int(each) for each in bad.nonzero()[0])
             self._refuse(task, f"{float(values[row, task]):g}")
         elif self._bad_before is not None:
-            before, self._bad_before = self._bad_before.tolist(), None
-            if any(before):
-                self._refuse(before.index(True), "of an earlier batch")
+            found, self._bad_before = self._bad_before.nonzero().flatten().tolist(), None
+            if found:
+                self._refuse(found[0], "of an earlier batch")
         values.masked_fill_(~known, 0)
 
     def _refuse(self, task: int, label: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -208,7 +209,7 @@ def _cramer(table: Tensor, number: float) -> float:
     square = max(0.0, square - (r - 1) * (c - 1) / (number - 1))
     r_less, c_less = (each - (each - 1) ** 2 / (number - 1) for each in (r, c))
     least = min(r_less, c_less) - 1
-    return min(1.0, (square / least) ** 0.5) if least > 0 else float("nan")
+    return min(1.0, math.sqrt(square / least)) if least > 0 else float("nan")
 
 
 def _epsilon(sums: Tensor, counts: Tensor, number: float, total: float, square: float) -> float:
@@ -219,7 +220,7 @@ def _epsilon(sums: Tensor, counts: Tensor, number: float, total: float, square: 
         return float("nan")
     between = float((sums[here].square() / counts[here]).sum()) - total**2 / number
     left = (1 - between / whole) * (number - 1) / (number - classes)
-    return max(0.0, 1 - left) ** 0.5
+    return math.sqrt(max(0.0, 1 - left))
 
 
 def _starts(columns: list[int]) -> list[int]:

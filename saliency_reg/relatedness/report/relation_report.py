@@ -211,7 +211,7 @@ class RelationReport(Gatherer, Removable):
         Raises:
             CaptureError: no update yet.
         """
-        if not self.trajectory.updates:
+        if not self.trajectory.number:
             raise CaptureError("nothing was gathered yet. Call report.update(labels) in each training step.")
         self._take_distances()
         now = self._matrices(self._weights()).cpu().double()
@@ -235,9 +235,7 @@ class RelationReport(Gatherer, Removable):
             self._capture = None
 
     def __repr__(self) -> str:
-        return (
-            f"RelationReport({len(self.tasks)} tasks, {int(self.trajectory.updates)} updates, views {list(self.names)})"
-        )
+        return f"RelationReport({len(self.tasks)} tasks, {self.trajectory.number} updates, views {list(self.names)})"
 
     def _take_distances(self) -> None:
         """Take up the distances of the regularizer's latest call; where it comes after the update, in the next one."""

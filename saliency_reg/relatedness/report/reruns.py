@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ...capture import CapturedForward, HeadCall
-from ...torch_tools import warn_user
+from ...capture import CapturedForward, FeatureMap, HeadCall, is_plainly, tensors_in
+from ...torch_tools import gradients_of, warn_user
 
 #: Entries of a feature map that are stacked at a time.
 _STACKED = 2**22
@@ -51,7 +52,7 @@ class Reruns:
                     if versions != [each._version for each in whole]:  # by a head that works in place
                         whole = [torch.cat(maps) for maps in zip(*blocks)]
                         versions = [each._version for each in whole]
-                    parts[row].append(self._run(call, forward, whole).unflatten(0, (len(blocks), -1)))
+                    parts[row].append(_apart(self._run(call, forward, whole), len(blocks)))
                 else:
                     parts[row] += [
                         self._run(call, forward, [each.clone() for each in one]).unsqueeze(0) for one in blocks
@@ -77,6 +78,8 @@ class Reruns:
     def _found(self, call: HeadCall, forward: CapturedForward, maps: list[Tensor], output: Tensor) -> str:
         if self._named and not any(call.reads(feature.tensor) for feature in forward.features):
             return _NOT_AT_ALL
+        if _reads_what_comes_of_it(call, forward):
+            return _NOT_AT_ALL
         if not self._is_output(call, forward, [each.clone() for each in maps], output, 1):
             return _NOT_AT_ALL
         # In the middle, what would move the statistics of a batch; at the end, what would meet other random numbers.
@@ -96,7 +99,7 @@ class Reruns:
         precise = torch.promote_types(found.dtype, output.dtype)
         output = output.to(precise)
         allowed = torch.finfo(dtype).eps ** 0.5 * output.abs().amax() if output.numel() else 0.0
-        ends = (found.to(precise).unflatten(0, (times, -1))[each] for each in {0, times - 1})
+        ends = (_apart(found.to(precise), times)[each] for each in {0, times - 1})
         return all(bool(((end - output).abs() <= allowed).all()) for end in ends)
 
     def _tell(self, forward: CapturedForward, ways: Sequence[str]) -> None:
@@ -106,6 +109,27 @@ class Reruns:
             warn_user(
                 f"the heads {lost[:6]} do not return their outputs again when they are run once more on the feature map, so "
                 "that the view 'tag' is NaN for what happens to them. Name as feature= what the heads are called with, and "
-                "as heads= modules whose output is that of the task; state beside buffers and random numbers is not kept. "
-                "To leave this view out, pass views=[...] without it."
+                "as heads= modules whose output is that of the task; heads that read outputs of others, and state beside "
+                "buffers and random numbers, are not followed. To leave this view out, pass views=[...] without it."
             )
+
+
+def _apart(rows: Tensor, blocks: int) -> Tensor:
+    """Return ``[blocks, B, ...]`` of ``[blocks * B, ...]``."""
+    return rows.reshape(blocks, len(rows) // blocks, *rows.shape[1:])
+
+
+def _reads_what_comes_of_it(call: HeadCall, forward: CapturedForward) -> bool:
+    """Whether a head is also called with what is made of the feature map (by another head), which would stay as it is."""
+    others = [
+        tensor
+        for _, tensor in tensors_in(call.args, call.kwargs)
+        if tensor.requires_grad and tensor is not call.source and not any(map(partial(_is, tensor), forward.features))
+    ]
+    edges = [edge for feature in forward.features for edge in feature.edges]
+    found = gradients_of(others, edges, [torch.ones_like(each) for each in others]) if others else ()
+    return any(gradient is not None for gradient in found)
+
+
+def _is(tensor: Tensor, feature: FeatureMap) -> bool:
+    return tensor is feature.tensor or is_plainly(tensor, feature.tensor)

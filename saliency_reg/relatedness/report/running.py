@@ -96,6 +96,11 @@ class Trajectory(StateModule):
         for name, value in {"updates": 0, "stride": 1, "taken": 0}.items():
             self.register_buffer(name, torch.tensor(value, device=device))
 
+    @property
+    def number(self) -> int:
+        """Updates so far."""
+        return int(self._value("updates"))
+
     def note(self, views: Callable[[], Tensor]) -> None:
         """Count an update, and keep the views after it if it is one of the points."""
         updates, stride, taken = (self._value(name) for name in ("updates", "stride", "taken"))

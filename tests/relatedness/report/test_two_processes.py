@@ -78,7 +78,7 @@ def everything(rank: int) -> tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor
 def test_two_processes_are_one_with_the_joined_batch() -> None:
     (first, alone), (second, elsewhere) = run_on_two_processes(everything, timeout=400.0)
     for (case, kind), one, other in zip(RUNS, first, second):
-        report, slow, source = both(case, kind, len(SPLITS), **OPTIONS)
+        report, slow, _ = both(case, kind, len(SPLITS), **OPTIONS)
         views = report.views()
         expected = {**views.matrices, "common": views.common_labels, "skill": views.skill}
         for name, matrix in expected.items():
