@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...data.own_rows.rows import Columns, read_rows
 from ...data.sources import Source
 from ...methods.methods import METHODS, Methods
 from ...models.architectures.registry import build
@@ -76,6 +77,11 @@ def train_related(cell: Cell, place: Place, folder: Path) -> Related:
             "kept_after": int(outcome.curves["epoch"][losses.index(least)]),
         }
     )
+
+
+def found_in_table(place: Columns) -> str:
+    """What was found in a table of one's own, for people."""
+    return f"{read_rows(place).about}\n"
 
 
 def common_labels(source: Source, collate: Any = None) -> list[list[int]]:

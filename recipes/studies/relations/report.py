@@ -1,0 +1,193 @@
+"""What the door of relations leaves: an answer, a page, pictures, and files for other tools."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from saliency_reg import RelationViews
+from saliency_reg.integrations.plot import plot_graph, plot_tree, plot_views
+
+from ...runtime.errors import need
+from ...runtime.files import write_text
+from ...runtime.tables import duration_text
+from ..page import Origin
+from ..study import Study
+from ..tables import markdown_table
+from ..written import OF_PICTURES, Written, attempt
+from .findings import DEFAULT_VIEW, WITHOUT_COMMON_LABELS, Findings, findings, rank_rows
+
+_PAIRS = 5
+#: Of more labels no tree or heat map can be read.
+_MOST_PICTURED = 60
+_READING = (
+    "Gathered from the batches of hard sharing with a SaliencyRegularizer as it is by default, as running means over the "
+    "latest hundred steps, and kept from the look with the least validation loss: on samples that a model knows by heart "
+    "all labels are easy, and errors and TAG say nothing.",
+    "Saliency distance and relation weights compare how outputs depend on the features. They need no labels in common. "
+    "Labels that are rare or hard to learn have small saliencies, and are close for that reason alone.",
+    "Gradient cosine and TAG are taken at the feature map, sample by sample: they know nothing of two labels that no sample "
+    "has together (grey).",
+    "Error co-occurrence is high for any two rare labels, which are easy on nearly all samples; the chance-corrected one is "
+    "not.",
+    "Label correlation is that of the labels, without a model. Labels that exclude each other have a negative one, however "
+    "alike they look.",
+)
+
+
+@dataclass(frozen=True)
+class RelationsReport:
+    """The report of one command line.
+
+    Attributes:
+        view: of which groups are made; by default gradient cosine, or saliency distance where labels are never together.
+        groups: how many; by default as many as cost least.
+    """
+
+    view: str | None = None
+    groups: int | None = None
+
+    def summary(self, study: Study) -> str:
+        """The answer, groups, closest pairs and agreement, for people."""
+        found = self._findings(study)
+        if found is None:
+            return "No training is done yet."
+        rows = [["group", "inside", "to others", "together in", "labels"]]
+        for place, group in enumerate(found.groups, start=1):
+            figures = [_number(group.inside), _number(group.outside), _share(group.together)]
+            rows.append([str(place), *figures, ", ".join(group.tasks)])
+        pairs = [["closest by " + found.label, "value", "in the trainings", "common labels"]]
+        for pair in found.views.closest_pairs(found.view, 10):
+            between = "-" if pair.low is None else f"{pair.low:.3g} to {pair.high:.3g}"
+            pairs.append([f"{pair.task}, {pair.other}", f"{pair.value:.3g}", between, f"{pair.common_labels:,}"])
+        tables = [markdown_table(rows), markdown_table(pairs), markdown_table(rank_rows(found.comparison))]
+        return "\n\n".join([found.sentence, *_notes(found, study), *tables])
+
+    def write(self, results: Path, study: Study, origin: Origin) -> Written:
+        """Write ``report.html``, ``views.json``, ``views.csv``, a GraphML file of the view, and pictures."""
+        written, found, folder = Written(), self._findings(study), results.parent
+        study.results.flush()
+        if study.results.not_written is not None:
+            written.missing[results.name] = study.results.not_written
+        if found is None:
+            return written
+        views, view = found.views, found.view
+        attempt(written, "views.json", lambda: views.to_json(folder / "views.json"))
+        attempt(written, "views.csv", lambda: views.to_csv(folder / "views.csv"))
+        graph_file = f"{view}.graphml"
+        attempt(written, graph_file, lambda: views.to_graphml(folder / graph_file, view))
+        drawn = {}
+        if len(views.tasks) <= _MOST_PICTURED:
+            draws = {
+                "views.png": lambda path: plot_views(views, path),
+                "tree.png": lambda path: plot_tree(views, path=path, view=view, fill=found.fill),
+                "graph.png": lambda path: plot_graph(views, view, path),
+            }
+            for name, draw in draws.items():
+                path = folder / name
+                path.unlink(missing_ok=True)  # that of an earlier run
+                attempt(written, name, lambda draw=draw, path=path: draw(path), OF_PICTURES)
+                drawn[name] = path
+        page = folder / "report.html"
+        attempt(written, page.name, lambda: write_text(page, _page(found, study, origin, drawn)))
+        written.page = None if page.name in written.missing else page
+        return written
+
+    def _findings(self, study: Study) -> Findings | None:
+        (setting,) = study.settings
+        (method,) = study.methods_of(setting)
+        results = list(study.reported(setting, method).values())
+        return findings(results, self.view, self.groups) if results else None
+
+
+def _page(found: Findings, study: Study, origin: Origin, drawn: dict[str, Path]) -> str:
+    jinja2 = need("jinja2")
+    # The styles of all reports are beside the folder of this one.
+    root = resources.files(__package__.rpartition(".")[0])
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: root.joinpath(*name.split("/")).read_text(encoding="utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["signs"] = lambda text: text.replace("+-", "\N{PLUS-MINUS SIGN}")
+    (setting,) = study.settings
+    page: str = environment.get_template("relations/page.html").render(
+        title=setting.label,
+        origin=origin,
+        found=found,
+        notes=_notes(found, study),
+        alone=[task for group in found.groups if len(group.tasks) == 1 for task in group.tasks],
+        tree=_inside(drawn.get("tree.png")),
+        graph=_inside(drawn.get("graph.png")),
+        views=need("markupsafe").Markup(_without_notes(found.views).to_html(_PAIRS)),
+        ranks=rank_rows(found.comparison),
+        reading=_READING,
+        facts=_facts(found, study),
+        number=_number,
+        count=_count,
+    )
+    return page
+
+
+def _without_notes(views: RelationViews) -> RelationViews:
+    """The notes are told above, and not twice."""
+    return RelationViews(views.tasks, views.matrices, views.common_labels, views.trajectory)
+
+
+def _notes(found: Findings, study: Study) -> list[str]:
+    notes = [note for note in found.views.notes if found.says or not note.startswith("The model is at chance level")]
+    if found.chosen and found.view != DEFAULT_VIEW:
+        notes.append(
+            f"Groups are by {found.label}, since no sample has the labels of some pairs together: --view chooses another."
+        )
+    elif found.view not in WITHOUT_COMMON_LABELS and found.unknown:
+        notes.append(
+            f"{found.label[:1].upper()}{found.label[1:]} knows nothing of {_count(found.unknown, 'pair')}, which count as "
+            "neither close nor far."
+        )
+    if found.trainings < len(study.seeds):
+        notes.append(f"Only {found.trainings} of {len(study.seeds)} trainings are done: run the same command to go on.")
+    return notes
+
+
+def _facts(found: Findings, study: Study) -> dict[str, str]:
+    (setting,) = study.settings
+    values, about = setting.values, study.results.about
+    epochs = ", ".join(map(str, found.kept_after))
+    facts = {
+        "trainings": f"{found.trainings}, of {values['epochs']} epochs in batches of {values['batch_size']}",
+        "views kept after epoch": epochs,
+        "mean test score": f"{found.score:.3f} (AUC, accuracy, or one minus the nMSE)",
+        "processor time": duration_text(sum(own.get("processor_seconds", 0) for own in about)),
+    }
+    if dates := sorted({own["date"][:10] for own in about if "date" in own}):
+        facts["trained"] = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    names: dict[str, Any] = {name: None for own in about for name in own.get("versions", {})}
+    for name in ("saliency-reg", "torch"):
+        if name in names:
+            facts[name] = ", ".join(sorted({own["versions"][name] for own in about if name in own.get("versions", {})}))
+    return facts
+
+
+def _inside(path: Path | None) -> str:
+    if path is None or not path.exists():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _share(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
