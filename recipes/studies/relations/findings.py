@@ -20,11 +20,15 @@ VIEW_NAMES = (
     *("saliency_distance", "relation_weights", "gradient_cosine", "error_cooccurrence", "error_kappa"),
     *("label_correlation", "tag"),
 )
-#: What groups are made of by default: whether a step for one task is one for the other, too; and where no sample has the
-#: labels of some pairs together, so that gradients at the feature map have nothing in common, what needs no labels.
-DEFAULT_VIEW, DEFAULT_APART = "gradient_cosine", "saliency_distance"
+#: What groups are made of by default: it knows of labels that no sample has together, and of those that exclude each other.
+DEFAULT_VIEW = "saliency_distance"
 #: Views that know of tasks without a label in common.
 WITHOUT_COMMON_LABELS = ("saliency_distance", "relation_weights")
+#: What it costs to have each label in a group of its own, in units of the separation of one group of all, at most 1: more
+#: groups have to be worth it. With the cost of each group in the library, labels would be alone where views are noisy.
+COST_OF_ALL = 1.5
+#: Affinities that differ by less are equal but for rounding.
+_EQUAL = 1e-6
 #: Adjusted Rand indices between trainings from which on they are said to agree, and how.
 _AGREEMENT = ((0.999, "agree on them entirely"), (0.75, "agree on most of them"), (0.4, "agree on some of them"))
 _MOST_NAMED = 8
@@ -36,7 +40,8 @@ class Group:
 
     Attributes:
         tasks: their names.
-        inside, outside: mean affinity of pairs in the group, and of its tasks to others; NaN without such a pair.
+        inside, outside: mean affinity of pairs in the group, and of its tasks to others, where the farthest pair has 0 and the
+            closest 1; NaN without such a pair.
         together: in which share of the trainings a pair of them is in one group, mean over the pairs; NaN if not known.
     """
 
@@ -56,7 +61,6 @@ class Findings:
             above chance, and at most 0 where that is not clear.
         comparison: of the views of the trainings.
         view: key of the view that the groups are of.
-        chosen: whether it was chosen here.
         groups: the largest first.
         given: whether their number was given.
         stability: of groups of the single trainings, as many in each; ``None`` with one training.
@@ -69,7 +73,6 @@ class Findings:
     views: RelationViews
     comparison: ViewComparison
     view: str
-    chosen: bool
     groups: tuple[Group, ...]
     given: bool
     stability: GroupStability | None
@@ -129,12 +132,12 @@ class Findings:
         )
 
 
-def findings(results: Sequence[Mapping[str, Any]], view: str | None, groups: int | None) -> Findings:
+def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None) -> Findings:
     """Put the results of at least one training together.
 
     Args:
         results: of :func:`.cells.train_related`, of the same tasks.
-        view: of which groups are made; by default one that knows of all pairs.
+        view: of which groups are made.
         groups: how many; by default their number is that of least cost.
     """
     each = [views_of(result) for result in results]
@@ -142,14 +145,12 @@ def findings(results: Sequence[Mapping[str, Any]], view: str | None, groups: int
     parts = {name: torch.stack([own[name] for own in each]) for name in each[0]}
     counts = torch.stack([own.common_labels for own in each]).double().mean(0).round().long()
     mean = RelationViews(tasks, {name: own.nanmean(0) for name, own in parts.items()}, counts, parts, _skill(results))
-    chosen = view is None
-    if view is None:
-        view = DEFAULT_VIEW if bool((counts > 0).all()) else DEFAULT_APART
-    affinity = affinity_of(mean, view)
-    found = task_groups(affinity, tasks, groups)
+    affinity = stretched(affinity_of(mean, view))
+    found = task_groups(affinity, tasks, groups, group_cost=None if groups else COST_OF_ALL / (len(tasks) - 1))
     stability = None
     if len(each) > 1:
-        stability = group_stability([task_groups(affinity_of(own, view), tasks, len(found)) for own in each], tasks)
+        of_each = [task_groups(stretched(affinity_of(own, view)), tasks, len(found)) for own in each]
+        stability = group_stability(of_each, tasks)
     described = [_described(group, tasks, affinity, stability) for group in found]
     of_means = [result["chance"]["mean"] for result in results]
     return Findings(
@@ -157,7 +158,6 @@ def findings(results: Sequence[Mapping[str, Any]], view: str | None, groups: int
         mean,
         compare_views(each),
         view,
-        chosen,
         tuple(sorted(described, key=lambda group: -len(group.tasks))),
         groups is not None,
         stability,
@@ -188,6 +188,15 @@ def fill_of(views: RelationViews, view: str) -> float:
     """The mean affinity of the pairs that a view knows; one half if it knows none."""
     known = views.affinity(view, fill=0.0)[~views[view].isnan() & ~torch.eye(len(views.tasks), dtype=torch.bool)]
     return float(known.mean()) if len(known) else 0.5
+
+
+def stretched(affinity: Tensor) -> Tensor:
+    """``[T, T]``: the farthest pair has 0, and the closest 1, so that a cost means the same in all views."""
+    off = ~torch.eye(len(affinity), dtype=torch.bool)
+    low, high = float(affinity[off].min()), float(affinity[off].max())
+    if high - low < _EQUAL:
+        return torch.ones_like(affinity)
+    return torch.where(off, (affinity - low) / (high - low), 1.0)
 
 
 def label_of(views: RelationViews, view: str) -> str:

@@ -19,7 +19,7 @@ from ..page import Origin
 from ..study import Study
 from ..tables import markdown_table
 from ..written import OF_PICTURES, Written, attempt
-from .findings import DEFAULT_VIEW, WITHOUT_COMMON_LABELS, Findings, findings, rank_rows
+from .findings import WITHOUT_COMMON_LABELS, Findings, findings, rank_rows
 
 _PAIRS = 5
 #: Of more labels no tree or heat map can be read.
@@ -31,7 +31,7 @@ _READING = (
     "Saliency distance and relation weights compare how outputs depend on the features. They need no labels in common. "
     "Labels that are rare or hard to learn have small saliencies, and are close for that reason alone.",
     "Gradient cosine and TAG are taken at the feature map, sample by sample: they know nothing of two labels that no sample "
-    "has together (grey).",
+    "has together (grey). Labels that exclude each other are opposed by them, the more the harder they are to tell apart.",
     "Error co-occurrence is high for any two rare labels, which are easy on nearly all samples; the chance-corrected one is "
     "not.",
     "Label correlation is that of the labels, without a model. Labels that exclude each other have a negative one, however "
@@ -44,11 +44,11 @@ class RelationsReport:
     """The report of one command line.
 
     Attributes:
-        view: of which groups are made; by default gradient cosine, or saliency distance where labels are never together.
+        view: of which groups are made.
         groups: how many; by default as many as cost least.
     """
 
-    view: str | None = None
+    view: str
     groups: int | None = None
 
     def summary(self, study: Study) -> str:
@@ -142,11 +142,7 @@ def _without_notes(views: RelationViews) -> RelationViews:
 
 def _notes(found: Findings, study: Study) -> list[str]:
     notes = [note for note in found.views.notes if found.says or not note.startswith("The model is at chance level")]
-    if found.chosen and found.view != DEFAULT_VIEW:
-        notes.append(
-            f"Groups are by {found.label}, since no sample has the labels of some pairs together: --view chooses another."
-        )
-    elif found.view not in WITHOUT_COMMON_LABELS and found.unknown:
+    if found.view not in WITHOUT_COMMON_LABELS and found.unknown:
         notes.append(
             f"{found.label[:1].upper()}{found.label[1:]} knows nothing of {_count(found.unknown, 'pair')}, which count as "
             "neither close nor far."
