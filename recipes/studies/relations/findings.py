@@ -214,11 +214,11 @@ def rank_rows(comparison: ViewComparison) -> list[list[str]]:
         return f"{mean:.2f}" if math.isnan(std) else f"{mean:.2f} +- {std:.2f}"
 
     names = [name.replace("_", " ") for name in comparison.views]
-    rows = [["view", *names, "itself, another training"]]
+    rows = [["view", "itself again", *names]]
     for place, name in enumerate(names):
         pairs = zip(comparison.mean[place].tolist(), comparison.std[place].tolist())
         cells = ["" if other == place else cell(*pair) for other, pair in enumerate(pairs)]
-        rows.append([name, *cells, cell(float(comparison.over_seeds[place]), math.nan)])
+        rows.append([name, cell(float(comparison.over_seeds[place]), math.nan), *cells])
     return rows
 
 
