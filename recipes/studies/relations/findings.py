@@ -40,8 +40,8 @@ class Group:
 
     Attributes:
         tasks: their names.
-        inside, outside: mean affinity of pairs in the group, and of its tasks to others, where the farthest pair has 0 and the
-            closest 1; NaN without such a pair.
+        inside, outside: mean affinity of pairs in the group, and of its tasks to others, where the farthest pair has 0 and
+            the closest 1; NaN without such a pair.
         together: in which share of the trainings a pair of them is in one group, mean over the pairs; NaN if not known.
     """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -64,8 +66,8 @@ class RelationsReport:
         for pair in found.views.closest_pairs(found.view, 10):
             between = "-" if pair.low is None else f"{pair.low:.3g} to {pair.high:.3g}"
             pairs.append([f"{pair.task}, {pair.other}", f"{pair.value:.3g}", between, f"{pair.common_labels:,}"])
-        tables = [markdown_table(rows), markdown_table(pairs), markdown_table(rank_rows(found.comparison))]
-        return "\n\n".join([found.sentence, *_notes(found, study), *tables])
+        tables = [rows, pairs, _closest_rows(found), rank_rows(found.comparison)]
+        return "\n\n".join([found.sentence, *_notes(found, study), *map(markdown_table, tables)])
 
     def write(self, results: Path, study: Study, origin: Origin) -> Written:
         """Write ``report.html``, ``views.json``, ``views.csv``, a GraphML file of the view, and pictures."""
@@ -76,23 +78,24 @@ class RelationsReport:
         if found is None:
             return written
         views, view = found.views, found.view
-        attempt(written, "views.json", lambda: views.to_json(folder / "views.json"))
-        attempt(written, "views.csv", lambda: views.to_csv(folder / "views.csv"))
-        graph_file = f"{view}.graphml"
-        attempt(written, graph_file, lambda: views.to_graphml(folder / graph_file, view))
-        drawn = {}
-        if len(views.tasks) <= _MOST_PICTURED:
-            draws = {
-                "views.png": lambda path: plot_views(views, path),
-                "tree.png": lambda path: plot_tree(views, path=path, view=view, fill=found.fill),
-                "graph.png": lambda path: plot_graph(views, view, path),
-            }
-            for name, draw in draws.items():
-                path = folder / name
-                path.unlink(missing_ok=True)  # that of an earlier run
-                attempt(written, name, lambda draw=draw, path=path: draw(path), OF_PICTURES)
-                drawn[name] = path
-        page = folder / "report.html"
+        # Several files of results in one folder do not overwrite what belongs to the others.
+        begin = "" if results.stem == "results" else f"{results.stem}_"
+        writes: dict[str, Callable[[Path], Any]] = {
+            "views.json": views.to_json,
+            "views.csv": views.to_csv,
+            f"{view}.graphml": lambda path: views.to_graphml(path, view),
+        }
+        draws: dict[str, Callable[[Path], Any]] = {
+            "views.png": lambda path: plot_views(views, path),
+            "tree.png": lambda path: plot_tree(views, path=path, view=view, fill=found.fill),
+            "graph.png": lambda path: plot_graph(views, view, path),
+        }
+        for name, write in (writes | (draws if len(views.tasks) <= _MOST_PICTURED else {})).items():
+            path = folder / f"{begin}{name}"
+            path.unlink(missing_ok=True)  # that of an earlier run
+            attempt(written, path.name, functools.partial(write, path), OF_PICTURES)
+        drawn = {name: folder / f"{begin}{name}" for name in draws}
+        page = folder / f"{begin}report.html"
         attempt(written, page.name, lambda: write_text(page, _page(found, study, origin, drawn)))
         written.page = None if page.name in written.missing else page
         return written
@@ -133,6 +136,16 @@ def _page(found: Findings, study: Study, origin: Origin, drawn: dict[str, Path])
         count=_count,
     )
     return page
+
+
+def _closest_rows(found: Findings) -> list[list[str]]:
+    """The closest pairs of each view beside each other."""
+    rows = [["view", "closest pairs"]]
+    for kind in found.views.kinds:
+        pairs = found.views.closest_pairs(kind.key, _PAIRS)
+        said = "; ".join(f"{pair.task} and {pair.other} {pair.value:.2g}" for pair in pairs)
+        rows.append([kind.label, said or "nothing is known of any pair"])
+    return rows
 
 
 def _without_notes(views: RelationViews) -> RelationViews:

@@ -66,7 +66,12 @@ class Place:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, quick: str = "") -> None:
-    """Add which data, where they are, and what of their values is to be another one; ``quick`` says what ``--quick`` does."""
+    """Add which data, where they are, and what of their values is to be another one.
+
+    Args:
+        parser: to which they are added.
+        quick: what ``--quick`` does; by default what it does in a comparison.
+    """
     data = parser.add_argument_group("data")
     names = list(DATA_SETS)
     data.add_argument("--data", choices=names, help=f"which data set (default: {names[0]})")
