@@ -22,7 +22,7 @@ from .cell_training import TrainOne
 from .comparison.report.options import Comparison
 from .course import Course
 from .study import FIRST_TUNING_SEED, Setting, Study
-from .written import WRITTEN_BESIDE
+from .written import WRITTEN_BESIDE, OwnReport
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class StudyCommand:
         architectures: those that it can build.
         seeds, tuning_seeds, workers: defaults.
         comparison: from the command line to what makes its report that of a comparison of many methods.
+        report: from the command line to a report of another kind, of a study that trains one method and compares nothing:
+            then no options choose settings or methods, or tune them.
     """
 
     name: str
@@ -74,6 +76,7 @@ class StudyCommand:
     tuning_seeds: int = 2
     workers: int = 2
     comparison: Callable[[argparse.Namespace], Comparison] | None = None
+    report: Callable[[argparse.Namespace], OwnReport] | None = None
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train what is missing, print the tables, and return the exit code."""
@@ -110,6 +113,27 @@ class StudyCommand:
             shown = f" (default: {default})" if default else ""
             parser.add_argument("--data", default=default, metavar="DATA", help=f"{what}{shown}")
         study = parser.add_argument_group("study")
+        if self.report is not None:
+            add_number(study, "--seeds", self.seeds, "how many trainings, of seeds 0, 1, ...")
+            parser.set_defaults(settings=None, methods=None, tuning_seeds=0, trials=None)
+        else:
+            self._add_comparison(study)
+        run = parser.add_argument_group("run")
+        workers = min(self.workers, os.cpu_count() or 1)
+        text = "trainings at a time, in processes of one thread each; the numbers do not depend on it"
+        run.add_argument("--workers", type=COUNT, metavar="N", help=f"{text} (default: {workers})")
+        text = "after which no training begins; 0 only prints what is known (default: no limit)"
+        add_number(run, "--minutes", None, text, NON_NEGATIVE)
+        folder = Path("runs", self.name)
+        text = f"of results.jsonl, in which nothing is computed twice, and of tables and pictures (default: {folder})"
+        run.add_argument("--out", type=Path, metavar="FOLDER", help=text)
+        run.add_argument("--name", type=folder_name, help="of a folder in it (default: none)")
+        run.add_argument(
+            "--results", type=Path, metavar="FILE", help="in place of --out and --name; the rest goes beside it"
+        )
+        return parser
+
+    def _add_comparison(self, study: Any) -> None:
         study.add_argument("--settings", nargs="+", metavar="SETTING", help="some of the tables (default: all)")
         study.add_argument(
             "--methods",
@@ -128,20 +152,6 @@ class StudyCommand:
         text = "values that each method tries, chosen by Optuna between those of its grid above 0 (default: the grid)"
         if self.searches:
             add_number(study, "--trials", None, text, whole_number(2))
-        run = parser.add_argument_group("run")
-        workers = min(self.workers, os.cpu_count() or 1)
-        text = "trainings at a time, in processes of one thread each; the numbers do not depend on it"
-        run.add_argument("--workers", type=COUNT, metavar="N", help=f"{text} (default: {workers})")
-        text = "after which no training begins; 0 only prints the tables (default: no limit)"
-        add_number(run, "--minutes", None, text, NON_NEGATIVE)
-        folder = Path("runs", self.name)
-        text = f"of results.jsonl, in which nothing is computed twice, and of tables and pictures (default: {folder})"
-        run.add_argument("--out", type=Path, metavar="FOLDER", help=text)
-        run.add_argument("--name", type=folder_name, help="of a folder in it (default: none)")
-        run.add_argument(
-            "--results", type=Path, metavar="FILE", help="in place of --out and --name; the rest goes beside it"
-        )
-        return parser
 
     def _check(self, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if self.check is not None:

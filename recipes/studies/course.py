@@ -155,8 +155,9 @@ class Course:
         command, path, study = self._command, self._path, Snapshot(study)
         columns = command.metrics, command.compared, command.judged
         comparison = None if command.comparison is None else command.comparison(self._options)
+        own = None if command.report is None else command.report(self._options)
         # What a full disk cannot take away comes first.
-        print(summary(study, columns, comparison))
+        print(summary(study, columns, comparison) if own is None else own.summary(study))
         print(f"\n{study.done} of {study.trainings} trainings are done. Results: {path}", flush=True)
         if not trains:
             if command.draw is not None:
@@ -165,7 +166,11 @@ class Course:
         about = command.description.partition("\n")[0]
         origin = Origin(command.name, about, self._typed, introduction=self._introduction)
         try:
-            written = write_beside(path, study, origin, self._content(study, code), columns, command.draw, comparison)
+            if own is not None:
+                written = own.write(path, study, origin)
+            else:
+                content = self._content(study, code)
+                written = write_beside(path, study, origin, content, columns, command.draw, comparison)
         except KeyboardInterrupt:
             return INTERRUPTED
         if written.further:

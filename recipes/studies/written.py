@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from saliency_reg.errors import SaliencyRegError
 
@@ -26,7 +26,7 @@ WRITTEN_BESIDE = (".md", ".csv", ".json", ".html")
 _Kinds = tuple[type[Exception], ...]
 _EXPECTED: _Kinds = (OSError, SaliencyRegError)
 #: Matplotlib has many: it takes $ in a name for mathematics.
-_OF_PICTURES: _Kinds = (Exception,)
+OF_PICTURES: _Kinds = (Exception,)
 
 
 @dataclass
@@ -42,6 +42,16 @@ class Written:
     page: Path | None = None
     further: str = ""
     missing: dict[str, str] = field(default_factory=dict)
+
+
+class OwnReport(Protocol):
+    """The report of a study that compares nothing."""
+
+    def summary(self, study: Study) -> str:
+        """What is known, for people."""
+
+    def write(self, results: Path, study: Study, origin: Origin) -> Written:
+        """Write all that can be written beside the results."""
 
 
 def summary(study: Study, columns: Columns, comparison: Comparison | None = None) -> str:
@@ -86,22 +96,22 @@ def write_beside(
     if report.stem == "results":
         report = report.with_stem("report")
     text = f"{summary(study, columns, comparison)}\n\n{tuning(study)}\n"
-    _try(written, for_people.name, lambda: write_text(for_people, text))
-    _try(
+    attempt(written, for_people.name, lambda: write_text(for_people, text))
+    attempt(
         written,
         for_programs.name,
         lambda: write_text(for_programs, as_csv(study, metrics, csv_figures(study, columns))),
     )
-    _try(written, numbers.name, lambda: write_json(numbers, content))
+    attempt(written, numbers.name, lambda: write_json(numbers, content))
     before = _pictures(results.parent)
     if draw is not None:
-        written.further = _try(written, "pictures", lambda: draw(study, results.parent), _OF_PICTURES) or ""
+        written.further = attempt(written, "pictures", lambda: draw(study, results.parent), OF_PICTURES) or ""
     if comparison is not None:
         about = judged or compared or metrics[:1]
-        _try(written, "critical differences", lambda: _draw_ranks(study, results.parent, about), _OF_PICTURES)
+        attempt(written, "critical differences", lambda: _draw_ranks(study, results.parent, about), OF_PICTURES)
     drawn = [path for path, changed in _pictures(results.parent).items() if before.get(path) != changed]
     whole = replace(origin, pictures=drawn)
-    _try(written, report.name, lambda: write_text(report, page(study, whole, metrics, compared, judged, comparison)))
+    attempt(written, report.name, lambda: write_text(report, page(study, whole, metrics, compared, judged, comparison)))
     written.page = None if report.name in written.missing else report
     return written
 
@@ -119,7 +129,8 @@ def _pictures(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.png"))}
 
 
-def _try(written: Written, name: str, write: Callable[[], Any], caught: _Kinds = _EXPECTED) -> Any:
+def attempt(written: Written, name: str, write: Callable[[], Any], caught: _Kinds = _EXPECTED) -> Any:
+    """Write something, or note why it could not be written."""
     try:
         return write()
     except caught as error:

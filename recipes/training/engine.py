@@ -254,6 +254,7 @@ class Engine:
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self._wrapped):
                 losses = self.objective.losses(self._wrapped, batch)
+                self.objective.after_forward(batch)
                 sums = weighted_sums(losses, own)
                 for kept in self._sums.values():
                     kept.add(sums)

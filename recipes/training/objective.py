@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,10 @@ class Objective(ABC):
         del batch, losses
         return {}
 
+    def after_forward(self, batch: Any) -> None:
+        """Called with each batch of a training step, between its forward and its backward pass."""
+        del batch
+
 
 class MultiTaskObjective(Objective):
     """For batches of inputs, whatever the model takes, and labels ``[b, T]``, NaN where one is missing.
@@ -55,11 +59,19 @@ class MultiTaskObjective(Objective):
         kinds: of the tasks, in the order of the columns of the labels.
         apart: keep the graphs of the tasks apart, for surgery on parameters.
         of_losses: the saliency is that of the losses, of single samples.
+        watch: is given the labels of each training batch between its forward and its backward pass.
     """
 
-    def __init__(self, kinds: Mapping[str, TaskKind], apart: bool = False, of_losses: bool = False) -> None:
+    def __init__(
+        self,
+        kinds: Mapping[str, TaskKind],
+        apart: bool = False,
+        of_losses: bool = False,
+        watch: Callable[[Tensor], None] | None = None,
+    ) -> None:
         self.tasks = tuple(kinds)
         self._of_losses = of_losses
+        self._watch = watch
         self._kinds = tuple(kinds.values())
         # All at once: some operations instead of some for each task.
         names = {kind.name for kind in self._kinds}
@@ -106,6 +118,10 @@ class MultiTaskObjective(Objective):
         stacked = (losses if isinstance(losses, Tensor) else torch.stack(list(losses))).detach()
         known = ~torch.isnan(batch[1]).T
         return {"losses": ((stacked * known).sum(1) / known.sum(1).clamp(min=1)).sum()}
+
+    def after_forward(self, batch: tuple[Any, Tensor]) -> None:
+        if self._watch is not None:
+            self._watch(batch[1])
 
     def _outputs(self, model: nn.Module, inputs: Any) -> list[Tensor]:
         outputs = model(inputs)

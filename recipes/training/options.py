@@ -65,6 +65,7 @@ class Options:
         progress: tell what the training does, on the main process.
         channels_last: memory format of convolutions; quicker on most machines, equal up to rounding.
         watch_conflicts: measure how often task gradients conflict on all training samples, which must fit into memory.
+        watch_relations: gather the views of a relation report, of a method with a saliency regularizer.
         measure_costs: the time of a step, and the memory of a further one when all else is done.
 
     Raises:
@@ -103,6 +104,7 @@ class Options:
     progress: bool = False
     channels_last: bool = False
     watch_conflicts: bool = False
+    watch_relations: bool = False
     measure_costs: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saliency_reg import RelationViews
+
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import attach
@@ -30,6 +32,7 @@ from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
 from .options import Options
 from .progress import Progress
+from .relation_watch import RelationWatch
 
 #: Folder of the checkpoints of hard sharing before a method sets in, within that of a training.
 PRETRAINING = "pretraining"
@@ -62,6 +65,7 @@ class Outcome:
         outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
         more: macro figures beside the means over the tasks.
         costs: ``"seconds_per_step"`` and ``"peak_memory"`` (bytes), if the options measure them.
+        views: of the relations between the tasks, if the options watch them.
     """
 
     model: nn.Module
@@ -75,6 +79,7 @@ class Outcome:
     validation_outputs: dict[str, Tensor] = field(default_factory=dict)
     more: dict[str, float] = field(default_factory=dict)
     costs: dict[str, float] = field(default_factory=dict)
+    views: RelationViews | None = None
 
     @property
     def macro(self) -> dict[str, float]:
@@ -203,8 +208,15 @@ class _Training:
                 f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} "
                 f"micro-batch(es) in a step and {self._ranks.size} process(es). Use one of each, or another method."
             )
+        regularizer = self._backward.regularizer
+        self._relations: RelationWatch | None = None
+        if options.watch_relations and regularizer is not None:
+            self._relations = RelationWatch(regularizer, data.kinds)
         self._objective = MultiTaskObjective(
-            data.kinds, apart=self._backward.averages_itself, of_losses=method.saliency.get("target") == "loss"
+            data.kinds,
+            apart=self._backward.averages_itself,
+            of_losses=method.saliency.get("target") == "loss",
+            watch=None if self._relations is None else self._relations.take,
         )
         self._progress = Progress(model, tuple(data.kinds))
         self._engine = Engine(
@@ -217,7 +229,10 @@ class _Training:
             options,
             collate=data.collate,
             folder=folder,
-            stateful={"progress": self._progress},
+            stateful={
+                "progress": self._progress,
+                **({} if self._relations is None else {"relations": self._relations}),
+            },
             tracked=tracked,
         )
 
@@ -241,6 +256,10 @@ class _Training:
         if self._options.measure_costs:
             engine = self._engine
             costs = {"seconds_per_step": engine.seconds_per_step, "peak_memory": engine.peak_memory()}
+        views = None
+        if self._relations is not None:
+            views = self._relations.views
+            self._relations.remove()
         for part in self._backward.attached.values():
             part.remove()  # whoever gets the model attaches what they like
         return Outcome(
@@ -254,6 +273,7 @@ class _Training:
             outputs,
             validation_outputs,
             costs=costs,
+            views=views,
         )
 
     def _validate(self, model: nn.Module) -> tuple[float, float]:
@@ -282,6 +302,8 @@ class _Training:
             "validation_loss": mean_of_known(list(losses.values())),
             "validation_score": selection_score(scores, data.kinds),
         }
+        if self._relations is not None:
+            self._relations.after_look(figures["validation_loss"])
         regularizer = self._backward.regularizer
         if regularizer is not None and regularizer.report is not None:
             share = regularizer.report.share

@@ -65,8 +65,13 @@ class Place:
     where: Any
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add which data, where they are, and what of their values is to be another one."""
+def add_data_arguments(parser: argparse.ArgumentParser, quick: str = "") -> None:
+    """Add which data, where they are, and what of their values is to be another one.
+
+    Args:
+        parser: to which they are added.
+        quick: what ``--quick`` does; by default what it does in a comparison.
+    """
     data = parser.add_argument_group("data")
     names = list(DATA_SETS)
     data.add_argument("--data", choices=names, help=f"which data set (default: {names[0]})")
@@ -76,13 +81,13 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--folder", metavar="PLACE", help=text)
     add_table_arguments(parser)
-    model = parser.add_argument_group("the same for all methods")
+    model = parser.add_argument_group("model" if quick else "the same for all methods")
     text = f"of images, any of timm's (default: {SMALL_BACKBONE}, a small ResNet)"
     model.add_argument("--backbone", metavar="NAME", help=text)
     text = f"of texts: folder or id on the hub (default: {SMALL}, one layer with new weights)"
     model.add_argument("--encoder", metavar="NAME", help=text)
     model.add_argument("--pretrained", action="store_true", help="begin with timm's weights, which are downloaded")
-    text = (
+    text = quick or (
         f"a first look: {len(QUICK_METHODS)} methods unless they are named, and short trainings on a --table: a few minutes "
         "for hundreds of rows"
     )
@@ -195,7 +200,7 @@ def setting_of(options: argparse.Namespace, methods: Methods) -> Setting:
     spaces = {**SPACES, **({} if options.data == OWN else DATA_SETS[options.data].spaces)}
     setting = Setting(options.data, label, values, tuple(methods), spaces, decay_of_baseline=True)
     unused = left_out(setting, methods)
-    known = dict.fromkeys((*methods, *OF_TORCHJD))
+    known = dict.fromkeys((*methods, *(OF_TORCHJD if BASELINE in methods else ())))
     return replace(setting, methods=tuple(key for key in known if key not in unused))
 
 
@@ -206,7 +211,7 @@ def left_out(setting: Setting, methods: Methods) -> dict[str, str]:
 
 
 def _reason(setting: Setting, method: Method) -> str | None:
-    values, tasks = setting.values, _tasks_of(setting.values)
+    values, tasks = setting.values, tasks_of(setting.values)
     most = MOST_LARGE_NETWORKS if _is_large(values) else MOST_NETWORKS
     if method.key in _VARIANTS:
         return "a variant of one that is compared"
@@ -226,7 +231,8 @@ def _is_large(values: Mapping[str, Any]) -> bool:
     return not small or values.get("encoder", SMALL) != SMALL
 
 
-def _tasks_of(values: Mapping[str, Any]) -> int:
+def tasks_of(values: Mapping[str, Any]) -> int:
+    """How many tasks data with these values have."""
     return len(values["label_columns"]) if values["data"] == OWN else DATA_SETS[values["data"]].number_of_tasks(values)
 
 
