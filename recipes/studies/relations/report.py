@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saliency_reg import RelationViews
-from saliency_reg.integrations.plot import plot_graph, plot_tree, plot_views
+from saliency_reg.integrations.plot import draw_view_graph, draw_view_tree, draw_views
 
 from ...runtime.errors import need
 from ...runtime.files import write_text
@@ -86,9 +86,9 @@ class RelationsReport:
             f"{view}.graphml": lambda path: views.to_graphml(path, view),
         }
         draws: dict[str, Callable[[Path], Any]] = {
-            "views.png": lambda path: plot_views(views, path),
-            "tree.png": lambda path: plot_tree(views, path=path, view=view, fill=found.fill),
-            "graph.png": lambda path: plot_graph(views, view, path),
+            "views.png": lambda path: draw_views(views, path),
+            "tree.png": lambda path: draw_view_tree(views, path=path, view=view, fill=found.fill),
+            "graph.png": lambda path: draw_view_graph(views, view, path),
         }
         for name, write in (writes | (draws if len(views.tasks) <= _MOST_PICTURED else {})).items():
             path = folder / f"{begin}{name}"
