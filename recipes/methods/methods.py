@@ -114,9 +114,11 @@ class Methods(Mapping[str, Method]):
     Args:
         torchjd: ``"torchjd:UPGrad"`` and the like are found, too, though not listed: any weighting of gradients or losses
             that TorchJD has.
+        families: names that command lines have for several methods.
     """
 
-    def __init__(self, torchjd: bool = False) -> None:
+    def __init__(self, torchjd: bool = False, families: tuple[str, ...] = ()) -> None:
+        self.families = families
         self._methods: dict[str, Method] = {}
         self._of_torchjd: dict[str, Method] = {}
         self._torchjd = torchjd
@@ -124,7 +126,8 @@ class Methods(Mapping[str, Method]):
     @property
     def hint(self) -> str:
         """What else is found by its name, for help texts."""
-        return f", or {TORCHJD}NAME for what TorchJD has, such as {TORCHJD}UPGrad" if self._torchjd else ""
+        found = [f"{TORCHJD}NAME for what TorchJD has, such as {TORCHJD}UPGrad"] if self._torchjd else []
+        return "".join(f", or {own}" for own in (*found, *(f"{name} for all of that kind" for name in self.families)))
 
     def add(self, method: Method) -> Method:
         """Make a method known to every study, table and command line.

@@ -24,6 +24,7 @@ class Reshaping(ABC):
 
     def observe(self, labels: Tensor) -> None:
         """Take the labels ``[b, T]`` of the latest forward, before its backward pass; numbers are in standard units."""
+        del labels
 
     @abstractmethod
     def after_epoch(self, epoch: int) -> bool:
@@ -42,7 +43,7 @@ class Reshaping(ABC):
 
 
 class SharedEstimators(Reshaping):
-    """Selective Sharing: after the first quarter of the epochs, tasks with alike gradients get one hidden layer in the heads.
+    """Selective Sharing: after a quarter of the epochs, tasks with gradients that are alike share a layer of their heads.
 
     The estimator of a task is the first layer of its head. All begin with the weights of the first.
 
@@ -67,8 +68,8 @@ class SharedEstimators(Reshaping):
         layers = [_layers(head) for head in heads.children()]
         if len(layers) != len(tasks) or min(map(len, layers)) < 2:
             raise OptionError(
-                f"selective sharing needs a head of two layers for each of the {len(tasks)} tasks. Use a head_width above 0, or "
-                "another method."
+                f"selective sharing needs a head of two layers for each of the {len(tasks)} tasks. Use a head_width above "
+                "0, or another method."
             )
         self._epoch = first_phase(epochs)
         self._sharing = SelectiveSharing(

@@ -41,7 +41,7 @@ class Objective(ABC):
         return None
 
     def labels(self, batch: Any) -> Tensor | None:
-        """``[b, T]``, NaN where one is missing, numbers in the units of the outputs; ``None`` if there are no such labels."""
+        """``[b, T]``, NaN where one is missing, numbers in the units of outputs; ``None`` if there are no such labels."""
         del batch
         return None
 

@@ -1,4 +1,4 @@
-"""Branching: hard sharing whose stages are copied in the course of a training, so that tasks that differ share the lower ones."""
+"""Branching: hard sharing that is split in the course of a training, so that tasks that differ share lower stages alone."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .hard_sharing import HardSharing, hard_sharing
 
 
 class GroupsApart(nn.Module):
-    """Hard sharing within groups of tasks, and nothing shared between them (as TAG, Fifty et al., NeurIPS 2021, uses groups).
+    """Hard sharing within groups of tasks, and nothing between them, as TAG uses groups (Fifty et al., NeurIPS 2021).
 
     One group has all tasks until :meth:`part`. Each task is in one group, where TAG's may overlap.
     """

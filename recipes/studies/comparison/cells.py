@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...data.sources import Collate, Source
 from ...data.task_kinds import TaskKind
-from ...methods.methods import BRANCHING, METHODS, Method, Methods
+from ...methods.methods import METHODS, RELATIONS, Method, Methods
 from ...models.architectures.registry import build
 from ...training.batches import Feed, MicroBatch
 from ...training.metrics import macro, selection_score, task_scores
@@ -46,7 +46,7 @@ class _Constant(Method):
 
 #: The best guess for each task without a look at the inputs.
 CONSTANT = _Constant("constant", "Constant")
-COMPARED_METHODS = Methods(torchjd=True)
+COMPARED_METHODS = Methods(torchjd=True, families=(RELATIONS,))
 for _method in (CONSTANT, *METHODS.values()):
     COMPARED_METHODS.add(_method)
 
@@ -74,11 +74,8 @@ def train_compared(cell: Cell, place: Place, folder: Path) -> Compared:
     problem = data_set.build(values, place.where, cell.seed)
     if method.key == CONSTANT.key:
         return _constant(cell, data_set, problem)
-    blueprint = problem.blueprint
-    if method.architecture == BRANCHING:
-        blueprint = replace(blueprint, example=_example(problem))
     outcome = train(
-        lambda: with_flat_outputs(build(method.architecture, blueprint)),
+        lambda: with_flat_outputs(build(method.architecture, problem.blueprint)),
         Data(
             problem.kinds,
             problem.train,
@@ -125,12 +122,6 @@ def labels_of(source: Source, collate: Collate | None = None) -> Tensor:
     # Nothing but the samples has them.
     batches = [MicroBatch(0, [index]) for index in range(len(source))]
     return torch.cat([labels for _, labels in Feed(source, 0, collate=collate)(batches)])
-
-
-def _example(problem: Problem) -> Tensor | None:
-    """``[1, ...]``, the first input, if inputs are tensors."""
-    ((inputs, _),) = Feed(problem.train, 0, collate=problem.collate)([MicroBatch(0, [0])])
-    return inputs if isinstance(inputs, Tensor) else None
 
 
 def _constant(cell: Cell, data_set: DataSet, problem: Problem) -> Compared:
