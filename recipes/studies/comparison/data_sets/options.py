@@ -136,8 +136,8 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     options.values, options.label = values, data_set.label
     if options.quick and not options.methods:
         options.methods = [key for key in QUICK_METHODS if key != SINGLE_TASK or not _is_large(values)]
-    if options.methods and RELATIONS in options.methods:
-        options.methods = _with_relations(parser, options)
+    if options.methods:
+        options.methods = _named(parser, options)
     if options.methods and BASELINE not in options.methods:
         options.methods = [BASELINE, *options.methods]  # all are compared with it
     if options.results is None:
@@ -237,18 +237,20 @@ def _reason(setting: Setting, method: Method) -> str | None:
     return None
 
 
-def _with_relations(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """The methods that were named, with those that share by relations in place of their common name."""
+def _named(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The methods that were named, with those that share by relations and can be used in place of their common name."""
     tasks = _tasks_of(options.values)
     reasons = {key: _without_relations(options.values, own, tasks) for key, own in METHODS.items() if own.by_relations}
     usable = [key for key, reason in reasons.items() if reason is None]
+    for name in options.methods:
+        if reasons.get(name) is not None:
+            parser.error(f"argument --methods: {name} cannot be used here: {reasons[name]}. Use other data or methods.")
+    if RELATIONS not in options.methods:
+        return list(options.methods)
     if not usable:
         why = "; ".join(dict.fromkeys(str(reason) for reason in reasons.values()))
-        parser.error(
-            f"argument --methods: no method of {RELATIONS} can be used here: {why}. Use other data or methods."
-        )
-    named = [own for name in options.methods for own in (usable if name == RELATIONS else [name])]
-    return list(dict.fromkeys(named))
+        parser.error(f"argument --methods: nothing of {RELATIONS} can be used here: {why}. Use other data or methods.")
+    return list(dict.fromkeys(own for name in options.methods for own in (usable if name == RELATIONS else [name])))
 
 
 def _without_relations(values: Mapping[str, Any], method: Method, tasks: int) -> str | None:
