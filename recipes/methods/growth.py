@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saliency_reg import (
     BranchingModel,
     RelationReport,
+    RelationViews,
     SaliencyRegularizer,
     best_groups,
     branch,
@@ -143,7 +144,7 @@ class RelationWatch(Reshaping):
         self._regularizer.remove()
         self._report = None
 
-    def _views(self) -> Any:
+    def _views(self) -> RelationViews:
         if self._report is None:
             raise OptionError("the relations are gathered no longer. Ask for them before.")
         views = self._report.views()

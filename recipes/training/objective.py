@@ -104,10 +104,10 @@ class MultiTaskObjective(Objective):
 
     def labels(self, batch: tuple[Any, Tensor]) -> Tensor:
         numbers = torch.tensor([kind.name == "number" for kind in self._kinds])
-        mean, spread = self._units.T.where(numbers, torch.tensor([[0.0], [1.0]], dtype=torch.float64)).to(
-            batch[1].device
-        )
-        return ((batch[1] - mean) / spread).to(batch[1].dtype)
+        as_they_are = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        mean, spread = torch.where(numbers, self._units.T, as_they_are).to(batch[1].device)
+        found: Tensor = ((batch[1] - mean) / spread).to(batch[1].dtype)
+        return found
 
     def regularizer_arguments(self, batch: tuple[Any, Tensor], losses: TaskLosses) -> dict[str, Any]:
         if self._of_losses:

@@ -19,6 +19,9 @@ from recipes.training.objective import MultiTaskObjective
 from recipes.training.options import Options
 from recipes.training.progress import Progress
 from recipes.training.train import Data, train
+from tests.support.two_processes import run_on_two_processes
+
+from ..support.small_training import as_rank
 
 SPLITS = digit_splits(0, 10, 10)
 BLUEPRINT = small_blueprint(SPLITS.tasks, "gelu")
@@ -191,6 +194,25 @@ class TestSelectiveSharing:
                 0.0,
                 Options(epochs=2),
             )
+
+
+def on_rank(rank, key):
+    as_rank(rank)
+    model = trained(key, epochs=4).model
+    # No classes of pytest's in what is sent back.
+    return getattr(model, "partitions", None), model.state_dict()
+
+
+@pytest.mark.parametrize("key", ["branch_gradient_cosine", "selective_sharing"])
+def test_two_processes_train_what_one_does(key):
+    alone = trained(key, epochs=4).model
+    (tree, one), (same_tree, other) = run_on_two_processes(on_rank, key)
+    assert tree == same_tree == getattr(alone, "partitions", None)
+    for name, value in alone.state_dict().items():
+        assert torch.equal(one[name], other[name])
+        if not name.startswith("tree."):
+            # In float32, by AdamW, which makes much of rounding in gradients next to 0.
+            torch.testing.assert_close(one[name], value, rtol=0.05, atol=5e-3)
 
 
 class TestWhatCannotBe:
