@@ -13,8 +13,11 @@ from torch import nn
 from saliency_reg import GradNorm, HeadPenalty, RelationWeights, RepMTL, SaliencyRegularizer
 
 from ..data.task_kinds import TaskKind
+from ..runtime.errors import OptionError
 from .backward import Backward
-from .methods import SOFT_SHARING, Method
+from .growth import Growth, RelationWatch, permutation_seed
+from .methods import BRANCHING, GROUPS_APART, SOFT_SHARING, Method
+from .reshaping import Reshaping, SharedEstimators, first_phase
 
 #: Of the ``entropic`` rule, where none is given: the library's when the tables in docs/ were trained.
 TEMPERATURE = 0.3
@@ -34,6 +37,8 @@ def attach(
     channel_axis: int | None = None,
     process_group: Any = None,
     kinds: Mapping[str, TaskKind] | None = None,
+    epochs: int = 0,
+    steps_per_epoch: int = 0,
 ) -> Backward:
     """Attach what the method adds to a plain step to a model.
 
@@ -49,7 +54,8 @@ def attach(
         temperature: of the ``entropic`` rule, by default ``TEMPERATURE``; a method that is not tuned has the library's.
         channel_axis: of the feature map, if it is not the usual one.
         process_group: of surgery and relations.
-        kinds: of the tasks, for weights of their losses.
+        kinds: of the tasks, for weights of their losses, and for relations between them.
+        epochs, steps_per_epoch: of the training, for methods that change the model on the way.
     """
 
     def regularizer(surgery: Any) -> SaliencyRegularizer:
@@ -99,7 +105,41 @@ def attach(
         extra["after"] = method.loss_weighting.after
         if parameters := list(weighting.parameters()):
             _set_apart(optimizer, parameters, weight_decay=0.0)
+    if method.by_relations:
+        extra["reshaping"] = _reshaping(
+            method, model, kinds or {}, optimizer, seed, process_group, epochs, steps_per_epoch
+        )
     return Backward(model, "heads", tasks, optimizer, method.surgery, build, seed, process_group=process_group, **extra)
+
+
+def _reshaping(
+    method: Method,
+    model: nn.Module,
+    kinds: Mapping[str, TaskKind],
+    optimizer: torch.optim.Optimizer,
+    seed: int,
+    process_group: Any,
+    epochs: int,
+    steps_per_epoch: int,
+) -> Reshaping:
+    if method.selective or method.view is None:
+        return SharedEstimators(model, tuple(kinds), optimizer, process_group, epochs=epochs)
+    if method.architecture == GROUPS_APART:
+        return RelationWatch(method.view, model, kinds, optimizer, epochs * steps_per_epoch, process_group)
+    if method.architecture != BRANCHING:
+        raise OptionError(
+            f"{method.key} has a view of relations, and nothing that is split along it. Use {BRANCHING!r}."
+        )
+    return Growth(
+        method.view,
+        model,
+        kinds,
+        optimizer,
+        first_phase(epochs) * steps_per_epoch,
+        process_group,
+        epochs=epochs,
+        permuted=permutation_seed(seed) if method.permuted else None,
+    )
 
 
 def by_share(

@@ -14,6 +14,7 @@ from saliency_reg import FeatureSurgery, GradNorm, HeadPenalty, ParameterSurgery
 
 from ..runtime.errors import CheckpointMismatchError
 from .loss_weightings import LossWeights
+from .reshaping import Reshaping
 from .surgeries import Surgery
 
 #: Losses of single samples: ``[T, b]``, or T tensors ``[b]``; and their weights ``[T, b]``, if some have none.
@@ -39,6 +40,7 @@ class Backward:
         loss_weighting: from the losses ``[T]`` of the tasks, and which have labels, to one loss; by default their sum.
         splittable: whether it may be called with the losses of a part of a step.
         after: of a ``"step"`` or an ``"epoch"``, when it learns.
+        reshaping: changes model and optimizer between epochs.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Backward:
         loss_weighting: LossWeights | None = None,
         splittable: bool = True,
         after: str = "",
+        reshaping: Reshaping | None = None,
     ) -> None:
         self._tasks = tuple(tasks)
         self._head_penalty = head_penalty
@@ -68,6 +71,7 @@ class Backward:
         self.loss_weighting = loss_weighting
         self._splittable = splittable
         self._after = after
+        self.reshaping = reshaping
         self.regularizer: SaliencyRegularizer | None = None
         self.on_parameters: ParameterSurgery | None = None
         self.at_feature: FeatureSurgery | None = gradnorm
@@ -101,6 +105,7 @@ class Backward:
         arguments: Mapping[str, Any] | None = None,
         samples: SampleLosses | None = None,
         known: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> None:
         """Add the gradients of the losses, one for each task, and of the penalty if there is one, to ``.grad``.
 
@@ -112,7 +117,10 @@ class Backward:
             arguments: of the regularizer's call.
             samples: losses of single samples, for penalties on their saliency.
             known: ``[T]``, whether a task has labels in this step; by default all have.
+            labels: ``[b, T]``, NaN for missing ones, for a method that :attr:`observes`.
         """
+        if self.reshaping is not None and labels is not None:
+            self.reshaping.observe(labels)
         penalty = self._penalty(share, arguments or {}, samples)
         if self.on_parameters is not None:
             scaler = None if accelerator is None else accelerator.scaler
@@ -155,6 +163,11 @@ class Backward:
     def averages_itself(self) -> bool:
         """Whether gradients are averaged over the processes here: then the model must not be wrapped to do so, too."""
         return self.on_parameters is not None
+
+    @property
+    def observes(self) -> bool:
+        """Whether calls need the labels."""
+        return self.reshaping is not None and self.reshaping.observes
 
     @property
     def learns_from_steps(self) -> bool:
@@ -215,5 +228,10 @@ class Backward:
 
     @property
     def _with_state(self) -> dict[str, Any]:
-        weighting = {} if self.loss_weighting is None else {"loss_weighting": self.loss_weighting}
-        return {**self.attached, **weighting}
+        others = {"loss_weighting": self.loss_weighting, "reshaping": self.reshaping}
+        return {**self.attached, **{name: part for name, part in others.items() if part is not None}}
+
+    def remove(self) -> None:
+        """Take everything off the model."""
+        for part in (*self.attached.values(), *([] if self.reshaping is None else [self.reshaping])):
+            part.remove()

@@ -16,6 +16,9 @@ from .surgeries import MGDA_UB, MGDA_UB_UNIT, PCGRAD, PCGRAD_PARAMETERS, Surgery
 TORCHJD = "torchjd:"
 #: Architectures that methods differ in more than their layers.
 HARD_SHARING, SINGLE_TASK, MERGED, SOFT_SHARING = "hard_sharing", "single_task", "merged", "soft_sharing"
+BRANCHING, GROUPS_APART = "branching", "groups_apart"
+#: Name of the methods below that share by relations between the tasks, all together.
+RELATIONS = "relations"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Method:
         loss_weighting: what makes one loss of those of the tasks; by default their sum.
         decay_of: key of the method whose tuned weight decay it has; by default its own, or the baseline's with a penalty.
         saliency: more options of its :class:`saliency_reg.SaliencyRegularizer`, such as ``pool`` and ``target``.
+        view: of the relations between the tasks, a key of :data:`saliency_reg.VIEWS`, along which the network is split.
+        permuted: the tasks change places in it, for a control of the same shape.
+        selective: estimators are shared by a :class:`saliency_reg.SelectiveSharing`.
     """
 
     key: str
@@ -57,6 +63,9 @@ class Method:
     loss_weighting: LossWeighting | None = None
     decay_of: str | None = None
     saliency: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    view: str | None = None
+    permuted: bool = False
+    selective: bool = False
 
     def __post_init__(self) -> None:
         if self.saliency and self.rule is None:
@@ -69,6 +78,11 @@ class Method:
     def shared(self) -> bool:
         """Whether the tasks share a backbone; otherwise each has a network of its own."""
         return self.architecture not in (SINGLE_TASK, MERGED)
+
+    @property
+    def by_relations(self) -> bool:
+        """Whether who shares what is found in the course of the training."""
+        return self.view is not None or self.selective
 
     @property
     def tuned(self) -> bool:
@@ -100,9 +114,11 @@ class Methods(Mapping[str, Method]):
     Args:
         torchjd: ``"torchjd:UPGrad"`` and the like are found, too, though not listed: any weighting of gradients or losses
             that TorchJD has.
+        families: names that command lines have for several methods.
     """
 
-    def __init__(self, torchjd: bool = False) -> None:
+    def __init__(self, torchjd: bool = False, families: tuple[str, ...] = ()) -> None:
+        self.families = families
         self._methods: dict[str, Method] = {}
         self._of_torchjd: dict[str, Method] = {}
         self._torchjd = torchjd
@@ -110,7 +126,8 @@ class Methods(Mapping[str, Method]):
     @property
     def hint(self) -> str:
         """What else is found by its name, for help texts."""
-        return f", or {TORCHJD}NAME for what TorchJD has, such as {TORCHJD}UPGrad" if self._torchjd else ""
+        found = [f"{TORCHJD}NAME for what TorchJD has, such as {TORCHJD}UPGrad"] if self._torchjd else []
+        return "".join(f", or {own}" for own in (*found, *(f"{name} for all of that kind" for name in self.families)))
 
     def add(self, method: Method) -> Method:
         """Make a method known to every study, table and command line.
@@ -234,5 +251,19 @@ for _method in (
         fixed="chosen on validation",
         decay_of="single_task",
     ),
+    *(
+        Method(f"branch_{view}", f"Branching, {label}", architecture=BRANCHING, view=view)
+        for view, label in (
+            ("saliency_distance", "saliency distance"),
+            ("gradient_cosine", "gradient cosine"),
+            ("error_cooccurrence", "error co-occurrence"),
+            ("label_correlation", "label correlation"),
+            ("tag", "TAG"),
+        )
+    ),
+    Method("branch_random", "Branching, permuted tasks", architecture=BRANCHING, view="tag", permuted=True),
+    Method("groups_apart", "Groups apart, TAG", architecture=GROUPS_APART, view="tag"),
+    Method("groups_apart_random", "Groups apart, permuted tasks", architecture=GROUPS_APART, view="tag", permuted=True),
+    Method("selective_sharing", "Selective sharing", selective=True),
 ):
     METHODS.add(_method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from .architectures.blueprint import Blueprint
@@ -72,6 +73,7 @@ def small_blueprint(tasks: Sequence[str], activation: str) -> Blueprint:
         width=size,
         tower=lambda _, width: nn.Sequential(*_head(activation, width), nn.Flatten(0)),
         vector=nn.Flatten,
+        example=torch.zeros(1, 1, 8, 8),
     )
 
 

@@ -95,7 +95,9 @@ def folder_name(text: str) -> str:
 
 
 def method_name(text: str, methods: Methods = METHODS) -> str:
-    """The kind of an argument: a method, by its name or an earlier one."""
+    """The kind of an argument: a method, by its name or an earlier one; or a family of methods."""
+    if text in methods.families:
+        return text
     try:
         known = text in methods
     except RecipeError as error:

@@ -32,7 +32,7 @@ from .loss_sums import LossSums, scaled, weighted_sums
 from .objective import Objective
 from .options import Options
 from .reports import Reports
-from .resume import Position, SavedTraining, Stateful
+from .resume import Position, SavedTraining, Stateful, identity_of
 
 LOG = "log.jsonl"
 
@@ -111,7 +111,7 @@ class Engine:
                 ranks,
                 accelerator.device,
                 log,
-                identity=self._identity(),
+                identity=identity_of(self.objective.tasks, options, len(self.source), accelerator, self.optimizer),
                 seed=options.seed,
                 position=self.position,
                 model=model,
@@ -140,6 +140,7 @@ class Engine:
             seed_all(derived_seed("training", self.options.seed, self.ranks.rank))
             if self._saved is not None:
                 self._saved.resume(resume)
+                self.model_changed()
             elif resume not in ("never", "auto"):
                 raise OptionError(f"found resume={str(resume)!r} without a folder. Pass the folder of the training.")
             with self._reports.opened(self.tracked, resumed=resume != "never"):
@@ -199,6 +200,13 @@ class Engine:
             self._close_feeds()
         self.model.load_state_dict(before)
         return bytes_of.peak
+
+    def model_changed(self) -> None:
+        """Take up that the method may have given the model other parameters, between two epochs."""
+        if (
+            self.backward.reshaping is not None and self._wrapped is not self.model
+        ):  # the wrapper knows those that it was built with
+            self._wrapped = self.accelerator.prepare_model(self.model, evaluation_mode=self.backward.averages_itself)
 
     def remove_checkpoints(self) -> None:
         """For a training whose result is kept elsewhere."""
@@ -266,6 +274,7 @@ class Engine:
                     arguments=self.objective.regularizer_arguments(batch, losses),
                     samples=(losses, own),
                     known=counts > 0,
+                    labels=self.objective.labels(batch) if self.backward.observes else None,
                 )
         for kept in self._sums.values():
             kept.count(counts)
@@ -327,23 +336,3 @@ class Engine:
             folder = self._saved.checkpoints.folder
             where = f"after step {self.position.step}, with a checkpoint in {folder}. Use --resume auto to go on"
         raise Terminated(f"Terminated {where}.")
-
-    def _identity(self) -> dict[str, Any]:
-        """What has to be the same in a resumed training; micro-batches, processes and data workers may be others."""
-        options, groups = self.options, self.optimizer.param_groups
-        identity: dict[str, Any] = {
-            "tasks": list(self.objective.tasks),
-            "seed": options.seed,
-            "batch_size": options.batch_size,
-            "samples": len(self.source),
-            "clip_norm": options.clip_norm,
-            "warmup_steps": options.warmup_steps,
-            "decay": options.decay,
-            "mixed precision": self.accelerator.mixed_precision,
-            "dtype": str(groups[0]["params"][0].dtype),
-            "learning rates": [float(group.get("initial_lr", group["lr"])) for group in groups],
-            "weight decays": [float(group.get("weight_decay", 0.0)) for group in groups],
-        }
-        if options.decay != "constant":  # otherwise a training may be made longer
-            identity["epochs"] = options.epochs
-        return identity

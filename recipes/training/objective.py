@@ -40,6 +40,11 @@ class Objective(ABC):
         del batch
         return None
 
+    def labels(self, batch: Any) -> Tensor | None:
+        """``[b, T]``, NaN where one is missing, numbers in the units of outputs; ``None`` if there are no such labels."""
+        del batch
+        return None
+
     def regularizer_arguments(self, batch: Any, losses: TaskLosses) -> Mapping[str, Any]:
         """What the saliency regularizer is called with, such as ``mask=`` or, for its share, ``losses=``."""
         del batch, losses
@@ -108,6 +113,13 @@ class MultiTaskObjective(Objective):
     def weights(self, batch: tuple[Any, Tensor]) -> Tensor:
         # Also where no label is missing: other micro-batches of the step, or other processes, may have missing ones.
         return (~torch.isnan(batch[1])).T.float()
+
+    def labels(self, batch: tuple[Any, Tensor]) -> Tensor:
+        numbers = torch.tensor([kind.name == "number" for kind in self._kinds])
+        as_they_are = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+        mean, spread = torch.where(numbers, self._units.T, as_they_are).to(batch[1].device)
+        found: Tensor = ((batch[1] - mean) / spread).to(batch[1].dtype)
+        return found
 
     def regularizer_arguments(self, batch: tuple[Any, Tensor], losses: TaskLosses) -> dict[str, Any]:
         if self._of_losses:

@@ -20,10 +20,15 @@ class Progress:
     def __init__(self, model: Any, tasks: tuple[str, ...]) -> None:
         parts = model.parts() if hasattr(model, "parts") else [(tasks, model)]
         self.tasks_of_parts = [list(own) for own, _ in parts]
-        # A training that diverges at once has the initial weights, as epoch 0.
-        self.best = BestWeights([module for _, module in parts], (-math.inf, -math.inf))
+        self._parts = [module for _, module in parts]
+        self.begin_again()
         self.curves: dict[str, list[float]] = {}
         self.relations: list[list[float]] | None = None
+
+    def begin_again(self) -> None:
+        """Forget the best weights so far, which are those of a model with other parameters."""
+        # A training that diverges at once has the weights of now, as epoch 0.
+        self.best = BestWeights(self._parts, (-math.inf, -math.inf))
 
     def update(self, figures: Mapping[str, float], of_parts: Sequence[tuple[float, float]], backward: Backward) -> None:
         for name, value in figures.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from ..runtime.processes import Ranks
 from ..runtime.random_state import derived_seed, load_random_state, random_state, seed_all
 from .checkpoints import Checkpoints, check, load, step_of
 from .loss_sums import LossSums
+from .options import Options
 
 
 class Stateful(Protocol):
@@ -182,6 +183,29 @@ class SavedTraining:
     def _complain(self, message: str) -> None:
         warnings.warn(message, stacklevel=2)
         self.log.write("warning", {"message": message})
+
+
+def identity_of(
+    tasks: Sequence[str], options: Options, samples: int, accelerator: Any, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """What has to be the same in a resumed training; micro-batches, processes and data workers may be others."""
+    groups = optimizer.param_groups
+    identity: dict[str, Any] = {
+        "tasks": list(tasks),
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "samples": samples,
+        "clip_norm": options.clip_norm,
+        "warmup_steps": options.warmup_steps,
+        "decay": options.decay,
+        "mixed precision": accelerator.mixed_precision,
+        "dtype": str(groups[0]["params"][0].dtype),
+        "learning rates": [float(group.get("initial_lr", group["lr"])) for group in groups],
+        "weight decays": [float(group.get("weight_decay", 0.0)) for group in groups],
+    }
+    if options.decay != "constant":  # otherwise a training may be made longer
+        identity["epochs"] = options.epochs
+    return identity
 
 
 def _states(parts: Mapping[str, Stateful]) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import attach
 from ..methods.conflicts import ConflictWatch
-from ..methods.methods import BASELINE, MERGED, METHODS, Method
+from ..methods.growth import RelationWatch, permutation_seed
+from ..methods.methods import BASELINE, GROUPS_APART, MERGED, METHODS, Method
+from ..methods.reshaping import first_phase
 from ..runtime.errors import OptionError
 from ..runtime.processes import Ranks, open_accelerator
 from .batches import Feed, MicroBatch
@@ -112,7 +114,8 @@ def train(
     """Train, go back to the best weights by validation, and measure them on the test split if there is one.
 
     The same seed means the same initial weights, batches and random transforms for every method. With several processes,
-    all of them have to call this; each gets the result.
+    all of them have to call this; each gets the result. Where a method changes the model on the way, the best weights are
+    those after its last change. Groups that are trained apart have the epochs that are left when they are known.
 
     Args:
         build: the model, whose ``forward`` returns ``{task: outputs}``, with a ``backbone`` and ``heads``; or with
@@ -146,21 +149,29 @@ def train(
         )
     if options.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    apart = method.architecture == GROUPS_APART
     before = options.epochs if method.frozen else options.pretraining_epochs
-    if before:
+    if apart and before:
+        raise OptionError(f"{method.key} begins with new networks. Leave pretraining_epochs={before} out.")
+    if before := first_phase(options.epochs) if apart else before:
         own = None if folder is None else folder / PRETRAINING
         # Its own: an accelerator remembers every optimizer, and would unscale their gradients twice.
         another = open_accelerator(options.mixed_precision, folder=own)
         base = dataclasses.replace(options, epochs=before)
         known = dataclasses.replace(data, test=None)
-        training = _Training(
-            model, known, METHODS[BASELINE], options.weight_decay, base, another, own, make_optimizer, None
-        )
+        first = (method, value) if apart else (METHODS[BASELINE], options.weight_decay)
+        training = _Training(model, known, *first, base, another, own, make_optimizer, None)
         training.run(resume if resume in ("auto", "never") else "auto")
         if method.frozen:
             features = FrozenFeatures(model.backbone, training.training_inputs())
             model = new()
             model.backbone = features
+        if apart:
+            model = new()
+            model.part(training.groups)
+            # In all as many epochs as the others.
+            options = dataclasses.replace(options, epochs=options.epochs - before)
+            method = dataclasses.replace(method, view=None)
     training = _Training(model, data, method, value, options, accelerator, folder, make_optimizer, tracked)
     return training.run(resume, initial=new().backbones[0].state_dict() if method.architecture == MERGED else None)
 
@@ -202,7 +213,11 @@ class _Training:
             channel_axis=getattr(model, "channel_axis", None),
             process_group=self._ranks.group,
             kinds=data.kinds,
+            epochs=options.epochs,
+            steps_per_epoch=-(-len(data.train) // options.batch_size),
         )
+        self._permuted = permutation_seed(options.seed) if method.permuted else None
+        self.groups: tuple[tuple[str, ...], ...] = ()
         if self._backward.needs_whole_steps and (options.accumulation > 1 or self._ranks.size > 1):
             raise OptionError(
                 f"{method.key} weighs the losses of whole steps, and this training has {options.accumulation} "
@@ -239,6 +254,8 @@ class _Training:
     def run(self, resume: str | Path, initial: Mapping[str, Tensor] | None = None) -> Outcome:
         """Train; with ``initial`` weights of the backbones of single-task models, merge them."""
         self._engine.run(self._after_epoch, resume)
+        if type(self._backward.reshaping) is RelationWatch:
+            self.groups = self._backward.reshaping.groups(self._permuted)
         progress, data = self._progress, self._data
         progress.best.restore()
         score, loss = progress.means()
@@ -260,8 +277,7 @@ class _Training:
         if self._relations is not None:
             views = self._relations.views
             self._relations.remove()
-        for part in self._backward.attached.values():
-            part.remove()  # whoever gets the model attaches what they like
+        self._backward.remove()  # whoever gets the model attaches what they like
         return Outcome(
             self._engine.model,
             progress.epochs_of_tasks(),
@@ -291,6 +307,14 @@ class _Training:
             yield self._engine.on_device(inputs)
 
     def _after_epoch(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:
+        figures = self._looked_at(epoch, training_losses)
+        reshaping = self._backward.reshaping
+        if reshaping is not None and reshaping.after_epoch(epoch):
+            self._engine.model_changed()
+            self._progress.begin_again()
+        return figures
+
+    def _looked_at(self, epoch: int, training_losses: Sequence[float]) -> dict[str, float]:
         options, data = self._options, self._data
         if epoch % max(1, options.epochs // options.evaluations) and epoch != options.epochs:
             return {}

@@ -161,6 +161,12 @@ def test_piecewise_linear_heads_do_not_pass_the_penalty_to_the_backbone(
     assert len([record for record in caplog.records if "does not reach the backbone" in record.message]) == 1
 
 
+def test_without_a_penalty_nothing_is_said_of_its_reach(caplog: pytest.LogCaptureFixture) -> None:
+    entry = build("linear heads")
+    SaliencyRegularizer(entry.model, heads="heads", **entry.options, strength=0.0)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("name", ["tanh heads", "pooling heads", "trunk"])
 def test_smooth_heads_do(name: str, caplog: pytest.LogCaptureFixture) -> None:
     entry = build(name)

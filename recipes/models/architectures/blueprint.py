@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...runtime.errors import OptionError
 
@@ -23,6 +23,7 @@ class Blueprint:
         width: of what ``vector`` gives, 1 or more.
         tower: makes a head with the same outputs, and of the same kind, on vectors ``[B, width]`` of the width it is told.
         vector: makes a module without parameters from a feature map to vectors ``[B, width]``: pooling, or ``Flatten``.
+        example: an input ``[1, ...]``, if inputs are tensors: backbones are cut into stages on it.
 
     Raises:
         OptionError: no task, a name twice, or no width.
@@ -34,6 +35,7 @@ class Blueprint:
     width: int
     tower: Callable[[str, int], nn.Module]
     vector: Callable[[], nn.Module]
+    example: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str) or not self.tasks or len(set(self.tasks)) < len(self.tasks):

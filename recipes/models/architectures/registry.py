@@ -9,7 +9,9 @@ from torch import nn
 
 from ...runtime.errors import OptionError
 from .blueprint import Blueprint
+from .branching import Branching
 from .cross_stitch import CrossStitch
+from .groups_apart import GroupsApart
 from .hard_sharing import hard_sharing
 from .mmoe import MMoE
 from .ple import PLE
@@ -24,6 +26,8 @@ ARCHITECTURES: Mapping[str, Callable[[Blueprint], nn.Module]] = {
     "ple": PLE,
     "cross_stitch": CrossStitch,
     "soft_sharing": SoftSharing,
+    "branching": Branching,
+    "groups_apart": GroupsApart,
 }
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...data.sources import Collate, Source
 from ...data.task_kinds import TaskKind
-from ...methods.methods import METHODS, Method, Methods
+from ...methods.methods import METHODS, RELATIONS, Method, Methods
 from ...models.architectures.registry import build
 from ...training.batches import Feed, MicroBatch
 from ...training.metrics import macro, selection_score, task_scores
@@ -46,7 +46,7 @@ class _Constant(Method):
 
 #: The best guess for each task without a look at the inputs.
 CONSTANT = _Constant("constant", "Constant")
-COMPARED_METHODS = Methods(torchjd=True)
+COMPARED_METHODS = Methods(torchjd=True, families=(RELATIONS,))
 for _method in (CONSTANT, *METHODS.values()):
     COMPARED_METHODS.add(_method)
 

@@ -54,7 +54,7 @@ class TestNames:
 
     def test_all_together_are_the_methods(self):
         assert {METHODS.name_of(name) for name in EARLIER} < set(METHODS)
-        assert len(METHODS) == len(set(METHODS)) == 38
+        assert len(METHODS) == len(set(METHODS)) == 47
         labels = [method.label for method in METHODS.values()]
         assert len(set(labels)) == len(labels)
         assert METHODS[BASELINE].key == "hard_sharing"

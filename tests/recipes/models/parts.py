@@ -33,6 +33,7 @@ def blueprint(tasks=OUTPUTS, backbone=backbone):
         WIDTH,
         lambda task, width: _head(width, OUTPUTS.get(task, 1)),
         pooling,
+        torch.zeros(1, 2, 4, 4),
     )
 
 

@@ -20,6 +20,7 @@ from recipes.runtime.errors import OptionError
 from recipes.training.metrics import macro, task_scores
 from recipes.training.optimizers import OPTIMIZERS
 from saliency_reg import FeatureSurgery, SaliencyRegularizer
+from saliency_reg.errors import TaskError
 
 from .parts import OUTPUTS, blueprint, inputs_of, scramble
 
@@ -89,6 +90,10 @@ class TestEach:
         assert scores["auc"] > 0.95, scores
 
     def test_one_task(self, name):
+        if name == "branching":  # there is nothing to split
+            with pytest.raises(TaskError, match="at least 2"):
+                build(name, blueprint(["alone"]))
+            return
         outputs = build(name, blueprint(["alone"])).double()(inputs_of(3))
         assert outputs["alone"].shape == (3,)
 

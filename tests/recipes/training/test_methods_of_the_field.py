@@ -26,13 +26,15 @@ VALUES = {
     "rep_mtl": 0.1,
     "soft_sharing": 0.01,
 }
-PARTS = ("head_penalty", "rep_mtl", "gradnorm", "loss_weighting")
+PARTS = ("head_penalty", "rep_mtl", "gradnorm", "loss_weighting", "by_relations")
 FIELD = [
     key
     for key, method in METHODS.items()
     if any(getattr(method, part) for part in (*PARTS, "frozen"))
     or method.architecture not in ("hard_sharing", "single_task")
 ]
+#: One of ten classes: all pairs of labels are alike.
+FIELD.remove("branch_label_correlation")
 OF_TORCHJD = ["torchjd:UPGrad", "torchjd:IMTLG@parameters", "torchjd:DWA", "torchjd:IMTLL", "torchjd:FAMO"]
 
 

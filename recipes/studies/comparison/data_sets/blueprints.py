@@ -24,6 +24,7 @@ def blueprint_of(
     hidden: int,
     activation: str,
     vector: Callable[[], nn.Module] = nn.Identity,
+    example: Tensor | None = None,
 ) -> Blueprint:
     """A backbone, and for each task a head with one hidden layer, or none.
 
@@ -34,6 +35,7 @@ def blueprint_of(
         hidden: units of the hidden layer in each head; 0 for linear heads.
         activation: behind it.
         vector: makes what is between the feature map and vectors ``[B, width]``; by default they are the same.
+        example: an input ``[1, ...]``, if inputs are tensors.
     """
 
     def tower(task: str, inputs: int) -> nn.Module:
@@ -44,7 +46,7 @@ def blueprint_of(
         before, own = vector(), tower(task, width)
         return own if isinstance(before, nn.Identity) else nn.Sequential(before, own)
 
-    return Blueprint(tuple(kinds), backbone, head, width, tower, vector)
+    return Blueprint(tuple(kinds), backbone, head, width, tower, vector, example)
 
 
 def perceptron(widths: tuple[int, ...], activation: str) -> Callable[[], nn.Module]:

@@ -105,9 +105,10 @@ def timm_blueprint(kinds: Mapping[str, TaskKind], values: Mapping[str, Any]) -> 
             return nn.Sequential(inner.stem, inner.blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return nn.Sequential(model.backbone, model.pooling)
 
+    example = torch.zeros(1, 3, values["image_size"], values["image_size"])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        width = backbone().eval()(torch.zeros(1, 3, values["image_size"], values["image_size"])).shape[1]
-    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"])
+        width = backbone().eval()(example).shape[1]
+    return blueprint_of(kinds, backbone, width, values["head_width"], values["activation"], example=example)
 
 
 def _cifar_fingerprint(place: Any) -> str:

@@ -15,7 +15,17 @@ from saliency_reg.errors import SaliencyRegError
 
 from ....data.images.celeba import HUB_ID
 from ....data.images.cifar import TASK_SETS
-from ....methods.methods import BASELINE, MERGED, SINGLE_TASK, SOFT_SHARING, Method, Methods
+from ....methods.methods import (
+    BASELINE,
+    BRANCHING,
+    MERGED,
+    METHODS,
+    RELATIONS,
+    SINGLE_TASK,
+    SOFT_SHARING,
+    Method,
+    Methods,
+)
 from ....models.architectures.registry import ARCHITECTURES
 from ....models.small_networks import ACTIVATIONS
 from ....models.small_resnet import NARROW_BACKBONE, SMALL_BACKBONE
@@ -49,6 +59,8 @@ _CHOICES: Mapping[str, Collection[str]] = {
     "decayed": OPTIMIZERS,
     "tasks": TASK_SETS,
 }
+#: Data sets each sample of which has the label of one task.
+_ONE_LABEL = ("sarcos", "school", "groups", "synthetic")
 _NETWORK_FOR_EACH = (SINGLE_TASK, MERGED, "cross_stitch", SOFT_SHARING)
 
 
@@ -129,6 +141,8 @@ def check_data(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     options.values, options.label = values, data_set.label
     if options.quick and not options.methods:
         options.methods = [key for key in QUICK_METHODS if key != SINGLE_TASK or not _is_large(values)]
+    if options.methods:
+        options.methods = _named(parser, options)
     if options.methods and BASELINE not in options.methods:
         options.methods = [BASELINE, *options.methods]  # all are compared with it
     if options.results is None:
@@ -221,8 +235,48 @@ def _reason(setting: Setting, method: Method) -> str | None:
         return f"there are no values to try for its {setting.parameter(method)}"
     if method.architecture in _NETWORK_FOR_EACH and tasks > most:
         return f"a network for each of {tasks} tasks, above {most}"
+    if method.by_relations:
+        return _without_relations(values, method, tasks) or f"or together by {RELATIONS}"
     if method.surgery is not None and method.surgery.on_parameters and tasks > MOST_NETWORKS:
         return f"a backward pass for each of {tasks} tasks, above {MOST_NETWORKS}"
+    return None
+
+
+def _named(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
+    """The methods that were named, with those that share by relations and can be used in place of their common name."""
+    tasks = _tasks_of(options.values)
+    reasons = {key: _without_relations(options.values, own, tasks) for key, own in METHODS.items() if own.by_relations}
+    usable = [key for key, reason in reasons.items() if reason is None]
+    for name in options.methods:
+        if reasons.get(name) is not None:
+            parser.error(f"argument --methods: {name} cannot be used here: {reasons[name]}. Use other data or methods.")
+    if RELATIONS not in options.methods:
+        return list(options.methods)
+    if not usable:
+        why = "; ".join(dict.fromkeys(str(reason) for reason in reasons.values()))
+        parser.error(f"argument --methods: nothing of {RELATIONS} can be used here: {why}. Use other data or methods.")
+    return list(dict.fromkeys(own for name in options.methods for own in (usable if name == RELATIONS else [name])))
+
+
+def _without_relations(values: Mapping[str, Any], method: Method, tasks: int) -> str | None:
+    """Why a method that shares by relations between the tasks cannot be used, as far as the values tell."""
+    synthetic = values["data"] == "synthetic"
+    if tasks < 3:
+        return f"there is nothing to choose between {tasks} tasks"
+    if method.selective:
+        # Digits have no such value, and a hidden layer.
+        without = synthetic or values.get("head_width", 1) == 0
+        return "heads of one layer have no estimators" if without else None
+    if method.architecture == BRANCHING and "encoder" in values:
+        return "an encoder of texts is not cut into stages"
+    if method.architecture == BRANCHING and (
+        synthetic or ("backbone" not in values and len(values.get("widths", "ab")) < 2)
+    ):
+        return "a backbone of one layer cannot be cut"
+    if method.view != "saliency_distance" and (values["data"] in _ONE_LABEL or values.get("labelled") == "one"):
+        return "no sample has labels of two tasks"
+    if method.view == "label_correlation" and (values["data"] == "digits" or values.get("tasks") == "classes"):
+        return "one label of each sample is true, so that all pairs of labels are alike"
     return None
 
 

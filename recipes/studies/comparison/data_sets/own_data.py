@@ -206,7 +206,8 @@ def _features(
     inputs = rows.inputs.standardised(split["train"])
     widths = (inputs.shape[1], *values["widths"])
     backbone = perceptron(widths, values["activation"])
-    blueprint = blueprint_of(kinds, backbone, widths[-1], values["head_width"], values["activation"])
+    sizes = widths[-1], values["head_width"]
+    blueprint = blueprint_of(kinds, backbone, *sizes, values["activation"], example=inputs[:1])
     return {name: _examples(inputs, rows.labels, own) for name, own in split.items()}, blueprint
 
 

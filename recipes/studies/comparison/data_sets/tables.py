@@ -82,7 +82,12 @@ def _synthetic(values: Mapping[str, Any], place: Any, seed: int) -> Problem:
 
     splits = Splits(kinds, rows_of(drawn.train), rows_of(drawn.validation), rows_of(drawn.test))
     blueprint = blueprint_of(
-        kinds, lambda: nn.Linear(FEATURES, FEATURES, bias=False), FEATURES, 0, values["activation"]
+        kinds,
+        lambda: nn.Linear(FEATURES, FEATURES, bias=False),
+        FEATURES,
+        0,
+        values["activation"],
+        example=splits.train.inputs[:1],
     )
     return Problem(kinds, splits.train, splits.validation, splits.test, blueprint)
 
@@ -91,7 +96,8 @@ def _on_perceptron(splits: Splits, values: Mapping[str, Any]) -> Problem:
     widths = (splits.train.inputs.shape[1], *values["widths"])
     activation = values["activation"]
     backbone = perceptron(widths, activation)
-    blueprint = blueprint_of(splits.kinds, backbone, widths[-1], values["head_width"], activation)
+    example = splits.train.inputs[:1]
+    blueprint = blueprint_of(splits.kinds, backbone, widths[-1], values["head_width"], activation, example=example)
     return Problem(splits.kinds, splits.train, splits.validation, splits.test, blueprint)
 
 

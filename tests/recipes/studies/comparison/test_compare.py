@@ -111,6 +111,34 @@ class TestWhatIsCompared:
         answer = call(main, "--data", "groups", "--minutes", "0", "--out", tmp_path)
         assert "soft_sharing, merged_single_task (a network for each of 160 tasks, above 40)" in answer.out
 
+    def test_methods_that_share_by_relations_are_named_together(self, tmp_path):
+        own = [key for key, method in METHODS.items() if method.by_relations]
+        assert not set(own) & set(settings().methods)
+        folder = ("--folder", str(tmp_path))
+        for arguments, missing in (
+            ((), {"branch_label_correlation"}),
+            (("--data", "cifar_mtl", *folder), {"branch_label_correlation"}),
+            (("--data", "cifar_mtl", *folder, "--set", "tasks=attributes"), set()),
+            (("--data", "celeba", *folder), set()),
+            (("--data", "tox21", *folder, "--set", "labelled=all"), {"selective_sharing"}),
+            (("--data", "tox21", *folder), {*own} - {"branch_saliency_distance"}),
+            (("--data", "sarcos", *folder), {*own} - {"branch_saliency_distance", "selective_sharing"}),
+            (
+                ("--data", "go_emotions", *folder),
+                {own for own in own if own.startswith("branch")} | {"selective_sharing"},
+            ),
+        ):
+            options = COMMAND.options_of([*arguments, "--methods", "pcgrad", "relations"])
+            assert options.methods == ["hard_sharing", "pcgrad", *(key for key in own if key not in missing)]
+        answer = call(main, "--data", "groups", "--methods", "relations", "--minutes", "0", "--out", tmp_path)
+        assert answer.code == 2
+        assert "a backbone of one layer cannot be cut; no sample has labels of two tasks" in answer.complaint
+        answer = call(main, "--methods", "branch_label_correlation", "--minutes", "0", "--out", tmp_path)
+        assert answer.code == 2
+        assert "one label of each sample is true" in answer.complaint
+        answer = call(main, "--minutes", "0", "--out", tmp_path)
+        assert "selective_sharing (or together by relations)" in answer.out
+
     def test_of_large_networks_fewer(self):
         small = settings("--data", "celeba", "--folder", "here")
         assert "single_task" in small.methods

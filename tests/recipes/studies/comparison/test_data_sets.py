@@ -8,14 +8,19 @@ import torch
 from recipes.compare import COMMAND
 from recipes.data.texts.emotions import EMOTIONS
 from recipes.models.architectures.registry import ARCHITECTURES, build
+from recipes.runtime.errors import OptionError
 from recipes.studies.comparison.cells import COMPARED_METHODS, labels_of
 from recipes.studies.comparison.data_sets.blueprints import with_flat_outputs
 from recipes.studies.comparison.data_sets.options import place_of, setting_of
 from recipes.studies.comparison.data_sets.registry import DATA_SETS
 from recipes.studies.comparison.data_sets.texts import BY_FREQUENCY
 from recipes.training.batches import Feed, MicroBatch
+from saliency_reg.errors import BackboneCutError
 
 from .small import TINY, arguments_of, trained, write_all
+
+#: An encoder of texts, and backbones of one layer.
+CANNOT_BE_CUT = {"go_emotions", "sarcos", "school", "synthetic"}
 
 pytestmark = [
     pytest.mark.usefixtures("quiet_hub"),
@@ -55,8 +60,12 @@ class TestEach:
         assert labels.shape == (3, len(tasks))
         feature = problem.blueprint.backbone().eval()(inputs)
         assert problem.blueprint.vector()(feature).shape == (3, problem.blueprint.width)
-        for name in ARCHITECTURES if len(tasks) <= 12 else ("hard_sharing", "mmoe"):
+        for name in ARCHITECTURES if len(tasks) <= 12 else ("hard_sharing", "mmoe", "groups_apart"):
             torch.manual_seed(0)
+            if name == "branching" and key in CANNOT_BE_CUT:
+                with pytest.raises((OptionError, BackboneCutError), match="cut"):
+                    build(name, problem.blueprint)
+                continue
             outputs = with_flat_outputs(build(name, problem.blueprint)).eval()(inputs)
             shapes = {task: (3,) if kind.classes == 1 else (3, kind.classes) for task, kind in problem.kinds.items()}
             assert {task: tuple(own.shape) for task, own in outputs.items()} == shapes, name

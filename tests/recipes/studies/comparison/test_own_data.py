@@ -72,8 +72,8 @@ class TestProblems:
             (batch,) = Feed(source, 0, collate=problem.collate)([MicroBatch(0, list(range(len(source))))])
             assert torch.equal(batch[1], rows.labels[split[name]])
         for architecture in ARCHITECTURES:
-            if architecture == "merged":
-                continue  # of trained single-task models
+            if architecture == "merged" or (architecture == "branching" and form == "text"):
+                continue  # of trained single-task models; an encoder cannot be cut
             model = build_architecture(architecture, problem.blueprint)
             outputs = model(batch[0])
             assert {task: output.numel() for task, output in outputs.items()} == dict.fromkeys(labels, 60)
