@@ -36,7 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, "a first look: short trainings; a minute for a table of hundreds of rows")
     groups = parser.add_argument_group("groups")
     add_choice(groups, "--view", VIEW_NAMES, DEFAULT_VIEW, "that groups are made of")
-    add_number(groups, "--groups", None, "how many (default: as many as cost least)")
+    add_number(groups, "--groups", None, "how many (default: the number on which the trainings agree best)")
 
 
 def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saliency_reg import GroupStability, RelationViews, ViewComparison, compare_views, group_stability, task_groups
+from saliency_reg import GroupStability, RelationViews, ViewComparison, compare_views
 
 from .chance import clear_of_chance
+from .grouping import groups_of, stretched
 
 #: The keys of all views, as ``--view`` has them.
 VIEW_NAMES = (
@@ -24,11 +25,6 @@ VIEW_NAMES = (
 DEFAULT_VIEW = "saliency_distance"
 #: Views that know of tasks without a label in common.
 WITHOUT_COMMON_LABELS = ("saliency_distance", "relation_weights")
-#: What it costs to have each label in a group of its own, in units of the separation of one group of all, at most 1: more
-#: groups have to be worth it. With the cost of each group in the library, labels would be alone where views are noisy.
-COST_OF_ALL = 1.5
-#: Affinities that differ by less are equal but for rounding.
-_EQUAL = 1e-6
 #: Adjusted Rand indices between trainings from which on they are said to agree, and how.
 _AGREEMENT = ((0.999, "agree on them entirely"), (0.75, "agree on most of them"), (0.4, "agree on some of them"))
 _MOST_NAMED = 8
@@ -101,6 +97,11 @@ class Findings:
         return [group for group in self.groups if len(group.tasks) > 1]
 
     @property
+    def clear(self) -> bool:
+        """Whether there is something to say on which the trainings agree."""
+        return self.says and self.stability is not None and self.stability.adjusted_rand >= _AGREEMENT[-1][0]
+
+    @property
     def sentence(self) -> str:
         """The answer."""
         count = len(self.views.tasks)
@@ -110,7 +111,7 @@ class Findings:
                 "it shows of its tasks is noise. Label correlation alone does not depend on it."
             )
         if len(self.groups) == 1:
-            found = f"By {self.label}, no split of the {count} labels is worth its cost: they are one group."
+            found = f"By {self.label}, no split of the {count} labels is worth it: they are one group."
         elif not self.several:
             found = f"By {self.label}, no two of the {count} labels are close enough to be a group."
         else:
@@ -138,7 +139,7 @@ def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None
     Args:
         results: of :func:`.cells.train_related`, of the same tasks.
         view: of which groups are made.
-        groups: how many; by default their number is that of least cost.
+        groups: how many; by default as :func:`.grouping.groups_of` chooses.
     """
     each = [views_of(result) for result in results]
     tasks = each[0].tasks
@@ -146,11 +147,7 @@ def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None
     counts = torch.stack([own.common_labels for own in each]).double().mean(0).round().long()
     mean = RelationViews(tasks, {name: own.nanmean(0) for name, own in parts.items()}, counts, parts, _skill(results))
     affinity = stretched(affinity_of(mean, view))
-    found = task_groups(affinity, tasks, groups, group_cost=None if groups else COST_OF_ALL / (len(tasks) - 1))
-    stability = None
-    if len(each) > 1:
-        of_each = [task_groups(stretched(affinity_of(own, view)), tasks, len(found)) for own in each]
-        stability = group_stability(of_each, tasks)
+    found, stability = groups_of(affinity, [stretched(affinity_of(own, view)) for own in each], tasks, groups)
     described = [_described(group, tasks, affinity, stability) for group in found]
     of_means = [result["chance"]["mean"] for result in results]
     return Findings(
@@ -188,15 +185,6 @@ def fill_of(views: RelationViews, view: str) -> float:
     """The mean affinity of the pairs that a view knows; one half if it knows none."""
     known = views.affinity(view, fill=0.0)[~views[view].isnan() & ~torch.eye(len(views.tasks), dtype=torch.bool)]
     return float(known.mean()) if len(known) else 0.5
-
-
-def stretched(affinity: Tensor) -> Tensor:
-    """``[T, T]``: the farthest pair has 0, and the closest 1, so that a cost means the same in all views."""
-    off = ~torch.eye(len(affinity), dtype=torch.bool)
-    low, high = float(affinity[off].min()), float(affinity[off].max())
-    if high - low < _EQUAL:
-        return torch.ones_like(affinity)
-    return torch.where(off, (affinity - low) / (high - low), 1.0)
 
 
 def label_of(views: RelationViews, view: str) -> str:

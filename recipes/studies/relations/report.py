@@ -47,7 +47,7 @@ class RelationsReport:
 
     Attributes:
         view: of which groups are made.
-        groups: how many; by default as many as cost least.
+        groups: how many; by default the number on which the trainings agree best.
     """
 
     view: str

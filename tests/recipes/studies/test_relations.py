@@ -18,10 +18,11 @@ from recipes.studies.relations.findings import (
     affinity_of,
     findings,
     rank_rows,
-    stretched,
     views_of,
 )
-from saliency_reg import RelationViews
+from recipes.studies.relations.grouping import COST_OF_ALL, cost_of, groups_of, stretched
+from saliency_reg import RelationViews, task_groups
+from saliency_reg.relatedness.groups import separation_cost
 from saliency_reg.relatedness.views import VIEWS
 
 from ..support.commands import call, start, stop
@@ -107,6 +108,7 @@ class TestFindings:
         assert all(group.together == 1 and group.inside > 0.9 > 0.2 > group.outside for group in found.groups)
         assert f"6 labels make {kinds} groups" in found.sentence
         assert "agree on them entirely" in found.sentence
+        assert found.clear
 
     def test_means_and_trajectory_are_over_the_trainings(self):
         each = [views_of(result(seed)) for seed in range(3)]
@@ -128,6 +130,7 @@ class TestFindings:
     def test_at_chance_nothing_can_be_said(self):
         found = findings([result(seed, known=False) for seed in range(3)], DEFAULT_VIEW, None)
         assert not found.says
+        assert not found.clear
         assert found.sentence.startswith("Nothing can be said: the model is at chance level")
         assert found.views.at_chance == ("task 5",)
 
@@ -141,11 +144,8 @@ class TestFindings:
         found = findings([result(0, kinds=2), result(1, kinds=3)], DEFAULT_VIEW, None)
         assert found.stability.adjusted_rand < 0.4
         assert "hardly agree" in found.sentence
-
-    def test_stretched(self):
-        affinity = torch.tensor([[1.0, 0.5, 0.6], [0.5, 1.0, 0.55], [0.6, 0.55, 1.0]])
-        assert torch.allclose(stretched(affinity), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.5, 1.0]]))
-        assert torch.equal(stretched(torch.full((3, 3), 0.4)), torch.ones(3, 3)), "all pairs alike are one group"
+        assert not found.clear
+        assert found.says
 
     def test_rank_rows(self):
         titles, *rows = rank_rows(findings([result(seed) for seed in range(3)], DEFAULT_VIEW, None).comparison)
@@ -153,6 +153,45 @@ class TestFindings:
         assert len(rows) == 7
         assert rows[0][2] == ""
         assert rows[0][3] == rows[1][2] == "1.00 +- 0.00", "equal but for the sign"
+
+
+def affinity(kinds, seed, noise=0.3, size=9):
+    """Of labels in turns of each kind."""
+    place, generator = torch.arange(size), torch.Generator().manual_seed(seed)
+    drawn = noise * torch.randn(size, size, generator=generator, dtype=torch.float64)
+    same = (place.unsqueeze(1) % kinds == place % kinds).double()
+    return stretched(same + (drawn + drawn.T) / 2)
+
+
+class TestGrouping:
+    def test_stretched(self):
+        affinity = torch.tensor([[1.0, 0.5, 0.6], [0.5, 1.0, 0.55], [0.6, 0.55, 1.0]])
+        assert torch.allclose(stretched(affinity), torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.5, 1.0]]))
+        assert torch.equal(stretched(torch.full((3, 3), 0.4)), torch.ones(3, 3)), "all pairs alike are one group"
+
+    @pytest.mark.parametrize("kinds", [2, 3, 4])
+    def test_the_number_is_that_on_which_trainings_agree(self, kinds):
+        each = [affinity(kinds, seed) for seed in range(4)]
+        tasks = [f"{place}" for place in range(9)]
+        groups, stability = groups_of(stretched(sum(each) / 4), each, tasks, None)
+        assert groups == tuple(tuple(tasks[kind::kinds]) for kind in range(kinds))
+        assert stability.adjusted_rand == 1
+
+    def test_of_noise_trainings_do_not_agree(self):
+        for first in range(0, 40, 4):
+            each = [affinity(1, first + seed) for seed in range(4)]
+            _, stability = groups_of(stretched(sum(each) / 4), each, [f"{place}" for place in range(9)], None)
+            assert stability.adjusted_rand < 0.5
+
+    def test_cost_is_that_of_the_package(self):
+        own, tasks = affinity(3, 0), [f"{place}" for place in range(9)]
+        groups = task_groups(own, tasks, 4)
+        numbers = [[int(task) for task in group] for group in groups]
+        assert cost_of(own, groups, tasks) == pytest.approx(separation_cost(own, numbers) + COST_OF_ALL * 3 / 8)
+
+    def test_pairs_that_are_all_alike_are_one_group(self):
+        groups, _ = groups_of(torch.ones(4, 4), [torch.ones(4, 4)] * 2, list("abcd"), None)
+        assert groups == (("a", "b", "c", "d"),)
 
 
 QUICK = ("--workers", "1", "--seeds", "2", "--set", "epochs=8")
