@@ -15,7 +15,7 @@ from saliency_reg import GradNorm, HeadPenalty, RelationWeights, RepMTL, Salienc
 from ..data.task_kinds import TaskKind
 from ..runtime.errors import OptionError
 from .backward import Backward
-from .growth import Growth, RelationWatch, permutation_seed
+from .growth import Growth, RelationPhase, permutation_seed
 from .methods import BRANCHING, GROUPS_APART, SOFT_SHARING, Method
 from .reshaping import Reshaping, SharedEstimators, first_phase
 
@@ -125,7 +125,7 @@ def _reshaping(
     if method.selective or method.view is None:
         return SharedEstimators(model, tuple(kinds), optimizer, process_group, epochs=epochs)
     if method.architecture == GROUPS_APART:
-        return RelationWatch(method.view, model, kinds, optimizer, epochs * steps_per_epoch, process_group)
+        return RelationPhase(method.view, model, kinds, optimizer, epochs * steps_per_epoch, process_group)
     if method.architecture != BRANCHING:
         raise OptionError(
             f"{method.key} has a view of relations, and nothing that is split along it. Use {BRANCHING!r}."

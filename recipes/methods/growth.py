@@ -36,7 +36,7 @@ _MOST_EXACT = 12
 _KINDS = {"binary": "binary", "number": "number", "classes": "class"}
 
 
-class RelationWatch(Reshaping):
+class RelationPhase(Reshaping):
     """Gathers one view of the relations; the training stays as it is, to the bit.
 
     Args:
@@ -162,7 +162,7 @@ class RelationWatch(Reshaping):
         return views
 
 
-class Growth(RelationWatch):
+class Growth(RelationPhase):
     """Lu et al.: watches hard sharing for the first quarter of the epochs, and then splits it from the top stage down.
 
     A stage in each round, with training between, until half of the epochs are over. With L stages the top one gets three

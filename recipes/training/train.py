@@ -7,20 +7,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saliency_reg import RelationViews
-
 from ..data.sources import Collate, Source
 from ..data.task_kinds import TaskKind, columns_of
 from ..methods.attach import attach
 from ..methods.conflicts import ConflictWatch
-from ..methods.growth import RelationWatch, permutation_seed
+from ..methods.growth import RelationPhase, permutation_seed
 from ..methods.methods import BASELINE, GROUPS_APART, MERGED, METHODS, Method
 from ..methods.reshaping import first_phase
 from ..runtime.errors import OptionError
@@ -29,10 +27,11 @@ from .batches import Feed, MicroBatch
 from .engine import Engine
 from .frozen_features import FrozenFeatures
 from .merged_models import best_merged
-from .metrics import macro, mean_of_known, selection_score, task_scores
+from .metrics import mean_of_known, selection_score, task_scores
 from .objective import MultiTaskObjective
 from .optimizers import MakeOptimizer, adamw
 from .options import Options
+from .outcome import Outcome
 from .progress import Progress
 from .relation_watch import RelationWatch
 
@@ -50,53 +49,6 @@ class Data:
     test: Source | None
     """``None`` for trials, which must not see it."""
     collate: Collate | None = None
-
-
-@dataclass
-class Outcome:
-    """What a training left, as plain numbers beside the model.
-
-    Attributes:
-        model: with the best weights by validation.
-        best_epochs: of each task, when it had them; 0 for its initial weights.
-        validation: what it was chosen by: the mean over the tasks of AUC, accuracy, or one minus the nMSE.
-        validation_loss: mean over the tasks, at the same epochs.
-        scores: on the test split, of each task; empty without one.
-        curves: one value for each look at the validation split.
-        relations: ``[T, T]``, of the best epoch, if the method has any.
-        outputs, validation_outputs: logits ``"outputs"`` and ``"labels"``, if the test split was looked at.
-        more: macro figures beside the means over the tasks.
-        costs: ``"seconds_per_step"`` and ``"peak_memory"`` (bytes), if the options measure them.
-        views: of the relations between the tasks, if the options watch them.
-    """
-
-    model: nn.Module
-    best_epochs: dict[str, int]
-    validation: float
-    validation_loss: float
-    scores: dict[str, dict[str, float]]
-    curves: dict[str, list[float]]
-    relations: list[list[float]] | None
-    outputs: dict[str, Tensor] = field(default_factory=dict)
-    validation_outputs: dict[str, Tensor] = field(default_factory=dict)
-    more: dict[str, float] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
-    views: RelationViews | None = None
-
-    @property
-    def macro(self) -> dict[str, float]:
-        """Means over the tasks."""
-        return {**macro(self.scores), **self.more}
-
-    @property
-    def best_epoch(self) -> int:
-        """That of the part of the model that was last at its best; most models have one part."""
-        return max(self.best_epochs.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """What goes into a file."""
-        names = ("best_epochs", "validation", "validation_loss", "macro", "scores", "curves", "relations")
-        return {name: getattr(self, name) for name in names}
 
 
 def train(
@@ -254,7 +206,7 @@ class _Training:
     def run(self, resume: str | Path, initial: Mapping[str, Tensor] | None = None) -> Outcome:
         """Train; with ``initial`` weights of the backbones of single-task models, merge them."""
         self._engine.run(self._after_epoch, resume)
-        if type(self._backward.reshaping) is RelationWatch:
+        if type(self._backward.reshaping) is RelationPhase:
             self.groups = self._backward.reshaping.groups(self._permuted)
         progress, data = self._progress, self._data
         progress.best.restore()

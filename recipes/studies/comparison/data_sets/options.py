@@ -244,7 +244,7 @@ def _reason(setting: Setting, method: Method) -> str | None:
 
 def _named(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
     """The methods that were named, with those that share by relations and can be used in place of their common name."""
-    tasks = _tasks_of(options.values)
+    tasks = tasks_of(options.values)
     reasons = {key: _without_relations(options.values, own, tasks) for key, own in METHODS.items() if own.by_relations}
     usable = [key for key, reason in reasons.items() if reason is None]
     for name in options.methods:
