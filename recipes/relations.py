@@ -11,7 +11,7 @@ import argparse
 import sys
 from dataclasses import replace
 
-from .runs.command_line import add_choice, add_number
+from .runs.command_line import add_number
 from .studies.command import StudyCommand
 from .studies.comparison.data_sets.options import (
     add_data_arguments,
@@ -24,7 +24,7 @@ from .studies.comparison.data_sets.options import (
 )
 from .studies.comparison.data_sets.own_data import OWN
 from .studies.relations.cells import METHOD, ONE_METHOD, found_in_table, train_related
-from .studies.relations.findings import DEFAULT_VIEW, VIEW_NAMES
+from .studies.relations.findings import DEFAULT_VIEW, SECOND_VIEW, VIEW_NAMES
 from .studies.relations.report import RelationsReport
 from .studies.study import Setting
 
@@ -35,7 +35,8 @@ VERSION = 1
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, "a first look: short trainings; a minute for a table of hundreds of rows")
     groups = parser.add_argument_group("groups")
-    add_choice(groups, "--view", VIEW_NAMES, DEFAULT_VIEW, "that groups are made of")
+    text = f"that groups are made of (default: {DEFAULT_VIEW}, or {SECOND_VIEW} where only that is more than noise)"
+    groups.add_argument("--view", choices=VIEW_NAMES, help=text)
     add_number(groups, "--groups", None, "how many (default: the number on which the trainings agree best)")
 
 

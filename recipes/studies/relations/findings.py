@@ -23,6 +23,10 @@ VIEW_NAMES = (
 )
 #: What groups are made of by default: it knows of labels that no sample has together, and of those that exclude each other.
 DEFAULT_VIEW = "saliency_distance"
+#: In its place if it says something else in each training, and some labels occur together.
+SECOND_VIEW = "gradient_cosine"
+#: Rank correlation of a view with itself in another training up to which it is noise.
+NOISE = 0.3
 #: Views that know of tasks without a label in common.
 WITHOUT_COMMON_LABELS = ("saliency_distance", "relation_weights")
 #: Adjusted Rand indices between trainings from which on they are said to agree, and how.
@@ -133,12 +137,12 @@ class Findings:
         )
 
 
-def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None) -> Findings:
+def findings(results: Sequence[Mapping[str, Any]], view: str | None, groups: int | None) -> Findings:
     """Put the results of at least one training together.
 
     Args:
         results: of :func:`.cells.train_related`, of the same tasks.
-        view: of which groups are made.
+        view: of which groups are made; by default as :func:`chosen_view` chooses.
         groups: how many; by default as :func:`.grouping.groups_of` chooses.
     """
     each = [views_of(result) for result in results]
@@ -146,6 +150,8 @@ def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None
     parts = {name: torch.stack([own[name] for own in each]) for name in each[0]}
     counts = torch.stack([own.common_labels for own in each]).double().mean(0).round().long()
     mean = RelationViews(tasks, {name: own.nanmean(0) for name, own in parts.items()}, counts, parts, _skill(results))
+    comparison = compare_views(each)
+    view = view or chosen_view(mean, comparison)
     affinity = stretched(affinity_of(mean, view))
     found, stability = groups_of(affinity, [stretched(affinity_of(own, view)) for own in each], tasks, groups)
     described = [_described(group, tasks, affinity, stability) for group in found]
@@ -153,7 +159,7 @@ def findings(results: Sequence[Mapping[str, Any]], view: str, groups: int | None
     return Findings(
         len(each),
         mean,
-        compare_views(each),
+        comparison,
         view,
         tuple(sorted(described, key=lambda group: -len(group.tasks))),
         groups is not None,
@@ -174,6 +180,19 @@ def views_of(result: Mapping[str, Any]) -> RelationViews:
         # Gradients of different samples have no entry in common: their products are 0, which says nothing.
         matrices[name] = matrix if name in WITHOUT_COMMON_LABELS else matrix.masked_fill(apart, math.nan)
     return RelationViews(tuple(result["tasks"]), matrices, counts)
+
+
+def chosen_view(mean: RelationViews, comparison: ViewComparison) -> str:
+    """The view that groups are made of: saliency distance, or gradient cosine where that one is noise and this one is not.
+
+    Not where all labels exclude each other: there gradients are opposed the most where labels are alike.
+    """
+    again = dict(zip(comparison.views, comparison.over_seeds.tolist()))
+    off = ~torch.eye(len(mean.tasks), dtype=torch.bool)
+    occur_together = bool((mean["label_correlation"][off] > 0).any())
+    if occur_together and again[DEFAULT_VIEW] < NOISE <= again[SECOND_VIEW]:
+        return SECOND_VIEW
+    return DEFAULT_VIEW
 
 
 def affinity_of(views: RelationViews, view: str) -> Tensor:

@@ -27,9 +27,8 @@ def groups_of(
     """Spectral groups of the mean affinity of several trainings, and whether the single trainings have the same.
 
     Their number is the one on which the trainings agree best; among equals, and with one training among all, that of least
-    cost: the separation of Lu et al. (CVPR 2017), and 1.5 (G - 1) / (T - 1) for G groups. One group is no answer that
-    trainings could disagree on, and neither are T: both come only out of one training, if all pairs are equally close, or
-    if they are asked for.
+    cost: the separation of Lu et al. (CVPR 2017), and 1.5 (G - 1) / (T - 1) for G groups. Of several trainings it is at
+    least 2, since none could disagree on one group, and at most (T + 1) / 2.
 
     Args:
         affinity: ``[T, T]``, of the mean; :func:`stretched`.
@@ -45,7 +44,7 @@ def groups_of(
         return task_groups(affinity, tasks, number), _stability(of_each, tasks, number)
     tried = [
         (task_groups(affinity, tasks, count), _stability(of_each, tasks, count))
-        for count in range(2, min(len(tasks) - 1, _MOST_GROUPS) + 1)
+        for count in range(2, min((len(tasks) + 1) // 2, _MOST_GROUPS) + 1)
     ]
     most = max(own.adjusted_rand for _, own in tried if own is not None)
     stable = [one for one in tried if one[1] is not None and one[1].adjusted_rand > most - _AS_STABLE]

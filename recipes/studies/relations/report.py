@@ -21,7 +21,7 @@ from ..page import Origin
 from ..study import Study
 from ..tables import markdown_table
 from ..written import OF_PICTURES, Written, attempt
-from .findings import WITHOUT_COMMON_LABELS, Findings, findings, rank_rows
+from .findings import NOISE, WITHOUT_COMMON_LABELS, Findings, findings, label_of, rank_rows
 
 _PAIRS = 5
 #: Of more labels no tree or heat map can be read.
@@ -46,11 +46,11 @@ class RelationsReport:
     """The report of one command line.
 
     Attributes:
-        view: of which groups are made.
+        view: of which groups are made; by default it is chosen.
         groups: how many; by default the number on which the trainings agree best.
     """
 
-    view: str
+    view: str | None = None
     groups: int | None = None
 
     def summary(self, study: Study) -> str:
@@ -155,9 +155,17 @@ def _without_notes(views: RelationViews) -> RelationViews:
 
 def _notes(found: Findings, study: Study) -> list[str]:
     notes = [note for note in found.views.notes if found.says or not note.startswith("The model is at chance level")]
+    again = dict(zip(found.comparison.views, found.comparison.over_seeds.tolist()))
+    if again[found.view] < NOISE:
+        notes.append(
+            f"{_begun(found.label)} says something else in each training (rank correlation {again[found.view]:.2f})."
+        )
+    elif other := [name for name, value in again.items() if value < NOISE]:
+        named = ", ".join(label_of(found.views, name) for name in other)
+        notes.append(f"Of no use here, as they say something else in each training: {named}.")
     if found.view not in WITHOUT_COMMON_LABELS and found.unknown:
         notes.append(
-            f"{found.label[:1].upper()}{found.label[1:]} knows nothing of {_count(found.unknown, 'pair')}, which count as "
+            f"{_begun(found.label)} knows nothing of {_count(found.unknown, 'pair')}, which count as "
             "neither close nor far."
         )
     if found.trainings < len(study.seeds):
@@ -188,6 +196,10 @@ def _inside(path: Path | None) -> str:
     if path is None or not path.exists():
         return ""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _begun(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _number(value: float) -> str:

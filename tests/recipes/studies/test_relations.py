@@ -57,6 +57,11 @@ def result(seed=0, *, apart=False, known=True, kinds=2):
     }
 
 
+def noise(seed):
+    drawn = torch.rand(6, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (drawn + drawn.T).fill_diagonal_(0.0).tolist()
+
+
 class TestChance:
     def test_against_a_loop_over_orders(self):
         generator = torch.Generator().manual_seed(1)
@@ -133,6 +138,16 @@ class TestFindings:
         assert not found.clear
         assert found.sentence.startswith("Nothing can be said: the model is at chance level")
         assert found.views.at_chance == ("task 5",)
+
+    def test_a_view_that_is_noise_is_not_chosen(self):
+        each = [result(seed) for seed in range(3)]
+        noisy = [{**own, "views": {**own["views"], "saliency_distance": noise(seed)}} for seed, own in enumerate(each)]
+        assert findings(each, None, None).view == "saliency_distance"
+        assert findings(noisy, None, None).view == "gradient_cosine"
+        assert findings(noisy[:1], None, None).view == "saliency_distance", "one training does not tell"
+        for own in noisy:
+            own["views"]["label_correlation"] = (torch.eye(6) * 1.1 - 0.1).tolist()
+        assert findings(noisy, None, None).view == "saliency_distance", "labels that exclude each other"
 
     def test_one_training_and_a_given_number(self):
         found = findings([result()], DEFAULT_VIEW, 3)
