@@ -30,8 +30,8 @@ _READING = (
     "Gathered from the batches of hard sharing with a SaliencyRegularizer as it is by default, as running means over the "
     "latest hundred steps, and kept from the look with the least validation loss: on samples that a model knows by heart "
     "all labels are easy, and errors and TAG say nothing.",
-    "Saliency distance and relation weights compare how outputs depend on the features. They need no labels in common. "
-    "Labels that are rare or hard to learn have small saliencies, and are close for that reason alone.",
+    "Saliency distance and relation weights compare how outputs depend on the features, by the angle between saliencies "
+    "(cosine) and not by their size, which is small for rare labels. They need no labels in common.",
     "Gradient cosine and TAG are taken at the feature map, sample by sample: they know nothing of two labels that no sample "
     "has together (grey). Labels that exclude each other are opposed by them, the more the harder they are to tell apart.",
     "Error co-occurrence is high for any two rare labels, which are easy on nearly all samples; the chance-corrected one is "

@@ -25,9 +25,9 @@ from saliency_reg import RelationViews, task_groups
 from saliency_reg.relatedness.groups import separation_cost
 from saliency_reg.relatedness.views import VIEWS
 
-from ..support.commands import call, start, stop
+from ..support.commands import ROOT, call, start, stop
 from ..support.planted_labels import FEATURES, planted
-from ..support.studies import lines_of, size_of_png
+from ..support.studies import lines_of, size_of_png, table_rows
 
 TASKS = [f"task {place}" for place in range(6)]
 
@@ -327,3 +327,36 @@ class TestWhatCannotBe:
         answer = call(main, "--table", tmp_path / "none.csv", "--features")
         assert answer.code == 2
         assert "none.csv" in answer.complaint
+
+
+@pytest.mark.parametrize(
+    ("data", "changes", "said"),
+    [
+        ("digits", ["train_per_class=70", "batch_size=40"], "hardly agree"),
+        (
+            "cifar_mtl",
+            [],
+            "bird, cat, deer, dog, frog, horse; airplane, automobile, ship, truck. The 3 trainings agree on them",
+        ),
+        ("tox21", ["labelled=all", "labels=1500"], "By gradient cosine, 12 labels make 4 groups"),
+    ],
+)
+def test_what_the_docs_say_is_in_the_results(data, changes, said):
+    path = ROOT / "docs" / "results" / f"relations_{data}.jsonl"
+    answer = call(
+        main, "--data", data, *(["--set", *changes] if changes else []), "--minutes", "0", "--results", path,
+        *(["--folder", "unused"] if data == "tox21" else []),
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "3 of 3 trainings are done" in answer.out
+    assert said in answer.out
+    page = (ROOT / "docs" / "relations.md").read_text(encoding="utf-8")
+    printed = table_rows(answer.out)
+    again = [row[1] for row in printed if row[0] in ("saliency distance", "gradient cosine", "error kappa", "tag")]
+    column = {"digits": 1, "cifar_mtl": 2, "tox21": 3}[data]
+    told = [
+        row[column]
+        for row in table_rows(page)
+        if row[0] in ("saliency distance", "gradient cosine", "error kappa", "TAG")
+    ]
+    assert [cell.partition(":")[0] for cell in told if cell[:1].isdigit()] == again
