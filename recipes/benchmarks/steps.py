@@ -146,7 +146,7 @@ class Steps:
         report = relation_report(regularizer, tag_every=TAG_EVERY)
 
         def penalty() -> Tensor:
-            found = regularizer()
+            found: Tensor = regularizer()
             report.update(self._labels)
             return found
 

@@ -25,7 +25,8 @@ from ..runtime.errors import OptionError, need
 from ..runtime.processes import Ranks
 from ..runtime.tables import aligned
 from ..training.metrics import TITLES, selection_score, task_scores, with_f1
-from ..training.train import Data, Outcome, train
+from ..training.outcome import Outcome
+from ..training.train import Data, train
 from .by_trainer import run_trainer, trainer_arguments
 from .command_line import method_value, single_run_options
 from .shell import Pictures, relation_pictures

@@ -12,7 +12,8 @@ from saliency_reg.integrations.timm import HeadConfig, TimmMultiTaskModel
 from ..data.images.cifar import cifar_splits
 from ..data.task_kinds import BINARY
 from ..models.small_resnet import register_small_backbone
-from ..training.train import Data, Outcome, train
+from ..training.outcome import Outcome
+from ..training.train import Data, train
 from .cell_training import cell_options
 from .study import Cell
 

@@ -13,7 +13,8 @@ from ..data.digits import TEST_IMAGES, digit_splits, most_per_class
 from ..data.task_kinds import BINARY
 from ..models.small_networks import SeparateNetworks, SharedNetwork
 from ..runs.command_line import check_options
-from ..training.train import Data, Outcome, train
+from ..training.outcome import Outcome
+from ..training.train import Data, train
 from .cell_training import cell_options
 from .study import Cell
 

@@ -10,7 +10,8 @@ from ..data.texts.emotions import EMOTIONS, RARE, LabelledTexts, emotion_splits
 from ..data.texts.tokens import TokenisedTexts
 from ..models.text_encoders import EncoderTasks, small_encoder, tokenizer_of
 from ..training.metrics import with_f1
-from ..training.train import Data, Outcome, train
+from ..training.outcome import Outcome
+from ..training.train import Data, train
 from .cell_training import cell_options
 from .study import Cell
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from ..data.tabular import sarcos_splits, school_splits
 from ..models.small_networks import SharedMLP
-from ..training.train import Data, Outcome, train
+from ..training.outcome import Outcome
+from ..training.train import Data, train
 from .cell_training import cell_options
 from .study import Cell
 

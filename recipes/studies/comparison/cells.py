@@ -20,7 +20,8 @@ from ...models.architectures.registry import build
 from ...training.batches import Feed, MicroBatch
 from ...training.metrics import macro, selection_score, task_scores
 from ...training.optimizers import OPTIMIZERS
-from ...training.train import Data, Outcome, train
+from ...training.outcome import Outcome
+from ...training.train import Data, train
 from ..cell_training import cell_options
 from ..study import Cell
 from .data_sets.blueprints import with_flat_outputs

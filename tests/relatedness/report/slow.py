@@ -56,7 +56,7 @@ class SlowReport:
             for b, row in enumerate(step.labels)
             if row[task] is not None
         ]
-        return sum(found) / len(found) if found else None
+        return torch.stack(found).mean() if found else None
 
     def _gradient(self, step: Step, task: int) -> Tensor | None:
         feature = step.feature.detach().clone().requires_grad_()

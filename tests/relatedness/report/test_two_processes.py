@@ -22,7 +22,7 @@ SPLITS = (3, 7, 2, 4)
 OPTIONS = {"tag_every": 2, "decay": 0.9}
 
 
-def joined_views(rank: int) -> list[dict[str, Tensor]]:
+def joined_views(rank: int) -> list[dict[str, Tensor | None]]:
     found = []
     for case, kind in RUNS:
         model = build(case)
