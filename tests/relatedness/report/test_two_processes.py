@@ -71,7 +71,7 @@ def apart(rank: int) -> tuple[Tensor, Tensor, str]:
     return views.matrices["gradient_cosine"], views.matrices["tag"], message
 
 
-def everything(rank: int) -> tuple[list[dict[str, Tensor]], tuple[Tensor, Tensor, str]]:
+def everything(rank: int) -> tuple[list[dict[str, Tensor | None]], tuple[Tensor, Tensor, str]]:
     return joined_views(rank), apart(rank)
 
 
