@@ -142,7 +142,9 @@ class BranchingModel(nn.Module):
         self._check_split(number, groups)
         old = list(zip(self._partitions[number], self._columns()[number]))
         inner = None if optimizer is None else checked_optimizer(optimizer, [*self.named_parameters()])
-        if any(is_hooked(part) for _, column in old for part in column.modules()):
+        # A feature map without a name is what the heads are called with: the hooks are on them alone.
+        of_heads = any(map(is_hooked, self.heads.modules())) and not any(map(is_hooked, self.stages.modules()))
+        if of_heads or any(is_hooked(part) for _, column in old for part in column.modules()):
             raise ConfigurationError(
                 f"a regularizer or a surgery reads what {self.stage_names[number]!r} makes, which tasks would no longer "
                 "share. Call its remove(), split, and attach it again: feature=model.last_shared."

@@ -67,7 +67,7 @@ class Gatherer(StateModule):
         self._last: Tensor | None = None  # distances of the regularizer that were taken up
 
     def _take_up(self, forward: CapturedForward, labels: Labels) -> None:
-        """Take up a forward. All processes come here together; an error in one of them is raised in all."""
+        """Take up a forward. All come here together. An error in one process is raised in all, where a device is waited for."""
         problem: SaliencyRegError | None = None
         outputs: dict[int, Tensor] = {}
         batch = LabelBatch.empty(len(self.tasks), forward.device)
@@ -91,7 +91,7 @@ class Gatherer(StateModule):
                 self._add(parts, forward, layout, outputs, batch)
             except SaliencyRegError as error:
                 problem = error
-        self._join(parts, problem, forward)
+        self._join(parts, problem, forward, waits=tags or forward.device.type == "cpu")
         self._keep(parts)
         if tags:
             self._look_ahead(parts, batch)
@@ -113,7 +113,9 @@ class Gatherer(StateModule):
         if "saliency_distance" in self.names and self._weights() is None:
             parts.sums["distances"], parts.sums["distance_samples"] = self._distances.of(forward)
 
-    def _join(self, parts: BatchParts, problem: SaliencyRegError | None, forward: CapturedForward) -> None:
+    def _join(
+        self, parts: BatchParts, problem: SaliencyRegError | None, forward: CapturedForward, *, waits: bool
+    ) -> None:
         if self._ranks.size == 1:
             if problem is not None:
                 raise problem
@@ -125,7 +127,7 @@ class Gatherer(StateModule):
         parts.part_again(self._ranks.add(parts.joined()))
         if problem is not None:
             raise problem
-        if forward.device.type == "cpu" and float(parts.sums["errors"]):
+        if waits and float(parts.sums["errors"]):
             raise CaptureError("the report of another process has refused its batch, for what is said there.")
         if forward.no_heads is not None and float(parts.sums["without_heads"]) == self._ranks.size:
             raise forward.no_heads
@@ -175,6 +177,10 @@ class Gatherer(StateModule):
             "label_correlation": self.tables.association().to(kappa),
             "tag": self.running.mean("gain"),
         }
+        # Gradients of different samples have no entry in common: a product of 0 says nothing.
+        apart = (self.tables.common == 0).fill_diagonal_(False)
+        for name in _OF_GRADIENTS:
+            own[name] = own[name].masked_fill(apart.to(own[name].device), torch.nan)
         nothing = torch.full_like(kappa, torch.nan)
         return torch.stack([own[name] if name in self.names else nothing for name in VIEWS])
 

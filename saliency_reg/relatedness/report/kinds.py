@@ -53,26 +53,26 @@ class TaskKinds(StateModule):
             self._version_read = self.kinds._version
         return known[1], known[2]
 
-    def settled(self, task: int) -> bool:
-        return self.now()[0][task] > 0
-
     def settle(self, batch: LabelBatch, widths: Mapping[int, int], ranks: Ranks) -> bool:
         """Decide for tasks that now have labels and outputs; return whether there were any. All processes come here."""
         kinds = self.now()[0]
         if all(kinds):
             return False
         found = ranks.add(self._seen(batch, widths)).tolist()
-        changed = False
+        decided: list[tuple[int, int, int, float, int]] = []
+        columns = int(self.columns.sum())
         for task, (ran, width, labelled, other, total, minus) in enumerate(zip(*found)):
             if kinds[task] or not (ran and labelled):
                 continue
             if width % ran:
                 raise ShapeError(f"the processes have different numbers of outputs for task {self._tasks[task]!r}.")
             kind = self._kind_of(task, int(width / ran), other, minus)
-            self.kinds[task], self.widths[task], changed = kind, int(width / ran), True
-            self.shifts[task] = total / labelled if kind == NUMBER else 0.0
-            self.columns[task] = self._columns_of(task, kind, int(width / ran))
-        return changed
+            own = self._columns_of(task, kind, int(width / ran), columns)
+            columns += own
+            decided.append((task, kind, int(width / ran), total / labelled if kind == NUMBER else 0.0, own))
+        for task, kind, outputs, shift, own in decided:  # of all, or of none
+            self.kinds[task], self.widths[task], self.shifts[task], self.columns[task] = kind, outputs, shift, own
+        return bool(decided)
 
     def check(self, batch: LabelBatch, *, waits: bool) -> None:
         """Refuse labels that a task of its kind cannot have; negative classes mean that there is none.
@@ -117,7 +117,7 @@ class TaskKinds(StateModule):
 
     def _seen(self, batch: LabelBatch, widths: Mapping[int, int]) -> Tensor:
         """Return ``[6, T]``: heads that ran here, their outputs, labels, those that are not 0 or 1, their sum, and -1s."""
-        known, values = batch.known, batch.values
+        known, values = batch.known & batch.values.isfinite(), batch.values
         other = known & (values != 0) & (values != 1)
         whole = torch.tensor([dtype is not None and not dtype.is_floating_point for dtype in batch.dtypes])
         minus = other & (values == -1) & whole.to(values.device)
@@ -142,8 +142,8 @@ class TaskKinds(StateModule):
             )
         return kind
 
-    def _columns_of(self, task: int, kind: int, width: int) -> int:
-        if width > MOST_CLASSES or width + int(self.columns.sum()) > MOST_COLUMNS:
+    def _columns_of(self, task: int, kind: int, width: int, so_far: int) -> int:
+        if width > MOST_CLASSES or width + so_far > MOST_COLUMNS:
             warn_user(
                 f"task {self._tasks[task]!r} has {width} outputs: of more than {MOST_CLASSES} classes, or {MOST_COLUMNS} "
                 "columns together, the association of labels is not counted, and NaN in label_correlation."

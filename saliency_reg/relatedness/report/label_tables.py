@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...errors import StateMismatchError
 from ...torch_tools import StateModule, real_device, state_dtype
-from .kinds import CLASS, TaskKinds
+from .kinds import BINARY, CLASS, TaskKinds
 from .labels import LabelBatch
 
 
@@ -121,7 +121,7 @@ class LabelTables(StateModule):
             means = self.sums[start : start + number, task].cpu() / count
             if kinds[task] == CLASS:
                 found[task] = -torch.special.xlogy(means, means).sum()
-            elif kinds[task] == 1:
+            elif kinds[task] == BINARY:
                 both = torch.cat([means, 1 - means])
                 found[task] = -torch.special.xlogy(both, both).sum()
             else:
@@ -181,7 +181,7 @@ class _Pairs:
             both = counts.diag()
         if self._kinds[other] == CLASS:
             return _cramer(both, number)
-        if self._kinds[other] == 1:
+        if self._kinds[other] == BINARY:
             return _cramer(torch.cat([both, counts.unsqueeze(1) - both], 1), number)
         total, square = (float(each[self._places[other], task]) for each in (self._sums, self._squares))
         return _epsilon(both.squeeze(1), counts, number, total, square)

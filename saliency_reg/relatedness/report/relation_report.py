@@ -89,7 +89,7 @@ class RelationReport(Gatherer, Removable):
       before this batch. Counted over samples with both labels, where the authors' code counts a missing label as easy; and
       not in the first batch, which has no threshold, where theirs counts all samples as hard. ``error_kappa``: the same
       corrected for what tasks that are unrelated have by chance (Cohen's kappa).
-    - ``label_correlation``: of all labels seen so far, see :meth:`LabelTables.association`.
+    - ``label_correlation``: of all labels seen so far of tasks whose head has run, see :meth:`LabelTables.association`.
     - ``tag`` (Fifty et al., NeurIPS 2021) at the feature map: ``Z[i, j] = 1 - L_i(A - eta_j dL_j/dA) / L_i(A)``, with heads
       as they are. ``eta_j`` is ``tag_step |A| / |dL_j/dA|``: steps of all tasks have one length, whatever the scale of their
       losses. The paper takes steps of all shared parameters, by the learning rate.
@@ -118,7 +118,7 @@ class RelationReport(Gatherer, Removable):
     """
 
     calls: Tensor
-    in_a_copy: ClassVar[dict[str, Any]] = {"_source": None, "_capture": None}
+    in_a_copy: ClassVar[dict[str, Any]] = {"_source": None, "_capture": None, "_lets_go": None}
 
     def __init__(
         self,
@@ -158,7 +158,9 @@ class RelationReport(Gatherer, Removable):
         self._source: tuple[Source] | None = (source,)  # no part of this
         self._capture: FeatureCapture | None = capture
         capture.observed = True
-        weakref.finalize(self, look_no_more, capture).atexit = False
+        # Once only: what is gone for good must not blind a report that came after it.
+        self._lets_go: weakref.finalize[..., Any] | None = weakref.finalize(self, look_no_more, capture)
+        self._lets_go.atexit = False
 
     @_disable_dynamo
     @torch.no_grad()
@@ -230,9 +232,9 @@ class RelationReport(Gatherer, Removable):
 
     def remove(self) -> None:
         """Look at the model no longer. What was gathered stays readable."""
-        if self._capture is not None:
-            look_no_more(self._capture)
-            self._capture = None
+        if self._lets_go is not None:
+            self._lets_go()
+        self._capture = None
 
     def __repr__(self) -> str:
         return f"RelationReport({len(self.tasks)} tasks, {self.trajectory.number} updates, views {list(self.names)})"

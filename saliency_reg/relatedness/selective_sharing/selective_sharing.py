@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...capture import HeadsChoice
 from ...distributed import Ranks
-from ...errors import CaptureError, ConfigurationError, StateMismatchError
+from ...errors import CaptureError, ConfigurationError, NonFiniteError, StateMismatchError
 from ...tasks import first_few
 from ...torch_tools import (
     Removable,
@@ -255,18 +255,28 @@ class SelectiveSharing(StateModule, Removable):
             TaskError: groups that do not cover the tasks, overlap, or part tasks that share already. Nothing was changed.
             WrongTypeError: no groups of names.
             CaptureError: this is attached to no model.
+            ConfigurationError: other groups in another process.
         """
         attached = self._attached()
-        named = check_grouping(groups, self.tasks)
-        of_task = {task: number for number, group in enumerate(named) for task in group}
-        numbers = [of_task[task] for task in self.tasks]
-        check_not_parted(self.tasks, self._survivors, numbers)
-        if attached.optimizer is not None:
-            check_holds(attached.optimizer, attached.estimators)
+        try:
+            named = check_grouping(groups, self.tasks)
+            of_task = {task: number for number, group in enumerate(named) for task in group}
+            numbers = [of_task[task] for task in self.tasks]
+            check_not_parted(self.tasks, self._survivors, numbers)
+            if attached.optimizer is not None:
+                check_holds(attached.optimizer, attached.estimators)
+        except Exception:
+            self._ranks.of_all(None)  # the others wait for this process
+            raise
+        if any(other != numbers for other in self._ranks.of_all(numbers)):
+            raise ConfigurationError(
+                "the processes were given different groups, or one of them met an error. Give all of them the same; nothing "
+                "was changed."
+            )
         members = [[one for one in self._kept() if numbers[one] == number] for number in range(len(named))]
         chosen = [group[0] for group in members]
         if any(len(group) > 1 for group in members):
-            with suppress(CaptureError):  # no gradients; in all processes or in none
+            with suppress(CaptureError, NonFiniteError):  # no gradients to use; in all processes or in none
                 distances = 1 - self.similarity().nan_to_num(0.0)
                 chosen = [medoid(distances, group) for group in members]
         self._merge([chosen[number] for number in numbers])
