@@ -161,8 +161,7 @@ class SaliencyRegularizer(Penalty, Removable):
         self._capture = None if model is None or found is None else self._captured_in(model, found, feature, output)
         self._step_hook = None if followed is None else StepHook(followed, self.step)
         self._strength_changes()
-        if options.strength != 0:  # one that only watches has no penalty that could reach anything
-            self._reach.tell()
+        self._reach.tell(penalised=options.strength != 0)
 
     @classmethod
     def authors(
