@@ -162,8 +162,7 @@ class SaliencyRegularizer(ChangingTasks, Removable):
             self._reminders.attach(model, self._capture.heads.names, self._capture.heads.ends)
         self._step_hook = None if followed is None else StepHook(followed, self.step)
         self._strength_changes()
-        if options.strength != 0:  # one that only watches has no penalty that could reach anything
-            self._reach.tell()
+        self._reach.tell(penalised=options.strength != 0)
 
     @classmethod
     def authors(

@@ -203,10 +203,10 @@ def on_rank(rank, key):
     return getattr(model, "partitions", None), model.state_dict()
 
 
-@pytest.mark.parametrize("key", ["branch_gradient_cosine", "selective_sharing"])
+@pytest.mark.parametrize("key", ["branch_gradient_cosine", "groups_apart", "selective_sharing"])
 def test_two_processes_train_what_one_does(key):
     alone = trained(key, epochs=4).model
-    (tree, one), (same_tree, other) = run_on_two_processes(on_rank, key)
+    (tree, one), (same_tree, other) = run_on_two_processes(on_rank, key, timeout=300)
     assert tree == same_tree == getattr(alone, "partitions", None)
     for name, value in alone.state_dict().items():
         assert torch.equal(one[name], other[name])
