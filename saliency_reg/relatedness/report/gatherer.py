@@ -67,7 +67,7 @@ class Gatherer(StateModule):
         self._last: Tensor | None = None  # distances of the regularizer that were taken up
 
     def _take_up(self, forward: CapturedForward, labels: Labels) -> None:
-        """Take up a forward. All come here together. An error in one process is raised in all, where a device is waited for."""
+        """Take up a forward. All come here together. An error in one process is raised in all, if a device is waited for."""
         problem: SaliencyRegError | None = None
         outputs: dict[int, Tensor] = {}
         batch = LabelBatch.empty(len(self.tasks), forward.device)

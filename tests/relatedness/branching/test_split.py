@@ -331,3 +331,14 @@ def branching_backbone() -> Any:
 
 def heads() -> dict[str, nn.Module]:
     return {task: nn.Linear(6, 1) for task in TASKS}
+
+
+def test_a_regularizer_on_the_heads_alone_is_told_before_a_split() -> None:
+    backbone = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+    heads = {task: nn.Linear(6, 1) for task in ("a", "b", "c")}
+    model = BranchingModel(backbone, heads, torch.randn(2, 5))
+    regularizer = SaliencyRegularizer(model, "heads", strength=1.0)
+    with pytest.raises(ConfigurationError, match="last_shared"):
+        model.split(len(model.stage_names) - 1, [["a", "b"], ["c"]])
+    regularizer.remove()
+    model.split(len(model.stage_names) - 1, [["a", "b"], ["c"]])

@@ -210,3 +210,46 @@ def test_constant_labels_are_told_once() -> None:
     assert views.matrices["label_correlation"][0].isnan().all()
     report.views()
     assert CASES["heads"].kinds[0] == "binary"
+
+
+def test_a_report_that_is_gone_does_not_blind_the_next() -> None:
+    model, report, source = reported()
+    report.remove()
+    report = relation_report(source)  # the first one is collected here
+    x, labels = data("heads", 0)
+    model(x)
+    report.update(labels)
+    assert report.views().matrices["tag"].isfinite().all()
+    with pytest.raises(AlreadyAttachedError):
+        relation_report(source)
+
+
+def test_an_infinite_label_leaves_nothing_behind() -> None:
+    model, report, _ = reported()
+    x, labels = data("heads", 0)
+    bad = labels.clone()
+    bad[0, list(CASES["heads"].kinds).index("number")] = torch.inf
+    model(x)
+    with pytest.raises(NonFiniteError):
+        report.update(bad)
+    other = relation_report(attach("surgery", again := build("heads"), "heads"))
+    for one, own in ((model, report), (again, other)):
+        for update in range(1, 4):
+            x, labels = data("heads", update)
+            one(x)
+            own.update(labels)
+    assert report.views()["label_correlation"].isfinite().equal(other.views()["label_correlation"].isfinite())
+    report.load_state_dict(report.state_dict())
+
+
+def test_pairs_without_common_labels_have_no_gradients_to_compare() -> None:
+    model, report, _ = reported()
+    x, labels = data("heads", 0)
+    labels[:4, 0] = labels[4:, 1] = torch.nan
+    model(x)
+    report.update(labels)
+    views = report.views()
+    for view in ("gradient_cosine", "tag"):
+        assert views[view][0, 1].isnan()
+        assert views[view][1, 0].isnan()
+        assert views[view][0, 2].isfinite()
