@@ -139,9 +139,9 @@ class Reach:
     def describe(self) -> str:
         return {True: "yes", False: "no, it trains the heads only", None: "not known yet"}[self.reaches]
 
-    def tell(self, *, penalised: bool = True) -> None:
-        """Log it if the penalty does not reach the backbone; without one, as where distances are only watched, nothing."""
-        if penalised and self.reaches is False:
+    def tell(self) -> None:
+        """Log it if the penalty does not reach the backbone."""
+        if self.reaches is False:
             logger.warning(_NO_REACH)
 
     def measure(

@@ -162,7 +162,8 @@ class SaliencyRegularizer(ChangingTasks, Removable):
             self._reminders.attach(model, self._capture.heads.names, self._capture.heads.ends)
         self._step_hook = None if followed is None else StepHook(followed, self.step)
         self._strength_changes()
-        self._reach.tell(penalised=options.strength != 0)
+        if options.strength != 0:  # one that only watches has no penalty that could reach anything
+            self._reach.tell()
 
     @classmethod
     def authors(
