@@ -33,7 +33,8 @@ _READING = (
     "Saliency distance and relation weights compare how outputs depend on the features, by the angle between saliencies "
     "(cosine) and not by their size, which is small for rare labels. They need no labels in common.",
     "Gradient cosine and TAG are taken at the feature map, sample by sample: they know nothing of two labels that no sample "
-    "has together (grey). Labels that exclude each other are opposed by them, the more the harder they are to tell apart.",
+    "has together (grey). Labels that exclude each other are opposed by them, the more the harder they are to tell apart; "
+    "rare ones are close, since the model says no to all of them.",
     "Error co-occurrence is high for any two rare labels, which are easy on nearly all samples; the chance-corrected one is "
     "not.",
     "Label correlation is that of the labels, without a model. Labels that exclude each other have a negative one, however "

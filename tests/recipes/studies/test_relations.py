@@ -338,6 +338,7 @@ class TestWhatCannotBe:
             [],
             "bird, cat, deer, dog, frog, horse; airplane, automobile, ship, truck. The 3 trainings agree on them",
         ),
+        ("go_emotions", ["emotions=28", "train_texts=4000"], "pride and grief 0.77"),
         ("tox21", ["labelled=all", "labels=1500"], "By gradient cosine, 12 labels make 4 groups"),
     ],
 )
@@ -353,10 +354,7 @@ def test_what_the_docs_say_is_in_the_results(data, changes, said):
     page = (ROOT / "docs" / "relations.md").read_text(encoding="utf-8")
     printed = table_rows(answer.out)
     again = [row[1] for row in printed if row[0] in ("saliency distance", "gradient cosine", "error kappa", "tag")]
-    column = {"digits": 1, "cifar_mtl": 2, "tox21": 3}[data]
-    told = [
-        row[column]
-        for row in table_rows(page)
-        if row[0] in ("saliency distance", "gradient cosine", "error kappa", "TAG")
-    ]
-    assert [cell.partition(":")[0] for cell in told if cell[:1].isdigit()] == again
+    column = {"digits": 1, "cifar_mtl": 2, "tox21": 3, "go_emotions": 4}[data]
+    names = ("saliency distance", "gradient cosine", "error kappa", "TAG")
+    told = [row[column] for row in table_rows(page) if len(row) == 5 and row[0] in names]
+    assert [cell.partition(":")[0] for cell in told] == again
