@@ -91,6 +91,7 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (3, "floor", None),
         (3, "surgery", None),
         (3, "regularizer_surgery", None),
+        (3, "views", None),
         (3, "surgery", "linear"),
         (3, "regularizer_surgery", "linear"),
         (3, "surgery", "two-layer"),
@@ -102,14 +103,16 @@ def test_table_and_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         (12, "floor", None),
         (12, "surgery", None),
         (12, "regularizer_surgery", None),
+        (12, "views", None),
         (12, "regularizer", "heads_alone"),
     ]
-    assert [row["max_tasks_per_step"] for row in result["rows"]] == [None] * 11 + [5] * 5
+    assert [row["max_tasks_per_step"] for row in result["rows"]] == [None] * 12 + [5] * 6
     for row in result["rows"]:
         ratio = row["ratio_to_plain"]
         assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert "with the regularizer, 5 sampled" in printed
     assert "published loop adds" in printed
+    assert "the five views take" in printed
     assert "of the time of TorchJD" in printed
 
 

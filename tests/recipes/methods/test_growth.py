@@ -221,13 +221,8 @@ class TestWhatCannotBe:
         own = torch.arange(count) % tasks
         labels = torch.full((count, tasks), torch.nan)
         labels[torch.arange(count), own] = SPLITS.train.labels[torch.arange(count), own]
-        for key, match in (
-            ("branch_error_cooccurrence", "knows nothing"),
-            ("branch_label_correlation", "knows nothing"),
-            ("branch_tag", "says the same of all pairs"),
-            ("groups_apart", "says the same of all pairs"),
-        ):
-            with pytest.raises(OptionError, match=match):
+        for key in ("branch_error_cooccurrence", "branch_label_correlation", "branch_tag", "groups_apart"):
+            with pytest.raises(OptionError, match="knows nothing"):
                 trained(key, labels=labels)
         assert len(trained("branch_saliency_distance", labels=labels).model.partitions[-1]) == 3
 

@@ -83,6 +83,8 @@ def test_conflicts_are_measured_alike_for_all_that_share(trained):
     for key, method in METHODS.items():
         if method.architecture not in ("hard_sharing", "single_task"):
             continue  # which this recipe cannot build
+        if method.by_relations:
+            continue  # which need an epoch to find them in
         curves = trained(key, 0.0 if method.tuned else 0.1, epochs=1, evaluations=1).curves
         assert ("conflicts" in curves) == method.shared
         assert all(0 <= share <= 1 for share in curves.get("conflicts", ()))

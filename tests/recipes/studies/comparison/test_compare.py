@@ -18,7 +18,10 @@ from recipes.studies.trials import Range, count_of
 from ...support.commands import call, start, stop
 from ...support.studies import lines_of, results_json, results_of, table_rows
 
-DIGITS = ("--set", "train_per_class=3", "validation_per_class=3", "epochs=2", "evaluations=2", "--seeds", "2")
+DIGITS = (
+    *("--set", "train_per_class=3", "validation_per_class=3", "epochs=2", "evaluations=2"),
+    *("--seeds", "2", "--tuning-seeds", "1"),
+)
 METHODS_OF_RUN = ("constant", "hard_sharing", "single_task", "srdml", "pcgrad@parameters")
 #: Three trials of each but the constant one, and two seeds.
 TRAININGS = 4 * 3 + 5 * 2
